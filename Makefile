@@ -1,0 +1,44 @@
+# Two commands matter to a newcomer: `make repro` and `make test`. Each sets up what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: setup repro test test-fast lint ui bench lock clean
+
+setup: $(BIN)/.locked  ## the virtual environment from requirements.lock
+
+$(BIN)/.locked: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	pip install --quiet --disable-pip-version-check -r requirements.lock
+	pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+repro: setup  ## the whole default study; only what changed runs
+	dvc repro
+
+test: setup  ## everything, at most 15 minutes on 2 cores
+	pytest -n 2 --dist loadgroup
+
+test-fast: setup  ## what needs no DVC, no server and no training
+	pytest -n 2 --dist loadgroup -m "not slow"
+
+lint: setup  ## style, types, and which way imports point
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+ui: setup  ## the MLflow UI on http://127.0.0.1:5000
+	subspacelab ui
+
+bench: setup  ## every speed and memory claim, each proved by its own file
+	for file in benchmarks/*.py; do python $$file || exit 1; done
+
+lock:  ## resolve the versions anew (needs uv); torch names its own CUDA packages exactly, so they stay out
+	echo 'torch==2.13.0' | uv pip compile pyproject.toml - --universal --python-version 3.11 --all-extras \
+		--no-annotate --no-header --no-emit-index-url | grep -vE '^(nvidia|cuda|triton)' > requirements.lock
+
+clean:  ## what the pipeline computed in this workspace; tracked runs (mlruns/) and the DVC cache stay
+	rm -rf data/checkpoints data/scenes data/svd .cache dvc_plots results log

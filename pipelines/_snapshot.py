@@ -1,0 +1,10 @@
+"""Imported first by every door: makes the code that stands beside the door the code that runs.
+
+An editable install puts the main working tree on the path; `dvc exp run --temp` and the queue work in copies, and
+would otherwise run whatever the working tree holds by then.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))

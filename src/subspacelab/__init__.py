@@ -1,0 +1,1 @@
+"""subspacelab: the low-rank structure of model weights, vision features and adapters."""

@@ -1,0 +1,25 @@
+"""The only place that opens weight files: index, lazy reader, writer, canonical names, references."""
+
+from subspacelab.checkpoints.finite import require_finite
+from subspacelab.checkpoints.names import canonical_name
+from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint
+from subspacelab.checkpoints.references import Source, resolve_reference, write_reference
+from subspacelab.checkpoints.tensor_file import write_tensors
+from subspacelab.checkpoints.tensors import TensorInfo, matrix_shape
+from subspacelab.checkpoints.writer import CheckpointWriter, checkpoint_writer, write_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointWriter",
+    "Source",
+    "TensorInfo",
+    "canonical_name",
+    "checkpoint_writer",
+    "matrix_shape",
+    "open_checkpoint",
+    "require_finite",
+    "resolve_reference",
+    "write_checkpoint",
+    "write_reference",
+    "write_tensors",
+]

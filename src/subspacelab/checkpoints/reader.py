@@ -1,0 +1,141 @@
+"""A checkpoint read lazily: headers when it is opened, then one shard open at a time."""
+
+import difflib
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subspacelab.checkpoints.index import CONFIG_NAME, WeightFiles, find_weights, require_payload
+from subspacelab.checkpoints.quantised import quantisation
+from subspacelab.checkpoints.references import Source, local_source
+from subspacelab.checkpoints.shards import Shard, list_tensors, open_shard
+from subspacelab.checkpoints.tensors import FLOATING, TensorInfo
+from subspacelab.files import read_json
+
+
+class Checkpoint:
+    """The tensors of one checkpoint by name; use as a context manager, made by `open_checkpoint`."""
+
+    def __init__(self, source: Source, files: WeightFiles, config: dict[str, Any]) -> None:
+        self.source = source
+        """Where it came from."""
+        self.config = config
+        """config.json as it stands; {} without one."""
+        self._folder = files.folder
+        self._infos = _list_all(files)
+        self._shard: tuple[str, Shard] | None = None
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shard = None
+
+    @property
+    def names(self) -> list[str]:
+        """The keys of the files, sorted."""
+        return sorted(self._infos)
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of all tensors together: the parameter count (tied weights are stored, and counted, once)."""
+        return sum(info.num_entries for info in self._infos.values())
+
+    def names_in_file_order(self) -> list[str]:
+        """The keys shard by shard in the order of their data: each shard opens once, reading is sequential."""
+        return list(self._infos)
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape, dtype, size and shard of a tensor, without reading it; ValueError for an unknown name."""
+        if name not in self._infos:
+            near = difflib.get_close_matches(name, self._infos, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name}: no such tensor in {self.source.reference}{hint}")
+        return self._infos[name]
+
+    def quantisation(self, name: str) -> str | None:
+        """The quantisation method `name` is stored in, or None if its entries are the weights themselves."""
+        return quantisation(name, self.info(name).dtype, self._infos, self.config)
+
+    def require_floating(self, name: str) -> None:
+        """ValueError, naming the tensor and what to do, unless its entries are floating and unquantised."""
+        info = self.info(name)
+        self._require_unquantised(info)
+        if not info.is_floating:
+            raise ValueError(f"{name}: stored as {info.dtype}, needed one of {', '.join(FLOATING)}; leave it out")
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in its stored dtype, mapped from the file (copy before writing); quantised ones are refused."""
+        info = self.info(name)
+        self._require_unquantised(info)
+        return self._open(info.shard).read(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start:stop of the first axis, as `read` would give them."""
+        info = self.info(name)
+        self._require_unquantised(info)
+        if not 0 <= start <= stop <= (info.shape or (0,))[0]:
+            raise ValueError(f"{name}: rows {start}:{stop} are outside its shape {list(info.shape)}")
+        return self._open(info.shard).read_rows(name, start, stop)
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests."""
+        info = self.info(name)
+        digest = hashlib.sha256(f"{info.dtype} {list(info.shape)}\n".encode())
+        entries = self.read(name).reshape(-1).view(torch.uint8)
+        digest.update(entries.numpy().data)  # hashed where it is mapped, no copy
+        return digest.hexdigest()
+
+    def _open(self, shard: str) -> Shard:
+        """The shard, after letting go of the one before."""
+        if self._shard is None or self._shard[0] != shard:
+            self._shard = None
+            self._shard = (shard, open_shard(self._folder / shard))
+        return self._shard[1]
+
+    def _require_unquantised(self, info: TensorInfo) -> None:
+        method = self.quantisation(info.name)
+        if method is not None:
+            raise ValueError(
+                f"{info.name}: quantised ({method}, stored as {info.dtype}), its entries are codes and not "
+                "weights; use the unquantised checkpoint of this model"
+            )
+
+
+def open_checkpoint(place: Source | Path | str) -> Checkpoint:
+    """Opens a resolved source, a folder, or one weight file; reads headers only.
+
+    ValueError, in one line, names a file that is missing, truncated, a git-LFS pointer, or more than tensors.
+    """
+    source = place if isinstance(place, Source) else local_source(Path(place))
+    if not source.folder.exists():
+        raise ValueError(f"{source.folder}: no such checkpoint folder or file")
+    files = find_weights(source.folder)
+    return Checkpoint(source, files, _read_config(files.folder / CONFIG_NAME))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    require_payload(path)
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: holds a {type(config).__name__}, not a JSON object; restore it")
+    return config
+
+
+def _list_all(files: WeightFiles) -> dict[str, TensorInfo]:
+    """Name -> info in file order, checked against the index if there is one."""
+    infos = {info.name: info for shard in files.shards for info in list_tensors(files.folder / shard)}
+    for name, shard in (files.weight_map or {}).items():
+        if name not in infos or infos[name].shard != shard:
+            raise ValueError(
+                f"{files.folder / shard}: {name} is not in it, though the index says so; download both again"
+            )
+    return infos

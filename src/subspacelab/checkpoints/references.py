@@ -1,0 +1,87 @@
+"""From what a person writes to a folder on this disk: a folder, `org/name[@revision]`, `demo:<name>`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from subspacelab.checkpoints.hub import fetch_from_hub
+from subspacelab.checkpoints.index import PREFERENCE
+from subspacelab.files import read_json, replace_folder, write_json
+
+POINTER_NAME = "reference.json"
+HUB_REFERENCE = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is on this disk, and where it came from."""
+
+    reference: str
+    """What was asked for: a path, `org/name` or `demo:<name>`."""
+    folder: Path
+    """Where its files are; may be the path of a single weight file."""
+    revision: str | None
+    """The commit, for a checkpoint of the hub."""
+    name: str
+    """Short name for outputs: the last part of the folder or repository that was asked for."""
+
+
+def local_source(path: Path, reference: str | None = None) -> Source:
+    """The source of a folder or file as it lies, following nothing."""
+    absolute = path.absolute()
+    return Source(reference or str(path), path, None, absolute.stem if absolute.is_file() else absolute.name)
+
+
+def resolve_reference(reference: str, *, demo_root: Path = Path("data/checkpoints")) -> Source:
+    """Finds a local folder or file, a hub repository at a commit, or a demo checkpoint under `demo_root`.
+
+    A folder that holds only a pointer file (`write_reference`) stands for the hub commit it names, and
+    keeps its own name. ValueError, in one line, says what was not found and what to do.
+    """
+    if reference.startswith("demo:"):
+        return _followed(_demo_source(reference, demo_root))
+    path = Path(reference).expanduser()
+    if reference and path.exists():
+        return _followed(local_source(path, reference))
+    match = HUB_REFERENCE.fullmatch(reference)
+    if match is None or path.suffix in WEIGHT_SUFFIXES:
+        raise ValueError(
+            f"{reference}: no such checkpoint; give a local folder or file, org/name[@revision] or demo:<name>"
+        )
+    folder, commit = fetch_from_hub(match["repo"], match["revision"])
+    return Source(match["repo"], folder, commit, match["repo"].rpartition("/")[2])
+
+
+def write_reference(folder: Path, source: Source) -> None:
+    """Makes `folder` stand for `source` at its commit: one pointer file, which `resolve_reference` follows."""
+    with replace_folder(folder) as partial:
+        write_json(partial / POINTER_NAME, {"reference": source.reference, "revision": source.revision})
+
+
+def _demo_source(reference: str, demo_root: Path) -> Source:
+    name = reference.removeprefix("demo:")
+    folder = demo_root / name
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"{reference}: not a demo checkpoint's name; write demo:<name>, e.g. demo:base")
+    if not any((folder / entry).exists() for entry in (*PREFERENCE, POINTER_NAME)):
+        raise ValueError(f"{reference}: not built yet ({folder}); run `dvc repro checkpoint_{name}`")
+    return Source(reference, folder, None, name)
+
+
+def _followed(source: Source) -> Source:
+    """The source itself, or what its pointer file names, under the pointer's own name."""
+    pointer = source.folder / POINTER_NAME
+    if not pointer.is_file() or any((source.folder / name).exists() for name in PREFERENCE):
+        return source
+    content = read_json(pointer)
+    if not isinstance(content, dict) or set(content) != {"reference", "revision"}:
+        raise ValueError(f"{pointer}: must hold the keys 'reference' and 'revision' only; build it again")
+    target, revision = content["reference"], content["revision"]
+    place = Path(target).expanduser()
+    if place.exists():
+        if (place / POINTER_NAME).exists():
+            raise ValueError(f"{pointer}: points to {target}, itself a pointer; point to the checkpoint")
+        return Source(target, place, revision, source.name)
+    found = resolve_reference(f"{target}@{revision}" if revision else target)
+    return Source(found.reference, found.folder, found.revision, source.name)

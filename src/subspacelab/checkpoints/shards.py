@@ -1,0 +1,43 @@
+"""One open weight file at a time, safetensors or torch, behind one small interface."""
+
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from subspacelab.checkpoints.bin_shard import BinShard
+from subspacelab.checkpoints.safetensors_shard import SafetensorsShard
+from subspacelab.checkpoints.tensors import TensorInfo
+
+SUFFIXES: dict[str, type[SafetensorsShard] | type[BinShard]] = {
+    ".safetensors": SafetensorsShard,
+    ".bin": BinShard,
+    ".pt": BinShard,
+    ".pth": BinShard,
+}
+
+
+class Shard(Protocol):
+    """An open weight file; closed by dropping it (tensors read from it stay valid)."""
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, mapped from the file where the format allows."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start:stop of the first axis."""
+
+
+def open_shard(path: Path) -> Shard:
+    """Opens a weight file without reading its data; ValueError names a file that is broken."""
+    return _format_of(path)(path)
+
+
+def list_tensors(path: Path) -> list[TensorInfo]:
+    """What a weight file holds, in the file's own order, without reading data."""
+    return _format_of(path).list_tensors(path)
+
+
+def _format_of(path: Path) -> type[SafetensorsShard] | type[BinShard]:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: unknown weight format {path.suffix!r}; known: {', '.join(SUFFIXES)}")
+    return SUFFIXES[path.suffix]

@@ -1,0 +1,27 @@
+"""Writes one safetensors file, whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from subspacelab.files import write_beside
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str, str] = ("format", "pt")) -> None:
+    """Writes named tensors, from whatever device and layout, with one (key, value) of metadata.
+
+    One, because several are written in an order that changes from process to process: equal tensors are equal
+    bytes. OSError, naming the file, when the disk is full.
+    """
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with write_beside(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # what this person's umask gives; save_file makes it private
+        try:
+            save_file(dense, partial, metadata=dict([metadata]))
+            partial.chmod(mode)
+        except SafetensorError as e:
+            raise OSError(f"{path}: cannot be written ({str(e).splitlines()[0]}); make room and run again") from e

@@ -1,0 +1,90 @@
+"""Writes an ordinary Hugging Face folder shard by shard: whole or not at all, equal inputs to equal bytes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
+from subspacelab.checkpoints.tensor_file import write_tensors
+from subspacelab.files import replace_folder, write_json
+
+MAX_SHARD_BYTES = 2 * 10**9
+
+
+class CheckpointWriter:
+    """Takes tensors one at a time and holds at most one shard of them; made by `checkpoint_writer`."""
+
+    def __init__(self, folder: Path, max_shard_bytes: int) -> None:
+        if max_shard_bytes < 1:
+            raise ValueError(f"max_shard_bytes is {max_shard_bytes}; give at least 1")
+        self.folder = folder
+        """The folder being written; other files of the checkpoint (tokenizer) may be put into it."""
+        self._max_shard_bytes = max_shard_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._num_bytes = self._num_pending = 0
+        self._seen: set[str] = set()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Adds a tensor under `name`; a full shard goes to disk first. ValueError for a name given twice."""
+        if name in self._seen:
+            raise ValueError(f"{name}: written twice; each name once")
+        if self._pending and self._num_pending + tensor.nbytes > self._max_shard_bytes:
+            self._flush()
+        self._seen.add(name)
+        self._pending[name] = tensor.detach().cpu().contiguous()
+        self._num_pending += tensor.nbytes
+
+    def finish(self) -> None:
+        """Writes the last shard, gives the shards their names on the hub, and the index if there are several."""
+        if not self._seen:
+            raise ValueError("a checkpoint of no tensors; add at least one")
+        self._flush()
+        total = len(self._shards)
+        names = [SINGLE_NAME] if total == 1 else [_shard_name(i, total) for i in range(total)]
+        for i, name in enumerate(names):
+            (self.folder / _shard_name(i)).rename(self.folder / name)
+        if total > 1:
+            weight_map = {key: name for name, keys in zip(names, self._shards, strict=True) for key in keys}
+            metadata = {"total_size": self._num_bytes}
+            write_json(self.folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
+
+    def _flush(self) -> None:
+        """One shard to disk."""
+        write_tensors(self.folder / _shard_name(len(self._shards)), self._pending)
+        self._shards.append(list(self._pending))
+        self._num_bytes += self._num_pending
+        self._pending, self._num_pending = {}, 0
+
+
+@contextmanager
+def checkpoint_writer(
+    folder: Path, config: Mapping[str, Any], *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Iterator[CheckpointWriter]:
+    """Yields a writer; `folder` appears with config.json and all shards at the end, or stays as it was."""
+    with replace_folder(folder) as partial:
+        writer = CheckpointWriter(partial, max_shard_bytes)
+        yield writer
+        writer.finish()
+        write_json(partial / CONFIG_NAME, dict(config))
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes `tensors` in their order as a Hugging Face folder, in shards of at most `max_shard_bytes`."""
+    with checkpoint_writer(folder, config, max_shard_bytes=max_shard_bytes) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+
+
+def _shard_name(i: int, total: int | None = None) -> str:
+    """The hub's name of shard i; while the total is unknown, a name of its own."""
+    return f"shard-{i:05d}.partial" if total is None else f"model-{i + 1:05d}-of-{total:05d}.safetensors"

@@ -1,0 +1,1 @@
+"""Pictures, questions and boxes: read from disk, turned into tensors."""

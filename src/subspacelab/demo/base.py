@@ -1,0 +1,166 @@
+"""The base checkpoint: supervised training of the small Qwen2.5-VL on rendered scenes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from subspacelab.demo.evaluate import evaluate
+from subspacelab.demo.model import build_model
+from subspacelab.demo.objectives import TokenHead, box_coverage, pixel_targets, soft_bins, variance_covariance
+from subspacelab.demo.pool import ScenePool, render_scenes, scene_pool
+from subspacelab.demo.prompts import box_bins, encode_prompts
+from subspacelab.demo.scenes import split_seed
+from subspacelab.demo.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer, write_tokenizer
+from subspacelab.files import replace_folder
+from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, save_qwen_vl, vision_tokens
+from subspacelab.training.fit import FitPlan, Log, fit
+from subspacelab.training.muon import muon_adamw
+from subspacelab.training.schedule import one_cycle
+
+
+@dataclass(frozen=True)
+class BaseTraining:
+    """How the base checkpoint is trained."""
+
+    steps: int = 500
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Pictures per step."""
+    pool: int = 2048
+    """Scenes rendered before training; drawn in a new random order for every pass."""
+    size: int = 224
+    """Pixels per side while training."""
+    learning_rate: float = 1e-3
+    """Peak of the one-cycle schedule."""
+    muon_scale: float = 20.0
+    """Muon's learning rate over AdamW's."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    bin_width: float = 0.5
+    """Standard deviation, in bins, of the soft location targets; 0 for one-hot."""
+    map_weight: float = 1.0
+    """Weight of the asked word's map."""
+    pixel_weight: float = 4.0
+    """Weight of the linear decoding of pixels."""
+    variance_weight: float = 2.0
+    """Weight of VICReg's variance term."""
+    covariance_weight: float = 0.1
+    """Weight of VICReg's covariance term."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights."""
+    held_out: int = 128
+    """Held-out scenes in the curve of IoU."""
+    held_out_every: int = 100
+    """Steps between its points."""
+    snapshot_every: int = 50
+    """Steps between snapshots."""
+    evaluated: int = 512
+    """Held-out scenes in the figures of the finished checkpoint."""
+    sizes: QwenVLSizes = field(default_factory=QwenVLSizes)
+    """The model's sizes."""
+
+
+def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed: int, log: Log) -> None:
+    """Trains from nothing to a Hugging Face folder `output_dir`; a killed run continues from `work_dir`."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=seed, sizes=training.sizes, initializer_range=training.initializer_range)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        head = TokenHead(training.sizes.hidden)
+    learner = nn.ModuleDict({"model": model.train(), "head": head})
+    pool = scene_pool(
+        render_scenes(split_seed(seed, "train"), training.pool, training.size, label="render training scenes")
+    )
+    held_out = render_scenes(
+        split_seed(seed, "held_out"), training.held_out, training.size, label="render held-out scenes"
+    )
+    snapshot = work_dir / "snapshot.pt"
+
+    def after_step(done: int) -> None:
+        if done % training.held_out_every == 0 or done == training.steps:
+            log({"held_out_iou": evaluate(model, tokenizer, held_out).mean_iou}, done)
+
+    fit(
+        learner,
+        muon_adamw(learner, learning_rate=training.learning_rate, scale=training.muon_scale, weight_decay=0.01),
+        lambda step: _loss(learner, tokenizer, _batch(pool, training, seed, step), training),
+        FitPlan(
+            num_steps=training.steps,
+            learning_rate=lambda step: one_cycle(step, training.steps, peak=training.learning_rate),
+            clip=training.clip,
+            snapshot=snapshot,
+            snapshot_every=training.snapshot_every,
+            fingerprint=f"base {seed} {training}",
+        ),
+        log=log,
+        after_step=after_step,
+    )
+    with replace_folder(output_dir) as folder:
+        save_qwen_vl(model, folder)
+        write_tokenizer(tokenizer, folder)
+    snapshot.unlink(missing_ok=True)
+
+
+def _batch(pool: ScenePool, training: BaseTraining, seed: int, step: int) -> ScenePool:
+    """The batch of a step: passes over the pool, each in an order drawn from (seed, pass)."""
+    per_pass = len(pool.questions) // training.batch_size
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per_pass)
+    order = torch.randperm(len(pool.questions), generator=generator)
+    rows = order[(step % per_pass) * training.batch_size :][: training.batch_size]
+    return ScenePool(pool.images[rows], [pool.questions[i] for i in rows], pool.boxes[rows], pool.colours[rows])
+
+
+def _loss(
+    learner: Any, tokenizer: DemoTokenizer, scenes: ScenePool, training: BaseTraining
+) -> tuple[Tensor, dict[str, Tensor]]:
+    model, head = learner["model"], learner["head"]
+    batch = encode_prompts(tokenizer, scenes.images, scenes.questions)
+    pictures = vision_tokens(model, batch)
+    bins = box_bins(scenes.boxes, training.size)
+    answer, accuracy = _answer_loss(model, tokenizer, batch, pictures, bins, training.bin_width)
+    flat = pictures.flatten(0, 1)
+    variance, covariance = variance_covariance(flat)
+    some = slice(None, None, 4)  # a quarter of the tokens decode their pixels: the head is as wide as 28 x 28 x 3
+    pixels = F.mse_loss(head.pixels(flat[some]), pixel_targets(batch["pixel_values"])[some])
+    logits = head.maps(pictures)[torch.arange(len(bins)), :, scenes.colours]
+    coverage = box_coverage(scenes.boxes, training.size, int(pictures.shape[1] ** 0.5))
+    maps = F.binary_cross_entropy_with_logits(logits, coverage)
+    loss = (
+        answer
+        + training.map_weight * maps
+        + training.pixel_weight * pixels
+        + training.variance_weight * variance
+        + training.covariance_weight * covariance
+    )
+    curves = {
+        "answer_loss": answer,
+        "token_accuracy": accuracy,
+        "map_loss": maps,
+        "pixel_loss": pixels,
+        "variance_loss": variance,
+        "covariance_loss": covariance,
+    }
+    return loss, curves
+
+
+def _answer_loss(
+    model: Any, tokenizer: DemoTokenizer, batch: dict[str, Tensor], pictures: Tensor, bins: Tensor, width: float
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the four locations (soft) and the end token, and the locations' accuracy."""
+    prompt = prompt_embeddings(model, batch["input_ids"], pictures)
+    answer = model.get_input_embeddings()(bins + tokenizer.first_location)
+    embeddings = torch.cat([prompt, answer], dim=1)
+    last = batch["position_ids"][:, :, -1:]
+    positions = torch.cat([batch["position_ids"], last + torch.arange(1, 1 + answer.shape[1])], dim=2)
+    out = model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
+    logits = model.lm_head(out.last_hidden_state[:, prompt.shape[1] - 1 :])
+    targets = torch.zeros_like(logits)
+    first = tokenizer.first_location
+    targets[:, :-1, first : first + NUM_BINS] = soft_bins(bins, NUM_BINS, width)
+    targets[:, -1, tokenizer.end] = 1.0
+    loss = -(targets * logits.log_softmax(-1)).sum(-1).mean()
+    return loss, (logits[:, :-1].argmax(-1) == bins + first).float().mean()

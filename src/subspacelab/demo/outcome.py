@@ -1,0 +1,54 @@
+"""What comes of a checkpoint stage, beside the checkpoint: figures and a picture for people, a model for MLflow."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from subspacelab.checkpoints import resolve_reference, write_reference
+from subspacelab.demo.report import report_checkpoint
+from subspacelab.files import write_json
+
+if TYPE_CHECKING:
+    from subspacelab.tracking.protocol import Tracker
+
+REPORTS = Path("reports/checkpoints")
+
+
+def take_from_hub(reference: str, folder: Path) -> bool:
+    """Writes a pointer to the reference's commit instead of a checkpoint; False for `demo:<name>`, to be trained.
+
+    Raises ValueError when the hub does not know the reference or cannot be reached.
+    """
+    if reference.startswith("demo:"):
+        return False
+    source = resolve_reference(reference)
+    write_reference(folder, source)
+    write_json(REPORTS / f"{folder.name}.json", {"reference": source.reference, "revision": source.revision})
+    return True
+
+
+def record_checkpoint(
+    folder: Path, tracker: "Tracker", *, seed: int, num_scenes: int, before: Path | None = None
+) -> None:
+    """Evaluates a trained checkpoint, writes its figures and its picture, and logs them and the model.
+
+    `before` is the checkpoint that it was continued from: the gain over it is paired, scene by scene.
+    """
+    from subspacelab.tracking.protocol import ModelFiles
+
+    picture = folder / "predicted_boxes.png"
+    figures = report_checkpoint(
+        folder, REPORTS / f"{folder.name}.json", picture, seed=seed, num_scenes=num_scenes, before=before
+    )
+    tracker.log_metrics(figures)
+    tracker.log_headline({f"{folder.name}_iou": figures["mean_iou"]})
+    tracker.log_artifact(picture)
+    tracker.log_model(
+        ModelFiles(
+            name=folder.name,
+            folder=folder,
+            code=Path(__file__).with_name("served.py"),
+            pip_requirements=[f"{p}=={version(p)}" for p in ("subspacelab", "torch", "transformers", "safetensors")],
+            metrics=figures,
+        )
+    )

@@ -1,0 +1,129 @@
+"""The figures of a trained checkpoint on scenes that it never saw, with controls, and a picture of its boxes."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from subspacelab.demo.evaluate import box_iou, evaluate, mean_and_error, scene_tensors
+from subspacelab.demo.pool import render_scenes
+from subspacelab.demo.prompts import encode_prompts
+from subspacelab.demo.scenes import Scene, split_seed
+from subspacelab.demo.tokenizer import DemoTokenizer, read_tokenizer
+from subspacelab.files import write_beside, write_json
+from subspacelab.models.qwen_vl import load_qwen_vl, vision_tokens
+
+TRAINED_SIZE, USED_SIZE = 224, 448
+RANKS = (64, 128)
+SVD_SCENES = 64
+SHOWN = 12
+TRUE, PREDICTED = "#0072B2", "#E69F00"  # Okabe and Ito's blue and orange: told apart by all eyes
+
+
+def report_checkpoint(
+    folder: Path, report: Path, picture: Path, *, seed: int, num_scenes: int = 512, before: Path | None = None
+) -> dict[str, float]:
+    """Evaluates a checkpoint folder on held-out scenes; writes the figures as JSON and a picture of boxes.
+
+    Figures: `mean_iou` of the greedy boxes, `sampled_iou` of boxes drawn at temperature 1; `constant_iou`, that of the
+    best box that never looks (found on training scenes, measured on the held-out ones); with `before`, the paired
+    `gain` and `sampled_gain` over that checkpoint; each with its standard error (`_se`).
+    `svd_cosine_rank64_median`, `svd_cosine_rank128_median`: cosine between the [256, d] merged tokens of a 448-pixel
+    picture and their best approximation of that rank.
+    """
+    tokenizer, model = read_tokenizer(folder), load_qwen_vl(folder)
+    held_out = render_scenes(split_seed(seed, "held_out"), num_scenes, TRAINED_SIZE, label="render held-out scenes")
+    training = render_scenes(split_seed(seed, "train"), num_scenes, TRAINED_SIZE, label="render training scenes")
+    found, sampled = evaluate(model, tokenizer, held_out), evaluate(model, tokenizer, held_out, draws=seed)
+    constant = mean_and_error(box_iou(best_constant_box(_boxes(training)), _boxes(held_out)))
+    figures: dict[str, float] = {
+        "mean_iou": found.mean_iou,
+        "mean_iou_se": found.mean_iou_se,
+        "sampled_iou": sampled.mean_iou,
+        "sampled_iou_se": sampled.mean_iou_se,
+        "constant_iou": constant[0],
+        "constant_iou_se": constant[1],
+        "num_scenes": num_scenes,
+    }
+    if before is not None:
+        earlier = load_qwen_vl(before)
+        for name, now, draws in (("gain", found, None), ("sampled_gain", sampled, seed)):
+            gains = now.ious - evaluate(earlier, tokenizer, held_out, draws=draws).ious
+            figures[name], figures[f"{name}_se"] = mean_and_error(gains)
+    large = render_scenes(split_seed(seed, "held_out"), min(SVD_SCENES, num_scenes), USED_SIZE, label="render at 448")
+    features = _features(model, tokenizer, large)
+    for rank in RANKS:
+        figures[f"svd_cosine_rank{rank}_median"] = float(truncation_cosine(features, rank).median())
+    write_json(report, {name: round(value, 6) for name, value in figures.items()})
+    with write_beside(picture) as partial:
+        draw_boxes(held_out[:SHOWN], found.boxes[:SHOWN], found.ious[:SHOWN]).savefig(
+            partial, format="png", dpi=110, metadata={"Software": None}
+        )
+    return figures
+
+
+def best_constant_box(boxes: Float[Tensor, "scenes 4"], candidates: int = 4096) -> Float[Tensor, " 4"]:
+    """The box x, y, w, h with the highest mean IoU to `boxes`, the best blind answer: random search, then refinement.
+
+    Candidates are corners drawn from the boxes' own range; then 300 shrinking random steps from the best. Seeded.
+    """
+    generator = torch.Generator().manual_seed(0)
+    low, high = boxes.amin(0), boxes.amax(0)
+    tried = low + (high - low) * torch.rand(candidates, 4, generator=generator)
+    scores = torch.stack([box_iou(box, boxes).mean() for box in tried])
+    best, score = tried[scores.argmax()], scores.max()
+    for step in range(300):
+        width = 0.2 * 0.98**step
+        near = (best + width * (high - low) * torch.randn(16, 4, generator=generator)).clamp(min=0)
+        near_scores = box_iou(near[:, None], boxes[None]).mean(1)
+        if near_scores.max() > score:
+            best, score = near[near_scores.argmax()], near_scores.max()
+    return best
+
+
+def truncation_cosine(features: Float[Tensor, "pictures tokens dim"], rank: int) -> Float[Tensor, " pictures"]:
+    """cos(X, X_r) = ||X_r||_F / ||X||_F, X_r being the truncated SVD: it is the projection of X (Eckart-Young)."""
+    energy = torch.linalg.svdvals(features.double()).square()
+    return (energy[:, :rank].sum(-1) / energy.sum(-1)).sqrt()
+
+
+@torch.no_grad()
+def _features(
+    model: torch.nn.Module, tokenizer: DemoTokenizer, scenes: list[Scene]
+) -> Float[Tensor, "pictures tokens dim"]:
+    parts = []
+    for i in range(0, len(scenes), 8):
+        images, questions, _ = scene_tensors(scenes[i : i + 8])
+        parts.append(vision_tokens(model, encode_prompts(tokenizer, images, questions)))
+    return torch.cat(parts)
+
+
+def _boxes(scenes: list[Scene]) -> Float[Tensor, "scenes 4"]:
+    return torch.tensor([s.bbox for s in scenes], dtype=torch.float32)
+
+
+def draw_boxes(scenes: list[Scene], boxes: Float[Tensor, "scenes 4"], ious: Float[Tensor, " scenes"]) -> Figure:
+    """Pictures with the true box (solid) and the predicted one (dashed), the question above, the IoU beside it."""
+    columns = 4
+    rows = -(-len(scenes) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.9 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, drawn, box, iou in zip(axes, scenes, boxes.tolist(), ious.tolist(), strict=False):
+        axis.imshow(drawn.image)
+        for (x, y, width, height), colour, style in ((drawn.bbox, TRUE, "-"), (box, PREDICTED, "--")):
+            axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=3.5))
+            axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=2, linestyle=style))
+        axis.set_title(f"{drawn.question}\nIoU {iou:.2f}", fontsize=8)
+    handles = [
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor=TRUE, linewidth=2, label="true box"),
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor=PREDICTED, linewidth=2, linestyle="--", label="predicted box"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    return figure

@@ -1,0 +1,64 @@
+"""Work over several processes: one process by default, those of `accelerate launch` when it started us."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+PATIENCE = timedelta(hours=12)  # one process may still be at its largest matrix when the others are done
+
+
+def _nobody_to_wait_for() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share the work."""
+
+    rank: int = 0
+    """Index of this process."""
+    count: int = 1
+    """Number of processes."""
+    wait: Callable[[], None] = _nobody_to_wait_for
+    """Returns when every process has called it."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes what exists once."""
+        return self.rank == 0
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints and tracks; known from the environment, nothing is set up."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def processes(*, cpu: bool) -> Processes:
+    """The processes that `accelerate launch` started (gloo when `cpu`), or this one alone.
+
+    Without WORLD_SIZE > 1 in the environment nothing of accelerate is imported.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
+    return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
+def split_by_cost(costs: Sequence[float], num_processes: int) -> list[list[int]]:
+    """Indices of `costs` for each process, longest first to the least loaded (LPT; at most 4/3 of the best split).
+
+    Graham 1969, Bounds on multiprocessing timing anomalies. Ties go to the lower index, so every process that asks
+    gets the same answer.
+    """
+    if num_processes < 1:
+        raise ValueError(f"num_processes={num_processes}: at least 1")
+    shares: list[list[int]] = [[] for _ in range(num_processes)]
+    loads = [0.0] * num_processes
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        least = min(range(num_processes), key=lambda p: (loads[p], p))
+        shares[least].append(index)
+        loads[least] += costs[index]
+    return shares

@@ -1,0 +1,1 @@
+"""Pure linear algebra of weight matrices: tensors in, tensors out."""

@@ -1,0 +1,49 @@
+"""Where an update of a weight lies: in which frame, in which entries, along which earlier update."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.linalg.gram import chunk_rows
+
+
+def principal_energy(delta: Float[Tensor, "m n"], u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> float:
+    """Share of ||delta||_F^2 inside span(u) x span(v), over the share a random update has there.
+
+    (||U^T delta V||_F^2 / ||delta||_F^2) / ((k/m) (k/n)), U and V orthonormal: 1 for a random update, below 1 for
+    one that avoids the frame, at most m n / k^2. 0 for delta = 0.
+    """
+    (m, n), k = delta.shape, u.shape[1]
+    projected = torch.zeros(k, n, dtype=torch.float64, device=delta.device)
+    energy = 0.0
+    rows = chunk_rows(delta)
+    for chunk, basis in zip(delta.split(rows), u.split(rows), strict=True):
+        c = chunk.double()
+        projected.addmm_(basis.double().T, c)
+        energy += c.square().sum().item()
+    inside = (projected @ v.double()).square().sum().item()
+    return inside / energy * (m / k) * (n / k) if energy > 0 else 0.0
+
+
+def unchanged_share(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"], eta: float = 1e-3) -> float:
+    """Share of entries with |b - a| <= eta max(|a|, |b|): unchanged beyond bf16 rounding (2511.08567, section 2)."""
+    rows = chunk_rows(a)
+    unchanged = 0
+    for chunk_a, chunk_b in zip(a.split(rows), b.split(rows), strict=True):
+        x, y = chunk_a.double(), chunk_b.double()
+        unchanged += int(((y - x).abs() <= eta * torch.maximum(x.abs(), y.abs())).sum())
+    return unchanged / a.numel()
+
+
+def update_cosine(da: Float[Tensor, "m n"], db: Float[Tensor, "m n"]) -> float:
+    """<da, db> / (||da||_F ||db||_F): does the second update go on where the first went; 0 if either is 0."""
+    rows = chunk_rows(da)
+    inner = square_a = square_b = 0.0
+    for chunk_a, chunk_b in zip(da.split(rows), db.split(rows), strict=True):
+        x, y = chunk_a.double().flatten(), chunk_b.double().flatten()
+        inner += (x @ y).item()
+        square_a += (x @ x).item()
+        square_b += (y @ y).item()
+    # max/min keep rounding from carrying the cosine outside [-1, 1].
+    product = (square_a**0.5) * (square_b**0.5)
+    return max(-1.0, min(1.0, inner / product)) if product > 0 else 0.0

@@ -1,0 +1,128 @@
+"""params.yaml and studies: read once, checked to the last key, handed over as frozen dataclasses.
+
+Each stage's dataclass lies with what it configures, so that a change to one stage's parameters re-runs that stage.
+
+`params.yaml` holds what a person varies; `pipelines/studies/<study>.yaml` what is being studied and at what size.
+A stage's parameters are the union of both files' sections of that name: a key lives in one of the two files.
+"""
+
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+PARAMS = Path("params.yaml")
+STUDIES = Path("pipelines/studies")
+TOP_LEVEL = ("study", "rank", "seed", "threads")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Common:
+    """The top level of params.yaml."""
+
+    study: str
+    """Name of the study: a file in pipelines/studies."""
+    rank: int
+    """Rank of the low-rank approximations of rooms 2 and 3."""
+    seed: int
+    """Seed of every generator."""
+    threads: int
+    """Threads of the linear algebra: part of what makes two runs equal to the last bit."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is being studied."""
+
+    name: str
+    """The study's name, also that of its file."""
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    """Role (base, rl_stage1, ...) to reference: a folder, `org/name[@revision]`, or `demo:<name>`."""
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Stage to the parameters that this study sets."""
+
+    def reference(self, role: str) -> str:
+        """The reference of the checkpoint that plays `role`; a ValueError names the roles there are."""
+        if role not in self.checkpoints:
+            raise ValueError(f"study {self.name!r} has no checkpoint {role!r}; it has {sorted(self.checkpoints)}")
+        return self.checkpoints[role]
+
+
+@dataclass(frozen=True)
+class Params:
+    """Everything a pipeline run reads: both files, checked at the top, sections still raw."""
+
+    common: Common
+    """The top level."""
+    study: Study
+    """The study that `study` names."""
+    sections: dict[str, dict[str, Any]]
+    """Stage to its section of params.yaml."""
+
+    def section(self, stage: str, config: type[T]) -> T:
+        """The parameters of one stage as `config`; unknown, missing and wrongly typed keys are a ValueError."""
+        own, studied = self.sections.get(stage) or {}, self.study.sections.get(stage) or {}
+        both = sorted(own.keys() & studied.keys())
+        if both:
+            raise ValueError(f"{stage}.{both[0]} is set in params.yaml and in study {self.study.name!r}; keep one")
+        return validate(config, own | studied, where=stage)
+
+
+def validate(config: type[T], values: dict[str, Any], where: str) -> T:
+    """`values` as an instance of `config`, or a one-line ValueError that names the key and the value got."""
+    if is_dataclass(config):
+        allowed = [f.name for f in fields(config)]
+        unknown = sorted(values.keys() - set(allowed))
+        if unknown:
+            raise ValueError(f"{where}.{unknown[0]}: no such key, got {values[unknown[0]]!r}; allowed are {allowed}")
+    try:
+        # As JSON, for in strict mode only JSON may stand for a dataclass or a tuple.
+        return TypeAdapter(config).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as e:
+        problem = e.errors()[0]
+        key = ".".join([where, *map(str, problem["loc"])])
+        got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
+        raise ValueError(f"{key}: {problem['msg']}{got}") from e
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML 1.2 mapping (where 1e-3 is a number); anything else is a one-line ValueError."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; run from the project's root")
+    try:
+        values = YAML(typ="safe").load(path)
+    except MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else "?"
+        raise ValueError(f"{path}: not valid YAML at line {line}: {e.problem}") from e
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def read_study(name: str, folder: Path = STUDIES) -> Study:
+    """The study of that name; an unknown one is a ValueError that lists those there are."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"study: no such study {name!r}; there are {sorted(p.stem for p in folder.glob('*.yaml'))}")
+    values = read_yaml(path)
+    checkpoints = validate(dict[str, str], values.pop("checkpoints", {}), where=f"{path}: checkpoints")
+    return Study(name, checkpoints, validate(dict[str, dict[str, Any]], values, where=str(path)))
+
+
+def read_params(path: Path = PARAMS, studies: Path = STUDIES) -> Params:
+    """params.yaml and the study it names; the top level is checked here, each section when its stage asks."""
+    values = read_yaml(path)
+    common = validate(Common, {k: values.pop(k) for k in TOP_LEVEL if k in values}, where=path.name)
+    sections = validate(dict[str, dict[str, Any]], values, where=path.name)
+    return Params(common, read_study(common.study, studies), sections)

@@ -1,0 +1,1 @@
+"""Tables, figures and progress: how results meet a person."""

@@ -1,0 +1,25 @@
+"""Tables for the terminal."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def show_number(value: float | None, digits: int = 3) -> str:
+    """A number to `digits` significant ones; `-` for one that is not there."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, console: Console | None = None
+) -> None:
+    """Prints a table on standard output: first column text, the others numbers."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    (console or Console()).print(table)

@@ -1,0 +1,158 @@
+"""Three decomposed checkpoints of one model compared, weight by weight: base -> stage 1 -> stage 2."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from subspacelab.files import write_beside, write_json
+from subspacelab.reports.progress import progress_bar
+from subspacelab.rotation.chain import Chain, open_chain
+from subspacelab.rotation.device import choose_device
+from subspacelab.rotation.groups import Group, layer_index, make_groups
+from subspacelab.rotation.layer import Value, measure_weight
+from subspacelab.rotation.pictures import draw_pictures
+from subspacelab.rotation.plan import gflop
+from subspacelab.rotation.statistics import (
+    curve_table,
+    describe,
+    describe_identities,
+    metric_columns,
+    module_table,
+)
+
+LogCurve = Callable[[Mapping[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found, and where it lies."""
+
+    output_dir: Path
+    """Folder of the files below."""
+    layers: pd.DataFrame
+    """layers.csv: one row per weight."""
+    modules: pd.DataFrame
+    """modules.csv: one row per group."""
+    curves: pd.DataFrame
+    """curves.csv: one row per group and layer."""
+    metrics: dict[str, Any]
+    """metrics.json: means and deviations over all weights and per group, identity sides apart."""
+    pictures: tuple[Path, ...]
+    """The pictures."""
+
+    @property
+    def unmatched(self) -> dict[str, str]:
+        """Weights that could not be compared, with the reason."""
+        return {entry["weight"]: entry["reason"] for entry in self.metrics["unmatched"]}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of the numbers."""
+        return list(self.metrics["notes"])
+
+
+def compare(
+    base_dir: Path,
+    stage1_dir: Path,
+    stage2_dir: Path,
+    output_dir: Path,
+    *,
+    k: int | None = None,
+    modules: Mapping[str, str] | None = None,
+    seed: int = 42,
+    device: str = "auto",
+    log_curve: LogCurve | None = None,
+) -> Comparison:
+    """Measures every weight that three decomposed checkpoints share, and writes tables and pictures to `output_dir`.
+
+    `k` leading directions are compared, or all a weight has if fewer (None: min(rank, 64)). `modules` adds groups,
+    label to comma-separated names or patterns. `log_curve(metrics, step)` gets `<group>/<metric>` with the layer
+    index as the step. The columns are described in `rotation.measures`, `rotation.layer` and `rotation.floor`.
+
+    Raises ValueError for a folder that is not decomposed, no weight in common, and a pattern that means nothing.
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"k={k}: at least 1 leading direction")
+    chain = open_chain(base_dir, stage1_dir, stage2_dir)
+    groups = make_groups(chain.names, modules)
+    layers = measure_chain(chain, groups, k=k, seed=seed, device=device)
+    summaries = {group.label: describe(layers[layers["weight"].isin(group.members)]) for group in groups}
+    metrics = {
+        "all": describe(layers),
+        "groups": summaries,
+        "identity": describe_identities(layers),
+        "unmatched": [{"weight": name, "reason": reason} for name, reason in chain.unmatched.items()],
+        "notes": note_limits(layers, chain),
+        "k": k,
+        "seed": seed,
+        "sources": chain.sources,
+    }
+    modules_table, curves = module_table(summaries), curve_table(layers, groups)
+    for name, table in {"layers": layers, "modules": modules_table, "curves": curves}.items():
+        with write_beside(output_dir / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False, lineterminator="\n")
+    write_json(output_dir / "metrics.json", metrics)
+    pictures = draw_pictures(output_dir, layers, curves, groups, chain)
+    if log_curve is not None:
+        _log_curves(curves, log_curve)
+    return Comparison(output_dir, layers, modules_table, curves, metrics, pictures)
+
+
+def measure_chain(
+    chain: Chain, groups: list[Group], *, k: int | None = None, seed: int = 42, device: str = "auto"
+) -> pd.DataFrame:
+    """layers.csv as a table: one row per weight that the chain's checkpoints share; arguments as in `compare`."""
+    # MPS has no float64.
+    target = choose_device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    labels = {name: group.label for group in reversed(groups) for name in group.members}
+    rows: list[dict[str, Value]] = []
+    total = sum(gflop(chain.shape(name)) for name in chain.names)
+    with progress_bar("compare", total=total, unit="GFLOP") as advance:
+        for name in chain.names:
+            row: dict[str, Value] = {"weight": name, "module": labels.get(name, ""), "layer": layer_index(name)}
+            rows.append(row | measure_weight(name, chain.read(name, target), k=k, seed=seed))
+            advance(gflop(chain.shape(name)))
+    layers = pd.DataFrame(rows).astype({"layer": "Int64", "identity_U": bool, "identity_Vh": bool})
+    # A column of None alone would otherwise be of type object.
+    return layers.astype(dict.fromkeys(metric_columns(layers), float))
+
+
+def note_limits(layers: pd.DataFrame, chain: Chain) -> list[str]:
+    """What these numbers cannot say, in sentences: of truncated factors, of k covering a side, of square weights."""
+    notes = []
+    truncated = sum(not chain.is_full(name) for name in chain.names)
+    if truncated:
+        notes.append(
+            f"{truncated} weights keep only their leading singular triples: update_*, unchanged_*, principal_energy_*, "
+            "cosine_01_12 and floor_* need all of them and are empty"
+        )
+    for side, size in (("U", "m"), ("Vh", "n")):
+        whole = int((layers["k"] == layers[size]).sum())
+        if whole:
+            notes.append(
+                f"in {whole} weights the {side} side has only k directions: its principal angles are 0 for any matrices"
+            )
+    identities = int((layers["identity_U"] & layers["identity_Vh"]).sum())
+    if identities:
+        notes.append(
+            f"{identities} weights are square, an identity on both sides: rotation_mse says nothing of them "
+            "(decompose with a rank below their size to test them)"
+        )
+    return notes
+
+
+def _log_curves(curves: pd.DataFrame, log_curve: LogCurve) -> None:
+    metrics = metric_columns(curves)
+    for layer in sorted(curves["layer"].unique()):
+        rows = curves[curves["layer"] == layer]
+        values = {
+            f"{row['module']}/{metric}": float(row[metric])
+            for _, row in rows.iterrows()
+            for metric in metrics
+            if pd.notna(row[metric])
+        }
+        log_curve(values, int(layer))

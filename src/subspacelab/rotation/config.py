@@ -1,0 +1,33 @@
+"""What can be set for the stages of room 1."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DecomposeConfig:
+    """Stage `decompose`: the SVD of every weight matrix of a checkpoint."""
+
+    rank: int | None
+    """Leading singular triples to keep; null keeps all."""
+    method: str
+    """auto, gram (float64 Gram matrix) or lapack."""
+    device: str
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank must be null or at least 1, got {self.rank}")
+
+
+@dataclass(frozen=True)
+class CompareRotationsConfig:
+    """Stage `compare_rotations`: rotations and updates along base -> rl_stage1 -> rl_stage2."""
+
+    k: int | None
+    """Leading directions whose principal angles are measured; null: the smaller of the rank and 64."""
+    modules: dict[str, str]
+    """Further groups: label to comma-separated weights, `{}` for any layer; the default groups come by themselves."""
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"k must be null or at least 1, got {self.k}")

@@ -1,0 +1,116 @@
+"""Groups of weights: a label and the patterns of the names it stands for, `{}` being any layer."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from subspacelab.checkpoints import canonical_name
+
+PLACEHOLDER = re.compile(r"\{(?:(\d+)-(\d+))?\}")
+NUMBERED = re.compile(r"(?<![^.])(layers?|blocks?|resblocks|h|experts)\.\d+(?=\.|$)")
+
+VISION = "visual.blocks.{}"
+LANGUAGE = "model.layers.{}"
+KNOWN = {
+    f"{VISION}.attn.qkv": "vision QKV",
+    f"{VISION}.attn.proj": "vision proj",
+    f"{VISION}.mlp.gate_proj": "vision gate",
+    f"{VISION}.mlp.up_proj": "vision up",
+    f"{VISION}.mlp.down_proj": "vision down",
+    f"{LANGUAGE}.self_attn.q_proj": "language Q",
+    f"{LANGUAGE}.self_attn.k_proj": "language K",
+    f"{LANGUAGE}.self_attn.v_proj": "language V",
+    f"{LANGUAGE}.self_attn.o_proj": "language O",
+    f"{LANGUAGE}.mlp.gate_proj": "language gate",
+    f"{LANGUAGE}.mlp.up_proj": "language up",
+    f"{LANGUAGE}.mlp.down_proj": "language down",
+    "visual.patch_embed.proj": "patch embedding",
+    "visual.merger.mlp.0": "merger",
+    "visual.merger.mlp.2": "merger",
+    "model.embed_tokens": "token embedding",
+    "lm_head": "output head",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some weights under one label."""
+
+    label: str
+    """What it is called in tables, pictures and metric names."""
+    members: dict[str, int | None]
+    """Canonical name to the layer that stood for `{}`; None where the pattern has none."""
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether its weights can be drawn over the layer index."""
+        return any(layer is not None for layer in self.members.values())
+
+
+def find_weights(pattern: str, names: Iterable[str]) -> dict[str, int | None]:
+    """The names that `pattern` means, with the layer in place of its first `{}` (None without one).
+
+    `{}` is any index, `{0-11}` one from 0 to 11; everything else is literal, in any layout of the model, and a
+    final `.weight` may be left out. Raises ValueError for other braces and for a pattern that means nothing.
+    """
+    literal = canonical_name(pattern.strip())
+    if re.search(r"[{}]", PLACEHOLDER.sub("", literal)):
+        raise ValueError(f"pattern {pattern!r}: braces hold nothing or a range, as in {{}} or {{0-11}}")
+    ranges = [(int(low or 0), int(high) if high else None) for low, high in PLACEHOLDER.findall(literal)]
+    parts = PLACEHOLDER.split(literal)[::3]
+    compiled = re.compile(r"(\d+)".join(map(re.escape, parts)) + r"(?:\.weight)?")
+    found: dict[str, int | None] = {}
+    for name in names:
+        match = compiled.fullmatch(name)
+        if match is None:
+            continue
+        indices = [int(index) for index in match.groups()]
+        if all(low <= i and (high is None or i <= high) for i, (low, high) in zip(indices, ranges, strict=True)):
+            found[name] = indices[0] if indices else None
+    if not found:
+        raise ValueError(f"pattern {pattern!r} matches no weight that all three checkpoints have")
+    return found
+
+
+def layer_index(name: str) -> int | None:
+    """The layer that a weight belongs to, None for one outside the layers."""
+    numbered = NUMBERED.search(name)
+    return int(numbered.group().rpartition(".")[2]) if numbered else None
+
+
+def default_groups(names: Iterable[str]) -> dict[str, str]:
+    """A group for every pattern among `names`: label to comma-separated patterns, the known ones first."""
+    patterns = sorted({NUMBERED.sub(r"\1.{}", name) for name in names})
+    labelled: dict[str, list[str]] = {}
+    for pattern in sorted(patterns, key=_rank):
+        labelled.setdefault(_label(pattern), []).append(pattern)
+    return {label: ",".join(found) for label, found in labelled.items()}
+
+
+def _rank(pattern: str) -> int:
+    stem = pattern.removesuffix(".weight")
+    return list(KNOWN).index(stem) if stem in KNOWN else len(KNOWN)
+
+
+def _label(pattern: str) -> str:
+    stem = pattern.removesuffix(".weight")
+    return KNOWN.get(stem, stem.replace(".{}", ""))
+
+
+def make_groups(names: Iterable[str], modules: Mapping[str, str] | None = None) -> list[Group]:
+    """The default groups of `names`, then those that `modules` adds (a label of its own replaces a default one)."""
+    names = list(names)
+    groups = []
+    for label, patterns in (default_groups(names) | dict(modules or {})).items():
+        members: dict[str, int | None] = {}
+        for pattern in patterns.split(","):
+            try:
+                members |= find_weights(pattern, names)
+            except ValueError as e:
+                raise ValueError(f"module {label!r}: {e}; there are {', '.join(_examples(names))}") from e
+        groups.append(Group(label, members))
+    return groups
+
+
+def _examples(names: Iterable[str]) -> list[str]:
+    return sorted({NUMBERED.sub(r"\1.{}", name) for name in names})

@@ -1,0 +1,46 @@
+"""A measure of all three pairs, group by group: mean, deviation, and the bf16 floor."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from subspacelab.reports.figures import GREY, log_if_positive, say
+from subspacelab.rotation.groups import Group
+from subspacelab.rotation.pictures.style import PAIR_STYLES
+
+
+def draw_by_group(
+    axes: Axes,
+    layers: pd.DataFrame,
+    groups: Sequence[Group],
+    measure: str,
+    label: str,
+    *,
+    log: bool = False,
+    legend: bool = False,
+) -> None:
+    """One column of markers per group: mean over its weights with the spread from least to most as a line."""
+    if layers[f"{measure}_01"].isna().all():
+        say(axes, "needs complete factors:\nthese keep the leading triples only")
+        axes.set_yticks([])
+    members = [layers[layers["weight"].isin(group.members)] for group in groups]
+    shown: list[float] = []
+    for offset, pair in zip((-0.22, 0, 0.22), PAIR_STYLES, strict=True):
+        values = [rows[f"{measure}_{pair.key}"].astype(float) for rows in members]
+        x = np.arange(len(groups)) + offset
+        axes.vlines(x, [v.min() for v in values], [v.max() for v in values], color=pair.colour, alpha=0.45, linewidth=2)
+        mean = [v.mean() for v in values]
+        axes.plot(x, mean, pair.marker, color=pair.colour, label=pair.label)
+        shown += mean
+    floor = [rows[f"floor_{measure}"].astype(float).mean() for rows in members]
+    axes.hlines(floor, np.arange(len(groups)) - 0.4, np.arange(len(groups)) + 0.4, color=GREY, label="bf16 floor")
+    if log:
+        log_if_positive(axes, [*shown, *floor], plain=True)
+    axes.set_ylabel(label)
+    axes.set_xticks(range(len(groups)), [group.label for group in groups], rotation=40, ha="right")
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.grid(visible=False, axis="x")
+    if legend:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)

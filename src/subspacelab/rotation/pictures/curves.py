@@ -1,0 +1,75 @@
+"""rotation_mse_curves.png: does the rotation to the end factor through the middle, layer by layer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from subspacelab.reports.figures import COLOURS, GREY, MARKERS, log_if_positive, open_figure, say
+from subspacelab.rotation.groups import Group
+from subspacelab.rotation.pictures.style import place_of
+
+SIDES = {"U": "left singular vectors (U)", "Vh": "right singular vectors (Vh)"}
+
+
+def draw_rotation_curves(path: Path, curves: pd.DataFrame, groups: Sequence[Group]) -> Path:
+    """A row of panels per part of the model, U left and Vh right: measured, controls, floor, identities in grey."""
+    places: dict[str, list[str]] = {}
+    for group in groups:
+        if group.is_curve:
+            places.setdefault(place_of(group), []).append(group.label)
+    with open_figure(path, (11, 1.1 + 3.6 * max(1, len(places)))) as figure:
+        panels = figure.subplots(max(1, len(places)), 2, squeeze=False, sharey=True)
+        for row, (place, labels) in zip(panels, places.items(), strict=False):
+            for axes, side in zip(row, SIDES, strict=True):
+                _draw_panel(axes, curves, labels, side)
+                axes.set_xlabel(place)
+            row[0].set_ylabel("mean squared entry of R₁R₂ - R₃")
+            handles = [_handle(i, label) for i, label in enumerate(labels)]
+            row[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        if not places:
+            say(panels[0][0], "no group with a layer index")
+        for axes, title in zip(panels[0], SIDES.values(), strict=True):
+            axes.set_title(title)
+        figure.suptitle("Does the rotation base → stage 2 factor through stage 1?", fontsize=11)
+        figure.legend(handles=_key(), loc="outside lower center", ncols=4)
+    return path
+
+
+def _draw_panel(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: str) -> None:
+    measured: list[float] = []
+    for i, label in enumerate(labels):
+        rows = curves[curves["module"] == label]
+        x, y = rows["layer"].astype(int), rows[f"rotation_mse_{side}"]
+        measured += list(y)
+        if rows[f"identity_{side}"].any():
+            axes.plot(x, y, color=GREY, alpha=0.7, linewidth=1, marker=MARKERS[i % len(MARKERS)], markersize=3)
+            continue
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], zorder=3)
+        for control in ("random_mse", "oracle_mse"):
+            axes.plot(x, rows[f"{control}_{side}"], color=colour, linestyle="--", linewidth=0.9, alpha=0.6)
+        axes.plot(x, rows[f"floor_rotation_mse_{side}"], color=colour, linestyle=":", linewidth=1.2)
+    log_if_positive(axes, measured)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    identities = curves[curves["module"].isin(labels) & curves[f"identity_{side}"]]
+    if len(identities):
+        above = identities[f"rotation_mse_{side}"].max() * 4
+        text = f"identity: {side}₁ square, true for any matrices"
+        axes.text(identities["layer"].max(), above, text, color="#5f5f5f", fontsize=8, ha="right", va="bottom")
+
+
+def _handle(i: int, label: str) -> Line2D:
+    return Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label)
+
+
+def _key() -> list[Line2D]:
+    return [
+        Line2D([], [], color="black", label="measured"),
+        Line2D([], [], color="black", linestyle="--", linewidth=0.9, label="controls: random (high), oracle (low)"),
+        Line2D([], [], color="black", linestyle=":", label="bf16 floor"),
+        Line2D([], [], color=GREY, linewidth=1, label="identity: proves nothing"),
+    ]

@@ -1,0 +1,129 @@
+"""The surroundings of a DVC stage: parameters in, one tracked run around, inputs guarded, a killed run continued."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from subspacelab.files import sha256_file
+from subspacelab.params import PARAMS, STUDIES, Study, read_params, read_yaml
+from subspacelab.tracking import InputGuard, Tracker, main_root, open_stage_run
+
+DVC_FILE = Path("dvc.yaml")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What dvc.yaml says of one stage."""
+
+    deps: list[Path]
+    """Files and folders that it reads, sources included."""
+    outs: list[Path]
+    """Files and folders that it writes: outs, metrics and plots."""
+
+    @property
+    def sources(self) -> list[Path]:
+        """The dependencies that are code."""
+        return [p for p in self.deps if p.parts[0] in ("src", "pipelines")]
+
+
+def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) -> Declaration:
+    """The declaration of stage `name` in dvc.yaml, with every `${item.…}` of its matrix replaced by `item`."""
+    stages = read_yaml(path)["stages"]
+    if name not in stages:
+        raise ValueError(f"{path} has no stage {name!r}; it has {sorted(stages)}")
+    stage = stages[name]
+    axis = next(iter(stage.get("matrix", {})), "")
+
+    def paths(key: str) -> list[Path]:
+        named = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in stage.get(key, [])]
+        return [Path(entry.replace(f"${{item.{axis}}}", item or "")) for entry in named]
+
+    return Declaration(paths("deps"), paths("outs") + paths("metrics") + paths("plots"))
+
+
+@dataclass(frozen=True)
+class Stage(Generic[T]):
+    """What a door works with."""
+
+    params: T
+    """The stage's own parameters."""
+    study: Study
+    """What is being studied."""
+    seed: int
+    """Seed of every generator."""
+    tracker: Tracker
+    """Where the run is recorded; a null tracker when tracking is off."""
+    work_dir: Path
+    """A folder outside the outs that outlives a kill: the next run on the same inputs finds what this one left."""
+
+
+@contextmanager
+def open_stage(name: str, config: type[T], *, experiment: str, item: str | None = None) -> Iterator[Stage[T]]:
+    """Reads the parameters, sets seed and threads, opens the run, and refuses to finish if an input changed.
+
+    DVC reads parameters and sources after the command, so a change in mid-run would file this result under
+    inputs that it does not come from.
+    """
+    import torch
+
+    params = read_params()
+    declared = read_declaration(name, item)
+    section = params.section(name, config)
+    guard = InputGuard([PARAMS, STUDIES / f"{params.study.name}.yaml", *declared.sources])
+    torch.set_num_threads(params.common.threads)
+    torch.manual_seed(params.common.seed)
+    common = asdict(params.common)
+    logged = common | {name: asdict(section)}  # type: ignore[call-overload]
+    full_name = f"{name}@{item}" if item else name
+    with ExitStack() as stack:
+        tracker = stack.enter_context(
+            open_stage_run(
+                full_name,
+                experiment,
+                params=logged,
+                outs=declared.outs,
+                study=params.study.name,
+                pipeline_params=common | params.sections,
+            )
+        )
+        work_dir = stack.enter_context(continued_folder(full_name, fingerprint(full_name, logged, declared.deps)))
+        yield Stage(section, params.study, params.common.seed, tracker, work_dir)
+        guard.check()
+
+
+def fingerprint(stage: str, params: dict[str, Any], deps: list[Path]) -> str:
+    """Digest of all that determines a stage's result: its name, its parameters and the content of what it reads."""
+    digest = hashlib.sha256(json.dumps([stage, params], sort_keys=True, default=str).encode())
+    for dep in deps:
+        files = sorted(p for p in dep.rglob("*") if p.is_file() and p.suffix != ".pyc") if dep.is_dir() else [dep]
+        for file in files:
+            digest.update(f"{file} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def continued_folder(stage: str, name: str) -> Iterator[Path]:
+    """A folder in the main repository's .cache for work in progress; it is removed on success, kept on failure.
+
+    Two experiments may run the same stage on the same inputs at once: the second then works in a folder of its own.
+    """
+    root = main_root() / ".cache" / "stages" / stage
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder = root / name
+        except BlockingIOError:
+            folder = root / f"{name}-{os.getpid()}"
+        folder.mkdir(exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)

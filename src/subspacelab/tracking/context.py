@@ -1,0 +1,106 @@
+"""Where a run comes from: the process, the commit, the DVC stage and the pipeline run around it."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A stage's place in a pipeline run, as DVC's environment tells it."""
+
+    stage: str
+    """Name with the matrix item, such as `decompose@base`, without the path DVC puts before it."""
+    mode: str | None
+    """`repro`, `exp`, `temp` or `queue`; None when a person ran the door by hand."""
+    exp_name: str | None
+    """The experiment's name, which `dvc exp apply` takes."""
+    baseline: str | None
+    """The commit the experiment started from."""
+    pipeline_id: str
+    """The same for all stages of one pipeline run."""
+    owner: str
+    """Pid and start time of the outermost DVC process, or of this one in a run by hand."""
+
+    def tags(self) -> dict[str, str]:
+        """The tags that lead from the tracked run back to DVC."""
+        tags = {"dvc.stage": self.stage}
+        if self.mode:
+            tags["dvc.mode"] = self.mode
+        return tags | self.experiment_tags()
+
+    def experiment_tags(self) -> dict[str, str]:
+        """The tags that name the experiment and how to get it back; none outside an experiment."""
+        if not self.exp_name:
+            return {}
+        return {
+            "dvc.exp.name": self.exp_name,
+            "dvc.baseline_rev": self.baseline or "",
+            "dvc.apply": f"dvc exp apply {self.exp_name}",
+        }
+
+
+def stage_context(stage: str) -> StageContext:
+    """Reads the environment that DVC gives a stage's command; `stage` is the name when there is none."""
+    exp_name, baseline = os.environ.get("DVC_EXP_NAME"), os.environ.get("DVC_EXP_BASELINE_REV")
+    name = os.environ.get("DVC_STAGE", stage).rpartition(":")[2]
+    kind, owner = _owner()
+    pipeline_id = f"exp:{exp_name}@{(baseline or '')[:8]}" if exp_name else f"{kind}:{owner}"
+    return StageContext(name, _mode(exp_name), exp_name, baseline, pipeline_id, owner)
+
+
+def _mode(exp_name: str | None) -> str | None:
+    if "DVC_STAGE" not in os.environ:
+        return None
+    here = Path.cwd().as_posix()
+    if "/.dvc/tmp/exps/standalone/" in here:
+        return "temp"
+    if "/.dvc/tmp/exps/" in here:
+        return "queue"
+    return "exp" if exp_name else "repro"
+
+
+def _owner() -> tuple[str, str]:
+    dvc = [process for process in psutil.Process().parents() if _is_dvc(process)]
+    kind, process = ("repro", dvc[-1]) if dvc else ("hand", psutil.Process())
+    return kind, f"{process.pid}-{process.create_time():.2f}"
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()[:3]
+    except psutil.Error:
+        return False
+    return any(Path(word).name in {"dvc", "dvc.exe"} for word in words) or words[1:] == ["-m", "dvc"]
+
+
+def process_tags() -> dict[str, str]:
+    """Host, pid and its start time (which the reaper asks for), the program, the user."""
+    tags = {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "pid.start": f"{psutil.Process().create_time():.2f}",
+        "mlflow.source.name": Path(sys.argv[0]).name or "python",
+    }
+    user = os.environ.get("USER") or os.environ.get("LOGNAME")
+    return tags | ({"mlflow.user": user} if user else {})
+
+
+def git_tags() -> dict[str, str]:
+    """The commit of the working directory and whether tracked files differ from it; nothing outside a repository."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        dirty = _git("status", "--porcelain", "--untracked-files=no") != ""
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git.commit": commit, "git.dirty": str(dirty).lower(), "mlflow.source.git.commit": commit}
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()

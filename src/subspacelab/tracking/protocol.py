@@ -1,0 +1,80 @@
+"""What a stage may say to a tracker, whoever listens."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAME = re.compile(r"[\w\-. :]+(/[\w\-. :]+)*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model as files (safetensors, JSON) and the code that loads them; nothing of it is pickled."""
+
+    name: str
+    """Name of the model in the tracker."""
+    folder: Path
+    """The model's files; the code finds them again as `context.artifacts["model"]`."""
+    code: Path
+    """A Python file ending in `mlflow.models.set_model(...)`; type hints on its `predict` give the signature."""
+    pip_requirements: Sequence[str]
+    """What the code needs, with versions; never inferred, since that loads the model in a subprocess."""
+    params: Mapping[str, object] = field(default_factory=dict)
+    """What the model was made with."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """How good it is; linked to the model, not only to the run."""
+    step: int = 0
+    """Epoch or step the model is from."""
+    input_example: Any = None
+    """An input to store with the model; it is predicted on once to see that serving works."""
+
+
+class Tracker(Protocol):
+    """Where a run's parameters, metrics, pictures, tables and models go."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id in the store, or None when nothing is recorded."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Records settings; nested mappings become dotted keys."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Records a point per metric; `step` is the epoch or the layer index."""
+
+    def log_headline(self, metrics: Mapping[str, float]) -> None:
+        """Records the few numbers a sweep is compared by, on this run and on the pipeline's run."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Records a file, or all files of a folder, under `folder`."""
+
+    def log_table(self, table: "pd.DataFrame", name: str) -> None:
+        """Records a table as `<name>.json`, which the MLflow UI shows as rows and columns."""
+
+    def log_model(self, model: ModelFiles) -> None:
+        """Records a model with its code, requirements and metrics."""
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Records labels that runs are searched by."""
+
+
+def require_name(name: str, kind: str) -> str:
+    """Returns `name`, or raises ValueError when the store would refuse it (early, not at the end of a training)."""
+    if len(name) > 250 or not _NAME.fullmatch(name) or set(name.split("/")) & {".", ".."}:
+        allowed = "letters, digits, _ - . : space, with single / between parts, at most 250"
+        raise ValueError(f"{kind} name {name!r} cannot be tracked; allowed are {allowed}: rename it")
+    return name
+
+
+def flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields dotted names and values as text, `{"a": {"b": 1}}` as `("a.b", "1")`."""
+    for key, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield require_name(f"{prefix}{key}", "param"), str(value)

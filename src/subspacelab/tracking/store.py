@@ -1,0 +1,95 @@
+"""Where runs are recorded: one store for a repository and all the places in which DVC runs its experiments."""
+
+import fcntl
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+REMEDY = "start it, unset MLFLOW_TRACKING_URI, or run without tracking (TRACKING=off or --no-track)"
+
+
+def main_root() -> Path:
+    """The main repository, also from a temporary copy in which DVC runs an experiment; else the working directory."""
+    root = os.environ.get("DVC_ROOT")
+    if root and (Path(root) / ".dvc").is_dir():
+        return Path(root).resolve()
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+
+
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI, a relative local one made absolute against the main root; else mlruns/mlflow.db there."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"sqlite:///{main_root() / 'mlruns' / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{main_root() / uri.removeprefix('sqlite:///')}"
+    if uri.startswith("file:") and not uri.startswith("file:/"):
+        return (main_root() / uri.removeprefix("file:")).as_uri()
+    return uri if ":" in uri else (main_root() / uri).as_uri()
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a SQLite store, None for any other."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:////") else None
+
+
+def is_server(uri: str) -> bool:
+    """Whether the store is reached through HTTP, and the server chooses where artifacts go."""
+    return uri.startswith(("http://", "https://"))
+
+
+def store_folder(uri: str) -> Path:
+    """The folder of the lock and, without a server, of the artifacts."""
+    database = database_file(uri)
+    return database.parent if database else main_root() / "mlruns"
+
+
+@contextmanager
+def store_lock(uri: str) -> Iterator[None]:
+    """Holds the store alone: several processes that create one SQLite store at a time leave it broken.
+
+    A folder made here ignores itself in git, so that a tracked run leaves `git status` clean.
+    """
+    folder = store_folder(uri)
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n")
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def require_server(uri: str, seconds: float = 5.0) -> None:
+    """Raises ValueError in one line when nothing answers at an http(s) `uri` within `seconds`; needs no MLflow."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds).close()
+    except urllib.error.HTTPError as e:
+        # 401 or 404 come from a living server behind a proxy; 502 to 504 from a proxy before a dead one.
+        if e.code in (502, 503, 504):
+            raise ValueError(f"{shown(uri)} answers {e.code}; {REMEDY}") from e
+    except OSError as e:
+        reason = getattr(e, "reason", e)
+        raise ValueError(f"{shown(uri)} does not answer ({reason}); {REMEDY}") from e
+
+
+def shown(uri: str) -> str:
+    """The store in words for a person, without the user and password a URI may hold."""
+    parts = urlsplit(uri)
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return f"the MLflow {'server' if is_server(uri) else 'store'} {place}"
+
+
+def set_mlflow_defaults() -> None:
+    """Quiet, no telemetry, seconds instead of minutes on a dead server; MLflow reads these when it is imported."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -1,0 +1,13 @@
+"""Shared set-up: shapes of the maths are checked while testing, and nothing here reaches a user's own store."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+# The hook must stand before the first import of the package, or the signatures go unchecked.
+install_import_hook("subspacelab.linalg", "beartype.beartype")
+
+for name in [n for n in os.environ if n.startswith(("DVC_", "MLFLOW_"))]:
+    del os.environ[name]
+os.environ["TRACKING"] = "off"  # tests that track say so, with a store of their own
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores; must stand before torch is imported

@@ -1,0 +1,172 @@
+"""The smoke study through every mode in which DVC runs an experiment, against a real store."""
+
+import json
+import re
+import subprocess
+import time
+
+import pytest
+from ruamel.yaml import YAML
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # one worker, one clone
+
+STAGES = {
+    "scenes",
+    "checkpoint_base",
+    "checkpoint_rl_stage1",
+    "checkpoint_rl_stage2",
+    "decompose@base",
+    "decompose@rl_stage1",
+    "decompose@rl_stage2",
+    "compare_rotations",
+}
+
+
+def lock(clone) -> dict:
+    return YAML(typ="safe").load(clone.path / "dvc.lock")["stages"]
+
+
+def of_experiment(clone, name: str) -> dict:
+    """Stage to run of one DVC experiment."""
+    found = [r for r in clone.runs() if r.data.tags.get("dvc.exp.name") == name]
+    return {r.data.tags["dvc.stage"]: r for r in found if "dvc.stage" in r.data.tags}
+
+
+def test_repro_records_one_finished_run_per_stage_under_one_parent(smoke_clone):
+    repro = [r for r in smoke_clone.runs() if r.data.tags.get("dvc.mode") == "repro"]
+    stages = {r.data.tags["dvc.stage"]: r for r in repro if "dvc.stage" in r.data.tags}
+    assert set(stages) == STAGES
+    assert {r.info.status for r in repro} == {"FINISHED"}
+    parents = {r.data.tags["mlflow.parentRunId"] for r in stages.values()}
+    assert len(parents) == 1
+
+
+def test_the_tags_of_a_run_hold_the_md5_of_its_outs(smoke_clone):
+    tags = {r.data.tags["dvc.stage"]: r.data.tags for r in smoke_clone.runs() if "dvc.stage" in r.data.tags}
+    locked = {(s, out["path"]): out["md5"] for s, stage in lock(smoke_clone).items() for out in stage.get("outs", [])}
+    assert len(locked) >= len(STAGES)
+    for (stage, path), md5 in locked.items():
+        assert tags[stage][f"dvc.out.{path}"] == md5
+
+
+def test_a_second_repro_runs_nothing_and_git_stays_clean(smoke_clone):
+    before = len(smoke_clone.runs())
+    assert "up to date" in smoke_clone.run("dvc", "repro").stdout
+    assert len(smoke_clone.runs()) == before
+    assert smoke_clone.status() == ""
+
+
+def test_curves_pictures_tables_and_models_are_in_the_store(smoke_clone):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{smoke_clone.path}/mlruns/mlflow.db")
+    stages = {r.data.tags["dvc.stage"]: r.info.run_id for r in smoke_clone.runs() if "dvc.stage" in r.data.tags}
+    assert len(client.get_metric_history(stages["checkpoint_base"], "loss")) > 1
+    assert len(client.get_metric_history(stages["checkpoint_rl_stage1"], "held_out_iou")) > 1
+    pictures = {
+        a.path.removeprefix("pictures/") for a in client.list_artifacts(stages["compare_rotations"], "pictures")
+    }
+    assert pictures == {"rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png"}
+    assert "layers.json" in {a.path for a in client.list_artifacts(stages["compare_rotations"])}
+    assert "predicted_boxes.png" in {a.path for a in client.list_artifacts(stages["checkpoint_rl_stage2"])}
+    curves = [m for m in client.get_run(stages["compare_rotations"]).data.metrics if "/" in m]
+    assert curves
+    models = client.search_logged_models([client.get_run(stages["checkpoint_base"]).info.experiment_id])
+    assert {m.name for m in models} >= {"base", "rl_stage1", "rl_stage2"}
+
+
+def test_nothing_that_a_stage_wrote_names_this_machine(smoke_clone):
+    written = [p for folder in ("reports", "data") for p in (smoke_clone.path / folder).rglob("*") if p.is_file()]
+    assert len(written) > 50
+    named = [p for p in written if str(smoke_clone.path).encode() in p.read_bytes()]
+    assert named == []
+
+
+def test_an_experiment_reruns_only_what_depends_on_the_change(smoke_clone):
+    printed = smoke_clone.run("dvc", "exp", "run", "-n", "k-four", "-S", "compare_rotations.k=4").stdout
+    assert "k-four" in printed
+    runs = of_experiment(smoke_clone, "k-four")
+    assert set(runs) == {"compare_rotations"}
+    tags = runs["compare_rotations"].data.tags
+    assert (tags["dvc.mode"], tags["dvc.apply"]) == ("exp", "dvc exp apply k-four")
+    assert runs["compare_rotations"].info.status == "FINISHED"
+    assert runs["compare_rotations"].data.params["compare_rotations.k"] == "4"
+    smoke_clone.run("git", "checkout", "-q", ".")
+    smoke_clone.run("dvc", "checkout")
+
+
+def test_temp_and_queue_land_in_the_one_store_and_can_be_applied(smoke_clone):
+    smoke_clone.run("dvc", "exp", "run", "--temp", "-n", "k-five", "-S", "compare_rotations.k=5")
+    smoke_clone.run("dvc", "exp", "run", "--queue", "-n", "k-six", "-S", "compare_rotations.k=6")
+    smoke_clone.run("dvc", "exp", "run", "--queue", "-n", "k-seven", "-S", "compare_rotations.k=7")
+    smoke_clone.run("dvc", "queue", "start", "-j", "2")
+    try:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not (
+            of_experiment(smoke_clone, "k-six")
+            and of_experiment(smoke_clone, "k-seven")
+            and _queue_is_done(smoke_clone)
+        ):
+            time.sleep(2)
+    finally:
+        smoke_clone.run("dvc", "queue", "stop", "--kill", check=False)
+    for name, mode in {"k-five": "temp", "k-six": "queue", "k-seven": "queue"}.items():
+        runs = of_experiment(smoke_clone, name)
+        assert {s: r.info.status for s, r in runs.items()} == {"compare_rotations": "FINISHED"}, name
+        assert runs["compare_rotations"].data.tags["dvc.mode"] == mode
+    assert smoke_clone.status() == ""
+    apply = of_experiment(smoke_clone, "k-six")["compare_rotations"].data.tags["dvc.apply"]
+    smoke_clone.run(*apply.split())
+    assert json.loads((smoke_clone.path / "reports/rotation/metrics.json").read_text())["k"] == 6
+    smoke_clone.run("git", "checkout", "-q", ".")
+    smoke_clone.run("dvc", "checkout")
+
+
+def _queue_is_done(clone) -> bool:
+    status = clone.run("dvc", "queue", "status").stdout
+    return not re.search(r"Queued|Running", status)
+
+
+def test_a_real_server_gets_the_runs_too(smoke_clone, tmp_path):
+    port = "5071"
+    server = subprocess.Popen(
+        ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--port", port, "--workers", "1"]
+        + ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1"],
+        env=smoke_clone.environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(uri + "/health")
+        smoke_clone.run(
+            *("dvc", "exp", "run", "--temp", "-n", "k-eight", "-S", "compare_rotations.k=8"), MLFLOW_TRACKING_URI=uri
+        )
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("rotation")
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert (run.info.status, run.data.tags["dvc.exp.name"]) == ("FINISHED", "k-eight")
+        assert "layers.json" in {a.path for a in client.list_artifacts(run.info.run_id)}
+    finally:
+        import os
+        import signal
+
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def _wait_for(url: str, seconds: float = 60) -> None:
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} did not answer in {seconds} s"
+            time.sleep(0.5)

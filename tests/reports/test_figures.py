@@ -1,0 +1,51 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from subspacelab.reports.figures import grid_of, log_if_positive, open_figure, say
+
+
+def draw(path: Path) -> bytes:
+    with open_figure(path, (3, 2)) as figure:
+        axes = figure.subplots()
+        axes.plot([0, 1, 2], [0.1, 1.0, 10.0])
+        log_if_positive(axes, [0.1, 1.0, 10.0], plain=True)
+        assert axes.get_yscale() == "log"
+    return path.read_bytes()
+
+
+def test_equal_data_are_equal_bytes_whatever_the_user_has_set(tmp_path: Path) -> None:
+    first = draw(tmp_path / "a.png")
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": False}):
+        second = draw(tmp_path / "b.png")
+        assert matplotlib.rcParams["font.size"] == 30
+    assert first == second
+    assert b"Software" not in first
+
+
+def test_a_figure_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), open_figure(tmp_path / "a.png", (3, 2)):
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pyplot_is_never_imported() -> None:
+    code = "import sys, subspacelab.reports.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_nothing_positive_stays_linear(tmp_path: Path) -> None:
+    with open_figure(tmp_path / "a.png", (3, 2)) as figure:
+        axes = figure.subplots()
+        log_if_positive(axes, [0.0, float("nan")])
+        say(axes, "nothing")
+        assert axes.get_yscale() == "linear"
+        assert [t.get_text() for t in axes.texts] == ["nothing"]
+
+
+@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 4)), (12, (3, 4)), (0, (0, 1))])
+def test_grids_hold_all_panels(panels: int, grid: tuple[int, int]) -> None:
+    assert grid_of(panels, 4) == grid

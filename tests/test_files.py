@@ -1,0 +1,46 @@
+"""Files and folders appear whole or not at all."""
+
+import hashlib
+
+import pytest
+
+from subspacelab.files import read_json, replace_folder, sha256_file, write_beside, write_json
+
+
+def test_json_round_trip_is_sorted_and_repeatable(tmp_path):
+    write_json(tmp_path / "a.json", {"b": 1, "a": [1.5, None]})
+    first = (tmp_path / "a.json").read_bytes()
+    write_json(tmp_path / "a.json", {"a": [1.5, None], "b": 1})
+    assert read_json(tmp_path / "a.json") == {"a": [1.5, None], "b": 1}
+    assert (tmp_path / "a.json").read_bytes() == first
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(RuntimeError), write_beside(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise RuntimeError("disk full")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "old"}
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for version in ("old", "new"):
+        with replace_folder(tmp_path / "f") as partial:
+            (partial / version).write_text(version)
+    assert [p.name for p in (tmp_path / "f").iterdir()] == ["new"]
+    with pytest.raises(RuntimeError), replace_folder(tmp_path / "f") as partial:
+        (partial / "half").write_text("half")
+        raise RuntimeError("killed")
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["f", "f/new"]
+
+
+def test_broken_json_is_one_line_that_names_the_file(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"a\.json: not valid JSON") as e:
+        read_json(tmp_path / "a.json")
+    assert "\n" not in str(e.value)
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"subspace")
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"subspace").hexdigest()

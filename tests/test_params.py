@@ -1,0 +1,80 @@
+"""params.yaml and studies: what is accepted, and the one line for everything else."""
+
+from dataclasses import fields
+
+import pytest
+
+from subspacelab.params import read_params, validate
+from subspacelab.rotation.config import CompareRotationsConfig as CompareRotations
+from subspacelab.rotation.config import DecomposeConfig as Decompose
+
+TOP = "study: s\nrank: 8\nseed: 1\nthreads: 2\n"
+SECTIONS = "decompose:\n  rank: null\n  method: auto\ncompare_rotations:\n  k: 4\n  modules: {}\n"
+STUDY = "checkpoints:\n  base: demo:base\ndecompose:\n  device: cpu\n"
+
+
+def written(tmp_path, params=TOP + SECTIONS, study=STUDY):
+    (tmp_path / "params.yaml").write_text(params)
+    (tmp_path / "s.yaml").write_text(study)
+    return read_params(tmp_path / "params.yaml", tmp_path)
+
+
+def test_a_section_is_the_union_of_params_and_study(tmp_path):
+    params = written(tmp_path)
+    assert params.section("decompose", Decompose) == Decompose(rank=None, method="auto", device="cpu")
+    assert params.section("compare_rotations", CompareRotations).k == 4
+    assert params.study.reference("base") == "demo:base"
+    assert (params.common.rank, params.common.seed, params.common.threads) == (8, 1, 2)
+
+
+def test_exponents_without_a_point_are_numbers():
+    assert validate(float, 1e-3, "x") == 0.001
+
+
+@pytest.mark.parametrize(
+    ("params", "study", "names"),
+    [
+        (TOP.replace("rank: 8", "rank: true"), STUDY, ["rank", "True"]),
+        (TOP.replace("rank: 8", "rank: 0"), STUDY, ["rank", "at least 1"]),
+        (TOP.replace("rank: 8\n", ""), STUDY, ["rank"]),
+        (TOP.replace("study: s", "study: t"), STUDY, ["'t'", "['params', 's']"]),
+        (TOP + "decompose: 3\n", STUDY, ["decompose", "3"]),
+        (TOP + "decompose: [", STUDY, ["params.yaml", "line"]),
+        ("- a\n", STUDY, ["params.yaml", "list"]),
+        (TOP, "checkpoints: [a]\n", ["s.yaml: checkpoints"]),
+    ],
+)
+def test_bad_files_are_one_line_that_names_the_key(tmp_path, params, study, names):
+    with pytest.raises(ValueError) as e:
+        written(tmp_path, params, study)
+    assert "\n" not in str(e.value)
+    assert all(name in str(e.value) for name in names), str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        ("decompose:\n  rank: null\n  method: auto\n  nosuch: 1\n", ["decompose.nosuch", "allowed", "method"]),
+        ("decompose:\n  rank: 1.5\n  method: auto\n", ["decompose.rank", "1.5"]),
+        ("decompose:\n  rank: 0\n  method: auto\n", ["decompose", "at least 1"]),
+        ("decompose:\n  rank: null\n", ["decompose.method", "required"]),
+        ("decompose:\n  rank: null\n  method: auto\n  device: cpu\n", ["decompose.device", "study 's'", "keep one"]),
+    ],
+)
+def test_bad_sections_are_one_line_that_names_the_key(tmp_path, section, names):
+    with pytest.raises(ValueError) as e:
+        written(tmp_path, TOP + section).section("decompose", Decompose)
+    assert "\n" not in str(e.value).strip()
+    assert all(name in str(e.value) for name in names), str(e.value)
+
+
+def test_a_checkpoint_the_study_lacks_is_named(tmp_path):
+    with pytest.raises(ValueError, match="study 's' has no checkpoint 'rl_stage1'; it has \\['base'\\]"):
+        written(tmp_path).study.reference("rl_stage1")
+
+
+def test_every_field_says_what_it_is():
+    import inspect
+
+    for config in (Decompose, CompareRotations):
+        assert inspect.getsource(config).count('"""') >= 2 * (1 + len(fields(config)))

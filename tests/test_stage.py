@@ -1,0 +1,101 @@
+"""What surrounds a stage: declaration, parameters, guard, continuation."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from subspacelab.stage import continued_folder, fingerprint, open_stage, read_declaration
+
+DVC = """stages:
+  toy:
+    matrix:
+      checkpoint: [a, b]
+    cmd: python pipelines/toy.py ${item.checkpoint}
+    deps: [pipelines/toy.py, src/toy.py, 'data/${item.checkpoint}']
+    params: [seed]
+    outs: ['out/${item.checkpoint}']
+    metrics:
+      - out.json: {cache: false}
+"""
+
+
+@dataclass(frozen=True)
+class Toy:
+    steps: int
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    files = {
+        "dvc.yaml": DVC,
+        "params.yaml": "study: s\nrank: 8\nseed: 3\nthreads: 1\ntoy:\n  steps: 5\n",
+        "pipelines/studies/s.yaml": "checkpoints:\n  base: demo:base\n",
+        "pipelines/toy.py": "",
+        "src/toy.py": "",
+        "data/a": "input",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def opened():
+    return open_stage("toy", Toy, experiment="demo", item="a")
+
+
+def test_the_declaration_is_that_of_dvc_yaml(project):
+    declared = read_declaration("toy", "a")
+    assert [str(p) for p in declared.deps] == ["pipelines/toy.py", "src/toy.py", "data/a"]
+    assert [str(p) for p in declared.outs] == ["out/a", "out.json"]
+    assert [str(p) for p in declared.sources] == ["pipelines/toy.py", "src/toy.py"]
+    with pytest.raises(ValueError, match="no stage 'nosuch'"):
+        read_declaration("nosuch")
+
+
+def test_a_stage_gets_its_parameters_seed_and_threads(project):
+    with opened() as stage:
+        assert (stage.params, stage.seed, stage.study.name) == (Toy(5), 3, "s")
+        assert torch.get_num_threads() == 1
+        drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("changed", ["params.yaml", "pipelines/studies/s.yaml", "src/toy.py", "pipelines/toy.py"])
+def test_a_stage_refuses_to_finish_when_an_input_changed_meanwhile(project, changed):
+    with pytest.raises(ValueError, match=changed), opened():
+        (project / changed).write_text((project / changed).read_text() + "# edited\n")
+
+
+def test_a_stage_does_not_mind_what_is_not_its_input(project):
+    with opened() as stage:
+        (project / "src" / "other.py").write_text("x = 1\n")
+    assert not stage.work_dir.exists()  # it finished
+
+
+def test_a_failed_stage_finds_its_work_again_and_a_finished_one_leaves_nothing(project):
+    with pytest.raises(RuntimeError), opened() as stage:
+        (stage.work_dir / "snapshot").write_text("step 3")
+        raise RuntimeError("killed")
+    with opened() as stage:
+        assert (stage.work_dir / "snapshot").read_text() == "step 3"
+    assert not stage.work_dir.exists()
+
+
+def test_other_inputs_mean_other_work(project):
+    deps = read_declaration("toy", "a").deps
+    first = fingerprint("toy@a", {"steps": 5}, deps)
+    assert fingerprint("toy@a", {"steps": 5}, deps) == first
+    assert fingerprint("toy@a", {"steps": 6}, deps) != first
+    assert fingerprint("toy@b", {"steps": 5}, deps) != first
+    (project / "data/a").write_text("other input")
+    assert fingerprint("toy@a", {"steps": 5}, deps) != first
+
+
+def test_two_runs_on_one_input_do_not_share_a_folder(project):
+    with continued_folder("toy", "x") as first, continued_folder("toy", "x") as second:
+        assert first != second
