@@ -46,6 +46,7 @@ def fit(
 
     `loss_of(step)` returns the loss and what else to plot. It must draw its batch from `step` and from torch's global
     generator only: then a broken and an unbroken run reach the same bytes. `after_step(steps_done)` must not draw.
+    Raises ValueError when the training diverges, before the weights are touched by it.
     """
     first = resume_snapshot(plan.snapshot, module=module, optimizer=optimizer, fingerprint=plan.fingerprint)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -55,7 +56,12 @@ def fit(
         loss, curves = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, plan.clip, error_if_nonfinite=True)
+        norm = nn.utils.clip_grad_norm_(parameters, plan.clip)
+        if not torch.isfinite(norm):
+            raise ValueError(
+                f"the training diverged at step {step}: loss {float(loss):g}, gradient norm {float(norm):g};"
+                f" lower learning_rate ({plan.learning_rate(step):g} here)"
+            )
         optimizer.step()
         done = step + 1
         if done % plan.log_every == 0 or done == plan.num_steps:
