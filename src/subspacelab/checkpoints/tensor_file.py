@@ -1,9 +1,9 @@
-"""Writes one safetensors file, whole or not at all."""
+"""One safetensors file: written whole or not at all, read whole."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,3 +25,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str
             partial.chmod(mode)
         except SafetensorError as e:
             raise OSError(f"{path}: cannot be written ({str(e).splitlines()[0]}); make room and run again") from e
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file and its metadata; a ValueError names one that is gone or broken."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as e:
+        raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); restore it") from e

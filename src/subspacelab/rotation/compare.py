@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+from subspacelab.devices import choose_device
 from subspacelab.files import write_beside, write_json
 from subspacelab.reports.progress import progress_bar
 from subspacelab.rotation.chain import Chain, open_chain
-from subspacelab.rotation.device import choose_device
 from subspacelab.rotation.groups import Group, layer_index, make_groups
 from subspacelab.rotation.layer import Value, measure_weight
 from subspacelab.rotation.pictures import draw_pictures

@@ -9,11 +9,11 @@ from typing import Literal, cast
 import torch
 
 from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, require_finite
+from subspacelab.devices import choose_device
 from subspacelab.distributed import Processes, processes, split_by_cost
 from subspacelab.linalg.svd import svd
 from subspacelab.linalg.svd_errors import orthogonality_error, reconstruction_error
 from subspacelab.reports.progress import progress_bar
-from subspacelab.rotation.device import choose_device
 from subspacelab.rotation.factors import (
     INDEX,
     Decomposition,

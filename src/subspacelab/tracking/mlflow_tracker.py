@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow.pyfunc
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Schema, TensorSpec
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -199,7 +203,7 @@ class MlflowTracker:
         params = dict(flatten(model.params))
         home = self._client.get_run(self._run_id).info.experiment_id
         model_id = self._client.create_logged_model(home, model.name, self._run_id, params=params).model_id
-        with _once(), _global_uri(self._uri):
+        with _once(), _global_uri(self._uri), _only(model) as folder:
             Model.log(
                 None,
                 mlflow.pyfunc,
@@ -207,9 +211,9 @@ class MlflowTracker:
                 model_id=model_id,
                 step=model.step,
                 python_model=str(model.code),
-                artifacts={"model": str(model.folder)},
+                artifacts={"model": str(folder)},
                 pip_requirements=list(model.pip_requirements),
-                input_example=model.input_example,
+                signature=_signature(model),
             )
             now = int(time.time() * 1000)
             rows = [Metric(key, value, now, model.step, model_id=model_id) for key, value in metrics.items()]
@@ -227,6 +231,28 @@ def _global_uri(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@contextmanager
+def _only(model: ModelFiles) -> Iterator[Path]:
+    """The folder of the model's files: its own, or a temporary one that holds just those named."""
+    if not model.files:
+        yield model.folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / model.folder.name
+        folder.mkdir()
+        for file in model.files:
+            shutil.copy2(model.folder / file, folder / file)
+        yield folder
+
+
+def _signature(model: ModelFiles) -> ModelSignature | None:
+    """Of a model of arrays; None lets MLflow read the type hints of `predict`."""
+    if model.tensors is None:
+        return None
+    given, returned = (Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]) for shape in model.tensors)
+    return ModelSignature(given, returned)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +30,10 @@ class ModelFiles:
     """How good it is; linked to the model, not only to the run."""
     step: int = 0
     """Epoch or step the model is from."""
-    input_example: Any = None
-    """An input to store with the model; it is predicted on once to see that serving works."""
+    files: Sequence[str] = ()
+    """Which files of the folder make the model; all of them when empty."""
+    tensors: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Shapes of one float32 input and output, for a model of arrays: its signature, batched."""
 
 
 class Tracker(Protocol):

@@ -1,0 +1,42 @@
+"""Truncated SVD of many token matrices at once, by their small Gram matrices in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenSVD:
+    """The left side of X = U S V^T for each X [tokens, dim] of a batch."""
+
+    U: Float[Tensor, "batch tokens tokens"]
+    """Left singular vectors as columns, float64, strongest first."""
+    energies: Float[Tensor, "batch tokens"]
+    """Squared singular values, descending, float64; beyond the rank of X they are rounding, clamped at 0."""
+
+    def cosines(self) -> Float[Tensor, "batch tokens"]:
+        """cos(X, X_r) of the flattened matrices for r = 1 ... tokens: ||X_r||_F / ||X||_F, the best any rank r can.
+
+        Eckart & Young 1936: X_r is the projection of X on the leading r vectors, so <X, X_r> = ||X_r||^2. 1 for X = 0.
+        """
+        total = self.energies.sum(-1, keepdim=True)
+        share = self.energies.cumsum(-1) / total.clamp_min(torch.finfo(total.dtype).tiny)
+        return torch.where(total > 0, share, torch.ones_like(share)).clamp_max(1).sqrt()
+
+
+def token_svd(x: Float[Tensor, "batch tokens dim"]) -> TokenSVD:
+    """Eigenvectors and eigenvalues of X X^T [tokens, tokens] in float64.
+
+    Squaring loses the directions below sqrt(eps) = 1e-8 of the largest singular value, which carry 1e-16 of the energy.
+    """
+    wide = x.double()
+    energies, u = torch.linalg.eigh(wide @ wide.mT)
+    return TokenSVD(u.flip(-1), energies.flip(-1).clamp_min(0))
+
+
+def project(x: Float[Tensor, "batch tokens dim"], basis: Tensor) -> Float[Tensor, "batch tokens dim"]:
+    """Q Q^T X for orthonormal columns Q [batch, tokens, k], in the basis' dtype."""
+    projected: Tensor = basis @ (basis.mT @ x.to(basis.dtype))
+    return projected

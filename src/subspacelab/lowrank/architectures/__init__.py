@@ -1,0 +1,118 @@
+"""The networks that give A and B in one pass: names, aliases, and how one is built."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from subspacelab.lowrank.architectures.adalora import AdaLoRA
+from subspacelab.lowrank.architectures.factors import FactorNet, Factors
+from subspacelab.lowrank.architectures.mlp import MLP
+from subspacelab.lowrank.architectures.resmlp import ResMLP
+from subspacelab.lowrank.architectures.sketch import Sketch
+from subspacelab.lowrank.normalisation import Normalisation
+
+ALIASES = {
+    "ResMLP": ("symmetric", "LowRankProjSymmetric"),
+    "MLP": ("LowRankProjMLP",),
+    "AdaLoRA": ("adaptive_adalora", "adaptive", "AdaptiveLowRankProjAdaLoRA"),
+    "Sketch": (),
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that determines a model beside its weights; stored beside them."""
+
+    arch: str
+    """One of the names in ALIASES."""
+    tokens: int
+    """Rows of X."""
+    dim: int
+    """Columns of X."""
+    rank: int
+    """Columns of A, rows of B."""
+    dropout: float = 0.0
+    """In the hidden layers."""
+    shortcut: bool = True
+    """Linear shortcuts beside the networks (see `FactorNet`)."""
+    refine: bool = False
+    """Ablation: a full layer after A @ B."""
+    power_steps: int = 2
+    """Of Sketch."""
+    normalisation: Normalisation = field(default_factory=Normalisation)
+    """Of what the model is given."""
+
+
+class LowRankModel(nn.Module):
+    """A network that factorises, and the normalisation it was trained with."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net: FactorNet | Sketch = _BUILDERS[spec.arch](spec)
+        self.refine = nn.Linear(spec.dim, spec.dim) if spec.refine else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        """A [batch, tokens, rank], B [batch, rank, dim] and A @ B for normalised features."""
+        a, b = self.net(x)
+        return a, b, self.refine(a @ b)
+
+    def reconstruct(self, raw: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Raw features in, their approximation out (normalised still, where the normalisation cannot be undone)."""
+        normalisation = self.spec.normalisation
+        approximation: Tensor = normalisation.undo(self(normalisation.apply(raw))[2])
+        return approximation
+
+
+_BUILDERS: dict[str, Callable[[ModelSpec], FactorNet | Sketch]] = {
+    "ResMLP": lambda s: ResMLP(s.tokens, s.dim, s.rank, dropout=s.dropout, shortcut=s.shortcut),
+    "MLP": lambda s: MLP(s.tokens, s.dim, s.rank, dropout=s.dropout, shortcut=s.shortcut),
+    "AdaLoRA": lambda s: AdaLoRA(s.tokens, s.dim, s.rank, dropout=s.dropout, shortcut=s.shortcut),
+    "Sketch": lambda s: Sketch(s.dim, s.rank, power_steps=s.power_steps),
+}
+
+
+def canonical_arch(name: str) -> str:
+    """The architecture's own name for any of its aliases; an unknown one is a ValueError that lists them."""
+    for arch, aliases in ALIASES.items():
+        if name == arch or name in aliases:
+            return arch
+    known = ", ".join(f"{arch} ({', '.join(aliases)})" if aliases else arch for arch, aliases in ALIASES.items())
+    raise ValueError(f"arch {name!r}: no such architecture; there are {known}")
+
+
+def require_rank(rank: int, tokens: int, dim: int) -> None:
+    """Raises ValueError for a rank that a [tokens, dim] matrix does not have."""
+    if not 1 <= rank <= min(tokens, dim):
+        raise ValueError(f"rank: {rank} of a [{tokens}, {dim}] matrix; choose 1 <= rank <= {min(tokens, dim)}")
+
+
+def build_model(spec: ModelSpec, *, seed: int, basis: Float[Tensor, "dim rank"] | None = None) -> LowRankModel:
+    """A fresh model from `seed`, torch's global generator left as it was.
+
+    `basis`: orthonormal columns at which the shortcuts (or the sketch) start; None draws them.
+    """
+    require_rank(spec.rank, spec.tokens, spec.dim)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LowRankModel(spec)
+    if basis is not None:
+        model.net.start_from(basis)
+    return model
+
+
+__all__ = [
+    "ALIASES",
+    "AdaLoRA",
+    "FactorNet",
+    "Factors",
+    "LowRankModel",
+    "ModelSpec",
+    "Sketch",
+    "build_model",
+    "canonical_arch",
+    "require_rank",
+]

@@ -1,0 +1,30 @@
+"""Sketch: a learned projection finds the range of X, power steps sharpen it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from subspacelab.linalg.sketch import sketch_basis
+from subspacelab.lowrank.architectures.factors import Factors
+
+
+class Sketch(nn.Module):
+    """A = Q = orth((X X^T)^q X Omega), B = Q^T X: the projection of X on the sketched range (arXiv 1910.13984).
+
+    Omega [dim, rank] is learned; it starts at random, or at the data set's PCA basis.
+    """
+
+    def __init__(self, dim: int, rank: int, *, power_steps: int) -> None:
+        super().__init__()
+        self.omega = nn.Parameter(torch.randn(dim, rank) / dim**0.5)
+        self.power_steps = power_steps
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Factors:
+        """The two factors of each X; A has orthonormal columns."""
+        q = sketch_basis(x, self.omega, self.power_steps)
+        return Factors(q, q.mT @ x)
+
+    @torch.no_grad()
+    def start_from(self, basis: Float[Tensor, "dim rank"]) -> None:
+        """Starts Omega at `basis`."""
+        self.omega.copy_(basis)

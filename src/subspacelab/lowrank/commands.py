@@ -1,0 +1,193 @@
+"""`subspacelab lowrank ...`: the commands of room 2."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Vision features factorised as A @ B by networks, against the SVD.")
+
+Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
+FeaturesDir = Annotated[Path, typer.Option("--features", help="A feature cache made by `lowrank cache`.")]
+Rank = Annotated[int, typer.Option(min=1, help="Rank r of A [tokens, r] and B [r, dim].")]
+ResultsDir = Annotated[Path, typer.Option(help="Each architecture has its folder in it.")]
+Archs = Annotated[
+    list[str] | None,
+    typer.Option("--arch", help="ResMLP, MLP, AdaLoRA, Sketch or an alias; repeatable; by default all trained ones."),
+]
+
+
+@app.command()
+def cache(
+    model_id: Annotated[
+        str, typer.Option(help="A Qwen2.5-VL checkpoint: local folder, org/name@revision on the hub, or demo:<name>.")
+    ],
+    images: Annotated[
+        Path, typer.Option(help="A parquet file or folder (textVQA_groundingtask_bbox), a .jsonl, or a picture folder.")
+    ],
+    output_dir: Annotated[Path, typer.Option(help="Where shards, index.parquet and meta.json go.")] = Path(
+        "data/features"
+    ),
+    image_size: Annotated[int, typer.Option(help="Pixels per side; 448 gives 256 tokens.")] = 448,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per pass of the tower.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    track: Track = True,
+) -> None:
+    """Merged vision tokens of every picture, from the vision tower alone; the language model is never read.
+
+    An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
+    """
+    from subspacelab.checkpoints import resolve_reference
+    from subspacelab.devices import choose_device
+    from subspacelab.distributed import is_main_process
+    from subspacelab.lowrank.cache import CachePlan, cache_features
+    from subspacelab.lowrank.report import print_cache
+    from subspacelab.tracking import open_run
+
+    source = resolve_reference(model_id)
+    params = {"model_id": model_id, "revision": source.revision, "images": images, "image_size": image_size}
+    params |= {"limit": limit, "batch_size": batch_size, "device": device}
+    with open_run("lowrank", f"cache {source.name}", params=params, enabled=track) as tracker:
+        plan = CachePlan(images, image_size, limit, batch_size)
+        meta = cache_features(source, plan, output_dir, device=choose_device(device), log=tracker.log_metrics)
+    if is_main_process():
+        print_cache(meta)
+
+
+@app.command()
+def train(
+    features: FeaturesDir,
+    arch: Annotated[str, typer.Option(help="ResMLP, MLP, AdaLoRA, Sketch, or an alias of one.")] = "ResMLP",
+    rank: Rank = 128,
+    batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Passes over the pictures; with --resume additional ones.")] = 20,
+    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 1e-4,
+    lambda_b: Annotated[float, typer.Option("--lambda-B", help="Weight of mean(B^2).")] = 1e-4,
+    lambda_ortho: Annotated[float, typer.Option(help="Weight of the orthogonality of A's columns.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-5,
+    patience: Annotated[int, typer.Option(help="Epochs without improvement before stopping.")] = 10,
+    dropout: Annotated[float, typer.Option(help="In the hidden layers.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of weights, order, dropout, and of the split.")] = 42,
+    results_dir: ResultsDir = Path("results"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the best model, with its optimizer, scheduler and settings.")
+    ] = False,
+    start: Annotated[
+        str, typer.Option(help="pca: shortcuts start at the training pictures' PCA basis; random: plain networks.")
+    ] = "pca",
+    normalisation: Annotated[str, typer.Option(help="rms, layernorm or none.")] = "rms",
+    refine: Annotated[bool, typer.Option("--refine", help="Ablation: a full layer after A @ B.")] = False,
+    power_steps: Annotated[int, typer.Option(help="Sketch: power steps.")] = 2,
+    use_rank_allocator: Annotated[
+        bool, typer.Option("--use-rank-allocator", help="AdaLoRA: take columns of A out by their importance.")
+    ] = False,
+    allocator_init_warmup: Annotated[int, typer.Option(help="Steps before anything is masked.")] = 1000,
+    allocator_final_warmup: Annotated[int, typer.Option(help="Last steps, at the final budget.")] = 1000,
+    allocator_mask_interval: Annotated[int, typer.Option(help="Steps between masks.")] = 20,
+    allocator_keep_ratio: Annotated[float, typer.Option(help="Share of the rank that stays.")] = 0.25,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile on a GPU.")] = True,
+    track: Track = True,
+) -> None:
+    """Trains one network to give A and B in one pass. A training that was cut short continues by the same command.
+
+    Writes best_model, last, history and pictures to <results-dir>/<arch>, and log/logs_<timestamp>.
+    Several processes: accelerate launch -m subspacelab lowrank train ...
+    """
+    from dataclasses import asdict
+
+    from subspacelab.distributed import is_main_process
+    from subspacelab.lowrank.architectures import canonical_arch
+    from subspacelab.lowrank.config import TrainLowrankConfig
+    from subspacelab.lowrank.features import Features
+    from subspacelab.lowrank.handlog import open_hand_log
+    from subspacelab.lowrank.outcome import record_training
+    from subspacelab.lowrank.report import print_training
+    from subspacelab.lowrank.train import train as run
+    from subspacelab.params import validate
+    from subspacelab.tracking import open_run
+
+    allocator: dict[str, Any] = {"init_warmup": allocator_init_warmup, "final_warmup": allocator_final_warmup}
+    allocator |= {"mask_interval": allocator_mask_interval, "keep_ratio": allocator_keep_ratio}
+    values: dict[str, Any] = {"allocator": allocator}
+    values |= {"batch_size": batch_size, "epochs": epochs, "lr": lr, "lambda_B": lambda_b, "patience": patience}
+    values |= {"lambda_ortho": lambda_ortho, "weight_decay": weight_decay, "dropout": dropout, "start": start}
+    values |= {"normalisation": normalisation, "refine": refine, "power_steps": power_steps}
+    values |= {"use_rank_allocator": use_rank_allocator, "device": device, "compile": compile}
+    settings = validate(TrainLowrankConfig, values, where="train")
+    name = canonical_arch(arch)
+    cached = Features(features)
+    params = asdict(settings) | {"arch": name, "rank": rank, "seed": seed, "features": features, "resume": resume}
+    with open_run("lowrank", f"train {name} r{rank}", params=params, enabled=track) as tracker:
+        with open_hand_log(params, tracker.log_metrics) as (hand, log):
+            result = run(
+                cached, results_dir, arch=name, rank=rank, seed=seed, settings=settings, resume=resume, log=log
+            )
+            if hand is not None:
+                hand.summary(result)
+        if is_main_process():
+            record_training(result, cached, tracker)
+    if is_main_process():
+        print_training(result)
+
+
+@app.command()
+def compare(
+    features: FeaturesDir,
+    arch: Archs = None,
+    rank: Rank = 128,
+    results_dir: ResultsDir = Path("results"),
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where table and picture go; <results-dir>/comparison if left out.")
+    ] = None,
+    raw_inputs: Annotated[
+        bool, typer.Option("--raw-inputs", help="Ablation: compare on raw features, whatever the networks know.")
+    ] = False,
+    track: Track = True,
+) -> None:
+    """SVD, trained networks, one PCA basis for all pictures and a random sketch on the test pictures.
+
+    Writes comparison.csv, metrics.json and svd_nn_comparison.png.
+    """
+    from subspacelab.lowrank.compare import compare as run
+    from subspacelab.lowrank.features import Features
+    from subspacelab.lowrank.report import print_comparison, track_comparison
+    from subspacelab.tracking import open_run
+
+    where = output_dir or results_dir / "comparison"
+    params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "raw_inputs": raw_inputs}
+    with open_run("lowrank", f"compare r{rank}", params=params, enabled=track) as tracker:
+        result = run(Features(features), results_dir, where, archs=arch or (), rank=rank, raw_inputs=raw_inputs)
+        track_comparison(result, tracker)
+    print_comparison(result)
+
+
+@app.command()
+def visualize(
+    features: FeaturesDir,
+    arch: Archs = None,
+    rank: Rank = 128,
+    results_dir: ResultsDir = Path("results"),
+    image_idx: Annotated[int, typer.Option(help="Which test picture, from 0.")] = 0,
+    channels: Annotated[int, typer.Option(help="How many channels, from the first.")] = 8,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where the pictures go; <results-dir>/pictures if left out.")
+    ] = None,
+    track: Track = True,
+) -> None:
+    """Maps of channels and errors on the picture's plane, and the cosine over the rank."""
+    from subspacelab.lowrank.features import Features
+    from subspacelab.lowrank.report import track_views
+    from subspacelab.lowrank.visualize import visualize as run
+    from subspacelab.tracking import open_run
+
+    where = output_dir or results_dir / "pictures"
+    params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "image_idx": image_idx}
+    with open_run("lowrank", f"visualize r{rank}", params=params, enabled=track) as tracker:
+        views = run(
+            Features(features), results_dir, where, archs=arch or (), rank=rank, image_idx=image_idx, channels=channels
+        )
+        track_views(views, tracker)
+    for picture in views.pictures:
+        typer.echo(picture)

@@ -1,0 +1,88 @@
+"""The networks against the SVD, and against controls, on the test pictures."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from subspacelab.files import write_beside, write_json
+from subspacelab.lowrank.batches import batches_of, read_batches
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.figures.comparison import draw_comparison
+from subspacelab.lowrank.measures import nearness
+from subspacelab.lowrank.methods import SVD, approximations, held_out_rows, read_models, train_basis
+from subspacelab.lowrank.normalisation import Normalisation
+from subspacelab.reports.progress import progress_bar
+
+BATCH = 16
+MEASURES = ("cosine", "mse", "relative_error", "explained_variance", "share_of_svd")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found and wrote."""
+
+    images: pd.DataFrame
+    """method, dataset_id and the measures: one row per method and test picture."""
+    metrics: dict[str, Any]
+    """rank, num_images, normalisation, and mean and std of each measure by method."""
+    output_dir: Path
+    """Holds comparison.csv, metrics.json and the picture."""
+    picture: Path
+    """svd_nn_comparison.png."""
+
+
+@torch.no_grad()
+def compare(
+    features: Features,
+    results_dir: Path,
+    output_dir: Path,
+    *,
+    archs: Sequence[str] = (),
+    rank: int,
+    raw_inputs: bool = False,
+) -> Comparison:
+    """Measures SVD, networks, one PCA basis and a random sketch at `rank`, in the space the networks were trained in.
+
+    `raw_inputs` is an ablation: networks are given, and everything is compared on, raw features, whatever they were
+    trained on. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
+    """
+    models = read_models(features, results_dir, archs, rank)
+    first = next(iter(models.values()))
+    normalisation = Normalisation() if raw_inputs else first.model.spec.normalisation
+    rows = held_out_rows(features, first.seed)
+    methods = approximations(models, train_basis(features, first.seed, normalisation), rank, first.seed)
+    batches = batches_of(rows, BATCH)
+    found: list[pd.DataFrame] = []
+    with progress_bar("compare", total=len(rows), unit="pictures") as advance:
+        read = read_batches(features, batches, normalisation, torch.device("cpu"))
+        for batch, x in zip(batches, read, strict=True):
+            best = nearness(x, methods[SVD](x)).cosine
+            for name, approximate in methods.items():
+                near = nearness(x, approximate(x))
+                values = asdict(near) | {"share_of_svd": near.cosine / best}
+                table = {key: value.tolist() for key, value in values.items()}
+                ids = features.index["dataset_id"][batch].tolist()
+                found.append(pd.DataFrame({"method": name, "dataset_id": ids, **table}))
+            advance(len(batch))
+    images = pd.concat(found, ignore_index=True)
+    metrics = {
+        "rank": rank,
+        "num_images": len(rows),
+        "normalisation": normalisation.kind,
+        "methods": {name: _summary(images[images["method"] == name]) for name in methods},
+    }
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with write_beside(output_dir / "comparison.csv") as partial:
+        images.to_csv(partial, index=False)
+    write_json(output_dir / "metrics.json", metrics)
+    picture = draw_comparison(output_dir / "svd_nn_comparison.png", images, rank)
+    return Comparison(images, metrics, output_dir, picture)
+
+
+def _summary(images: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over the pictures (population, so that one picture has 0)."""
+    return {m: {"mean": float(images[m].mean()), "std": float(images[m].std(ddof=0))} for m in MEASURES}

@@ -1,0 +1,169 @@
+"""A cache of vision features: safetensors shards [n, tokens, dim], an index, and how it was made."""
+
+import json
+import mmap
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from subspacelab.files import read_json
+
+INDEX, META = "index.parquet", "meta.json"
+TENSOR = "features"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class FeatureMeta:
+    """How a cache was made; meta.json."""
+
+    model: str
+    """Reference of the checkpoint."""
+    revision: str | None
+    """Its commit, for one of the hub."""
+    image_size: int
+    """Pixels per side of the squared pictures."""
+    tokens: int
+    """Merged tokens per picture; a square number."""
+    dim: int
+    """Width d of a token."""
+    dtype: str
+    """Storage type: F32, BF16 or F16."""
+    count: int
+    """Pictures in the cache."""
+    unreadable: list[str]
+    """dataset_id of each picture that could not be read and was left out."""
+
+    @property
+    def side(self) -> int:
+        """Tokens per side of the picture."""
+        return int(self.tokens**0.5)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of meta.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CachedPicture:
+    """A picture as it went into the tower (JPEG-compressed since)."""
+
+    dataset_id: str
+    """Its name in the data set."""
+    pixels: Any
+    """uint8 array [size, size, 3]."""
+    bbox: tuple[float, ...] | None
+    """x, y, width, height in these pixels."""
+
+
+class Features:
+    """A cache opened for reading: rows by number, one copy of each in memory and nothing else.
+
+    Files are mapped, and a row's pages are handed back as soon as it is copied: reading 4 GB leaves no 4 GB resident.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / META).is_file():
+            raise ValueError(f"{folder}: no feature cache there ({META} is missing); make one with `lowrank cache`")
+        self.folder = folder
+        """Where the cache lies."""
+        self.meta = _read_meta(folder / META)
+        """How it was made."""
+        self.index = pd.read_parquet(folder / INDEX)
+        """row, dataset_id, sha256, shard, offset."""
+        if len(self.index) != self.meta.count:
+            raise ValueError(
+                f"{folder}: {INDEX} has {len(self.index)} rows, {META} says {self.meta.count}; cache again"
+            )
+        self._shards = {name: _Shard(folder, name, self.meta) for name in sorted(set(self.index["shard"]))}
+        self._places = list(zip(self.index["shard"], self.index["offset"], strict=True))
+
+    def __len__(self) -> int:
+        return self.meta.count
+
+    def picture(self, row: int) -> "CachedPicture":
+        """The picture behind a row, as it was cached."""
+        shard, offset = self._places[row]
+        found = pd.read_parquet(self.folder / pictures_name(shard)).iloc[offset]
+        box = None if found["bbox"] is None else tuple(float(v) for v in found["bbox"])
+        image = np.asarray(Image.open(BytesIO(found["image"])).convert("RGB"))
+        return CachedPicture(self.index["dataset_id"][row], image, box)
+
+    def read(self, rows: Sequence[int]) -> Float[Tensor, "batch tokens dim"]:
+        """The features of some rows in float32."""
+        out = torch.empty(len(rows), self.meta.tokens, self.meta.dim)
+        for place, row in zip(out, rows, strict=True):
+            shard, offset = self._places[row]
+            self._shards[shard].copy_to(place, offset)
+        return out
+
+
+class _Shard:
+    """One mapped file."""
+
+    def __init__(self, folder: Path, name: str, meta: FeatureMeta) -> None:
+        path = folder / name
+        if Path(name).name != name:
+            raise ValueError(f"{folder / INDEX}: shard {name!r} is not a file name; cache again")
+        if not path.is_file():
+            raise ValueError(f"{path}: shard is missing; cache again")
+        start, entry = read_header(path)
+        count, *shape = entry["shape"]
+        if shape != [meta.tokens, meta.dim] or entry["dtype"] != meta.dtype:
+            raise ValueError(f"{path}: {entry['dtype']} {entry['shape']} does not fit {META}; cache again")
+        self._dtype, self._shape = DTYPES[entry["dtype"]], (meta.tokens, meta.dim)
+        self._start, self._count = start + entry["data_offsets"][0], count
+        self._bytes = meta.tokens * meta.dim * self._dtype.itemsize
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._start + count * self._bytes > len(self._map):
+            raise ValueError(f"{path}: truncated; cache again")
+
+    def copy_to(self, out: Tensor, row: int) -> None:
+        first = self._start + row * self._bytes
+        # A slice of a map is a copy; frombuffer would keep the pages.
+        raw = bytearray(self._map[first : first + self._bytes])
+        out.copy_(torch.frombuffer(raw, dtype=self._dtype).view(self._shape))
+        page = first - first % mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, page, first + self._bytes - page)
+
+
+def shard_name(number: int) -> str:
+    """`features-00000.safetensors`."""
+    return f"features-{number:05d}.safetensors"
+
+
+def pictures_name(shard: str) -> str:
+    """The file that holds the pictures of a shard."""
+    return shard.replace("features-", "pictures-").replace(".safetensors", ".parquet")
+
+
+def read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data of a shard starts, and dtype, shape and offsets of its one tensor."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > 1 << 20:
+                raise ValueError("header too long")
+            return 8 + length, json.loads(file.read(length))[TENSOR]
+    except (struct.error, ValueError, KeyError) as e:
+        raise ValueError(f"{path}: truncated or no feature shard ({e}); cache again") from e
+
+
+def _read_meta(path: Path) -> FeatureMeta:
+    content = read_json(path)
+    try:
+        return FeatureMeta(**content)
+    except TypeError as e:
+        raise ValueError(f"{path}: not the {META} of a feature cache ({e}); cache again") from e

@@ -1,0 +1,109 @@
+"""Channels and errors where they are in the picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from subspacelab.lowrank.features import CachedPicture
+from subspacelab.lowrank.figures.style import colour_of
+from subspacelab.reports.figures import COLOURS, open_figure
+
+Maps = NDArray[np.float32]  # [channels, side, side]
+
+
+def draw_channels(path: Path, original: Maps, methods: Mapping[str, Maps], picture: CachedPicture) -> Path:
+    """One row per method, one column per channel; a column shares one colour scale."""
+    rows = {"original": original, **methods}
+    limits = [(float(c.min()), float(c.max())) for c in original]
+    with open_figure(path, (1.5 * len(original) + 2.2, 1.55 * len(rows) + 0.4)) as figure:
+        panels = figure.subplots(len(rows), len(original) + 1, squeeze=False)
+        _blank(panels)
+        draw_picture(panels[0][0], picture)
+        for line, (name, maps) in zip(panels, rows.items(), strict=True):
+            line[1].set_ylabel(name, fontsize=9)
+            for channel, (axes, values) in enumerate(zip(line[1:], maps, strict=True)):
+                low, high = limits[channel]
+                image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
+                if name == "original":
+                    axes.set_title(f"channel {channel}", fontsize=8)
+                if name == list(rows)[-1]:
+                    bar = figure.colorbar(image, ax=[row[channel + 1] for row in panels], shrink=0.5, location="bottom")
+                    bar.ax.tick_params(labelsize=6)
+    return path
+
+
+def draw_errors(path: Path, original: Maps, methods: Mapping[str, Maps], picture: CachedPicture) -> Path:
+    """|error| of each channel, one row per method, one colour scale per channel over all methods."""
+    errors = {name: np.abs(maps - original) for name, maps in methods.items()}
+    highest = np.max([e.max(axis=(1, 2)) for e in errors.values()], axis=0)
+    with open_figure(path, (1.5 * len(original) + 2.2, 1.55 * len(errors) + 0.4)) as figure:
+        panels = figure.subplots(len(errors), len(original) + 1, squeeze=False)
+        _blank(panels)
+        draw_picture(panels[0][0], picture)
+        for line, (name, maps) in zip(panels, errors.items(), strict=True):
+            line[1].set_ylabel(name, fontsize=9)
+            for channel, (axes, values) in enumerate(zip(line[1:], maps, strict=True)):
+                image = axes.imshow(values, cmap="magma", vmin=0, vmax=float(highest[channel]))
+                if line is panels[0]:
+                    axes.set_title(f"|error|, channel {channel}", fontsize=7)
+                if line is panels[-1]:
+                    bar = figure.colorbar(image, ax=[row[channel + 1] for row in panels], shrink=0.5, location="bottom")
+                    bar.ax.tick_params(labelsize=6)
+    return path
+
+
+def draw_overlay(path: Path, errors: Mapping[str, NDArray[np.float32]], picture: CachedPicture) -> Path:
+    """The error summed over all channels, laid over the picture; one colour scale for all methods."""
+    size = picture.pixels.shape[0]
+    highest = max(float(e.max()) for e in errors.values())
+    with open_figure(path, (2.9 * len(errors) + 0.8, 3.2)) as figure:
+        panels = figure.subplots(1, len(errors), squeeze=False)
+        _blank(panels)
+        for axes, (name, error) in zip(panels[0], errors.items(), strict=True):
+            draw_picture(axes, picture)
+            where = (0, size, size, 0)
+            image = axes.imshow(error, cmap="magma", alpha=0.6, extent=where, vmin=0, vmax=highest)
+            axes.set_title(f"{name}: {float(error.mean()):.3g} mean", fontsize=9)
+        figure.colorbar(image, ax=panels[0].tolist(), label="‖x - x̂‖ of a token", shrink=0.8)
+    return path
+
+
+def draw_rank_curve(
+    path: Path, curves: Mapping[str, Mapping[int, float]], points: Mapping[str, tuple[int, float]]
+) -> Path:
+    """rank_curve.png: mean cosine of the test pictures over the rank; trained networks as points at theirs."""
+    with open_figure(path, (6, 4)) as figure:
+        axes = figure.subplots()
+        for name, curve in curves.items():
+            axes.plot(list(curve), list(curve.values()), color=colour_of(name), marker="o", label=name)
+        for (name, (rank, cosine)), marker in zip(points.items(), ("*", "s", "^", "D"), strict=False):
+            axes.plot([rank], [cosine], color=colour_of(name), marker=marker, markersize=9, linestyle="", label=name)
+        axes.set_xscale("log", base=2)
+        ranks = sorted({rank for curve in curves.values() for rank in curve})
+        axes.set_xticks(ranks, [str(rank) for rank in ranks])
+        axes.set(xlabel="rank r", ylabel="cosine of X and its approximation")
+        axes.legend()
+    return path
+
+
+def draw_picture(axes: Any, picture: CachedPicture) -> None:
+    """The picture, with its box where the data set has one."""
+    axes.imshow(picture.pixels)
+    axes.set_title(picture.dataset_id, fontsize=7)
+    if picture.bbox is not None:
+        x, y, width, height = picture.bbox
+        axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=COLOURS[1], linewidth=1.5))
+
+
+def _blank(panels: Any) -> None:
+    """No ticks, and no frame around what stays empty."""
+    for axes in panels.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)

@@ -1,0 +1,51 @@
+"""Logs of trainings that a person starts by hand: log/logs_<timestamp>/."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from subspacelab.distributed import is_main_process
+from subspacelab.files import write_json
+from subspacelab.lowrank.train import Log, TrainingResult
+
+
+class HandLog:
+    """Config, one line per epoch, and the final summary of one training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        """log/logs_<timestamp>."""
+
+    def epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Appends an epoch's line to training.log."""
+        with (self.folder / "training.log").open("a") as file:
+            time = datetime.now().isoformat(timespec="seconds")
+            file.write(f"{time} epoch {epoch} {' '.join(f'{k}={v:.6g}' for k, v in metrics.items())}\n")
+
+    def summary(self, result: TrainingResult) -> None:
+        """Writes final_summary.json."""
+        write_json(self.folder / "final_summary.json", {"folder": str(result.folder), **asdict(result.progress)})
+
+
+@contextmanager
+def open_hand_log(
+    config: Mapping[str, Any], log: Log, root: Path = Path("log")
+) -> Iterator[tuple[HandLog | None, Log]]:
+    """Yields the log and a `log(metrics, epoch)` that writes to it and calls `log`; nothing but in the main process."""
+    if not is_main_process():
+        yield None, log
+        return
+    folder = root / f"logs_{datetime.now():%Y%m%d_%H%M%S}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", json.loads(json.dumps(dict(config), default=str)))
+    hand = HandLog(folder)
+
+    def both(metrics: Mapping[str, float], epoch: int) -> None:
+        hand.epoch(metrics, epoch)
+        log(metrics, epoch)
+
+    yield hand, both

@@ -1,0 +1,88 @@
+"""The ways to approximate X at a rank that are compared: the SVD, trained networks, and two controls."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.linalg.sketch import sketch_basis
+from subspacelab.linalg.token_svd import project, token_svd
+from subspacelab.lowrank.architectures import canonical_arch
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.normalisation import Normalisation
+from subspacelab.lowrank.splits import split_rows
+from subspacelab.lowrank.state import TrainedModel, load_model
+from subspacelab.lowrank.statistics import feature_statistics
+
+Approximate = Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch tokens dim"]]
+SVD, PCA, RANDOM = "SVD", "PCA basis", "random sketch"
+
+
+def read_models(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> dict[str, TrainedModel]:
+    """The trained models of some architectures, or of all in `results_dir` when none is named.
+
+    Raises ValueError when a model is of another rank, of other features, or was trained with another seed or
+    normalisation than the others: then there is no common test picture or no common measure.
+    """
+    names = [canonical_arch(name) for name in archs] or _trained(results_dir)
+    models = {name: load_model(results_dir / name) for name in names}
+    first = next(iter(models.values()))
+    for name, trained in models.items():
+        spec, folder = trained.model.spec, results_dir / name
+        if (spec.tokens, spec.dim) != (features.meta.tokens, features.meta.dim):
+            shape = [features.meta.tokens, features.meta.dim]
+            raise ValueError(f"{folder}: trained on [{spec.tokens}, {spec.dim}], {features.folder} holds {shape}")
+        if spec.rank != rank:
+            raise ValueError(f"{folder}: holds rank {spec.rank}, asked for {rank}; train that rank or ask for this one")
+        if trained.seed != first.seed:
+            raise ValueError(f"{folder}: trained with seed {trained.seed}, {names[0]} with {first.seed}; retrain one")
+        if spec.normalisation != first.model.spec.normalisation:
+            raise ValueError(f"{folder}: its normalisation differs from that of {names[0]}; retrain one")
+    return models
+
+
+def _trained(results_dir: Path) -> list[str]:
+    from subspacelab.lowrank.architectures import ALIASES
+
+    names = [name for name in ALIASES if (results_dir / name / "best_model.json").is_file()]
+    if not names:
+        raise ValueError(f"{results_dir}: no trained model there; train one with `lowrank train`")
+    return names
+
+
+def num_power_steps(models: Mapping[str, TrainedModel]) -> int:
+    """Those of the learned sketch, so that the random one differs by its Omega alone."""
+    return next(iter(models.values())).model.spec.power_steps
+
+
+def approximations(
+    models: Mapping[str, TrainedModel], basis: Float[Tensor, "dim dim"], rank: int, seed: int
+) -> dict[str, Approximate]:
+    """Method to approximation of normalised features at `rank`: SVD, the models, one PCA basis, a random sketch."""
+    found: dict[str, Approximate] = {SVD: lambda x: project(x, token_svd(x).U[..., :rank])}
+    for name, trained in models.items():
+        found[name] = lambda x, model=trained.model: model(x)[2]  # type: ignore[misc]
+    omega, steps = random_omega(basis.shape[0], rank, seed), num_power_steps(models)
+    leading = basis[:, :rank]
+    return found | {
+        PCA: lambda x: x.double() @ leading @ leading.T,
+        RANDOM: lambda x: project(x, sketch_basis(x.double(), omega, steps)),
+    }
+
+
+def random_omega(dim: int, rank: int, seed: int) -> Float[Tensor, "dim rank"]:
+    """A seeded Gaussian sketch."""
+    return torch.randn(dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def held_out_rows(features: Features, seed: int) -> list[int]:
+    """Rows of the test pictures."""
+    return split_rows(list(features.index["sha256"]), seed)["test"]
+
+
+def train_basis(features: Features, seed: int, normalisation: Normalisation) -> Float[Tensor, "dim dim"]:
+    """PCA basis of the training pictures, strongest direction first."""
+    rows = split_rows(list(features.index["sha256"]), seed)["train"]
+    return feature_statistics(features, rows, normalisation.kind).basis

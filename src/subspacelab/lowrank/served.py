@@ -1,0 +1,25 @@
+"""What MLflow serves of a trained network: features in, their rank-r reconstruction out (no pickle)."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.pyfunc import PythonModelContext
+
+from subspacelab.lowrank.state import load_model
+
+
+class Reconstructor(mlflow.pyfunc.PythonModel):
+    """`predict` takes features [n, tokens, dim] and returns their approximation, of the same shape, in float32."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self.model = load_model(Path(context.artifacts["model"])).model
+
+    def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> Any:
+        with torch.inference_mode():
+            return self.model.reconstruct(torch.from_numpy(np.array(model_input, dtype=np.float32))).numpy()
+
+
+mlflow.models.set_model(Reconstructor())

@@ -1,0 +1,121 @@
+"""Where in the picture a rank-r approximation errs, channel by channel, and how the cosine grows with the rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.files import write_json
+from subspacelab.linalg.sketch import sketch_basis
+from subspacelab.linalg.token_svd import project, token_svd
+from subspacelab.lowrank.batches import batches_of, read_batches
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.figures.maps import draw_channels, draw_errors, draw_overlay, draw_rank_curve
+from subspacelab.lowrank.measures import nearness
+from subspacelab.lowrank.methods import (
+    PCA,
+    RANDOM,
+    SVD,
+    approximations,
+    held_out_rows,
+    num_power_steps,
+    random_omega,
+    read_models,
+    train_basis,
+)
+from subspacelab.lowrank.state import TrainedModel
+
+CURVE = (8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What `visualize` drew."""
+
+    pictures: list[Path]
+    """channels, errors, overlay and rank curve."""
+    curve: dict[str, dict[str, float]]
+    """Method to rank to mean cosine of the test pictures; also in rank_curve.json."""
+
+
+@torch.no_grad()
+def visualize(
+    features: Features,
+    results_dir: Path,
+    output_dir: Path,
+    *,
+    archs: Sequence[str] = (),
+    rank: int,
+    image_idx: int = 0,
+    channels: int = 8,
+) -> Views:
+    """Draws one test picture's channels, |errors| and summed error by method, and the rank curve of all test pictures.
+
+    `image_idx` counts the test pictures from 0. Raises ValueError for a picture or a number of channels there is not.
+    """
+    models = read_models(features, results_dir, archs, rank)
+    first = next(iter(models.values()))
+    rows = held_out_rows(features, first.seed)
+    if not 0 <= image_idx < len(rows):
+        raise ValueError(f"image_idx: {image_idx}, there are test pictures 0 to {len(rows) - 1}")
+    if not 1 <= channels <= features.meta.dim:
+        raise ValueError(f"channels: {channels}, the features have 1 to {features.meta.dim}")
+    normalisation = first.model.spec.normalisation
+    basis = train_basis(features, first.seed, normalisation)
+    x = normalisation.apply(features.read([rows[image_idx]]))
+    picture = features.picture(rows[image_idx])
+    shown = {n: f for n, f in approximations(models, basis, rank, first.seed).items() if n not in (PCA, RANDOM)}
+    side = features.meta.side
+
+    def maps(y: Tensor) -> Tensor:
+        return y[0, :, :channels].float().T.reshape(channels, side, side)
+
+    approximated = {name: approximate(x) for name, approximate in shown.items()}
+    by_method = {name: maps(y).numpy() for name, y in approximated.items()}
+    summed = {name: (y - x)[0].float().norm(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
+    original = maps(x).numpy()
+    curves, points = _rank_curves(features, rows, models, basis, rank)
+    pictures = [
+        draw_channels(output_dir / f"channels_{image_idx}.png", original, by_method, picture),
+        draw_errors(output_dir / f"errors_{image_idx}.png", original, by_method, picture),
+        draw_overlay(output_dir / f"overlay_{image_idx}.png", summed, picture),
+        draw_rank_curve(output_dir / "rank_curve.png", curves, points),
+    ]
+    table = {name: {str(r): c for r, c in curve.items()} for name, curve in curves.items()}
+    table |= {name: {str(r): c} for name, (r, c) in points.items()}
+    write_json(output_dir / "rank_curve.json", table)
+    return Views(pictures, table)
+
+
+def _rank_curves(
+    features: Features,
+    rows: Sequence[int],
+    models: dict[str, TrainedModel],
+    basis: Float[Tensor, "dim dim"],
+    rank: int,
+) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
+    """Mean cosine over the test pictures: SVD, PCA and random sketch at every rank, networks at theirs."""
+    first = next(iter(models.values()))
+    tokens, dim = features.meta.tokens, features.meta.dim
+    ranks = [r for r in CURVE if r <= min(tokens, dim)]
+    omega, steps = random_omega(dim, max(ranks), first.seed), num_power_steps(models)
+    sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, PCA, RANDOM)}
+    points = dict.fromkeys(models, 0.0)
+    normalisation = first.model.spec.normalisation
+    for x in read_batches(features, batches_of(rows, 16), normalisation, torch.device("cpu")):
+        wide = x.double()
+        optimum, norms = token_svd(wide).cosines(), wide.flatten(1).norm(dim=1)
+        in_basis = (wide @ basis).square().sum(1).cumsum(1).sqrt()
+        for r in ranks:
+            sums[SVD][r] += optimum[:, r - 1].sum().item()
+            sums[PCA][r] += (in_basis[:, r - 1] / norms).sum().item()
+            sketched = project(wide, sketch_basis(wide, omega[:, :r], steps))
+            sums[RANDOM][r] += nearness(wide, sketched).cosine.sum().item()
+        for name, trained in models.items():
+            points[name] += nearness(x, trained.model(x)[2]).cosine.sum().item()
+    count = len(rows)
+    curves = {name: {r: total / count for r, total in curve.items()} for name, curve in sums.items()}
+    return curves, {name: (rank, total / count) for name, total in points.items()}
