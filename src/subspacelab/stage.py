@@ -58,6 +58,8 @@ class Stage(Generic[T]):
     """The stage's own parameters."""
     study: Study
     """What is being studied."""
+    rank: int
+    """Rank of the low-rank approximations."""
     seed: int
     """Seed of every generator."""
     tracker: Tracker
@@ -96,7 +98,7 @@ def open_stage(name: str, config: type[T], *, experiment: str, item: str | None 
             )
         )
         work_dir = stack.enter_context(continued_folder(full_name, fingerprint(full_name, logged, declared.deps)))
-        yield Stage(section, params.study, params.common.seed, tracker, work_dir)
+        yield Stage(section, params.study, params.common.rank, params.common.seed, tracker, work_dir)
         guard.check()
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from subspacelab.lowrank.config import AllocatorConfig
 
@@ -53,7 +53,7 @@ class RankAllocator:
     step and before the gradients are cleared.
     """
 
-    def __init__(self, schedule: Schedule, triplet: tuple[nn.Parameter, nn.Parameter, nn.Parameter]) -> None:
+    def __init__(self, schedule: Schedule, triplet: tuple[Tensor, Tensor, Tensor]) -> None:
         self.schedule = schedule
         self._triplet = triplet
         self._sensitivity = [torch.zeros_like(p) for p in triplet]

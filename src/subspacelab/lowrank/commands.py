@@ -104,6 +104,7 @@ def train(
     from subspacelab.lowrank.handlog import open_hand_log
     from subspacelab.lowrank.outcome import record_training
     from subspacelab.lowrank.report import print_training
+    from subspacelab.lowrank.train import resume_training
     from subspacelab.lowrank.train import train as run
     from subspacelab.params import validate
     from subspacelab.tracking import open_run
@@ -121,9 +122,19 @@ def train(
     params = asdict(settings) | {"arch": name, "rank": rank, "seed": seed, "features": features, "resume": resume}
     with open_run("lowrank", f"train {name} r{rank}", params=params, enabled=track) as tracker:
         with open_hand_log(params, tracker.log_metrics) as (hand, log):
-            result = run(
-                cached, results_dir, arch=name, rank=rank, seed=seed, settings=settings, resume=resume, log=log
-            )
+            if resume:
+                result = resume_training(
+                    cached,
+                    results_dir,
+                    arch=name,
+                    rank=rank,
+                    epochs=epochs,
+                    device=device,
+                    compile=compile,
+                    log=log,
+                )
+            else:
+                result = run(cached, results_dir, arch=name, rank=rank, seed=seed, settings=settings, log=log)
             if hand is not None:
                 hand.summary(result)
         if is_main_process():

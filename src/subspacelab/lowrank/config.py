@@ -115,8 +115,8 @@ class ContinueLowrankConfig:
 class CompareLowrankConfig:
     """Stage `compare_lowrank`: the networks against the SVD and two controls on the test pictures."""
 
-    curve: tuple[int, ...]
-    """Ranks of the rank curve."""
+    raw_inputs: bool
+    """Ablation: compare on raw features, whatever the networks were trained on."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Trains one network on a feature cache: early stopping, best and last state on disk, continued after a kill."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from subspacelab.devices import choose_device
 from subspacelab.distributed import Processes, processes
-from subspacelab.files import sha256_file, write_json
+from subspacelab.files import replace_folder, sha256_file, write_json
 from subspacelab.lowrank.allocator import RankAllocator, make_schedule
 from subspacelab.lowrank.architectures import (
     AdaLoRA,
@@ -69,34 +70,78 @@ def train(
     rank: int,
     seed: int,
     settings: TrainLowrankConfig,
-    resume: bool = False,
     log: Log = lambda metrics, step: None,
 ) -> TrainingResult:
-    """Trains `arch` at `rank` into `results_dir/<arch>`, from `last.safetensors` if the same training was cut short.
+    """Trains `arch` at `rank` into `results_dir/<arch>`, or takes up there what the same training has left.
 
-    With `resume` it goes on from the best model, with its optimizer, scheduler, epoch number and settings, for
-    `settings.epochs` more; a folder of another rank is a ValueError. Validation MSE decides what is best, when the
-    learning rate is halved, and when to stop. `log(metrics, epoch)` gets the curves.
+    Validation MSE decides what is best, when the learning rate is halved, and when to stop. `log(metrics, epoch)` gets
+    the curves. Raises ValueError for settings that do not fit the features, and when the training diverges.
     """
     arch = canonical_arch(arch)
     require_rank(rank, features.meta.tokens, features.meta.dim)
     folder = results_dir / arch
-    job = _job(features, arch, rank, seed, settings) | {"resume": resume}
-    last = read_training(folder / LAST) if (folder / LAST).is_file() else None
-    if last is not None and not last.progress.finished and _same(last.job, job, resume):
-        trainer = _Trainer(features, folder, last.job, settings, log)
-        trainer.take(last)
-    elif resume:
-        best = _best_to_resume(folder, arch, rank)
-        trainer = _Trainer(features, folder, best.job | {"resume": True, "epochs": settings.epochs}, settings, log)
-        trainer.take(best)
-        trainer.progress.until = best.progress.epoch + settings.epochs
-        trainer.progress.finished = False
+    job = _job(features, arch, rank, seed, settings)
+    begun = _begun(folder)
+    same = begun is not None and begun.job == job
+    trainer = _Trainer(features, folder, job, settings, log)
+    if begun is not None and same:
+        trainer.take(begun)
     else:
-        trainer = _Trainer(features, folder, job, settings, log)
         trainer.progress.until = settings.epochs
     trainer.run()
     return TrainingResult(folder, trainer.progress)
+
+
+def resume_training(
+    features: Features,
+    results_dir: Path,
+    *,
+    arch: str,
+    epochs: int,
+    rank: int | None = None,
+    source: Path | None = None,
+    device: str = "auto",
+    compile: bool = True,
+    log: Log = lambda metrics, step: None,
+) -> TrainingResult:
+    """Goes on for `epochs` more from the best model in `results_dir/<arch>`: its optimizer, scheduler and settings.
+
+    With `source`, the folder of a finished training, that one is copied and continued, and stays as it is. A resumed
+    training that was cut short is taken up. Raises ValueError when there is nothing to resume, or another rank.
+    """
+    arch = canonical_arch(arch)
+    folder = results_dir / arch
+    if source is not None and not (folder / LAST).is_file():
+        with replace_folder(folder) as partial:
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+    begun, best = _begun(folder), _best_to_resume(folder, arch, rank)
+    resumed = begun is not None and begun.job["resumed_from"] is not None and begun.job["epochs"] == epochs
+    if begun is not None and resumed and (source is not None or not begun.progress.finished):
+        trainer = _Trainer(features, folder, begun.job, _settings_of(begun.job, device, compile), log)
+        trainer.take(begun)
+    else:
+        job = best.job | {"resumed_from": best.progress.epoch, "epochs": epochs}
+        trainer = _Trainer(features, folder, job, _settings_of(job, device, compile), log)
+        trainer.take(best)
+        trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
+    trainer.run()
+    return TrainingResult(folder, trainer.progress)
+
+
+def _begun(folder: Path) -> SavedTraining | None:
+    return read_training(folder / LAST) if (folder / LAST).is_file() else None
+
+
+def _best_to_resume(folder: Path, arch: str, rank: int | None) -> SavedTraining:
+    if not (folder / BEST_STATE).is_file():
+        raise ValueError(f"{folder}: nothing to resume ({BEST_STATE} is missing); train without --resume first")
+    best = read_training(folder / BEST_STATE)
+    for key, wanted in {"arch": arch, "rank": rank or best.job["rank"]}.items():
+        if best.job[key] != wanted:
+            raise ValueError(
+                f"{folder}: holds {key} {best.job[key]}, asked for {wanted}; choose another --results-dir or retrain"
+            )
+    return best
 
 
 def _job(features: Features, arch: str, rank: int, seed: int, settings: TrainLowrankConfig) -> dict[str, Any]:
@@ -111,6 +156,7 @@ def _job(features: Features, arch: str, rank: int, seed: int, settings: TrainLow
         "rank": rank,
         "seed": seed,
         "epochs": epochs,
+        "resumed_from": None,
         # Of the first training: the allocator stays at its final budget when it is continued.
         "allocator_steps": epochs * len(batches_of(rows, settings.batch_size)),
         "settings": content,
@@ -118,32 +164,13 @@ def _job(features: Features, arch: str, rank: int, seed: int, settings: TrainLow
     }
 
 
-def _same(before: dict[str, Any], now: dict[str, Any], resume: bool) -> bool:
-    """Whether a training that was cut short is the one asked for; a resumed one keeps the settings it had."""
-    keys = ("arch", "rank", "epochs", "features", "resume") if resume else tuple(now)
-    return all(before.get(key) == now[key] for key in keys)
-
-
-def _best_to_resume(folder: Path, arch: str, rank: int) -> SavedTraining:
-    if not (folder / BEST_STATE).is_file():
-        raise ValueError(f"{folder}: nothing to resume ({BEST_STATE} is missing); train without --resume first")
-    best = read_training(folder / BEST_STATE)
-    for key, wanted in {"arch": arch, "rank": rank}.items():
-        if best.job[key] != wanted:
-            raise ValueError(
-                f"{folder}: holds {key} {best.job[key]}, asked for {wanted}; choose another --results-dir or retrain"
-            )
-    return best
-
-
 class _Trainer:
     """One training in one process: what the epochs share."""
 
     def __init__(
-        self, features: Features, folder: Path, job: dict[str, Any], asked: TrainLowrankConfig, log: Log
+        self, features: Features, folder: Path, job: dict[str, Any], settings: TrainLowrankConfig, log: Log
     ) -> None:
-        self.features, self.folder, self.job, self.log = features, folder, job, log
-        self.settings = replace(_settings_of(job), device=asked.device, compile=asked.compile)
+        self.features, self.folder, self.job, self.settings, self.log = features, folder, job, settings, log
         self.device = choose_device(self.settings.device)
         self.group = processes(cpu=self.device.type == "cpu")
         self.seed = int(job["seed"])
@@ -301,9 +328,9 @@ class _Trainer:
         write_training(self.folder / name, self.job, self.progress, self.model, self.optimizer, allocator)
 
 
-def _settings_of(job: dict[str, Any]) -> TrainLowrankConfig:
-    """The settings that a job was written with."""
-    settings = job["settings"] | {"epochs": job["epochs"]}
+def _settings_of(job: dict[str, Any], device: str, compile: bool) -> TrainLowrankConfig:
+    """The settings that a job was written with, to be trained on `device`."""
+    settings = job["settings"] | {"epochs": job["epochs"], "device": device, "compile": compile}
     return TrainLowrankConfig(**settings | {"allocator": AllocatorConfig(**settings["allocator"])})
 
 

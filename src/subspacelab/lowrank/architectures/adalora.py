@@ -50,7 +50,7 @@ class AdaLoRA(FactorNet):
         """How many columns of A are live."""
         return int(self.effective_rank_mask().sum())
 
-    def triplet(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    def triplet(self) -> tuple[Tensor, Tensor, Tensor]:
         """lora_E and the weights [rank, width] of the two last layers: what the allocator scores row by row."""
         rows, columns = cast(nn.Linear, self.rows[-1]), cast(nn.Linear, self.columns[-1])
         return self.lora_E, rows.weight, columns.weight

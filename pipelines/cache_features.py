@@ -1,0 +1,35 @@
+"""Stage `cache_features`: the base checkpoint's merged vision tokens of every picture of the study.
+
+In: data/scenes (or the study's own pictures), data/checkpoints/base. Out: data/features (shards, index.parquet,
+meta.json). Time: 45 s on 2 cores for the demo's 800 pictures. A killed run continues.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+import shutil
+from pathlib import Path
+
+from subspacelab.checkpoints import resolve_reference
+from subspacelab.devices import choose_device
+from subspacelab.errors import one_line_errors
+from subspacelab.lowrank.cache import CachePlan, cache_features
+from subspacelab.lowrank.config import CacheFeaturesConfig
+from subspacelab.stage import open_stage
+
+OUT = Path("data/features")
+
+
+def main() -> None:
+    with open_stage("cache_features", CacheFeaturesConfig, experiment="lowrank") as stage:
+        s = stage.params
+        plan = CachePlan(Path(s.images), s.image_size, s.limit, s.batch_size)
+        place = stage.work_dir / OUT.name
+        cache_features(
+            resolve_reference("demo:base"), plan, place, device=choose_device(s.device), log=stage.tracker.log_metrics
+        )
+        shutil.move(place, OUT)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,32 @@
+"""Stage `compare_lowrank`: the networks against the SVD and two controls on the test pictures.
+
+In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank (comparison.csv, metrics.json,
+svd_nn_comparison.png). Time: about 20 s on 2 cores for the demo.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+from pathlib import Path
+
+from subspacelab.errors import one_line_errors
+from subspacelab.lowrank.compare import compare
+from subspacelab.lowrank.config import CompareLowrankConfig
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.report import print_comparison, track_comparison
+from subspacelab.stage import open_stage
+
+FEATURES = Path("data/features")
+RESULTS = Path("data/lowrank/results")
+OUT = Path("reports/lowrank")
+
+
+def main() -> None:
+    with open_stage("compare_lowrank", CompareLowrankConfig, experiment="lowrank") as stage:
+        comparison = compare(Features(FEATURES), RESULTS, OUT, rank=stage.rank, raw_inputs=stage.params.raw_inputs)
+        track_comparison(comparison, stage.tracker)
+    print_comparison(comparison)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

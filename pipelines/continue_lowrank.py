@@ -1,0 +1,46 @@
+"""Stage `continue_lowrank@<arch>`: more epochs from the best model of `train_lowrank@<arch>`.
+
+In: data/features, data/lowrank/trained/<arch>. Out: data/lowrank/results/<arch>. With 0 additional epochs (the
+default) the trained model is handed on as it is, in a second. A killed training continues.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+import shutil
+import sys
+from pathlib import Path
+
+from subspacelab.errors import one_line_errors
+from subspacelab.lowrank.config import ContinueLowrankConfig
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.outcome import record_training
+from subspacelab.lowrank.train import resume_training
+from subspacelab.stage import open_stage
+
+FEATURES = Path("data/features")
+TRAINED = Path("data/lowrank/trained")
+OUT = Path("data/lowrank/results")
+
+
+def main(arch: str) -> None:
+    with open_stage("continue_lowrank", ContinueLowrankConfig, experiment="lowrank", item=arch) as stage:
+        if stage.params.epochs == 0:
+            shutil.copytree(TRAINED / arch, OUT / arch)
+            return
+        features = Features(FEATURES)
+        result = resume_training(
+            features,
+            stage.work_dir,
+            arch=arch,
+            epochs=stage.params.epochs,
+            source=TRAINED / arch,
+            log=stage.tracker.log_metrics,
+        )
+        record_training(result, features, stage.tracker)
+        OUT.mkdir(parents=True, exist_ok=True)
+        shutil.move(result.folder, OUT / arch)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1])

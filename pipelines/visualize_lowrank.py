@@ -1,0 +1,32 @@
+"""Stage `visualize_lowrank`: channels and errors of one test picture on its plane, and the cosine over the rank.
+
+In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank/pictures, reports/lowrank/rank_curve.json.
+Time: about 30 s on 2 cores for the demo.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+from pathlib import Path
+
+from subspacelab.errors import one_line_errors
+from subspacelab.lowrank.config import VisualizeLowrankConfig
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.report import track_views
+from subspacelab.lowrank.visualize import visualize
+from subspacelab.stage import open_stage
+
+FEATURES = Path("data/features")
+RESULTS = Path("data/lowrank/results")
+OUT = Path("reports/lowrank/pictures")
+
+
+def main() -> None:
+    with open_stage("visualize_lowrank", VisualizeLowrankConfig, experiment="lowrank") as stage:
+        s = stage.params
+        views = visualize(Features(FEATURES), RESULTS, OUT, rank=stage.rank, image_idx=s.image_idx, channels=s.channels)
+        track_views(views, stage.tracker)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
