@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
+from subspacelab.data.references import resolve_pictures
 from subspacelab.devices import choose_device
 from subspacelab.errors import one_line_errors
 from subspacelab.lowrank.cache import CachePlan, cache_features
@@ -22,7 +23,7 @@ OUT = Path("data/features")
 def main() -> None:
     with open_stage("cache_features", CacheFeaturesConfig, experiment="lowrank") as stage:
         s = stage.params
-        plan = CachePlan(Path(s.images), s.image_size, s.limit, s.batch_size)
+        plan = CachePlan(resolve_pictures(s.images), s.image_size, s.limit, s.batch_size)
         place = stage.work_dir / OUT.name
         cache_features(
             resolve_reference("demo:base"), plan, place, device=choose_device(s.device), log=stage.tracker.log_metrics

@@ -13,7 +13,7 @@ from subspacelab.stage import read_declaration
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 # Packages whose files are listed one by one, so that a change to one stage's code does not re-run the others.
-BY_FILE = {"demo", "rotation", "reports"}
+BY_FILE = {"data", "demo", "linalg", "lowrank", "models", "reports", "rotation", "training"}
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def fetch_from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
         if cached is not None:
             return cached
         asked = f"{repo}@{revision}" if revision else repo
-        raise ValueError(f"{asked}: no such local folder, and {_reason(e)}") from e
+        raise ValueError(f"{asked}: no such local folder, and {why_not(e)}") from e
 
 
 def _download(repo: str, revision: str | None) -> tuple[Path, str]:
@@ -60,7 +60,7 @@ def _cached(repo: str, revision: str | None) -> tuple[Path, str] | None:
     return folder, folder.name
 
 
-def _reason(e: Exception) -> str:
+def why_not(e: Exception) -> str:
     """Why the hub did not give it, and the remedy, in one line."""
     from huggingface_hub.errors import (
         GatedRepoError,

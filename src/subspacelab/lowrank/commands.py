@@ -23,7 +23,7 @@ def cache(
         str, typer.Option(help="A Qwen2.5-VL checkpoint: local folder, org/name@revision on the hub, or demo:<name>.")
     ],
     images: Annotated[
-        Path, typer.Option(help="A parquet file or folder (textVQA_groundingtask_bbox), a .jsonl, or a picture folder.")
+        str, typer.Option(help="A parquet file or folder (textVQA_groundingtask_bbox), a .jsonl, a folder of pictures.")
     ],
     output_dir: Annotated[Path, typer.Option(help="Where shards, index.parquet and meta.json go.")] = Path(
         "data/features"
@@ -39,6 +39,7 @@ def cache(
     An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
     """
     from subspacelab.checkpoints import resolve_reference
+    from subspacelab.data.references import resolve_pictures
     from subspacelab.devices import choose_device
     from subspacelab.distributed import is_main_process
     from subspacelab.lowrank.cache import CachePlan, cache_features
@@ -49,7 +50,7 @@ def cache(
     params = {"model_id": model_id, "revision": source.revision, "images": images, "image_size": image_size}
     params |= {"limit": limit, "batch_size": batch_size, "device": device}
     with open_run("lowrank", f"cache {source.name}", params=params, enabled=track) as tracker:
-        plan = CachePlan(images, image_size, limit, batch_size)
+        plan = CachePlan(resolve_pictures(images), image_size, limit, batch_size)
         meta = cache_features(source, plan, output_dir, device=choose_device(device), log=tracker.log_metrics)
     if is_main_process():
         print_cache(meta)
