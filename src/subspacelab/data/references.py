@@ -17,7 +17,7 @@ def resolve_pictures(reference: str) -> Path:
     match = HUB_REFERENCE.fullmatch(reference)
     if match is None or path.suffix in (".parquet", ".jsonl"):
         raise ValueError(
-            f"{reference}: no such pictures; give a parquet file or folder, a .jsonl, or org/name[@revision]"
+            f"{reference}: no such pictures; give a parquet file, a folder, a .jsonl, or org/name[@revision]"
         )
     from huggingface_hub import snapshot_download  # the hub's client takes 0.5 s to import
     from huggingface_hub.errors import HTTPError
