@@ -12,9 +12,6 @@ from pathlib import Path
 
 from subspacelab.errors import one_line_errors
 from subspacelab.lowrank.config import ContinueLowrankConfig
-from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.outcome import record_training
-from subspacelab.lowrank.train import resume_training
 from subspacelab.stage import open_stage
 
 FEATURES = Path("data/features")
@@ -23,10 +20,17 @@ OUT = Path("data/lowrank/results")
 
 
 def main(arch: str) -> None:
-    with open_stage("continue_lowrank", ContinueLowrankConfig, experiment="lowrank", item=arch) as stage:
+    with open_stage(
+        "continue_lowrank", ContinueLowrankConfig, experiment="lowrank", item=arch, tracked=lambda p: p.epochs > 0
+    ) as stage:
+        OUT.mkdir(parents=True, exist_ok=True)
         if stage.params.epochs == 0:
             shutil.copytree(TRAINED / arch, OUT / arch)
             return
+        from subspacelab.lowrank.features import Features  # not for nothing: they take seconds to import
+        from subspacelab.lowrank.outcome import record_training
+        from subspacelab.lowrank.train import resume_training
+
         features = Features(FEATURES)
         result = resume_training(
             features,
@@ -37,7 +41,6 @@ def main(arch: str) -> None:
             log=stage.tracker.log_metrics,
         )
         record_training(result, features, stage.tracker)
-        OUT.mkdir(parents=True, exist_ok=True)
         shutil.move(result.folder, OUT / arch)
 
 

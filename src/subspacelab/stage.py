@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,8 +69,17 @@ class Stage(Generic[T]):
 
 
 @contextmanager
-def open_stage(name: str, config: type[T], *, experiment: str, item: str | None = None) -> Iterator[Stage[T]]:
+def open_stage(
+    name: str,
+    config: type[T],
+    *,
+    experiment: str,
+    item: str | None = None,
+    tracked: Callable[[T], bool] = lambda _: True,
+) -> Iterator[Stage[T]]:
     """Reads the parameters, sets seed and threads, opens the run, and refuses to finish if an input changed.
+
+    `tracked(params)` says whether there is anything to record: a stage that hands its input on has no run.
 
     DVC reads parameters and sources after the command, so a change in mid-run would file this result under
     inputs that it does not come from.
@@ -95,6 +104,7 @@ def open_stage(name: str, config: type[T], *, experiment: str, item: str | None 
                 outs=declared.outs,
                 study=params.study.name,
                 pipeline_params=common | params.sections,
+                enabled=tracked(section),
             )
         )
         work_dir = stack.enter_context(continued_folder(full_name, fingerprint(full_name, logged, declared.deps)))

@@ -60,9 +60,9 @@ def write_cache(folder: Path, shards: list[Tensor], *, image_size: int = 112) ->
         write_tensors(folder / shard_name(number), {TENSOR: features})
         places += [(shard_name(number), offset) for offset in range(len(features))]
     names = [f"picture-{row:04d}" for row in range(len(places))]
-    index = pd.DataFrame({"row": range(len(places)), "dataset_id": names})
-    index["sha256"] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
-    index[["shard", "offset"]] = places
+    digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    rows = [(row, names[row], digests[row], *place) for row, place in enumerate(places)]
+    index = pd.DataFrame(rows, columns=["row", "dataset_id", "sha256", "shard", "offset"])
     index.to_parquet(folder / INDEX, index=False)
     _, tokens, dim = shards[0].shape
     dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[shards[0].dtype]

@@ -1,0 +1,157 @@
+"""More epochs from the best model: as if it had never stopped, and nothing else touched."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.lowrank.caches import write_random_cache
+from tests.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, train_tiny
+
+import subspacelab.lowrank.train as training
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.train import TrainingResult, resume_training
+
+# With these the validation MSE falls in every epoch, so that the best model is the last.
+FALLING = {"lr": 3e-4, "dropout": 0.05, "start": "random"}
+jobs = pytest.mark.parametrize(("arch", "given"), [(a, g | FALLING) for a, g in JOBS], ids=JOB_NAMES)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return write_random_cache(tmp_path_factory.mktemp("cache"))
+
+
+def resume(features: Features, results: Path, arch: str = "Sketch", *, epochs: int = 2, **given: Any) -> TrainingResult:
+    return resume_training(features, results, arch=arch, epochs=epochs, device="cpu", **given)
+
+
+def falls(result: TrainingResult) -> bool:
+    curve = [entry["val_mse"] for entry in result.progress.history]
+    return curve == sorted(curve, reverse=True) and len(set(curve)) == len(curve)
+
+
+@pytest.mark.parametrize(("arch", "given"), [j for j in JOBS if "allocator" not in j[1]])
+def test_n_epochs_and_m_more_are_n_plus_m(features: Features, tmp_path: Path, arch: str, given: dict[str, Any]) -> None:
+    given = given | FALLING
+    whole = train_tiny(features, tmp_path / "whole", arch, epochs=4, **given)
+    assert falls(whole)
+    train_tiny(features, tmp_path / "parts", arch, epochs=2, **given)
+    parts = resume(features, tmp_path / "parts", arch, rank=RANK)
+    assert parts.progress == whole.progress
+    for name in ("best_model.safetensors", "best_model.json", "history.json"):
+        assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_it_goes_on_from_the_best_and_not_from_the_last(features: Features, tmp_path: Path) -> None:
+    first = train_tiny(features, tmp_path, "MLP", epochs=4, lr=0.05, patience=3)
+    best = first.progress.best_epoch
+    assert best < first.progress.epoch
+    resumed = resume(features, tmp_path, "MLP", epochs=1)
+    assert resumed.progress.epoch == best + 1
+    assert resumed.progress.history[:best] == first.progress.history[:best]
+    assert resumed.progress.best_mse <= first.progress.best_mse
+
+
+def test_an_allocator_stays_at_its_final_budget(features: Features, tmp_path: Path) -> None:
+    arch, given = next(j for j in JOBS if "allocator" in j[1])
+    train_tiny(features, tmp_path, arch, **given | FALLING)
+    history = resume(features, tmp_path, arch).progress.history
+    assert [entry["live_rank"] for entry in history[-2:]] == [RANK / 2] * 2
+
+
+@jobs
+def test_a_killed_resume_continues_to_the_same_bytes(
+    features: Features, tmp_path: Path, arch: str, given: dict[str, Any]
+) -> None:
+    trained = train_tiny(features, tmp_path / "whole", arch, **given)
+    shutil.copytree(trained.folder, tmp_path / "broken" / arch)
+    whole = contents(resume(features, tmp_path / "whole", arch).folder)
+    with pytest.raises(Killed):
+        resume(features, tmp_path / "broken", arch, log=kill_at(trained.progress.best_epoch + 1))
+    assert contents(resume(features, tmp_path / "broken", arch).folder) == whole
+
+
+@pytest.mark.parametrize("written", ["write_model", "write_json", "write_training"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_resume_killed_between_two_files_continues_to_the_same_bytes(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, call: int
+) -> None:
+    trained = train_tiny(features, tmp_path / "whole", epochs=1, **FALLING).folder
+    shutil.copytree(trained, tmp_path / "broken" / "Sketch")
+    whole = resume(features, tmp_path / "whole")
+    assert falls(whole)
+    write, calls = getattr(training, written), []
+
+    def kill(*args: Any, **kwargs: Any) -> None:
+        calls.append(written)
+        if len(calls) == call:
+            raise Killed
+        write(*args, **kwargs)
+
+    with monkeypatch.context() as m:
+        m.setattr(training, written, kill)
+        with pytest.raises(Killed):
+            resume(features, tmp_path / "broken")
+    assert contents(resume(features, tmp_path / "broken").folder) == contents(whole.folder)
+
+
+def test_a_finished_resume_is_followed_by_another(features: Features, tmp_path: Path) -> None:
+    train_tiny(features, tmp_path, epochs=1, **FALLING)
+    for until in (3, 5):
+        assert resume(features, tmp_path).progress.epoch == until
+
+
+def test_a_source_stays_as_it_is_and_the_copy_is_continued_once(features: Features, tmp_path: Path) -> None:
+    source = train_tiny(features, tmp_path / "trained", epochs=2, **FALLING).folder
+    before, results = contents(source), tmp_path / "results"
+    first = resume(features, results, source=source)
+    assert first.progress.epoch == 4
+    assert contents(source) == before
+    after = contents(first.folder)
+    again = resume(features, results, source=source, log=kill_at(3))  # nothing is left to log
+    assert again.progress == first.progress
+    assert contents(first.folder) == after
+    assert contents(source) == before
+
+
+def test_a_killed_continuation_of_a_source_goes_on(features: Features, tmp_path: Path) -> None:
+    source = train_tiny(features, tmp_path / "trained", epochs=2, **FALLING).folder
+    whole = resume(features, tmp_path / "whole", source=source)
+    with pytest.raises(Killed):
+        resume(features, tmp_path / "broken", source=source, log=kill_at(3))
+    logged = []
+    broken = resume(features, tmp_path / "broken", source=source, log=lambda _, step: logged.append(step))
+    assert contents(broken.folder) == contents(whole.folder)
+    assert logged == [4]
+
+
+def test_another_rank_is_refused(features: Features, tmp_path: Path) -> None:
+    folder = train_tiny(features, tmp_path, epochs=1).folder
+    before = contents(folder)
+    with pytest.raises(ValueError, match=f"holds rank {RANK}, asked for 5") as e:
+        resume(features, tmp_path, rank=5)
+    assert "\n" not in str(e.value)
+    assert contents(folder) == before
+
+
+def test_another_architecture_in_the_folder_is_refused(features: Features, tmp_path: Path) -> None:
+    folder = train_tiny(features, tmp_path, "Sketch", epochs=1).folder
+    folder.rename(tmp_path / "MLP")
+    with pytest.raises(ValueError, match="holds arch Sketch, asked for MLP"):
+        resume(features, tmp_path, "LowRankProjMLP")
+
+
+def test_nothing_to_resume_is_said(features: Features, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to resume"):
+        resume(features, tmp_path)
+
+
+@pytest.mark.parametrize("other", [{"count": 27}, {"dim": 10}], ids=["pictures", "width"])
+def test_other_features_are_refused(features: Features, tmp_path: Path, other: dict[str, int]) -> None:
+    folder = train_tiny(features, tmp_path, epochs=1).folder
+    before = contents(folder)
+    with pytest.raises(ValueError, match="features") as e:
+        resume(write_random_cache(tmp_path / "other", **other), tmp_path)
+    assert "\n" not in str(e.value)
+    assert contents(folder) == before
