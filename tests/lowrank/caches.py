@@ -77,6 +77,15 @@ def encoded_picture(rng: np.random.Generator, *, width: int = 40, height: int = 
     return buffer.getvalue()
 
 
+def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
+    """A folder of pictures of random pixels, 000.png and on."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        (folder / f"{i:03d}.png").write_bytes(encoded_picture(rng))
+    return folder
+
+
 def _picture_row(rng: np.random.Generator, size: int) -> dict[str, object]:
     x, y = rng.uniform(0, size / 2, 2)
     box = [float(x), float(y), size / 4, size / 3]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.lowrank.caches import encoded_picture
+from tests.lowrank.caches import write_pictures
 from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
@@ -31,14 +31,6 @@ def two_pictures_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SHARD_PICTURES", 2)
 
 
-def _pictures(folder: Path, count: int, seed: int = 0) -> Path:
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        (folder / f"{i:03d}.png").write_bytes(encoded_picture(rng))
-    return folder
-
-
 def _cache(source: Source, pictures: Path, out: Path, **plan: int) -> FeatureMeta:
     return cache_features(source, CachePlan(pictures, image_size=56, **plan), out, device=CPU)
 
@@ -47,30 +39,8 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-class Calls:
-    """Counts passes of the tower, one per shard here, and breaks the one of number `broken`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        self.broken: int | None = None
-        original = VisionTower.features
-
-        def features(tower: VisionTower, images: Tensor) -> Tensor:
-            self.count += 1
-            if self.count == self.broken:
-                raise KeyboardInterrupt
-            return original(tower, images)
-
-        monkeypatch.setattr(VisionTower, "features", features)
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    return Calls(monkeypatch)
-
-
 def test_the_cache_holds_the_features_of_every_picture(source: Source, tmp_path: Path) -> None:
-    folder, curve = _pictures(tmp_path / "in", 5), []
+    folder, curve = write_pictures(tmp_path / "in", 5), []
     plan = CachePlan(folder, image_size=56, batch_size=1)
     meta = cache_features(source, plan, tmp_path / "out", device=CPU, log=lambda *line: curve.append(line))
     assert meta == Features(tmp_path / "out").meta == FeatureMeta("tiny", None, 56, 4, 48, "F32", 5, [])
@@ -89,7 +59,7 @@ def test_the_cache_holds_the_features_of_every_picture(source: Source, tmp_path:
 
 def test_a_shard_is_safetensors_in_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
     half = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "half", dtype=torch.bfloat16)))
-    assert _cache(half, _pictures(tmp_path / "in", 3), tmp_path / "out").dtype == "BF16"
+    assert _cache(half, write_pictures(tmp_path / "in", 3), tmp_path / "out").dtype == "BF16"
     tensors, _ = read_tensors(tmp_path / "out" / shard_name(1))
     assert tensors["features"].dtype == torch.bfloat16
     assert torch.equal(tensors["features"].float(), Features(tmp_path / "out").read([2]))
@@ -97,21 +67,21 @@ def test_a_shard_is_safetensors_in_the_dtype_of_the_checkpoint(tmp_path: Path) -
 
 def test_the_pictures_are_kept_for_looking_at(source: Source, tmp_path: Path) -> None:
     rows = [{"image": [f"./{i:03d}.png"], "response": {"bbox_2d": [4, 6, 24, 21]}} for i in range(3)]
-    folder = _pictures(tmp_path / "in", 3)
+    folder = write_pictures(tmp_path / "in", 3)
     (folder / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     _cache(source, folder / "x.jsonl", tmp_path / "out")
     picture = Features(tmp_path / "out").picture(2)
     assert picture.dataset_id == "./002.png"
     assert picture.bbox == pytest.approx((4 * 1.4, 6 * 56 / 30, 20 * 1.4, 15 * 56 / 30))
     wanted = square(list(read_pictures(folder))[2], 56).pixels.numpy()
-    # JPEG of smoothed noise at quality 90: some grey levels off, where unrelated noise would be some 70.
-    assert np.abs(picture.pixels.astype(float) - wanted).mean() < 20
+    # JPEG halves the colour's resolution, so noise keeps its brightness only: correlation 0.9; other pictures' is 0.
+    assert np.corrcoef(picture.pixels.mean(2).ravel(), wanted.mean(2).ravel())[0, 1] > 0.9
     _cache(source, folder, tmp_path / "plain")
     assert Features(tmp_path / "plain").picture(0).bbox is None
 
 
 def test_one_unreadable_picture_in_a_hundred_is_left_out_and_reported(source: Source, tmp_path: Path) -> None:
-    folder = _pictures(tmp_path / "in", 101)
+    folder = write_pictures(tmp_path / "in", 101)
     (folder / "050.png").write_bytes(b"no picture")
     meta = _cache(source, folder, tmp_path / "out")
     assert (meta.count, meta.unreadable) == (100, ["050.png"])
@@ -122,83 +92,15 @@ def test_one_unreadable_picture_in_a_hundred_is_left_out_and_reported(source: So
 
 
 def test_more_than_one_in_a_hundred_is_an_error(source: Source, tmp_path: Path) -> None:
-    folder = _pictures(tmp_path / "in", 9)
+    folder = write_pictures(tmp_path / "in", 9)
     (folder / "004.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"1 of 9 pictures cannot be read \(first: 004.png\); more than 1 %"):
         _cache(source, folder, tmp_path / "out")
     assert not (tmp_path / "out" / META).exists()
 
 
-def test_an_interrupted_cache_is_continued_to_the_same_bytes(source: Source, tmp_path: Path, calls: Calls) -> None:
-    folder = _pictures(tmp_path / "in", 9)
-    _cache(source, folder, tmp_path / "unbroken")
-    calls.count, calls.broken = 0, 3
-    with pytest.raises(KeyboardInterrupt):
-        _cache(source, folder, tmp_path / "out")
-    with pytest.raises(ValueError, match="no feature cache there"):
-        Features(tmp_path / "out")
-    calls.count, calls.broken = 0, None
-    _cache(source, folder, tmp_path / "out")
-    assert calls.count == 3  # of five shards two were there
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "unbroken")
-
-
-def test_a_complete_cache_is_not_computed_again(source: Source, tmp_path: Path, calls: Calls) -> None:
-    folder = _pictures(tmp_path / "in", 5)
-    _cache(source, folder, tmp_path / "out")
-    first = _bytes(tmp_path / "out")
-    _cache(source, folder, tmp_path / "out")
-    assert calls.count == 3
-    assert _bytes(tmp_path / "out") == first
-
-
-@pytest.mark.parametrize("name", [shard_name(1), "pictures-00001.parquet"])
-def test_caching_again_mends_a_lost_or_truncated_shard(source: Source, tmp_path: Path, calls: Calls, name: str) -> None:
-    folder = _pictures(tmp_path / "in", 5)
-    _cache(source, folder, tmp_path / "out")
-    first = _bytes(tmp_path / "out")
-    for spoil in (Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-100])):
-        spoil(tmp_path / "out" / name)
-        calls.count = 0
-        _cache(source, folder, tmp_path / "out")
-        assert _bytes(tmp_path / "out") == first
-        assert calls.count == 1
-
-
-def test_other_pictures_another_size_or_another_checkpoint_are_computed(
-    source: Source, tmp_path: Path, calls: Calls
-) -> None:
-    folder, out = _pictures(tmp_path / "in", 4), tmp_path / "out"
-    _cache(source, folder, out)
-    (folder / "003.png").write_bytes(encoded_picture(np.random.default_rng(9)))
-    calls.count = 0
-    _cache(source, folder, out)
-    assert calls.count == 1
-    cache_features(source, CachePlan(folder, image_size=84), out, device=CPU)
-    assert calls.count == 3
-    other = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "tiny", seed=1)))
-    cache_features(other, CachePlan(folder, image_size=84), out, device=CPU)
-    assert calls.count == 5
-    cache_features(other, CachePlan(folder, image_size=84), tmp_path / "fresh", device=CPU)
-    assert _bytes(out) == _bytes(tmp_path / "fresh")
-
-
-def test_a_shard_half_replaced_is_not_taken_for_the_one_before(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = _pictures(tmp_path / "a", 4), _pictures(tmp_path / "b", 4, seed=1)
-    _cache(source, first, tmp_path / "out")
-    expected = _bytes(tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "_write_pictures", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            _cache(source, second, tmp_path / "out")
-    _cache(source, first, tmp_path / "out")
-    assert _bytes(tmp_path / "out") == expected
-
-
 def test_a_smaller_cache_leaves_no_shards_of_the_larger(source: Source, tmp_path: Path) -> None:
-    folder = _pictures(tmp_path / "in", 7)
+    folder = write_pictures(tmp_path / "in", 7)
     _cache(source, folder, tmp_path / "out")
     assert _cache(source, folder, tmp_path / "out", limit=3).count == 3
     _cache(source, folder, tmp_path / "fresh", limit=3)
@@ -211,20 +113,21 @@ def test_a_size_that_is_no_multiple_of_28_is_refused(source: Source, tmp_path: P
         cache_features(source, CachePlan(tmp_path, image_size=size), tmp_path / "out", device=CPU)
 
 
-def test_a_picture_with_features_that_are_no_numbers_is_named(source: Source, tmp_path: Path, calls: Calls) -> None:
-    folder = _pictures(tmp_path / "in", 3)
+def test_a_picture_with_features_that_are_no_numbers_is_named(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pictures(tmp_path / "in", 3)
 
     def spoilt(tower: VisionTower, images: Tensor) -> Tensor:
         return torch.full((len(images), 4, 48), torch.nan) if len(images) == 1 else torch.zeros(len(images), 4, 48)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VisionTower, "features", spoilt)
-        with pytest.raises(ValueError, match="002.png: the vision tower gives NaN or Inf"):
-            _cache(source, folder, tmp_path / "out")
+    monkeypatch.setattr(VisionTower, "features", spoilt)
+    with pytest.raises(ValueError, match="002.png: the vision tower gives NaN or Inf"):
+        _cache(source, folder, tmp_path / "out")
 
 
 def test_a_refused_checkpoint_leaves_the_cache_as_it_is(source: Source, tmp_path: Path) -> None:
-    folder, other = _pictures(tmp_path / "in", 3), tmp_path / "llama"
+    folder, other = write_pictures(tmp_path / "in", 3), tmp_path / "llama"
     _cache(source, folder, tmp_path / "out")
     shutil.copytree(source.folder, other)
     (other / "config.json").write_text('{"model_type": "llama"}')

@@ -61,7 +61,7 @@ def test_what_was_left_out_is_printed(capsys, tmp_path, model, images) -> None:
         ({"--model-id": "empty"}, "empty"),
         ({"--model-id": "nowhere"}, "nowhere"),
         ({"--images": "empty"}, "empty: neither parquet files nor pictures"),
-        ({"--images": "nowhere"}, "nowhere: no parquet file there"),
+        ({"--images": "nowhere"}, "nowhere: no such pictures"),
         ({"--images": "empty.jsonl"}, "empty.jsonl"),
         ({"--image-size": "50"}, "image_size: 50 is not a multiple of 28"),
     ],

@@ -48,10 +48,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     for name, measures in metrics["methods"].items():
         cosine = measures["cosine"]
         rest = [measures[m]["mean"] for m in ("mse", "relative_error", "explained_variance", "share_of_svd")]
-        rows.append([name, f"{cosine['mean']:.4f} +- {cosine['std']:.4f}", *(f"{value:.4f}" for value in rest)])
+        rows.append([name, f"{cosine['mean']:.4f}", f"{cosine['std']:.4f}", *(f"{value:.4f}" for value in rest)])
     print_table(
         f"Rank {metrics['rank']}, {metrics['num_images']} test pictures, normalisation {metrics['normalisation']}",
-        ["method", "cosine", "MSE", "relative error", "explained variance", "share of SVD's cosine"],
+        ["method", "cosine", "+-", "MSE", "error", "explained", "of SVD"],
         rows,
         console=console,
     )

@@ -80,10 +80,10 @@ def train(
     arch = canonical_arch(arch)
     require_rank(rank, features.meta.tokens, features.meta.dim)
     folder = results_dir / arch
-    job = _job(features, arch, rank, seed, settings)
+    job = training_job(features, arch, rank, seed, settings)
     begun = _begun(folder)
     same = begun is not None and begun.job == job
-    trainer = _Trainer(features, folder, job, settings, log)
+    trainer = Trainer(features, folder, job, settings, log)
     if begun is not None and same:
         trainer.take(begun)
     else:
@@ -117,11 +117,11 @@ def resume_training(
     begun, best = _begun(folder), _best_to_resume(folder, arch, rank)
     resumed = begun is not None and begun.job["resumed_from"] is not None and begun.job["epochs"] == epochs
     if begun is not None and resumed and (source is not None or not begun.progress.finished):
-        trainer = _Trainer(features, folder, begun.job, _settings_of(begun.job, device, compile), log)
+        trainer = Trainer(features, folder, begun.job, _settings_of(begun.job, device, compile), log)
         trainer.take(begun)
     else:
         job = best.job | {"resumed_from": best.progress.epoch, "epochs": epochs}
-        trainer = _Trainer(features, folder, job, _settings_of(job, device, compile), log)
+        trainer = Trainer(features, folder, job, _settings_of(job, device, compile), log)
         trainer.take(best)
         trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
     trainer.run()
@@ -144,7 +144,7 @@ def _best_to_resume(folder: Path, arch: str, rank: int | None) -> SavedTraining:
     return best
 
 
-def _job(features: Features, arch: str, rank: int, seed: int, settings: TrainLowrankConfig) -> dict[str, Any]:
+def training_job(features: Features, arch: str, rank: int, seed: int, settings: TrainLowrankConfig) -> dict[str, Any]:
     """What a training is, as JSON; where it runs is left out, and how long it is stands apart."""
     content = json.loads(json.dumps(asdict(settings)))
     epochs = content.pop("epochs")
@@ -164,7 +164,7 @@ def _job(features: Features, arch: str, rank: int, seed: int, settings: TrainLow
     }
 
 
-class _Trainer:
+class Trainer:
     """One training in one process: what the epochs share."""
 
     def __init__(
@@ -237,14 +237,14 @@ class _Trainer:
         ) as advance:
             while not p.finished:
                 epoch = p.epoch + 1
-                means = self._train_epoch(epoch, advance) | self._validate()
+                means = self.train_epoch(epoch, advance) | self._validate()
                 self.scheduler.step(means["val_mse"])
                 p.epoch = epoch
                 p.history.append({"epoch": epoch, **means})
                 self._save(means["val_mse"])
                 self.log(means, epoch)
 
-    def _train_epoch(self, epoch: int, advance: Callable[[float], None]) -> dict[str, float]:
+    def train_epoch(self, epoch: int, advance: Callable[[float], None]) -> dict[str, float]:
         # Seeded by the epoch, so that a training continued at its start draws the same dropout.
         torch.manual_seed(self.seed * 1_000_003 + epoch)
         self.model.train()

@@ -75,7 +75,7 @@ def visualize(
 
     approximated = {name: approximate(x) for name, approximate in shown.items()}
     by_method = {name: maps(y).numpy() for name, y in approximated.items()}
-    summed = {name: (y - x)[0].float().norm(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
+    summed = {name: (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
     original = maps(x).numpy()
     curves, points = _rank_curves(features, rows, models, basis, rank)
     pictures = [

@@ -24,6 +24,7 @@ def draw_comparison(path: Path, images: pd.DataFrame, rank: int) -> Path:
             histogram.hist(table["cosine"], bins=bins, histtype="step", color=colour, linewidth=1.5, label=label)
             single.plot(table["cosine"].to_numpy()[order], color=colour, label=name)
         histogram.set(xlabel=f"cosine of X and its rank-{rank} approximation", ylabel="test pictures")
+        histogram.set_ylim(top=1.7 * histogram.get_ylim()[1])  # room for the legend
         histogram.legend(loc="upper left", title="mean ± deviation")
         single.set(xlabel="test picture, sorted by the SVD's cosine", ylabel="cosine")
         error.boxplot([table["relative_error"] for table in by_method.values()], tick_labels=names, widths=0.6)

@@ -68,7 +68,7 @@ def draw_overlay(path: Path, errors: Mapping[str, NDArray[np.float32]], picture:
             where = (0, size, size, 0)
             image = axes.imshow(error, cmap="magma", alpha=0.6, extent=where, vmin=0, vmax=highest)
             axes.set_title(f"{name}: {float(error.mean()):.3g} mean", fontsize=9)
-        figure.colorbar(image, ax=panels[0].tolist(), label="‖x - x̂‖ of a token", shrink=0.8)
+        figure.colorbar(image, ax=panels[0].tolist(), label="Σ |x - x̂| over the channels of a token", shrink=0.8)
     return path
 
 

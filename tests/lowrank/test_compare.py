@@ -1,0 +1,184 @@
+"""The table of the methods, against numpy, and what cannot be compared."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tests.lowrank.caches import write_random_cache
+from tests.lowrank.trainings import train_tiny
+
+from subspacelab.files import read_json, write_json
+from subspacelab.lowrank.architectures import ALIASES
+from subspacelab.lowrank.compare import MEASURES, Comparison, compare
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.methods import PCA, RANDOM, SVD
+from subspacelab.lowrank.splits import split_rows
+from subspacelab.lowrank.state import load_model
+
+RANK, SEED = 4, 3
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return write_random_cache(tmp_path_factory.mktemp("cache"), count=40, dim=20)
+
+
+@pytest.fixture(scope="module")
+def results(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every architecture after an epoch; to be read only."""
+    folder = tmp_path_factory.mktemp("results")
+    for arch in ALIASES:
+        train_tiny(features, folder, arch, epochs=1, seed=SEED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparison(features: Features, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compare(features, results, tmp_path_factory.mktemp("out"), rank=RANK)
+
+
+@pytest.fixture
+def copied(results: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(results, tmp_path / "results"))
+
+
+def held_out(features: Features) -> list[int]:
+    return split_rows(list(features.index["sha256"]), SEED)["test"]
+
+
+def test_the_table_has_every_method_for_every_test_picture(features: Features, comparison: Comparison) -> None:
+    images, rows = comparison.images, held_out(features)
+    methods = [SVD, *ALIASES, PCA, RANDOM]
+    assert list(images.columns) == ["method", "dataset_id", *MEASURES]
+    assert list(comparison.metrics["methods"]) == methods
+    assert len(rows) == 4
+    names = set(features.index["dataset_id"][rows])
+    assert {m: set(images[images["method"] == m]["dataset_id"]) for m in methods} == dict.fromkeys(methods, names)
+    assert len(images) == len(methods) * len(rows)
+    assert comparison.metrics["num_images"] == 4
+    assert (comparison.metrics["rank"], comparison.metrics["normalisation"]) == (RANK, "rms")
+
+
+def test_measures_of_one_picture_are_numpys(features: Features, results: Path, comparison: Comparison) -> None:
+    row = held_out(features)[1]
+    trained = load_model(results / "ResMLP").model
+    normal = trained.spec.normalisation.apply(features.read([row]))
+    x = normal[0].double().numpy()
+    u, s, vh = np.linalg.svd(x)
+    expected = {SVD: u[:, :RANK] * s[:RANK] @ vh[:RANK], "ResMLP": trained(normal)[2][0].detach().double().numpy()}
+    best = np.linalg.norm(s[:RANK]) / np.linalg.norm(s)
+    images = comparison.images
+    for method, y in expected.items():
+        (found,) = images[(images["method"] == method) & (images["dataset_id"] == f"picture-{row:04d}")].to_dict(
+            "records"
+        )
+        cosine = (x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum())
+        share = ((x - y) ** 2).sum() / (x**2).sum()
+        # The network computes in float32, and in a batch of another size here.
+        assert found["cosine"] == pytest.approx(cosine, rel=1e-6)
+        assert found["mse"] == pytest.approx(((x - y) ** 2).mean(), rel=1e-5)
+        assert found["relative_error"] == pytest.approx(np.sqrt(share), rel=1e-5)
+        assert found["explained_variance"] == pytest.approx(1 - share, rel=1e-5)
+        assert found["share_of_svd"] == pytest.approx(cosine / best, rel=1e-6)
+
+
+def test_the_svd_is_first_everywhere(comparison: Comparison) -> None:
+    assert (comparison.images["share_of_svd"] <= 1 + 1e-6).all()  # networks compute in float32
+    svd = comparison.images[comparison.images["method"] == SVD]
+    np.testing.assert_allclose(svd["share_of_svd"], 1, rtol=0, atol=1e-12)  # float64
+
+
+def test_the_files_hold_what_was_returned(comparison: Comparison) -> None:
+    folder = comparison.output_dir
+    assert {path.name for path in folder.iterdir()} == {"comparison.csv", "metrics.json", "svd_nn_comparison.png"}
+    assert read_json(folder / "metrics.json") == comparison.metrics
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), comparison.images)
+    assert comparison.picture.read_bytes().startswith(PNG)
+    cosine = comparison.images[comparison.images["method"] == "MLP"]["cosine"]
+    expected = {"mean": pytest.approx(cosine.mean(), rel=1e-12), "std": pytest.approx(np.std(cosine), rel=1e-12)}
+    assert comparison.metrics["methods"]["MLP"]["cosine"] == expected
+
+
+def test_only_what_was_asked_for_is_compared_by_any_name(features: Features, results: Path, tmp_path: Path) -> None:
+    metrics = compare(features, results, tmp_path, archs=["symmetric", "Sketch"], rank=RANK).metrics
+    assert list(metrics["methods"]) == [SVD, "ResMLP", "Sketch", PCA, RANDOM]
+
+
+def test_the_same_command_gives_the_same_numbers(
+    features: Features, results: Path, comparison: Comparison, tmp_path: Path
+) -> None:
+    torch.manual_seed(99)
+    again = compare(features, results, tmp_path, rank=RANK)
+    for name in ("comparison.csv", "metrics.json"):
+        assert (tmp_path / name).read_bytes() == (comparison.output_dir / name).read_bytes()
+    assert again.metrics == comparison.metrics
+
+
+def test_raw_inputs_are_the_ablation_of_the_originals_first_fault(features: Features, tmp_path: Path) -> None:
+    train_tiny(features, tmp_path, "ResMLP", epochs=1, seed=SEED, normalisation="layernorm")
+    same, raw = (compare(features, tmp_path, tmp_path / str(f), rank=RANK, raw_inputs=f) for f in (False, True))
+    assert (same.metrics["normalisation"], raw.metrics["normalisation"]) == ("layernorm", "none")
+    for method in (SVD, "ResMLP"):
+        one, other = (c.images[c.images["method"] == method]["cosine"] for c in (same, raw))
+        assert (np.abs(one - other) > 1e-4).all(), method
+    row = held_out(features)[0]
+    s = np.linalg.svd(features.read([row])[0].double().numpy(), compute_uv=False)
+    svd = raw.images[(raw.images["method"] == SVD) & (raw.images["dataset_id"] == f"picture-{row:04d}")]
+    assert svd["cosine"].item() == pytest.approx(np.linalg.norm(s[:RANK]) / np.linalg.norm(s), rel=1e-12)  # float64
+
+
+def test_one_scale_for_all_changes_no_cosine_of_the_svd(features: Features, results: Path, tmp_path: Path) -> None:
+    scaled, raw = (compare(features, results, tmp_path, rank=RANK, raw_inputs=flag) for flag in (False, True))
+    one, other = (c.images[c.images["method"] == SVD]["cosine"] for c in (scaled, raw))
+    np.testing.assert_allclose(one, other, rtol=1e-6)  # scaling rounds each float32 feature
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seed": 5}, "MLP: trained with seed 5, ResMLP with 3"),
+        ({"normalisation": {"kind": "layernorm", "scale": 1.0}}, "MLP: its normalisation differs from that of ResMLP"),
+        ({"normalisation": {"kind": "rms", "scale": 7.0}}, "MLP: its normalisation differs from that of ResMLP"),
+        ({"rank": 5}, "MLP: weights and best_model.json do not fit"),
+        ({"arch": "Sketch"}, "MLP: weights and best_model.json do not fit"),
+        ({"normalisation": {"colour": 1}}, "best_model.json: does not describe a model"),
+    ],
+)
+def test_models_that_share_no_measure_are_refused(features: Features, copied: Path, changed: dict, said: str) -> None:
+    path = copied / "MLP" / "best_model.json"
+    write_json(path, read_json(path) | changed)
+    with pytest.raises(ValueError, match=said) as e:
+        compare(features, copied, copied / "out", rank=RANK)
+    assert "\n" not in str(e.value)
+    assert not (copied / "out").exists()
+
+
+def test_another_rank_is_refused(features: Features, results: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds rank 4, asked for 6"):
+        compare(features, results, tmp_path / "out", rank=6)
+
+
+def test_features_of_another_width_are_refused(results: Path, tmp_path: Path) -> None:
+    other = write_random_cache(tmp_path / "cache", dim=12)
+    with pytest.raises(ValueError, match=r"trained on \[16, 20\], .*cache holds \[16, 12\]"):
+        compare(other, results, tmp_path / "out", rank=RANK)
+
+
+def test_without_a_trained_model_there_is_nothing_to_compare(features: Features, tmp_path: Path) -> None:
+    for archs in ([], ["Sketch"]):
+        with pytest.raises(ValueError, match="no trained model there"):
+            compare(features, tmp_path, tmp_path / "out", archs=archs, rank=RANK)
+
+
+def test_the_random_sketch_takes_as_many_power_steps_as_the_learned_one(features: Features, tmp_path: Path) -> None:
+    train_tiny(features, tmp_path, "MLP", epochs=1, power_steps=2)
+    train_tiny(features, tmp_path, "Sketch", epochs=1, power_steps=0)
+    both, alone = (
+        compare(features, tmp_path, tmp_path / "out", archs=archs, rank=RANK).metrics["methods"][RANDOM]
+        for archs in (["MLP", "Sketch"], ["Sketch"])
+    )
+    assert both == alone
