@@ -1,6 +1,7 @@
 """Claim: our training loop passes at least 1.3 times the samples per second of a plain one (3 times on a GPU).
 
-The same network on the same random features [256, 2048]. Plain: one pickle per picture (`torch.load`), no reading ahead,
+The same network on the same random features [256, 2048]. Plain: one pickle per picture (`torch.load`), no reading
+ahead,
 default AdamW, `.item()` at every step, no compiling, float32. Ours: the feature cache, a reading thread, fused AdamW,
 losses summed on the device; on a GPU also pinned memory, bfloat16 autocast and torch.compile. Both take turns, an epoch
 each; medians are compared. Exits with 1 when the claim fails.

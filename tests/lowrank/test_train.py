@@ -127,6 +127,12 @@ def test_a_diverged_training_is_one_line_that_says_what_to_lower(features: Featu
     assert "\n" not in str(e.value)
 
 
+def test_a_training_that_diverges_in_its_last_step_says_so_too(features: Features, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"MLP diverged.*lower lr \(1e\+30") as e:
+        train_tiny(features, tmp_path, "MLP", lr=1e30, batch_size=100, epochs=1)  # one step: its gradient is finite
+    assert "\n" not in str(e.value)
+
+
 def test_rank_and_architecture_are_checked_first(features: Features, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rank: 13"):
         train_tiny(features, tmp_path, rank=13)

@@ -71,6 +71,7 @@ def read_pictures(path: Path, *, limit: int | None = None) -> Iterator[Picture]:
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit} must be at least 1; leave it out to read every picture")
+    count_pictures(path)
     if path.suffix == ".jsonl":
         found = _read_jsonl(path)
     elif _is_plain_folder(path):
@@ -81,13 +82,15 @@ def read_pictures(path: Path, *, limit: int | None = None) -> Iterator[Picture]:
 
 
 def count_pictures(path: Path, *, limit: int | None = None) -> int:
-    """How many pictures `read_pictures` gives."""
+    """How many pictures `read_pictures` gives; none is a ValueError."""
     if path.suffix == ".jsonl":
         count = len(_lines(path))
     elif _is_plain_folder(path):
         count = len(_picture_files(path))
     else:
         count = count_grounding(path)
+    if not count:
+        raise ValueError(f"{path}: holds no picture; restore it")
     return count if limit is None else min(limit, count)
 
 
@@ -102,14 +105,16 @@ def _picture_files(path: Path) -> list[Path]:
     return files
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbered lines that hold something; JSON may hold U+2028, at which `splitlines` would break."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; pass a parquet file or folder, a .jsonl, or a folder of pictures")
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
+    return [(number, line) for number, line in lines if line.strip()]
 
 
 def _read_jsonl(path: Path) -> Iterator[Picture]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
@@ -133,7 +138,7 @@ def _box(response: Any, where: str) -> Box | None:
         return None
     if corners is None:
         return None
-    if not isinstance(corners, list) or len(corners) != 4:
+    if not isinstance(corners, list) or len(corners) != 4 or not all(isinstance(v, int | float) for v in corners):
         raise ValueError(f"{where}: bbox_2d {corners!r} is not [x1, y1, x2, y2]; correct it")
     x1, y1, x2, y2 = (float(v) for v in corners)
     return x1, y1, x2 - x1, y2 - y1

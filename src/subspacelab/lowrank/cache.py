@@ -15,7 +15,7 @@ from PIL import Image
 from subspacelab.checkpoints import Source, write_tensors
 from subspacelab.data.pictures import Picture, SquarePicture, count_pictures, read_pictures, square
 from subspacelab.distributed import processes
-from subspacelab.files import sha256_file, write_beside, write_json
+from subspacelab.files import read_json, sha256_file, write_beside, write_json
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 from subspacelab.reports.progress import progress_bar
@@ -55,10 +55,10 @@ def cache_features(
         raise ValueError(f"batch_size: {plan.batch_size} must be at least 1")
     group = processes(cpu=device.type == "cpu")
     total = count_pictures(plan.pictures, limit=plan.limit)
+    tower = load_vision_tower(source, device)
     output_dir.mkdir(parents=True, exist_ok=True)
     if group.is_main:
         (output_dir / META).unlink(missing_ok=True)
-    tower = load_vision_tower(source, device)
     identity = f"{_identity(source)} {plan.image_size}"
     with progress_bar("vision features", total=total, unit="pictures") as advance:
         for number, pictures in enumerate(_shards(plan)):
@@ -97,10 +97,14 @@ def _record_path(folder: Path, number: int) -> Path:
 def _cache_shard(
     folder: Path, number: int, pictures: list[Picture], tower: VisionTower, plan: CachePlan, identity: str
 ) -> None:
-    wanted = hashlib.sha256(" ".join([identity, *(p.digest for p in pictures)]).encode()).hexdigest()
+    described = [[p.dataset_id, p.digest, p.bbox] for p in pictures]
+    wanted = hashlib.sha256(json.dumps([identity, described]).encode()).hexdigest()
     record = _record_path(folder, number)
-    if record.is_file() and json.loads(record.read_text())["made_from"] == wanted:
+    if _is_complete(record, wanted):
         return
+    files = [folder / shard_name(number), folder / pictures_name(shard_name(number))]
+    for file in (record, *files):  # the record first: without it the shard is neither the old nor the new one
+        file.unlink(missing_ok=True)
     squares, unreadable = _decoded(pictures, plan.image_size)
     entries = [{"dataset_id": picture.dataset_id, "sha256": picture.digest} for picture, _ in squares]
     if squares:
@@ -109,10 +113,20 @@ def _cache_shard(
         if not torch.isfinite(features).all():
             bad = next(p for (p, _), x in zip(squares, features, strict=True) if not torch.isfinite(x).all())
             raise ValueError(f"{bad.dataset_id}: the vision tower gives NaN or Inf for this picture; leave it out")
-        write_tensors(folder / shard_name(number), {TENSOR: features})
-        _write_pictures(folder / pictures_name(shard_name(number)), [s for _, s in squares])
+        write_tensors(files[0], {TENSOR: features})
+        _write_pictures(files[1], [s for _, s in squares])
     # The record comes last: with it the shard is complete.
-    write_json(record, {"made_from": wanted, "entries": entries, "unreadable": unreadable})
+    sizes = {file.name: file.stat().st_size for file in files if file.exists()}
+    write_json(record, {"made_from": wanted, "entries": entries, "unreadable": unreadable, "sizes": sizes})
+
+
+def _is_complete(record: Path, wanted: str) -> bool:
+    """Whether the shard was made from the same, and its files are still whole."""
+    content = read_json(record) if record.is_file() else {}
+    if content.get("made_from") != wanted:
+        return False
+    files = {record.with_name(name): size for name, size in content["sizes"].items()}
+    return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
 
 
 def _decoded(pictures: list[Picture], size: int) -> tuple[list[tuple[Picture, SquarePicture]], list[str]]:

@@ -79,13 +79,18 @@ class Features:
         """Where the cache lies."""
         self.meta = _read_meta(folder / META)
         """How it was made."""
-        self.index = pd.read_parquet(folder / INDEX)
+        self.index = _read_index(folder / INDEX)
         """row, dataset_id, sha256, shard, offset."""
         if len(self.index) != self.meta.count:
             raise ValueError(
                 f"{folder}: {INDEX} has {len(self.index)} rows, {META} says {self.meta.count}; cache again"
             )
         self._shards = {name: _Shard(folder, name, self.meta) for name in sorted(set(self.index["shard"]))}
+        for name, offsets in self.index.groupby("shard")["offset"]:
+            if not offsets.between(0, self._shards[name].count - 1).all():
+                raise ValueError(
+                    f"{folder / INDEX}: offsets outside the {self._shards[name].count} rows of {name}; cache again"
+                )
         self._places = list(zip(self.index["shard"], self.index["offset"], strict=True))
 
     def __len__(self) -> int:
@@ -122,7 +127,7 @@ class _Shard:
         if shape != [meta.tokens, meta.dim] or entry["dtype"] != meta.dtype:
             raise ValueError(f"{path}: {entry['dtype']} {entry['shape']} does not fit {META}; cache again")
         self._dtype, self._shape = DTYPES[entry["dtype"]], (meta.tokens, meta.dim)
-        self._start, self._count = start + entry["data_offsets"][0], count
+        self._start, self.count = start + entry["data_offsets"][0], count
         self._bytes = meta.tokens * meta.dim * self._dtype.itemsize
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -159,6 +164,13 @@ def read_header(path: Path) -> tuple[int, dict[str, Any]]:
             return 8 + length, json.loads(file.read(length))[TENSOR]
     except (struct.error, ValueError, KeyError) as e:
         raise ValueError(f"{path}: truncated or no feature shard ({e}); cache again") from e
+
+
+def _read_index(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, columns=["row", "dataset_id", "sha256", "shard", "offset"])
+    except (OSError, ValueError) as e:  # pyarrow's errors are among them
+        raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); cache again") from e
 
 
 def _read_meta(path: Path) -> FeatureMeta:

@@ -1,6 +1,5 @@
 """The vision tower of a Qwen2.5-VL checkpoint alone; the language model is never read."""
 
-import json
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from subspacelab.checkpoints import Source, canonical_name, open_checkpoint
 from subspacelab.data.patches import MEAN, MERGED_PIXELS, PATCH, STD, patchify
+from subspacelab.files import read_json
 
 PREFIX = "visual."
 PROCESSOR_NAME = "preprocessor_config.json"
@@ -72,7 +72,7 @@ def _require_processor(source: Source) -> None:
     path = source.folder / PROCESSOR_NAME
     if not path.is_file():
         return
-    settings = json.loads(path.read_text())
+    settings = read_json(path)
     ours = {"image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH, "merge_size": MERGED_PIXELS // PATCH}
     for key, value in ours.items():
         if settings.get(key, value) != value:
