@@ -43,7 +43,7 @@ class CachePlan:
 def cache_features(
     source: Source, plan: CachePlan, output_dir: Path, *, device: torch.device, log: Log | None = None
 ) -> FeatureMeta:
-    """Writes the merged tokens of every picture to shards, with index.parquet, pictures.parquet and meta.json.
+    """Writes the merged tokens of every picture to shards, with the pictures beside them, index.parquet and meta.json.
 
     Complete shards of the same checkpoint, size and pictures are kept. Started by `accelerate launch`, the processes
     share the shards. A picture that cannot be read is left out and reported; more than 1 % of them is a ValueError,
