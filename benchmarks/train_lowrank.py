@@ -27,7 +27,8 @@ from subspacelab.lowrank.batches import batches_of, epoch_order
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, Features, shard_name
 from subspacelab.lowrank.losses import orthogonality_of_a, size_of_b
-from subspacelab.lowrank.train import Trainer, training_job
+from subspacelab.lowrank.train import training_job
+from subspacelab.lowrank.trainer import Trainer
 
 TOKENS, DIM, RANK, SEED = 256, 2048, 128, 0
 CLAIM = {"cpu": 1.3, "cuda": 3.0}

@@ -65,8 +65,9 @@ def peft_scores(allocator, prefix: str = "layer") -> Tensor:
 
 @pytest.mark.parametrize(("keep_ratio", "final_warmup"), [(0.25, 15), (0.5, 13), (0.75, 0)])
 def test_every_step_is_pefts_to_the_last_bit(keep_ratio: float, final_warmup: int) -> None:
-    peft = pytest.importorskip("peft")
-    layer_code = pytest.importorskip("peft.tuners.adalora.layer")
+    import peft
+    from peft.tuners.adalora import layer as layer_code
+
     ours, schedule = random_triplet(), schedule_of(keep_ratio, final_warmup=final_warmup)
     model = nn.ModuleDict({"layer": PeftLayer(ours)})
     config = peft.AdaLoraConfig(

@@ -8,7 +8,7 @@ import pytest
 from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import ALLOCATOR, JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, train_tiny
 
-import subspacelab.lowrank.train as training
+import subspacelab.lowrank.trainer as training
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.train import TrainingResult, resume_training
 

@@ -7,7 +7,7 @@ import pytest
 from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, train_tiny
 
-import subspacelab.lowrank.train as training
+import subspacelab.lowrank.trainer as training
 from subspacelab.lowrank.features import Features
 
 jobs = pytest.mark.parametrize(("arch", "given"), JOBS, ids=JOB_NAMES)

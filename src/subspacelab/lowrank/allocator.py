@@ -34,6 +34,10 @@ class Schedule:
         left = 1 - (step - first) / (last - first)
         return int(self.target + (self.rank - self.target) * left**3), step % self.config.mask_interval == 0
 
+    def is_final(self, steps: int) -> bool:
+        """Whether the last of `steps` steps was masked to the final budget."""
+        return steps >= self.total_steps or steps - 1 > self.total_steps - self.config.final_warmup
+
 
 def make_schedule(config: AllocatorConfig, *, rank: int, total_steps: int) -> Schedule:
     """Raises ValueError, with the numbers, when the warm-ups leave no step between them."""

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from subspacelab.distributed import is_main_process
 from subspacelab.files import write_json
-from subspacelab.lowrank.train import Log, TrainingResult
+from subspacelab.lowrank.train import TrainingResult
+from subspacelab.lowrank.trainer import Log
 
 
 class HandLog:
@@ -31,6 +33,16 @@ class HandLog:
         write_json(self.folder / "final_summary.json", {"folder": str(result.folder), **asdict(result.progress)})
 
 
+def _new_folder(root: Path, name: str) -> Path:
+    """`root/name`, or `root/name_2`, ... : two trainings may begin in one second."""
+    for number in count(1):
+        folder = root / (name if number == 1 else f"{name}_{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError
+
+
 @contextmanager
 def open_hand_log(
     config: Mapping[str, Any], log: Log, root: Path = Path("log")
@@ -39,8 +51,7 @@ def open_hand_log(
     if not is_main_process():
         yield None, log
         return
-    folder = root / f"logs_{datetime.now():%Y%m%d_%H%M%S}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _new_folder(root, f"logs_{datetime.now():%Y%m%d_%H%M%S}")
     write_json(folder / "config.json", json.loads(json.dumps(dict(config), default=str)))
     hand = HandLog(folder)
 

@@ -54,7 +54,7 @@ def _trained(results_dir: Path) -> list[str]:
 
 def num_power_steps(models: Mapping[str, TrainedModel]) -> int:
     """Those of the learned sketch, so that the random one differs by its Omega alone."""
-    return next(iter(models.values())).model.spec.power_steps
+    return models.get("Sketch", next(iter(models.values()))).model.spec.power_steps
 
 
 def approximations(

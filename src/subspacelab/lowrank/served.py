@@ -17,9 +17,13 @@ class Reconstructor(mlflow.pyfunc.PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         self.model = load_model(Path(context.artifacts["model"])).model
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: Any = None) -> Any:
+    def predict(
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
         with torch.inference_mode():
-            return self.model.reconstruct(torch.from_numpy(np.array(model_input, dtype=np.float32))).numpy()
+            raw = torch.from_numpy(np.array(model_input, dtype=np.float32))
+            approximation: np.ndarray = self.model.reconstruct(raw).numpy()
+        return approximation
 
 
 mlflow.models.set_model(Reconstructor())

@@ -100,7 +100,7 @@ def _rank_curves(
     """Mean cosine over the test pictures: SVD, PCA and random sketch at every rank, networks at theirs."""
     first = next(iter(models.values()))
     tokens, dim = features.meta.tokens, features.meta.dim
-    ranks = [r for r in CURVE if r <= min(tokens, dim)]
+    ranks = [r for r in CURVE if r <= min(tokens, dim)] or [rank]
     omega, steps = random_omega(dim, max(ranks), first.seed), num_power_steps(models)
     sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, PCA, RANDOM)}
     points = dict.fromkeys(models, 0.0)

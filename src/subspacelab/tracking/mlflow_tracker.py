@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
@@ -203,7 +204,9 @@ class MlflowTracker:
         params = dict(flatten(model.params))
         home = self._client.get_run(self._run_id).info.experiment_id
         model_id = self._client.create_logged_model(home, model.name, self._run_id, params=params).model_id
-        with _once(), _global_uri(self._uri), _only(model) as folder:
+        with _once(), _global_uri(self._uri), _only(model) as folder, warnings.catch_warnings():
+            # A signature is given; an example would hold a whole input as JSON.
+            warnings.simplefilter("ignore", UserWarning)
             Model.log(
                 None,
                 mlflow.pyfunc,

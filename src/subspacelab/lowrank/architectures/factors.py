@@ -53,3 +53,5 @@ def silence(network: nn.Sequential) -> None:
     last: Any = network[-1]
     last.weight.zero_()
     last.bias.zero_()
+    if hasattr(last, "lora_B"):  # the delta of an SVDLinear
+        last.lora_B.zero_()

@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import nn
 
 from subspacelab.lowrank.architectures.factors import FactorNet
+from subspacelab.lowrank.architectures.relu_dropout import ReluDropout
 
 ROW_WIDTHS = (1024, 256)
 COLUMN_WIDTHS = (512, 256)
@@ -27,6 +28,6 @@ def plain_stack(
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(widths)):
         if i:
-            layers += [nn.ReLU(), nn.Dropout(dropout)]
+            layers.append(ReluDropout(dropout))
         layers.append(linear(before, after))
     return nn.Sequential(*layers)

@@ -1,9 +1,9 @@
 """ResMLP: residual blocks with layer norm."""
 
-import torch
 from torch import Tensor, nn
 
 from subspacelab.lowrank.architectures.factors import FactorNet
+from subspacelab.lowrank.architectures.relu_dropout import ReluDropout
 
 WIDTH, DEPTH = 256, 2
 
@@ -29,8 +29,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.norm, self.linear, self.dropout = nn.LayerNorm(width), nn.Linear(width, width), nn.Dropout(dropout)
+        self.norm, self.linear, self.active = nn.LayerNorm(width), nn.Linear(width, width), ReluDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        changed: Tensor = self.dropout(torch.relu(self.linear(self.norm(x))))
+        changed: Tensor = self.active(self.linear(self.norm(x)))
         return x + changed

@@ -1,0 +1,217 @@
+"""One training in one process: epochs, validation, and what is written after each."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from subspacelab.devices import choose_device
+from subspacelab.distributed import Processes, processes
+from subspacelab.files import write_json
+from subspacelab.lowrank.allocator import RankAllocator, make_schedule
+from subspacelab.lowrank.architectures import AdaLoRA, LowRankModel, ModelSpec, build_model
+from subspacelab.lowrank.batches import batches_of, epoch_order, read_batches
+from subspacelab.lowrank.config import TrainLowrankConfig
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.losses import orthogonality_of_a, size_of_b
+from subspacelab.lowrank.splits import split_rows
+from subspacelab.lowrank.state import BEST_STATE, LAST, Progress, SavedTraining, restore, write_model, write_training
+from subspacelab.lowrank.statistics import feature_statistics
+from subspacelab.reports.progress import progress_bar
+
+Log = Callable[[Mapping[str, float], int], None]
+HISTORY = "history.json"
+PLATEAU = {"factor": 0.5, "patience": 3}
+
+
+class Trainer:
+    """One training in one process: what the epochs share."""
+
+    def __init__(
+        self, features: Features, folder: Path, job: dict[str, Any], settings: TrainLowrankConfig, log: Log
+    ) -> None:
+        self.features, self.folder, self.job, self.settings, self.log = features, folder, job, settings, log
+        self.device = choose_device(self.settings.device)
+        self.group = processes(cpu=self.device.type == "cpu")
+        self.seed = int(job["seed"])
+        self.rows = split_rows(list(features.index["sha256"]), self.seed)
+        self.progress = Progress()
+        self.model = self._fresh_model().to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
+        )
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, **PLATEAU)  # type: ignore[arg-type]
+        self.allocator = self._allocator()
+        self.forward = self._wrapped()
+
+    def _fresh_model(self) -> LowRankModel:
+        s, meta = self.settings, self.features.meta
+        statistics = feature_statistics(self.features, self.rows["train"], s.normalisation, self.device)
+        spec = ModelSpec(
+            arch=self.job["arch"],
+            tokens=meta.tokens,
+            dim=meta.dim,
+            rank=self.job["rank"],
+            dropout=s.dropout,
+            shortcut=s.start == "pca",
+            refine=s.refine,
+            power_steps=s.power_steps,
+            normalisation=statistics.normalisation,
+        )
+        basis = statistics.basis[:, : spec.rank].float() if s.start == "pca" else None
+        return build_model(spec, seed=self.seed, basis=basis)
+
+    def _allocator(self) -> RankAllocator | None:
+        if not (self.settings.use_rank_allocator and isinstance(self.model.net, AdaLoRA)):
+            return None
+        total = self.job["allocator_steps"]
+        schedule = make_schedule(self.settings.allocator, rank=self.job["rank"], total_steps=total)
+        return RankAllocator(schedule, self.model.net.triplet())
+
+    def _wrapped(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """The model as it is called: data-parallel in several processes, compiled on a GPU."""
+        model: Any = self.model
+        if self.group.count > 1:
+            from accelerate import Accelerator
+
+            model = Accelerator(cpu=self.device.type == "cpu").prepare_model(model)
+        # QR, which Sketch lives on, does not compile.
+        if self.device.type == "cuda" and self.settings.compile and self.job["arch"] != "Sketch":
+            model = torch.compile(model)
+        return model  # type: ignore[no-any-return]
+
+    def take(self, saved: SavedTraining) -> None:
+        """Goes on where a saved training stands."""
+        restore(saved, self.model, self.optimizer)
+        self.progress = replace(saved.progress, history=list(saved.progress.history))
+        self.scheduler.load_state_dict(saved.progress.scheduler)
+        if self.allocator is not None and saved.part("allocator"):
+            self.allocator.load(saved.part("allocator"))
+
+    def run(self) -> None:
+        """Epoch after epoch until the last one or until the validation MSE has stopped improving."""
+        p = self.progress
+        num_batches = len(batches_of(self.rows["train"], self.settings.batch_size))
+        with progress_bar(
+            f"train {self.job['arch']}", total=(p.until - p.epoch) * num_batches, unit="steps"
+        ) as advance:
+            while not p.finished:
+                epoch = p.epoch + 1
+                means = self.train_epoch(epoch, advance) | self._validate()
+                if not math.isfinite(means["val_mse"]):
+                    raise self._diverged(f"validation MSE {means['val_mse']:g}", means["learning_rate"])
+                self.scheduler.step(means["val_mse"])
+                p.epoch = epoch
+                p.history.append({"epoch": epoch, **means})
+                self._save(means["val_mse"])
+                self.log(means, epoch)
+
+    def train_epoch(self, epoch: int, advance: Callable[[float], None]) -> dict[str, float]:
+        # Seeded by the epoch, so that a training continued at its start draws the same dropout.
+        torch.manual_seed(self.seed * 1_000_003 + epoch)
+        self.model.train()
+        batches = batches_of(epoch_order(self.rows["train"], self.seed, epoch), self.settings.batch_size)
+        rate = self.optimizer.param_groups[0]["lr"]
+        sums: dict[str, Tensor] = {}
+        mine = _share_of(batches, self.group)
+        for x in read_batches(self.features, mine, self.model.spec.normalisation, self.device):
+            loss, parts = self._loss(x)
+            self._step(loss, rate)
+            for name, value in {"train_loss": loss.detach(), **parts}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach() * len(x)
+            advance(1)
+        count = sum(len(batch) for batch in mine)
+        if self.group.count > 1:  # shares are of one size, so the mean over processes is that over pictures
+            for value in sums.values():
+                torch.distributed.all_reduce(value)
+                value /= self.group.count
+        means = {name: value.item() / count for name, value in sums.items()} | {"learning_rate": rate}
+        if isinstance(self.model.net, AdaLoRA):
+            means["live_rank"] = self.model.net.current_effective_rank()
+        return means
+
+    def _loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.settings
+        mixed = self.device.type == "cuda" and self.job["arch"] != "Sketch"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+            a, b, approximation = self.forward(x)
+        mse = F.mse_loss(approximation.float(), x)
+        loss = mse
+        if s.lambda_B:
+            loss = loss + s.lambda_B * size_of_b(b.float())
+        if s.lambda_ortho:
+            loss = loss + s.lambda_ortho * orthogonality_of_a(a.float())
+        if isinstance(self.model.net, AdaLoRA):
+            if s.orth_reg_weight:
+                loss = loss + s.orth_reg_weight * self.model.net.orthogonality()
+            if s.activation_orth_weight:
+                loss = loss + s.activation_orth_weight * orthogonality_of_a(a.float())
+        return loss, {"train_mse": mse}
+
+    def _step(self, loss: Tensor, rate: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        if not torch.isfinite(norm):
+            raise self._diverged(f"loss {loss.item():g}", rate)
+        self.optimizer.step()
+        if self.allocator is not None:
+            self.allocator.step(self.progress.steps)
+        self.progress.steps += 1
+
+    def _diverged(self, how: str, rate: float) -> ValueError:
+        where = f"the training of {self.job['arch']} diverged at step {self.progress.steps}"
+        return ValueError(f"{where}: {how}; lower lr ({rate:g} here)")
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Mean squared error and cosine of the validation pictures, in float32 without dropout."""
+        self.model.eval()
+        batches = batches_of(self.rows["validation"], self.settings.batch_size)
+        squares = cosines = torch.zeros((), dtype=torch.float64, device=self.device)
+        for x in read_batches(self.features, batches, self.model.spec.normalisation, self.device):
+            approximation = self.model(x)[2]
+            squares = squares + (approximation - x).square().mean(dim=(1, 2)).double().sum()
+            cosines = cosines + F.cosine_similarity(approximation.flatten(1), x.flatten(1)).double().sum()
+        count = len(self.rows["validation"])
+        return {"val_mse": squares.item() / count, "val_cosine": cosines.item() / count}
+
+    def _save(self, val_mse: float) -> None:
+        p = self.progress
+        # With the allocator only what has come down to its final budget may be the best.
+        settled = self.allocator is None or self.allocator.schedule.is_final(p.steps)
+        better = settled and val_mse < p.best_mse
+        if better:
+            p.best_epoch, p.best_mse = p.epoch, val_mse
+        p.scheduler = self.scheduler.state_dict()
+        p.finished = p.epoch >= p.until or (settled and p.epoch - p.best_epoch >= self.settings.patience)
+        if self.group.is_main:
+            if better:
+                self._write(BEST_STATE)
+                write_model(self.folder, self.model, epoch=p.epoch, val_mse=val_mse, seed=self.seed)
+            write_json(self.folder / HISTORY, p.history)
+            self._write(LAST)  # last of all: a kill before it repeats this epoch, to the same bytes
+        self.group.wait()
+
+    def save_start(self) -> None:
+        """Makes a resume what is taken up from now on: a kill in its first epoch must not begin it elsewhere."""
+        if self.group.is_main:
+            self._write(LAST)
+        self.group.wait()
+
+    def _write(self, name: str) -> None:
+        allocator = self.allocator.state() if self.allocator else {}
+        write_training(self.folder / name, self.job, self.progress, self.model, self.optimizer, allocator)
+
+
+def _share_of(batches: list[list[int]], group: Processes) -> list[list[int]]:
+    """This process's part of every batch; what does not divide is left out, so that all take the same steps."""
+    if group.count == 1:
+        return batches
+    even = [batch[: len(batch) - len(batch) % group.count] for batch in batches]
+    return [batch[group.rank :: group.count] for batch in even if batch]
