@@ -86,3 +86,12 @@ def test_the_curve_holds_what_people_look_at(plan: FitPlan) -> None:
     assert step == 12
     assert set(values) == {"loss", "double", "gradient_norm", "learning_rate"}
     assert values["double"] == 2 * values["loss"]
+
+
+def test_a_training_that_diverges_says_so_in_one_line_and_leaves_the_weights(plan: FitPlan) -> None:
+    network = _network()
+    before = [p.clone() for p in network.parameters()]
+    with pytest.raises(ValueError, match=r"diverged at step 0: loss inf.*lower learning_rate") as caught:
+        fit(network, _optimizer(network), lambda _: (network(torch.ones(1, 4)).sum() * torch.inf, {}), plan, log=print)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))

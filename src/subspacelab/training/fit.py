@@ -59,7 +59,7 @@ def fit(
         norm = nn.utils.clip_grad_norm_(parameters, plan.clip)
         if not torch.isfinite(norm):
             raise ValueError(
-                f"the training diverged at step {step}: loss {float(loss):g}, gradient norm {float(norm):g};"
+                f"the training diverged at step {step}: loss {loss.item():g}, gradient norm {float(norm):g};"
                 f" lower learning_rate ({plan.learning_rate(step):g} here)"
             )
         optimizer.step()
