@@ -1,7 +1,7 @@
 """Stage `checkpoint_rl_stage1`: base continued by GRPO with IoU as the reward; in a hub study, which commit.
 
 In: data/checkpoints/base. Out: data/checkpoints/rl_stage1, reports/checkpoints/rl_stage1.json.
-Time: about 3 minutes on 2 cores. A killed training continues to the same bytes.
+Time: about 2 minutes on 2 cores. A killed training continues to the same bytes.
 """
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)

@@ -1,7 +1,7 @@
 """Stage `checkpoint_rl_stage2`: rl_stage1 continued by GRPO with a stricter reward; in a hub study, which commit.
 
 In: data/checkpoints/rl_stage1. Out: data/checkpoints/rl_stage2, reports/checkpoints/rl_stage2.json.
-Time: about 3 minutes on 2 cores. A killed training continues to the same bytes.
+Time: about 2 minutes on 2 cores. A killed training continues to the same bytes.
 """
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)

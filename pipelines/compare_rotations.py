@@ -1,7 +1,7 @@
 """Stage `compare_rotations`: do the rotations of the singular bases compose along base -> rl_stage1 -> rl_stage2?
 
 In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, metrics.json, four
-pictures). Time: about a minute for the demo.
+pictures). Time: about 15 s for the demo.
 """
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
