@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Float
@@ -25,19 +26,27 @@ def batches_of(rows: Sequence[int], batch_size: int) -> list[list[int]]:
 def read_batches(
     features: Features, batches: Sequence[Sequence[int]], normalisation: Normalisation, device: torch.device
 ) -> Iterator[Float[Tensor, "batch tokens dim"]]:
-    """Normalised features of each batch on `device`; a thread reads the next one (pinned for a GPU) meanwhile."""
-    pins = device.type == "cuda"
+    """Normalised features of each batch on `device`, the next one on its way meanwhile.
 
-    def read(rows: Sequence[int]) -> Tensor:
-        x = features.read(rows)
-        return x.pin_memory() if pins else x
+    For a GPU a thread reads ahead into pinned memory. On a CPU the system is told which pages come next: a thread of
+    ours would take cores from the network.
+    """
+    read = _read_pinned if device.type == "cuda" else _read_in_place
+    for x in read(features, batches):
+        yield normalisation.apply(x.to(device, non_blocking=True))
 
-    if not batches:
-        return
+
+def _read_in_place(features: Features, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    for batch, following in zip_longest(batches, batches[1:], fillvalue=()):
+        features.will_need(following)
+        yield features.read(batch)
+
+
+def _read_pinned(features: Features, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, batches[0])
+        ahead = [reader.submit(lambda rows: features.read(rows).pin_memory(), rows) for rows in batches[:1]]
         for following in [*batches[1:], None]:
-            x = ahead.result()
+            x = ahead.pop().result()
             if following is not None:
-                ahead = reader.submit(read, following)
-            yield normalisation.apply(x.to(device, non_blocking=pins))
+                ahead.append(reader.submit(lambda rows: features.read(rows).pin_memory(), following))
+            yield x

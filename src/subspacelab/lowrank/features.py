@@ -104,6 +104,12 @@ class Features:
         image = np.asarray(Image.open(BytesIO(found["image"])).convert("RGB"))
         return CachedPicture(self.index["dataset_id"][row], image, box)
 
+    def will_need(self, rows: Sequence[int]) -> None:
+        """Tells the system which rows are read next."""
+        for row in rows:
+            shard, offset = self._places[row]
+            self._shards[shard].advise(offset, "MADV_WILLNEED")
+
     def read(self, rows: Sequence[int]) -> Float[Tensor, "batch tokens dim"]:
         """The features of some rows in float32."""
         out = torch.empty(len(rows), self.meta.tokens, self.meta.dim)
@@ -139,9 +145,14 @@ class _Shard:
         # A slice of a map is a copy; frombuffer would keep the pages.
         raw = bytearray(self._map[first : first + self._bytes])
         out.copy_(torch.frombuffer(raw, dtype=self._dtype).view(self._shape))
-        page = first - first % mmap.PAGESIZE
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, page, first + self._bytes - page)
+        self.advise(row, "MADV_DONTNEED")
+
+    def advise(self, row: int, advice: str) -> None:
+        """madvise(2) for the pages of a row, where the system has it."""
+        if hasattr(mmap, advice):
+            first = self._start + row * self._bytes
+            page = first - first % mmap.PAGESIZE
+            self._map.madvise(getattr(mmap, advice), page, first + self._bytes - page)
 
 
 def shard_name(number: int) -> str:
