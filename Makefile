@@ -19,10 +19,10 @@ repro: setup  ## the whole default study; only what changed runs
 	dvc repro
 
 test: setup  ## everything, at most 15 minutes on 2 cores
-	pytest -n 2 --dist loadgroup
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup  ## what needs no DVC, no server and no training
-	pytest -n 2 --dist loadgroup -m "not slow"
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: setup  ## style, types, and which way imports point
 	ruff check .
