@@ -8,35 +8,22 @@ import pandas as pd
 import pytest
 import torch
 from tests.lowrank.caches import write_pictures
+from tests.lowrank.trainings import contents
 from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
 from subspacelab.checkpoints import Source, read_tensors, resolve_reference
 from subspacelab.data.pictures import read_pictures, square
-from subspacelab.lowrank import cache
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.features import META, FeatureMeta, Features, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return resolve_reference(str(write_tiny_qwen_vl(tmp_path_factory.mktemp("model") / "tiny")))
-
-
-@pytest.fixture(autouse=True)
-def two_pictures_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "SHARD_PICTURES", 2)
+pytestmark = pytest.mark.usefixtures("two_pictures_a_shard")
 
 
 def _cache(source: Source, pictures: Path, out: Path, **plan: int) -> FeatureMeta:
     return cache_features(source, CachePlan(pictures, image_size=56, **plan), out, device=CPU)
-
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def test_the_cache_holds_the_features_of_every_picture(source: Source, tmp_path: Path) -> None:
@@ -104,7 +91,7 @@ def test_a_smaller_cache_leaves_no_shards_of_the_larger(source: Source, tmp_path
     _cache(source, folder, tmp_path / "out")
     assert _cache(source, folder, tmp_path / "out", limit=3).count == 3
     _cache(source, folder, tmp_path / "fresh", limit=3)
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("size", [0, 27, 30, 450, -28])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.lowrank.caches import encoded_picture, write_pictures
+from tests.lowrank.trainings import contents
 from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
@@ -17,24 +18,11 @@ from subspacelab.lowrank.features import Features, shard_name
 from subspacelab.models.vision_tower import VisionTower
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return resolve_reference(str(write_tiny_qwen_vl(tmp_path_factory.mktemp("model") / "tiny")))
-
-
-@pytest.fixture(autouse=True)
-def two_pictures_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "SHARD_PICTURES", 2)
+pytestmark = pytest.mark.usefixtures("two_pictures_a_shard")
 
 
 def _cache(source: Source, pictures: Path, out: Path) -> None:
     cache_features(source, CachePlan(pictures, image_size=56), out, device=CPU)
-
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 class Calls:
@@ -70,28 +58,28 @@ def test_an_interrupted_cache_is_continued_to_the_same_bytes(source: Source, tmp
     calls.count, calls.broken = 0, None
     _cache(source, folder, tmp_path / "out")
     assert calls.count == 3  # of five shards two were there
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "unbroken")
+    assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
 
 def test_a_complete_cache_is_not_computed_again(source: Source, tmp_path: Path, calls: Calls) -> None:
     folder = write_pictures(tmp_path / "in", 5)
     _cache(source, folder, tmp_path / "out")
-    first = _bytes(tmp_path / "out")
+    first = contents(tmp_path / "out")
     _cache(source, folder, tmp_path / "out")
     assert calls.count == 3
-    assert _bytes(tmp_path / "out") == first
+    assert contents(tmp_path / "out") == first
 
 
 @pytest.mark.parametrize("name", [shard_name(1), "pictures-00001.parquet"])
 def test_caching_again_mends_a_lost_or_truncated_shard(source: Source, tmp_path: Path, calls: Calls, name: str) -> None:
     folder = write_pictures(tmp_path / "in", 5)
     _cache(source, folder, tmp_path / "out")
-    first = _bytes(tmp_path / "out")
+    first = contents(tmp_path / "out")
     for spoil in (Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-100])):
         spoil(tmp_path / "out" / name)
         calls.count = 0
         _cache(source, folder, tmp_path / "out")
-        assert _bytes(tmp_path / "out") == first
+        assert contents(tmp_path / "out") == first
         assert calls.count == 1
 
 
@@ -110,7 +98,7 @@ def test_other_pictures_another_size_or_another_checkpoint_are_computed(
     cache_features(other, CachePlan(folder, image_size=84), out, device=CPU)
     assert calls.count == 5
     cache_features(other, CachePlan(folder, image_size=84), tmp_path / "fresh", device=CPU)
-    assert _bytes(out) == _bytes(tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
 
 
 def test_a_corrected_box_of_the_same_picture_is_taken_over(source: Source, tmp_path: Path) -> None:
@@ -127,10 +115,10 @@ def test_a_shard_half_replaced_is_not_taken_for_the_one_before(
 ) -> None:
     first, second = write_pictures(tmp_path / "a", 4), write_pictures(tmp_path / "b", 4, seed=1)
     _cache(source, first, tmp_path / "out")
-    expected = _bytes(tmp_path / "out")
+    expected = contents(tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_write_pictures", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             _cache(source, second, tmp_path / "out")
     _cache(source, first, tmp_path / "out")
-    assert _bytes(tmp_path / "out") == expected
+    assert contents(tmp_path / "out") == expected

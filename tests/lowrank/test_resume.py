@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 from tests.lowrank.caches import write_random_cache
-from tests.lowrank.trainings import ALLOCATOR, JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, train_tiny
+from tests.lowrank.trainings import ALLOCATOR, JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, killed_in, train_tiny
 
-import subspacelab.lowrank.trainer as training
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.train import TrainingResult, resume_training
 
@@ -82,18 +81,8 @@ def test_a_resume_killed_between_two_files_continues_to_the_same_bytes(
     shutil.copytree(trained, tmp_path / "broken" / "Sketch")
     whole = resume(features, tmp_path / "whole")
     assert whole.progress.best_epoch == 3
-    write, calls = getattr(training, written), []
-
-    def kill(*args: Any, **kwargs: Any) -> None:
-        calls.append(written)
-        if len(calls) == call:
-            raise Killed
-        write(*args, **kwargs)
-
-    with monkeypatch.context() as m:
-        m.setattr(training, written, kill)
-        with pytest.raises(Killed):
-            resume(features, tmp_path / "broken")
+    with killed_in(monkeypatch, written, call), pytest.raises(Killed):
+        resume(features, tmp_path / "broken")
     assert contents(resume(features, tmp_path / "broken").folder) == contents(whole.folder)
 
 

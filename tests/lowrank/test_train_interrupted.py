@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 from tests.lowrank.caches import write_random_cache
-from tests.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, train_tiny
+from tests.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, killed_in, train_tiny
 
-import subspacelab.lowrank.trainer as training
 from subspacelab.lowrank.features import Features
 
 jobs = pytest.mark.parametrize(("arch", "given"), JOBS, ids=JOB_NAMES)
@@ -39,16 +38,7 @@ def test_a_training_killed_between_two_files_continues_to_the_same_bytes(
     features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, call: int
 ) -> None:
     whole = contents(train_tiny(features, tmp_path / "whole").folder)
-    write, calls = getattr(training, written), []
-
-    def kill(*args: Any, **kwargs: Any) -> None:
-        calls.append(written)
-        if len(calls) == call:
-            raise Killed
-        write(*args, **kwargs)
-
-    with monkeypatch.context() as m:
-        m.setattr(training, written, kill)
+    with killed_in(monkeypatch, written, call) as calls:
         try:
             train_tiny(features, tmp_path / "broken")
         except Killed:

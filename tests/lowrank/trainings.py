@@ -1,12 +1,17 @@
 """Trainings of a second, and what lies in a folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from subspacelab.lowrank import trainer
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.train import Log, TrainingResult, train
+from subspacelab.lowrank.train import TrainingResult, train
+from subspacelab.lowrank.trainer import Log
 
 RANK, SEED = 4, 3
 ALLOCATOR = {
@@ -55,6 +60,22 @@ def kill_at(epoch: int) -> Callable[[Mapping[str, float], int], None]:
             raise Killed
 
     return log
+
+
+@contextmanager
+def killed_in(monkeypatch: pytest.MonkeyPatch, written: str, call: int) -> Iterator[list[str]]:
+    """Ends a training in the `call`-th call of one of the functions that write its files; yields the calls so far."""
+    write, calls = getattr(trainer, written), []
+
+    def kill(*args: Any, **kwargs: Any) -> None:
+        calls.append(written)
+        if len(calls) == call:
+            raise Killed
+        write(*args, **kwargs)
+
+    with monkeypatch.context() as m:
+        m.setattr(trainer, written, kill)
+        yield calls
 
 
 def contents(folder: Path) -> dict[str, bytes]:
