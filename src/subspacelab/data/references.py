@@ -1,11 +1,10 @@
 """From what a person writes to pictures on this disk: a path, or a data set `org/name[@revision]` of the hub."""
 
-import re
 from pathlib import Path
 
 from subspacelab.checkpoints.hub import TIMEOUT_SECONDS, why_not
+from subspacelab.checkpoints.references import HUB_REFERENCE
 
-HUB_REFERENCE = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
 PATTERNS = ["*.parquet", "*.jsonl", "*.png", "*.jpg", "*.jpeg", "*.webp"]
 
 

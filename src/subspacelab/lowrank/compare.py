@@ -13,7 +13,7 @@ from subspacelab.lowrank.batches import batches_of, read_batches
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.figures.comparison import draw_comparison
 from subspacelab.lowrank.measures import nearness
-from subspacelab.lowrank.methods import SVD, approximations, held_out_rows, read_models, train_basis
+from subspacelab.lowrank.methods import SVD, approximations, read_models, train_basis
 from subspacelab.lowrank.normalisation import Normalisation
 from subspacelab.reports.progress import progress_bar
 
@@ -53,7 +53,7 @@ def compare(
     models = read_models(features, results_dir, archs, rank)
     first = next(iter(models.values()))
     normalisation = Normalisation() if raw_inputs else first.model.spec.normalisation
-    rows = held_out_rows(features, first.seed)
+    rows = features.split(first.seed)["test"]
     methods = approximations(models, train_basis(features, first.seed, normalisation), rank, first.seed)
     batches = batches_of(rows, BATCH)
     found: list[pd.DataFrame] = []

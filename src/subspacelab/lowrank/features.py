@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from subspacelab.files import read_json
+from subspacelab.lowrank.splits import Split, split_rows
 
 INDEX, META = "index.parquet", "meta.json"
 TENSOR = "features"
@@ -95,6 +96,10 @@ class Features:
 
     def __len__(self) -> int:
         return self.meta.count
+
+    def split(self, seed: int) -> dict[Split, list[int]]:
+        """Rows of the train, validation and test pictures of a seed."""
+        return split_rows(list(self.index["sha256"]), seed)
 
     def picture(self, row: int) -> "CachedPicture":
         """The picture behind a row, as it was cached."""

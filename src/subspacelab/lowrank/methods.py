@@ -12,7 +12,6 @@ from subspacelab.linalg.token_svd import project, token_svd
 from subspacelab.lowrank.architectures import canonical_arch
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.normalisation import Normalisation
-from subspacelab.lowrank.splits import split_rows
 from subspacelab.lowrank.state import TrainedModel, load_model
 from subspacelab.lowrank.statistics import feature_statistics
 
@@ -77,12 +76,7 @@ def random_omega(dim: int, rank: int, seed: int) -> Float[Tensor, "dim rank"]:
     return torch.randn(dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def held_out_rows(features: Features, seed: int) -> list[int]:
-    """Rows of the test pictures."""
-    return split_rows(list(features.index["sha256"]), seed)["test"]
-
-
 def train_basis(features: Features, seed: int, normalisation: Normalisation) -> Float[Tensor, "dim dim"]:
     """PCA basis of the training pictures, strongest direction first."""
-    rows = split_rows(list(features.index["sha256"]), seed)["train"]
+    rows = features.split(seed)["train"]
     return feature_statistics(features, rows, normalisation.kind).basis

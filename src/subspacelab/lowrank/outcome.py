@@ -14,7 +14,6 @@ from subspacelab.lowrank.figures.training import (
     draw_loss_curves,
     draw_row_norms,
 )
-from subspacelab.lowrank.splits import split_rows
 from subspacelab.lowrank.state import BEST_MODEL, load_model
 from subspacelab.lowrank.train import TrainingResult
 
@@ -28,7 +27,7 @@ BATCH = 16
 def draw_training(result: TrainingResult, features: Features) -> list[Path]:
     """Curves, and what the best model leaves of the validation pictures, as four pictures in the results folder."""
     trained = load_model(result.folder)
-    rows = split_rows(list(features.index["sha256"]), trained.seed)["validation"]
+    rows = features.split(trained.seed)["validation"]
     spec = trained.model.spec
     errors, norms = torch.zeros(spec.tokens), torch.zeros(spec.rank)
     for x in read_batches(features, batches_of(rows, BATCH), spec.normalisation, torch.device("cpu")):

@@ -47,6 +47,8 @@ class SavedTraining:
     """What was trained, how, on what: a training of another job is not continued."""
     groups: list[dict[str, Any]]
     """The optimizer's groups."""
+    spec: ModelSpec
+    """Of the model."""
     progress: Progress
     """How far."""
     tensors: dict[str, Tensor]
@@ -61,7 +63,7 @@ def write_training(
     path: Path,
     job: dict[str, Any],
     progress: Progress,
-    model: nn.Module,
+    model: LowRankModel,
     optimizer: torch.optim.Optimizer,
     allocator: dict[str, Tensor],
 ) -> None:
@@ -70,6 +72,7 @@ def write_training(
     tensors |= {f"optimizer/{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}
     tensors |= {f"allocator/{name}": tensor for name, tensor in allocator.items()}
     record = {"job": job, "progress": asdict(progress), "groups": optimizer.state_dict()["param_groups"]}
+    record["spec"] = asdict(model.spec)
     write_tensors(path, tensors, (_KEY, json.dumps(record, sort_keys=True)))
 
 
@@ -78,9 +81,15 @@ def read_training(path: Path) -> SavedTraining:
     tensors, metadata = read_tensors(path)
     try:
         record = json.loads(metadata[_KEY])
-        return SavedTraining(record["job"], record["groups"], Progress(**record["progress"]), tensors)
+        progress = Progress(**record["progress"])
+        return SavedTraining(record["job"], record["groups"], _spec_of(record["spec"]), progress, tensors)
     except (KeyError, TypeError, json.JSONDecodeError) as e:
         raise ValueError(f"{path}: not a training's state ({e!r}); delete it and train again") from e
+
+
+def _spec_of(content: dict[str, Any]) -> ModelSpec:
+    known = {f.name: content[f.name] for f in fields(ModelSpec)}
+    return ModelSpec(**known | {"normalisation": Normalisation(**content["normalisation"])})
 
 
 def restore(saved: SavedTraining, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -124,10 +133,8 @@ def load_model(folder: Path) -> TrainedModel:
         raise ValueError(f"{folder}: no trained model there ({path.name} is missing); train it with `lowrank train`")
     content = read_json(path)
     try:
-        known = {f.name: content[f.name] for f in fields(ModelSpec)}
-        spec = ModelSpec(**known | {"normalisation": Normalisation(**content["normalisation"])})
         epoch, seed = int(content["epoch"]), int(content["seed"])
-        model = LowRankModel(spec)
+        model = LowRankModel(_spec_of(content))
     except (KeyError, TypeError) as e:
         raise ValueError(f"{path}: does not describe a model ({e!r}); train it again") from e
     tensors, _ = read_tensors(folder / f"{BEST_MODEL}.safetensors")

@@ -16,7 +16,6 @@ from subspacelab.lowrank.architectures import (
 from subspacelab.lowrank.batches import batches_of
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import INDEX, META, Features
-from subspacelab.lowrank.splits import split_rows
 from subspacelab.lowrank.state import (
     BEST_STATE,
     LAST,
@@ -63,11 +62,9 @@ def train(
     folder = results_dir / arch
     job = training_job(features, arch, rank, seed, settings)
     begun = _begun(folder)
-    same = begun is not None and begun.job == job
-    trainer = Trainer(features, folder, job, settings, log)
-    if begun is not None and same:
-        trainer.take(begun)
-    else:
+    same = begun if begun is not None and begun.job == job else None
+    trainer = Trainer(features, folder, job, settings, log, same)
+    if same is None:
         trainer.progress.until = settings.epochs
     trainer.run()
     return TrainingResult(folder, trainer.progress)
@@ -102,12 +99,10 @@ def resume_training(
         raise ValueError(f"{folder}: trained on other features than those in {features.folder}; train on these anew")
     resumed = begun is not None and begun.job["resumed_from"] is not None and begun.job["epochs"] == epochs
     if begun is not None and resumed and (source is not None or not begun.progress.finished):
-        trainer = Trainer(features, folder, begun.job, _settings_of(begun.job, device, compile), log)
-        trainer.take(begun)
+        trainer = Trainer(features, folder, begun.job, _settings_of(begun.job, device, compile), log, begun)
     else:
         job = best.job | {"resumed_from": best.progress.epoch, "epochs": epochs}
-        trainer = Trainer(features, folder, job, _settings_of(job, device, compile), log)
-        trainer.take(best)
+        trainer = Trainer(features, folder, job, _settings_of(job, device, compile), log, best)
         trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
         trainer.save_start()
     trainer.run()
@@ -136,7 +131,7 @@ def training_job(features: Features, arch: str, rank: int, seed: int, settings: 
     epochs = content.pop("epochs")
     for place in ("device", "compile"):
         content.pop(place)
-    rows = split_rows(list(features.index["sha256"]), seed)["train"]
+    rows = features.split(seed)["train"]
     return {
         "arch": arch,
         "rank": rank,

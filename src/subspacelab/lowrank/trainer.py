@@ -19,7 +19,6 @@ from subspacelab.lowrank.batches import batches_of, epoch_order, read_batches
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.losses import orthogonality_of_a, size_of_b
-from subspacelab.lowrank.splits import split_rows
 from subspacelab.lowrank.state import BEST_STATE, LAST, Progress, SavedTraining, restore, write_model, write_training
 from subspacelab.lowrank.statistics import feature_statistics
 from subspacelab.reports.progress import progress_bar
@@ -33,20 +32,30 @@ class Trainer:
     """One training in one process: what the epochs share."""
 
     def __init__(
-        self, features: Features, folder: Path, job: dict[str, Any], settings: TrainLowrankConfig, log: Log
+        self,
+        features: Features,
+        folder: Path,
+        job: dict[str, Any],
+        settings: TrainLowrankConfig,
+        log: Log,
+        saved: SavedTraining | None = None,
     ) -> None:
+        """A training from its start, or from where `saved` stands."""
         self.features, self.folder, self.job, self.settings, self.log = features, folder, job, settings, log
         self.device = choose_device(self.settings.device)
         self.group = processes(cpu=self.device.type == "cpu")
         self.seed = int(job["seed"])
-        self.rows = split_rows(list(features.index["sha256"]), self.seed)
+        self.rows = features.split(self.seed)
         self.progress = Progress()
-        self.model = self._fresh_model().to(self.device)
+        model = build_model(saved.spec, seed=self.seed) if saved else self._fresh_model()
+        self.model = model.to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, **PLATEAU)  # type: ignore[arg-type]
         self.allocator = self._allocator()
+        if saved:
+            self._take(saved)
         self.forward = self._wrapped()
 
     def _fresh_model(self) -> LowRankModel:
@@ -85,8 +94,7 @@ class Trainer:
             model = torch.compile(model)
         return model  # type: ignore[no-any-return]
 
-    def take(self, saved: SavedTraining) -> None:
-        """Goes on where a saved training stands."""
+    def _take(self, saved: SavedTraining) -> None:
         restore(saved, self.model, self.optimizer)
         self.progress = replace(saved.progress, history=list(saved.progress.history))
         self.scheduler.load_state_dict(saved.progress.scheduler)

@@ -20,7 +20,6 @@ from subspacelab.lowrank.methods import (
     RANDOM,
     SVD,
     approximations,
-    held_out_rows,
     num_power_steps,
     random_omega,
     read_models,
@@ -58,7 +57,7 @@ def visualize(
     """
     models = read_models(features, results_dir, archs, rank)
     first = next(iter(models.values()))
-    rows = held_out_rows(features, first.seed)
+    rows = features.split(first.seed)["test"]
     if not 0 <= image_idx < len(rows):
         raise ValueError(f"image_idx: {image_idx}, there are test pictures 0 to {len(rows) - 1}")
     if not 1 <= channels <= features.meta.dim:

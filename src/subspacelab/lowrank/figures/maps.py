@@ -1,6 +1,6 @@
 """Channels and errors where they are in the picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +16,42 @@ Maps = NDArray[np.float32]  # [channels, side, side]
 
 
 def draw_channels(path: Path, original: Maps, methods: Mapping[str, Maps], picture: CachedPicture) -> Path:
-    """One row per method, one column per channel; a column shares one colour scale."""
-    rows = {"original": original, **methods}
+    """One row per method, one column per channel; a column shares one colour scale, that of the original."""
     limits = [(float(c.min()), float(c.max())) for c in original]
-    with open_figure(path, (1.5 * len(original) + 2.2, 1.55 * len(rows) + 0.4)) as figure:
-        panels = figure.subplots(len(rows), len(original) + 1, squeeze=False)
-        _blank(panels)
-        draw_picture(panels[0][0], picture)
-        for line, (name, maps) in zip(panels, rows.items(), strict=True):
-            line[1].set_ylabel(name, fontsize=9)
-            for channel, (axes, values) in enumerate(zip(line[1:], maps, strict=True)):
-                low, high = limits[channel]
-                image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
-                if name == "original":
-                    axes.set_title(f"channel {channel}", fontsize=8)
-                if name == list(rows)[-1]:
-                    bar = figure.colorbar(image, ax=[row[channel + 1] for row in panels], shrink=0.5, location="bottom")
-                    bar.ax.tick_params(labelsize=6)
-    return path
+    titles = [f"channel {channel}" for channel in range(len(original))]
+    return _draw_grid(path, {"original": original, **methods}, picture, limits, titles, "viridis")
 
 
 def draw_errors(path: Path, original: Maps, methods: Mapping[str, Maps], picture: CachedPicture) -> Path:
     """|error| of each channel, one row per method, one colour scale per channel over all methods."""
     errors = {name: np.abs(maps - original) for name, maps in methods.items()}
-    highest = np.max([e.max(axis=(1, 2)) for e in errors.values()], axis=0)
-    with open_figure(path, (1.5 * len(original) + 2.2, 1.55 * len(errors) + 0.4)) as figure:
-        panels = figure.subplots(len(errors), len(original) + 1, squeeze=False)
+    limits = [(0.0, float(highest)) for highest in np.max([e.max(axis=(1, 2)) for e in errors.values()], axis=0)]
+    titles = [f"|error|, channel {channel}" for channel in range(len(original))]
+    return _draw_grid(path, errors, picture, limits, titles, "magma")
+
+
+def _draw_grid(
+    path: Path,
+    rows: Mapping[str, Maps],
+    picture: CachedPicture,
+    limits: Sequence[tuple[float, float]],
+    titles: Sequence[str],
+    cmap: str,
+) -> Path:
+    """The picture, then a row of maps per entry of `rows`; `limits` and `titles` belong to the columns."""
+    with open_figure(path, (1.5 * len(titles) + 2.2, 1.55 * len(rows) + 0.4)) as figure:
+        panels = figure.subplots(len(rows), len(titles) + 1, squeeze=False)
         _blank(panels)
         draw_picture(panels[0][0], picture)
-        for line, (name, maps) in zip(panels, errors.items(), strict=True):
+        for line, name in zip(panels, rows, strict=True):
             line[1].set_ylabel(name, fontsize=9)
-            for channel, (axes, values) in enumerate(zip(line[1:], maps, strict=True)):
-                image = axes.imshow(values, cmap="magma", vmin=0, vmax=float(highest[channel]))
-                if line is panels[0]:
-                    axes.set_title(f"|error|, channel {channel}", fontsize=7)
-                if line is panels[-1]:
-                    bar = figure.colorbar(image, ax=[row[channel + 1] for row in panels], shrink=0.5, location="bottom")
-                    bar.ax.tick_params(labelsize=6)
+        for channel, ((low, high), title) in enumerate(zip(limits, titles, strict=True)):
+            column = panels[:, channel + 1].tolist()
+            column[0].set_title(title, fontsize=8)
+            for axes, maps in zip(column, rows.values(), strict=True):
+                image = axes.imshow(maps[channel], cmap=cmap, vmin=low, vmax=high)
+            bar = figure.colorbar(image, ax=column, shrink=0.5, location="bottom")
+            bar.ax.tick_params(labelsize=6)
     return path
 
 
