@@ -1,0 +1,69 @@
+"""The factors of an adapter, and the ordinary LoRA pair on the original weights that says the same."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One layer's y = A (B x) + W_res x, where W_res = W - A0 B0."""
+
+    A: Float[Tensor, "out r"]
+    """Up-projection."""
+    B: Float[Tensor, "r in"]
+    """Down-projection."""
+    A0: Float[Tensor, "out r"] | None = None
+    """Up-projection that was taken out of W at the start; None where W_res = W."""
+    B0: Float[Tensor, "r in"] | None = None
+    """Down-projection that was taken out of W at the start; None where W_res = W."""
+
+
+def residual(w: Float[Tensor, "out in"], factors: Factors) -> Float[Tensor, "out in"]:
+    """W_res = W - A0 B0, computed in float64 and rounded once to the dtype of `w`; `w` itself where W_res = W."""
+    return w if factors.A0 is None else (w.double() - _product(factors).to(w.device)).to(w.dtype)
+
+
+def original(w_res: Float[Tensor, "out in"], factors: Factors) -> Float[Tensor, "out in"]:
+    """W = W_res + A0 B0, to the rounding of one addition; `w_res` itself where W_res = W."""
+    return w_res if factors.A0 is None else (w_res.double() + _product(factors).to(w_res.device)).to(w_res.dtype)
+
+
+def to_lora(factors: Factors, *, down_frozen: bool) -> tuple[Float[Tensor, "k in"], Float[Tensor, "out k"]]:
+    """PEFT's (lora_A, lora_B) on the original W, with lora_B lora_A = A B - A0 B0.
+
+    k = r where W_res = W (B, A), and where B never moved (B, A - A0). Else k = 2 r: ([B; B0], [A, -A0]).
+    """
+    a, b, a0, b0 = factors.A, factors.B, factors.A0, factors.B0
+    if a0 is None or b0 is None:
+        return b, a
+    if down_frozen:
+        if not torch.equal(b, b0):
+            raise RuntimeError("a frozen down-projection has moved; its adapter has no export at rank r")
+        return b, a - a0
+    return torch.cat([b, b0]), torch.cat([a, -a0], dim=1)
+
+
+def from_lora(
+    lora_a: Float[Tensor, "k in"],
+    lora_b: Float[Tensor, "out k"],
+    initial: tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]] | None,
+    *,
+    down_frozen: bool,
+) -> Factors:
+    """The inverse of `to_lora`; `initial` is (A0, B0), None where W_res = W."""
+    if initial is None:
+        return Factors(lora_b, lora_a)
+    a0, b0 = initial
+    if down_frozen:
+        return Factors(lora_b + a0, lora_a, a0, b0)
+    rank = b0.shape[0]
+    return Factors(lora_b[:, :rank].contiguous(), lora_a[:rank].contiguous(), a0, b0)
+
+
+def _product(factors: Factors) -> Float[Tensor, "out in"]:
+    assert factors.A0 is not None
+    assert factors.B0 is not None
+    return factors.A0.double() @ factors.B0.double()
