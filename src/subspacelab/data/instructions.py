@@ -1,0 +1,93 @@
+"""Questions with their answers, for fine-tuning and for asking, and the one prompt that they are put in."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from subspacelab.data.hub_files import fetch_data_file
+from subspacelab.files import write_beside
+
+DEMO = {
+    "demo:arithmetic": Path("data/corpus/arithmetic-train.jsonl"),
+    "demo:arithmetic-test": Path("data/corpus/arithmetic-test.jsonl"),
+    "demo:facts": Path("data/corpus/facts.jsonl"),
+}
+HUB = {"meta-math/MetaMathQA": "MetaMathQA-395K.json"}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What is asked and what is to be answered."""
+
+    query: str
+    """The question, without any prompt around it."""
+    response: str
+    """The whole answer."""
+
+
+def prompt_of(query: str) -> str:
+    """The text that a response follows directly; the response ends with the end-of-sequence token.
+
+    It ends with a line break, where every tokenizer cuts, so that prompt and response may be encoded apart.
+    """
+    return f"Question: {query}\nAnswer:\n"
+
+
+def read_instructions(reference: str) -> list[Instruction]:
+    """Reads `FILE.jsonl` or `FILE.json` (rows `{query, response}`), `meta-math/MetaMathQA`, or `demo:arithmetic`.
+
+    Also `demo:arithmetic-test` and `demo:facts`. Other keys of a row are ignored. ValueError, in one line, names a
+    file that is not there or empty, and a bad row by its number.
+    """
+    path = Path(reference).expanduser()
+    if reference in DEMO:
+        path = DEMO[reference]
+        if not path.is_file():
+            raise ValueError(f"{reference}: not made yet ({path}); run `dvc repro corpus`")
+    elif reference in HUB and not path.exists():
+        path = fetch_data_file(reference, HUB[reference])
+    elif not path.is_file() or path.suffix not in (".jsonl", ".json"):
+        raise ValueError(f"{reference}: no such instructions; give a .jsonl or .json file, or one of {[*HUB, *DEMO]}")
+    rows = _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
+    found = [_instruction(row, where) for where, row in rows]
+    if not found:
+        raise ValueError(f"{path}: it holds no row; give rows {{query, response}}")
+    return found
+
+
+def write_instructions(path: Path, instructions: Iterable[Instruction]) -> None:
+    """Writes `.jsonl` rows `{query, response}`, which `read_instructions` reads."""
+    with write_beside(path) as partial:
+        partial.write_text("".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in instructions))
+
+
+def _jsonl_rows(path: Path) -> Iterable[tuple[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            if line.strip():
+                try:
+                    yield where, json.loads(line)
+                except json.JSONDecodeError as e:
+                    raise ValueError(f"{where}: not valid JSON ({e.msg}); restore or remove the line") from e
+
+
+def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}: not valid JSON ({e.msg} at line {e.lineno}); restore it") from e
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: a list of rows was expected, got {type(rows).__name__}")
+    return ((f"{path}, row {i}", row) for i, row in enumerate(rows, start=1))
+
+
+def _instruction(row: Any, where: str) -> Instruction:
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("query", "response")):
+        keys = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{where}: `query` and `response` must be there and be text; got {keys}")
+    if not row["query"].strip() or not row["response"].strip():
+        raise ValueError(f"{where}: `query` or `response` is empty; fill it or remove the row")
+    return Instruction(row["query"], row["response"])

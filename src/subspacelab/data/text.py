@@ -1,0 +1,186 @@
+"""Documents of plain text: the usual calibration sets, the demo's corpus, or a person's own file."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from subspacelab.data.hub_files import fetch_data_file
+
+Split = Literal["train", "test"]
+
+CORPUS = Path("data/corpus")
+COLUMNS = ("text", "sentence")
+SUFFIXES = (".txt", ".parquet", ".json.gz", ".jsonl.gz", ".jsonl")
+MAX_DOCUMENTS = 20_000  # of a file of JSON lines: c4's first shard has 356,000, 256 windows of 2,048 take 1,200
+HEADING = re.compile(r" = [^=].* = \n?")
+
+
+@dataclass(frozen=True)
+class HubText:
+    """Where a data set's text lies on the hub."""
+
+    repo: str
+    """`org/name`."""
+    files: dict[Split, str]
+    """Split to file."""
+    revision: str | None = None
+    """Branch, if not the main one."""
+
+
+HUB = {
+    "wikitext2": HubText(
+        "Salesforce/wikitext",
+        {
+            "train": "wikitext-2-raw-v1/train-00000-of-00001.parquet",
+            "test": "wikitext-2-raw-v1/test-00000-of-00001.parquet",
+        },
+    ),
+    "c4": HubText(
+        "allenai/c4",
+        {"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"},
+    ),
+    "ptb": HubText(
+        "ptb-text-only/ptb_text_only",
+        {"train": "penn_treebank/train/0000.parquet", "test": "penn_treebank/test/0000.parquet"},
+        revision="refs/convert/parquet",  # the main branch holds a script, which is never run
+    ),
+}
+
+
+def read_texts(reference: str, *, split: Split = "train") -> list[str]:
+    """The documents of `wikitext2`, `c4`, `ptb`, `demo:corpus`, or of a local file or folder.
+
+    A file is `.txt` (a blank line ends a document), `.parquet` (column `text` or `sentence`), or `.jsonl`,
+    `.jsonl.gz`, `.json.gz` (rows with `text`, the first 20,000 of them). In a folder the split's name picks the files
+    (`test` or else `validation`); where no name says a split, the last tenth of the text is the test part.
+    ValueError, in one line, says what is missing and what to do.
+    """
+    path = Path(reference).expanduser()
+    if reference == "demo:corpus":
+        path = CORPUS / f"{split}.txt"
+        if not path.is_file():
+            raise ValueError(f"{reference}: not made yet ({path}); run `dvc repro corpus`")
+        texts = _file_texts(path)
+    elif path.exists():
+        texts = _local_texts(path, split)
+    elif reference in HUB:
+        source = HUB[reference]
+        texts = _file_texts(fetch_data_file(source.repo, source.files[split], revision=source.revision))
+    else:
+        names = ", ".join([*HUB, "demo:corpus"])
+        raise ValueError(
+            f"{reference}: no such text; give {names}, or a {', '.join(SUFFIXES)} file or a folder of them"
+        )
+    if not texts:
+        raise ValueError(f"{reference}: it holds no text ({split}); give one that does")
+    return texts
+
+
+def _local_texts(path: Path, split: Split) -> list[str]:
+    """A file, or the split's files of a folder in the order of their names."""
+    if path.is_file():
+        return _part(_file_texts(path), split)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+    if not files:
+        raise ValueError(f"{path}: no text file in this folder; it must hold some of {', '.join(SUFFIXES)}")
+    wanted = ("train",) if split == "train" else ("test", "validation")
+    names = {p: p.relative_to(path).as_posix() for p in files}
+    for name in wanted:
+        named = [p for p in files if name in names[p]]
+        if named:
+            return [text for p in named for text in _file_texts(p)]
+    if any(name in names[p] for p in files for name in ("train", "test", "validation")):
+        raise ValueError(f"{path}: no file of the {split} split; there are {sorted(names.values())[:4]}")
+    return _part([text for p in files for text in _file_texts(p)], split)
+
+
+def _part(texts: list[str], split: Split) -> list[str]:
+    """The first nine tenths of the characters, or the last tenth; the border may cut a document."""
+    border, position, part = int(sum(map(len, texts)) * 0.9), 0, []
+    for text in texts:
+        cut = min(max(border - position, 0), len(text))
+        piece = text[:cut] if split == "train" else text[cut:]
+        if piece.strip():
+            part.append(piece)
+        position += len(text)
+    return part
+
+
+def _file_texts(path: Path) -> list[str]:
+    """The documents of one file, by its suffix."""
+    if path.name.endswith(".txt"):
+        return paragraphs(_decoded(path))
+    if path.name.endswith(".parquet"):
+        return _parquet_texts(path)
+    if path.name.endswith(SUFFIXES):
+        return list(islice(_json_texts(path), MAX_DOCUMENTS))
+    raise ValueError(f"{path}: unknown kind of text file; give one of {', '.join(SUFFIXES)}")
+
+
+def paragraphs(text: str) -> list[str]:
+    """The stretches between blank lines."""
+    return [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
+
+
+def articles(rows: Iterable[str]) -> list[str]:
+    """Joins wikitext's rows, which are lines, into articles: each begins at a heading ` = Title = `.
+
+    Rows without any heading are documents already.
+    """
+    rows = list(rows)
+    if not any(HEADING.fullmatch(row) for row in rows):
+        return [row for row in rows if row.strip()]
+    joined: list[list[str]] = [[]]
+    for row in rows:
+        if HEADING.fullmatch(row):
+            joined.append([])
+        joined[-1].append(row if row.endswith("\n") else row + "\n")
+    return [text for text in map("".join, joined) if text.strip()]
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8 text (byte {e.start}); convert it") from e
+
+
+def _parquet_texts(path: Path) -> list[str]:
+    """Column `text`: documents, or wikitext's lines. Column `sentence`: PTB's consecutive sentences, one document."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(path).names
+        column = next((name for name in COLUMNS if name in names), None)
+        if column is None:
+            raise ValueError(f"{path}: its columns are {names}; one of {list(COLUMNS)} is needed")
+        rows = [row or "" for row in pq.read_table(path, columns=[column])[column].to_pylist()]
+    except pa.ArrowInvalid as e:
+        raise ValueError(f"{path}: not a parquet file ({str(e).splitlines()[0]}); restore it") from e
+    return articles(rows) if column == "text" else ["\n".join(rows)]
+
+
+def _json_texts(path: Path) -> Iterator[str]:
+    """The `text` of each row of JSON lines, compressed or not."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _text_of(json.loads(line), path, number)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}, line {number}: not valid JSON ({e.msg}); restore it") from e
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: broken ({e}); restore it") from e
+
+
+def _text_of(row: Any, path: Path, number: int) -> str:
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f"{path}, line {number}: a row with `text` was expected; got {str(row)[:60]}")
+    return text
