@@ -17,6 +17,13 @@ DVC = """stages:
     outs: ['out/${item.checkpoint}']
     metrics:
       - out.json: {cache: false}
+  both:
+    matrix:
+      method: [lora, lora_null_v2]
+      state: [init, trained]
+    cmd: python pipelines/both.py ${item.method}-${item.state}
+    deps: ['data/${item.state}/${item.method}']
+    outs: ['out/${item.method}-${item.state}.json']
 """
 
 
@@ -55,6 +62,12 @@ def test_the_declaration_is_that_of_dvc_yaml(project):
     assert [str(p) for p in declared.sources] == ["pipelines/toy.py", "src/toy.py"]
     with pytest.raises(ValueError, match="no stage 'nosuch'"):
         read_declaration("nosuch")
+
+
+def test_an_item_of_two_axes_is_taken_apart(project):
+    declared = read_declaration("both", "lora_null_v2-trained")
+    assert [str(p) for p in declared.deps] == ["data/trained/lora_null_v2"]
+    assert [str(p) for p in declared.outs] == ["out/lora_null_v2-trained.json"]
 
 
 def test_a_stage_gets_its_parameters_seed_and_threads(project):

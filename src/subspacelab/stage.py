@@ -36,16 +36,22 @@ class Declaration:
 
 
 def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) -> Declaration:
-    """The declaration of stage `name` in dvc.yaml, with every `${item.…}` of its matrix replaced by `item`."""
+    """The declaration of stage `name` in dvc.yaml, for one `item` of its matrix.
+
+    `item` is what DVC writes after the `@`: the value of each axis, joined by `-`; only the first may hold one itself.
+    """
     stages = read_yaml(path)["stages"]
     if name not in stages:
         raise ValueError(f"{path} has no stage {name!r}; it has {sorted(stages)}")
     stage = stages[name]
-    axis = next(iter(stage.get("matrix", {})), "")
+    axes = list(stage.get("matrix", {}))
+    values = dict(zip(axes, (item or "").rsplit("-", len(axes) - 1), strict=False))
 
     def paths(key: str) -> list[Path]:
         named = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in stage.get(key, [])]
-        return [Path(entry.replace(f"${{item.{axis}}}", item or "")) for entry in named]
+        for axis, value in values.items():
+            named = [entry.replace(f"${{item.{axis}}}", value) for entry in named]
+        return [Path(entry) for entry in named]
 
     return Declaration(paths("deps"), paths("outs") + paths("metrics") + paths("plots"))
 
