@@ -158,8 +158,8 @@ def base_digest(weight: Float[Tensor, "out in"]) -> str:
 
 
 def _reference(base: Mapping[str, Any]) -> str:
-    revision = base.get("revision")
-    return f"{base['reference']}@{revision}" if revision else str(base["reference"])
+    reference, revision = str(base["reference"]), base.get("revision")
+    return f"{reference}@{revision}" if revision and not Path(reference).exists() else reference
 
 
 def _config_json(targets: list[str], rank: int, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,215 @@
+"""Second moments of what goes into the linear layers, one per distinct input, streamed over windows of real text."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from subspacelab.data.windows import Windows
+from subspacelab.linalg.second_moment import SecondMoment
+
+TOKENS_PER_DIM = 8
+"""Below it the bottom space is the sample's, not the population's: at N = d its ratio in sample is 0 for any input."""
+HELD_OUT = 8
+"""One window in so many is kept out of the calibration."""
+CPU_BYTES = 4 << 30
+"""Moments held at one time on the CPU, and half of what is free on a GPU; more inputs take further passes."""
+
+
+@dataclass(frozen=True)
+class SharedInput:
+    """One distinct input and the linear layers that read it: q, k, v share one, gate and up another."""
+
+    modules: tuple[str, ...]
+    """Names of the layers, in the model's order."""
+    width: int
+    """Dimensions d of the input."""
+
+    @property
+    def name(self) -> str:
+        """The first layer's name."""
+        return self.modules[0]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Window numbers for each purpose."""
+
+    first: list[int]
+    """One half of the calibration."""
+    second: list[int]
+    """The other half: do both find the same null space?"""
+    held_out: list[int]
+    """Never calibrated on: the ratio out of sample."""
+
+    @property
+    def calibration(self) -> list[int]:
+        """Both halves."""
+        return self.first + self.second
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of one input, float64, not centred."""
+
+    first: Float[Tensor, "dim dim"]
+    """Of the first half of the calibration windows."""
+    second: Float[Tensor, "dim dim"]
+    """Of the second half."""
+    held_out: Float[Tensor, "dim dim"]
+    """Of the windows kept out."""
+    num_tokens: int
+    """Tokens of both halves."""
+    num_held_out: int
+    """Tokens of the windows kept out."""
+
+    @property
+    def calibration(self) -> Float[Tensor, "dim dim"]:
+        """Of both halves together."""
+        return self.first + self.second
+
+
+def split_windows(windows: Windows) -> Split:
+    """Every eighth window is held out (at least one), the others go to the halves by turns; three are needed."""
+    total = len(windows.input_ids)
+    if total < 3:
+        raise ValueError(
+            f"calibration needs at least 3 windows (two halves, one held out), the text gives {total}:"
+            " shorten --seq-len or give a longer text"
+        )
+    num_held_out = max(1, total // HELD_OUT)
+    kept = list(range(total - num_held_out))
+    return Split(kept[::2], kept[1::2], list(range(len(kept), total)))
+
+
+def require_enough_tokens(windows: Windows, split: Split, inputs: Sequence[SharedInput]) -> None:
+    """ValueError unless the calibration has at least 8 tokens for each dimension of the widest input."""
+    widest = max(inputs, key=lambda shared: shared.width)
+    found, needed = int(windows.attention_mask[split.calibration].sum()), TOKENS_PER_DIM * widest.width
+    if found < needed:
+        raise ValueError(
+            f"{found} calibration tokens for {widest.name}, {widest.width} dimensions wide: {needed} are needed"
+            f" ({TOKENS_PER_DIM} per dimension). Raise --calib-loader-size or --seq-len, give a longer text,"
+            " or insist with --allow-few-tokens"
+        )
+
+
+@torch.no_grad()
+def shared_inputs(model: nn.Module, linears: Mapping[str, nn.Linear], windows: Windows) -> list[SharedInput]:
+    """Which layers are handed the very same tensor, found in a forward pass of a few tokens.
+
+    ValueError for a layer that never runs.
+    """
+    seen: dict[str, Tensor] = {}  # holds the tensors, so that no two of them share an address
+    ids, mask = windows.input_ids[:1, :2], windows.attention_mask[:1, :2]
+    with _inputs_to(linears, lambda name, x: seen.setdefault(name, x)):
+        _run(model, ids, mask)
+    unused = [name for name in linears if name not in seen]
+    if unused:
+        raise ValueError(f"{unused[0]} takes no part in a forward pass ({len(unused)} such); leave it out by --targets")
+    # The version tells a tensor from itself before a layer in between changed it in place.
+    readers: dict[tuple[int, int, int], list[str]] = {}
+    for name in linears:
+        x = seen[name]
+        readers.setdefault((x.shape[-1], x.data_ptr(), x._version), []).append(name)
+    return [SharedInput(tuple(names), width) for (width, *_), names in readers.items()]
+
+
+def moment_bytes(device: torch.device) -> int:
+    """Memory for moments: half of what is free on a GPU, 4 GiB elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_BYTES
+
+
+def in_passes(inputs: Sequence[SharedInput], max_bytes: int) -> Iterator[list[SharedInput]]:
+    """Consecutive inputs whose moments fit into `max_bytes` together; one that does not fit stands alone."""
+    batch: list[SharedInput] = []
+    for shared in inputs:
+        if batch and sum(map(_moment_bytes, [*batch, shared])) > max_bytes:
+            yield batch
+            batch = []
+        batch.append(shared)
+    yield batch
+
+
+@torch.inference_mode()
+def calibrate(
+    model: nn.Module,
+    windows: Windows,
+    inputs: Sequence[SharedInput],
+    *,
+    batch_size: int = 8,
+    progress: Callable[[float], object] = lambda _: None,
+) -> dict[str, Moments]:
+    """One pass over the windows: the name of each of `inputs` -> its moments, on the model's device.
+
+    Padding never enters. `progress` is told the number of windows done. ValueError, naming the layer, for NaN or
+    infinity in an activation, and for a layer that does not see every token.
+    """
+    split = split_windows(windows)
+    place = _device_of(model)
+    sums = {shared.name: [SecondMoment(shared.width, place) for _ in range(3)] for shared in inputs}
+    linears = {shared.name: model.get_submodule(shared.name) for shared in inputs}
+    for part, numbers in enumerate((split.first, split.second, split.held_out)):
+        for batch in torch.tensor(numbers).split(batch_size):
+            mask = windows.attention_mask[batch]
+
+            def add(name: str, x: Tensor, mask: Tensor = mask, part: int = part) -> None:
+                sums[name][part].add(_tokens(name, x, mask))
+
+            with _inputs_to(linears, add):
+                _run(model, windows.input_ids[batch], mask)
+            progress(len(batch))
+    return {name: _finish(name, parts) for name, parts in sums.items()}
+
+
+def _tokens(name: str, x: Tensor, mask: Bool[Tensor, "batch length"]) -> Float[Tensor, "tokens dim"]:
+    """The rows of an input, [batch length dim] or [batch * length dim], that are no padding."""
+    flat = x.reshape(-1, x.shape[-1])
+    if len(flat) != mask.numel():
+        raise ValueError(f"{name} sees {len(flat)} of {mask.numel()} tokens; leave it out by --targets")
+    return flat[mask.flatten().to(flat.device)]
+
+
+def _finish(name: str, parts: list[SecondMoment]) -> Moments:
+    first, second, held_out = (part.matrix() for part in parts)
+    if not all(torch.isfinite(c.diagonal()).all() for c in (first, second, held_out)):
+        raise ValueError(f"{name}: NaN or infinity among its inputs; the checkpoint is damaged or its dtype too narrow")
+    return Moments(first, second, held_out, parts[0].num_tokens + parts[1].num_tokens, parts[2].num_tokens)
+
+
+@contextmanager
+def _inputs_to(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Calls `take(name, input)` whenever one of the layers runs."""
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            take(name, arguments[0])
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(hook_of(name)) for name, module in linears.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _run(model: Any, ids: Tensor, mask: Tensor) -> None:
+    """The model without its head: no logits are wanted."""
+    device = model.device
+    model.base_model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)
+
+
+def _device_of(model: Any) -> torch.device:
+    """Where moments lie: with the model, but on the CPU for a device without float64."""
+    device: torch.device = model.device
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _moment_bytes(shared: SharedInput) -> int:
+    return 3 * 8 * shared.width**2

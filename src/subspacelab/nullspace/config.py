@@ -1,0 +1,155 @@
+"""What can be set for the stages of room 3."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How an adapter is built, whatever its method, rank and seed."""
+
+    calib_dataset: str | None = "wikitext2"
+    """Text to calibrate on: wikitext2, c4, ptb, demo:corpus or a file. null: none, for methods that need none."""
+    calib_loader_size: int = 256
+    """Windows of text, an eighth of which is held out."""
+    seq_len: int = 2048
+    """Tokens in a window."""
+    batch_size: int = 8
+    """Windows per pass of the model."""
+    targets: list[str] | None = None
+    """Regular expressions that find linear layers by name; null takes all but the head."""
+    allow_few_tokens: bool = False
+    """Build with fewer than 8 tokens per input dimension all the same."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        for name in ("calib_loader_size", "seq_len", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class BuildAdapterConfig(BuildSettings):
+    """Stage `build_adapter`: an adapter per method and seed."""
+
+    methods: list[str] = field(default_factory=lambda: ["lora", "lora_null_v2"])
+    """Which methods are built; the stage's matrix."""
+    rank: int | None = None
+    """Rank of the adapters; null takes the rank at the top of params.yaml."""
+    seeds: list[int] = field(default_factory=lambda: [233])
+    """One adapter for each: it draws the windows and the random starts, later the order of the training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not self.seeds or not self.methods:
+            raise ValueError("seeds and methods must name at least one each")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How an adapter is trained, whatever its method and seed."""
+
+    data: str
+    """Rows {query, response}: FILE.jsonl, meta-math/MetaMathQA or demo:arithmetic."""
+    epochs: float = 1.0
+    """Passes over the rows, where max_steps is null."""
+    max_steps: int | None = None
+    """Optimizer steps, whatever `epochs` says; null takes the epochs."""
+    lr: float = 2e-5
+    """AdamW's peak; a cosine brings it to 0."""
+    batch_size: int = 8
+    """Rows of one pass, over all processes."""
+    gradient_accumulation: int = 1
+    """Passes per optimizer step."""
+    max_length: int = 512
+    """Tokens of a row; what is beyond is cut off."""
+    warmup_ratio: float = 0.03
+    """Share of the steps on which the rate rises."""
+    weight_decay: float | None = None
+    """AdamW's decoupled weight decay; null takes the method's own (0.3 of lora_decay, else 0)."""
+    save_steps: int = 200
+    """Steps between checkpoints, from which a killed training goes on."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation", "max_length", "save_steps", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("epochs", "lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio must lie in [0, 1], got {self.warmup_ratio}")
+        if self.weight_decay is not None and self.weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class KnowledgeSettings:
+    """By what old and new knowledge are told."""
+
+    facts: str
+    """Rows {query, response} that the base was taught."""
+    task: str
+    """Rows {query, response} of the new task that were not trained on."""
+    text: str
+    """Old text on which the drift of the activations is measured, its test part."""
+    num_windows: int = 16
+    """Windows of that text."""
+    seq_len: int = 128
+    """Tokens per window."""
+    max_new_tokens: int = 24
+    """Longest answer."""
+    batch_size: int = 64
+    """Questions asked at once."""
+    limit: int | None = None
+    """Only the first facts and problems; null takes all."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_windows", "seq_len", "max_new_tokens", "batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class TrainAdapterConfig(TrainSettings):
+    """Stage `train_adapter`: every adapter that was built of one method, and what it then knows."""
+
+    knowledge: KnowledgeSettings | None = None
+    """How knowledge is measured afterwards; null leaves that out."""
+
+
+@dataclass(frozen=True)
+class VerifyAdapterConfig:
+    """Stage `verify_adapter`: is B still in the null space, and was anything learned?"""
+
+    calib_dataset: str = "wikitext2"
+    """The text: wikitext2, c4, ptb, demo:corpus or a file."""
+    calib_loader_size: int = 16
+    """Windows of it."""
+    max_activation_samples: int = 100
+    """Tokens per layer that norms are averaged over, drawn evenly from all the windows."""
+    seq_len: int = 2048
+    """Tokens in a window."""
+    batch_size: int = 4
+    """Windows per pass of the model."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        for name in ("calib_loader_size", "max_activation_samples", "seq_len", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class CompareStatsConfig:
+    """Stage `compare_stats`: every method before and after its training, and what it knows."""
+
+    methods: list[str] = field(default_factory=list)
+    """Methods to compare; empty takes all that were verified."""
