@@ -2,31 +2,49 @@
 
 import difflib
 import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from subspacelab.checkpoints.index import CONFIG_NAME, WeightFiles, find_weights, require_payload
+from subspacelab.checkpoints.index import CONFIG_NAME, find_weights, require_payload
+from subspacelab.checkpoints.local import LocalFiles
 from subspacelab.checkpoints.quantised import quantisation
 from subspacelab.checkpoints.references import Source, local_source
-from subspacelab.checkpoints.shards import Shard, list_tensors, open_shard
+from subspacelab.checkpoints.shards import Shard
 from subspacelab.checkpoints.tensors import FLOATING, TensorInfo
 from subspacelab.files import read_json
+
+
+class Files(Protocol):
+    """Where a checkpoint's bytes are: on this disk (`LocalFiles`) or on the hub (`HubFiles`)."""
+
+    infos: dict[str, TensorInfo]
+    """Name -> info in file order, known without reading data."""
+    num_workers: int
+    """How many tensors are worth asking for at once."""
+
+    def open(self, shard: str) -> Shard:
+        """The named weight file."""
+
+    def find_file(self, name: str) -> Path | None:
+        """A small file beside the weights, on this disk; None if there is no such file."""
 
 
 class Checkpoint:
     """The tensors of one checkpoint by name; use as a context manager, made by `open_checkpoint`."""
 
-    def __init__(self, source: Source, files: WeightFiles, config: dict[str, Any]) -> None:
+    def __init__(self, source: Source, files: Files, config: dict[str, Any]) -> None:
         self.source = source
         """Where it came from."""
         self.config = config
         """config.json as it stands; {} without one."""
-        self._folder = files.folder
-        self._infos = _list_all(files)
+        self._files = files
+        self._infos = files.infos
         self._shard: tuple[str, Shard] | None = None
 
     def __enter__(self) -> "Checkpoint":
@@ -84,6 +102,15 @@ class Checkpoint:
             raise ValueError(f"{name}: rows {start}:{stop} are outside its shape {list(info.shape)}")
         return self._open(info.shard).read_rows(name, start, stop)
 
+    def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Each name with its tensor, in the order given; from the hub several are asked for at once."""
+        with ThreadPoolExecutor(self._files.num_workers) as pool:
+            yield from zip(names, pool.map(self.read, names), strict=True)
+
+    def find_file(self, name: str) -> Path | None:
+        """The path of a small file beside the weights, such as tokenizer.json; None if there is none."""
+        return self._files.find_file(name)
+
     def digest(self, name: str) -> str:
         """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests."""
         info = self.info(name)
@@ -94,10 +121,11 @@ class Checkpoint:
 
     def _open(self, shard: str) -> Shard:
         """The shard, after letting go of the one before."""
-        if self._shard is None or self._shard[0] != shard:
+        current = self._shard
+        if current is None or current[0] != shard:
             self._shard = None
-            self._shard = (shard, open_shard(self._folder / shard))
-        return self._shard[1]
+            self._shard = current = (shard, self._files.open(shard))
+        return current[1]
 
     def _require_unquantised(self, info: TensorInfo) -> None:
         method = self.quantisation(info.name)
@@ -117,10 +145,11 @@ def open_checkpoint(place: Source | Path | str) -> Checkpoint:
     if not source.folder.exists():
         raise ValueError(f"{source.folder}: no such checkpoint folder or file")
     files = find_weights(source.folder)
-    return Checkpoint(source, files, _read_config(files.folder / CONFIG_NAME))
+    return Checkpoint(source, LocalFiles(files), read_config(files.folder / CONFIG_NAME))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json as it stands, {} if there is none; ValueError if it is something else."""
     if not path.exists():
         return {}
     require_payload(path)
@@ -128,14 +157,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path}: holds a {type(config).__name__}, not a JSON object; restore it")
     return config
-
-
-def _list_all(files: WeightFiles) -> dict[str, TensorInfo]:
-    """Name -> info in file order, checked against the index if there is one."""
-    infos = {info.name: info for shard in files.shards for info in list_tensors(files.folder / shard)}
-    for name, shard in (files.weight_map or {}).items():
-        if name not in infos or infos[name].shard != shard:
-            raise ValueError(
-                f"{files.folder / shard}: {name} is not in it, though the index says so; download both again"
-            )
-    return infos

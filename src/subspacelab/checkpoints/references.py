@@ -1,7 +1,7 @@
 """From what a person writes to a folder on this disk: a folder, `org/name[@revision]`, `demo:<name>`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from subspacelab.checkpoints.hub import fetch_from_hub
@@ -10,6 +10,7 @@ from subspacelab.files import read_json, replace_folder, write_json
 
 POINTER_NAME = "reference.json"
 HUB_REFERENCE = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
+DEMO_ROOT = Path("data/checkpoints")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -33,12 +34,24 @@ def local_source(path: Path, reference: str | None = None) -> Source:
     return Source(reference or str(path), path, None, absolute.stem if absolute.is_file() else absolute.name)
 
 
-def resolve_reference(reference: str, *, demo_root: Path = Path("data/checkpoints")) -> Source:
-    """Finds a local folder or file, a hub repository at a commit, or a demo checkpoint under `demo_root`.
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the hub, not looked up yet."""
 
-    A folder that holds only a pointer file (`write_reference`) stands for the hub commit it names, and
-    keeps its own name. ValueError, in one line, says what was not found and what to do.
-    """
+    repo: str
+    """`org/name`."""
+    revision: str | None
+    """Branch, tag or commit that was asked for; None for the main branch."""
+    name: str
+    """Short name for outputs."""
+
+    def source(self, folder: Path, commit: str) -> Source:
+        """The source that `folder` is, with this repository's files at `commit`."""
+        return Source(self.repo, folder, commit, self.name)
+
+
+def locate_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source | Repository:
+    """What a reference means, without asking the hub; pointer files are followed. Errors as `resolve_reference`."""
     if reference.startswith("demo:"):
         return _followed(_demo_source(reference, demo_root))
     path = Path(reference).expanduser()
@@ -49,8 +62,19 @@ def resolve_reference(reference: str, *, demo_root: Path = Path("data/checkpoint
         raise ValueError(
             f"{reference}: no such checkpoint; give a local folder or file, org/name[@revision] or demo:<name>"
         )
-    folder, commit = fetch_from_hub(match["repo"], match["revision"])
-    return Source(match["repo"], folder, commit, match["repo"].rpartition("/")[2])
+    return Repository(match["repo"], match["revision"], match["repo"].rpartition("/")[2])
+
+
+def resolve_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source:
+    """Finds a local folder or file, a hub repository at a commit, or a demo checkpoint under `demo_root`.
+
+    A folder that holds only a pointer file (`write_reference`) stands for the hub commit it names, and
+    keeps its own name. ValueError, in one line, says what was not found and what to do.
+    """
+    place = locate_reference(reference, demo_root=demo_root)
+    if isinstance(place, Source):
+        return place
+    return place.source(*fetch_from_hub(place.repo, place.revision))
 
 
 def write_reference(folder: Path, source: Source) -> None:
@@ -69,7 +93,7 @@ def _demo_source(reference: str, demo_root: Path) -> Source:
     return Source(reference, folder, None, name)
 
 
-def _followed(source: Source) -> Source:
+def _followed(source: Source) -> Source | Repository:
     """The source itself, or what its pointer file names, under the pointer's own name."""
     pointer = source.folder / POINTER_NAME
     if not pointer.is_file() or any((source.folder / name).exists() for name in PREFERENCE):
@@ -83,5 +107,5 @@ def _followed(source: Source) -> Source:
         if (place / POINTER_NAME).exists():
             raise ValueError(f"{pointer}: points to {target}, itself a pointer; point to the checkpoint")
         return Source(target, place, revision, source.name)
-    found = resolve_reference(f"{target}@{revision}" if revision else target)
-    return Source(found.reference, found.folder, found.revision, source.name)
+    found = locate_reference(f"{target}@{revision}" if revision else target)
+    return replace(found, name=source.name)

@@ -1,0 +1,36 @@
+"""Stage `analyze_norms@<checkpoint>`: norms of embedding vectors and parameters of norm layers of one checkpoint.
+
+In: data/checkpoints/<checkpoint>. Out: reports/norms/<checkpoint>.json and reports/norms/<checkpoint> (two pictures).
+Time: seconds; of a checkpoint on the hub only headers, embeddings and norm layers are fetched.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+import sys
+from pathlib import Path
+
+from subspacelab.checkpoints import open_reference
+from subspacelab.errors import one_line_errors
+from subspacelab.files import write_json
+from subspacelab.norms.analyze import analyze
+from subspacelab.norms.config import AnalyzeNormsConfig
+from subspacelab.norms.outcome import draw_pictures, track_analysis
+from subspacelab.norms.report import print_analysis
+from subspacelab.stage import open_stage
+
+OUT = Path("reports/norms")
+
+
+def main(checkpoint: str) -> None:
+    with open_stage("analyze_norms", AnalyzeNormsConfig, experiment="norms", item=checkpoint) as stage:
+        with open_reference(f"demo:{checkpoint}") as opened:
+            analysis = analyze(opened, device=stage.params.device, all_norms=stage.params.all_norms)
+        pictures = draw_pictures(OUT / checkpoint, analysis)
+        write_json(OUT / f"{checkpoint}.json", analysis.to_json())
+        track_analysis(analysis, pictures, stage.tracker)
+    print_analysis(analysis)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1])

@@ -1,0 +1,124 @@
+"""Reads the embeddings and norm layers of one checkpoint, and nothing else of it."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from subspacelab.checkpoints import Checkpoint, require_finite
+from subspacelab.devices import choose_device
+from subspacelab.norms.results import Analysis, Embedding, Norm
+from subspacelab.norms.statistics import measure_vectors, moments
+from subspacelab.norms.survey import EmbeddingLayer, NormLayer, survey
+from subspacelab.norms.vocabulary import TOKENIZER_NAME, read_vocabulary
+from subspacelab.reports.progress import progress_bar
+
+CHUNK_ENTRIES = 1 << 23
+"""Entries of a table held at once: 64 MB in float64, and 16 MB of bf16 for each request to the hub."""
+
+
+def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = False) -> Analysis:
+    """Norms of every embedding vector and moments of every norm layer of an open checkpoint.
+
+    Quantised tensors are left out one by one, with a warning each; ValueError, naming the tensor, for NaN or infinity.
+    "mps" has no float64 and means the CPU.
+    """
+    place = choose_device(device)
+    place = torch.device("cpu") if place.type == "mps" else place
+    found = survey(checkpoint)
+    refused: dict[str, str] = {}
+    vocabulary = _vocabulary(checkpoint) if any(e.kind == "token" for e in found.embeddings) else None
+    layers = [e for e in found.embeddings if _readable(checkpoint, [e.key], refused)]
+    total = sum(checkpoint.info(e.key).nbytes for e in layers)
+    with progress_bar(checkpoint.source.name, total / 1e6, "MB") as advance:
+        embeddings = tuple(
+            _measure_embedding(checkpoint, layer, place, vocabulary if layer.kind == "token" else None, advance)
+            for layer in layers
+        )
+    norms = _measure_norms(checkpoint, found.norms, refused)
+    source, family = checkpoint.source, found.detected.family
+    read = [e.layer.key for e in embeddings] + [k for n in norms for k in _keys(n.layer)]
+    return Analysis(
+        model_name=source.reference if source.revision else source.name,
+        name=source.name,
+        revision=source.revision,
+        device=place.type,
+        survey=found,
+        embeddings=embeddings,
+        norms=norms,
+        all_norms=all_norms or (family is not None and family.all_norms),
+        warnings=(*found.warnings, *_torch_files(checkpoint), *refused.values()),
+        bytes_read=sum(checkpoint.info(key).nbytes for key in read),
+    )
+
+
+def _measure_embedding(
+    checkpoint: Checkpoint,
+    layer: EmbeddingLayer,
+    device: torch.device,
+    vocabulary: Mapping[int, str] | None,
+    advance: Callable[[float], None],
+) -> Embedding:
+    def chunks() -> Iterator[Tensor]:
+        for chunk in _read_chunks(checkpoint, layer):
+            advance(chunk.nbytes / 1e6)
+            yield chunk.to(device)
+
+    return Embedding(layer, measure_vectors(chunks()), vocabulary)
+
+
+def _read_chunks(checkpoint: Checkpoint, layer: EmbeddingLayer) -> Iterator[Tensor]:
+    """The vectors as rows [rows, width], so many at a time as `CHUNK_ENTRIES` holds; ValueError for NaN."""
+    num_rows = layer.shape[0]
+    step = max(1, CHUNK_ENTRIES // max(1, layer.num_vectors * layer.width // max(1, num_rows)))
+    for start in range(0, num_rows, step):
+        stop = min(start + step, num_rows)
+        chunk = checkpoint.read_rows(layer.key, start, stop).reshape(-1, layer.width)
+        require_finite(f"{layer.key}, rows {start}:{stop}", chunk)
+        yield chunk
+
+
+def _measure_norms(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], refused: dict[str, str]) -> tuple[Norm, ...]:
+    readable = [layer for layer in layers if _readable(checkpoint, _keys(layer), refused)]
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in checkpoint.read_many([key for layer in readable for key in _keys(layer)]):
+        require_finite(key, tensor)
+        tensors[key] = tensor
+    measured = []
+    for layer in readable:
+        bias = moments(tensors[layer.bias_key]) if layer.bias_key else None
+        scale = tensors[layer.key]
+        measured.append(Norm(layer, tuple(scale.shape), moments(scale), bias))
+    return tuple(measured)
+
+
+def _keys(layer: NormLayer) -> list[str]:
+    return [layer.key] + ([layer.bias_key] if layer.bias_key else [])
+
+
+def _readable(checkpoint: Checkpoint, keys: list[str], refused: dict[str, str]) -> bool:
+    """Whether all of a layer's tensors mean what they store; else the reason goes to `refused`."""
+    try:
+        for key in keys:
+            checkpoint.require_floating(key)
+            if checkpoint.info(key).num_entries == 0:
+                raise ValueError(f"{key}: empty, shape {list(checkpoint.info(key).shape)}; left out")
+    except ValueError as e:
+        refused[keys[0]] = str(e)
+        return False
+    return True
+
+
+def _vocabulary(checkpoint: Checkpoint) -> dict[int, str] | None:
+    path = checkpoint.find_file(TOKENIZER_NAME)
+    return read_vocabulary(path) if path else None
+
+
+def _torch_files(checkpoint: Checkpoint) -> list[str]:
+    """The hub's torch files cannot be read in part."""
+    if checkpoint.source.revision is None or not checkpoint.names:
+        return []
+    shard = checkpoint.info(checkpoint.names[0]).shard
+    if shard.endswith(".safetensors"):
+        return []
+    return [f"{shard} is no safetensors file: the whole checkpoint was downloaded to read a part of it"]

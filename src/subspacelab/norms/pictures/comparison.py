@@ -1,0 +1,68 @@
+"""comparison.png: several checkpoints side by side, embedding norms and norm scales."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from subspacelab.norms.depth import depth_curves, towers_of
+from subspacelab.norms.results import Analysis
+from subspacelab.reports.figures import COLOURS, log_if_positive, open_figure, say
+
+LINES = ("-", "--", ":", "-.")
+TOWERS = ("text", "vision")
+
+
+def draw_comparison(path: Path, analyses: Sequence[Analysis]) -> Path:
+    """A panel of embedding norms and one per part of the models; a colour per model, a line style per kind of norm."""
+    towers = [t for t in TOWERS if any(t in towers_of(a.norms) for a in analyses)]
+    towers += sorted({c.tower for a in analyses for c in depth_curves(a.norms)} - set(TOWERS))
+    with open_figure(path, (5.2 * (1 + len(towers)), 4.4)) as figure:
+        panels = figure.subplots(1, 1 + len(towers), squeeze=False)[0]
+        _draw_norms(panels[0], analyses)
+        for axes, tower in zip(panels[1:], towers, strict=True):
+            _draw_tower(axes, analyses, tower)
+        handles = [panels[0].plot([], [], color=colour_of(i), label=a.name)[0] for i, a in enumerate(analyses)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    return path
+
+
+def colour_of(i: int) -> str:
+    """The colour of the i-th model."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def _draw_norms(axes: Axes, analyses: Sequence[Analysis]) -> None:
+    """The first embedding of each model: the tokens where there are any."""
+    drawn = [(i, a.embeddings[0]) for i, a in enumerate(analyses) if a.embeddings]
+    kinds = sorted({e.layer.kind for _, e in drawn})
+    axes.set_title(f"embedding norms ({', '.join(kinds)})")
+    if not drawn:
+        return say(axes, "no embedding is analysed in these families")
+    edges = np.histogram_bin_edges(np.concatenate([e.vectors.norms.numpy() for _, e in drawn]), bins=60).tolist()
+    for i, embedding in drawn:
+        norms = embedding.vectors.norms.numpy()
+        weights = np.full(len(norms), 1 / len(norms))
+        axes.hist(norms, bins=edges, weights=weights, histtype="step", color=colour_of(i), linestyle=LINES[i % 4])
+    axes.set(xlabel="L2 norm", ylabel="share of the vectors")
+
+
+def _draw_tower(axes: Axes, analyses: Sequence[Analysis], tower: str) -> None:
+    """Over the block if all models have the same blocks, else over the relative depth."""
+    curves = [(i, c) for i, a in enumerate(analyses) for c in depth_curves(a.norms) if c.tower == tower]
+    same = len({curve.blocks[-1] for _, curve in curves}) <= 1
+    labels = list(dict.fromkeys(curve.label for _, curve in curves))
+    for i, curve in curves:
+        x = curve.blocks if same else [block / max(1, curve.blocks[-1]) for block in curve.blocks]
+        axes.plot(x, curve.abs_means, color=colour_of(i), linestyle=LINES[labels.index(curve.label) % 4])
+    for i, label in enumerate(labels):
+        axes.plot([], [], color="black", linestyle=LINES[i % 4], label=label)
+    values = [value for _, curve in curves for value in curve.abs_means]
+    if max(values) > 20 * min(values):
+        log_if_positive(axes, values, plain=True)
+    if same:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(title=tower, xlabel="block" if same else "relative depth", ylabel="mean |scale|")
+    axes.legend()

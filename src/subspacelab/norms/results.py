@@ -1,0 +1,146 @@
+"""What an analysis finds, and the JSON it is written as."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from subspacelab.norms.statistics import Moments, VectorStatistics, moments
+from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey
+from subspacelab.norms.vocabulary import num_padding
+
+NUM_EXTREMES = 10
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """An embedding, measured."""
+
+    layer: EmbeddingLayer
+    """Where it is."""
+    vectors: VectorStatistics
+    """Norms and moments."""
+    vocabulary: Mapping[int, str] | None
+    """Id -> token; None for what is no token embedding, and without a tokenizer.json."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry under `embedding_layers`."""
+        norms, weights = moments(self.vectors.norms), self.vectors.weights
+        return {
+            "kind": self.layer.kind,
+            "embedding_shape": list(self.layer.shape),
+            "vocab_size": self.layer.num_vectors,
+            "embedding_dim": self.layer.width,
+            **_norm_keys(norms),
+            "weight_mean": weights.mean,
+            "weight_abs_mean": weights.abs_mean,
+            "weight_std": weights.std,
+            **self._padding(),
+            "smallest": self._extremes(descending=False),
+            "largest": self._extremes(descending=True),
+        }
+
+    @property
+    def num_tokens(self) -> int:
+        """Vectors that are not padding; all of them where the tokens are not known."""
+        if self.vocabulary is None:
+            return self.layer.num_vectors
+        padding = num_padding(dict(self.vocabulary), self.layer.first_id, self.layer.num_vectors)
+        return self.layer.num_vectors - padding
+
+    def _padding(self) -> dict[str, Any]:
+        """Statistics with and without the rows beyond the tokenizer, where there are such rows and a tokenizer."""
+        if self.vocabulary is None:
+            return {}
+        parts = {"tokens": self.vectors.norms[: self.num_tokens], "padding": self.vectors.norms[self.num_tokens :]}
+        return {
+            "padding_rows": len(parts["padding"]),
+            **{name: _norm_keys(moments(norms)) for name, norms in parts.items() if len(norms)},
+        }
+
+    def _extremes(self, *, descending: bool) -> list[dict[str, Any]]:
+        """The shortest or longest vectors that are no padding, by id, with their tokens."""
+        norms: Tensor = self.vectors.norms[: self.num_tokens]
+        order = norms.argsort(descending=descending, stable=True)[:NUM_EXTREMES].tolist()
+        found = []
+        for i in order:
+            entry: dict[str, Any] = {"id": self.layer.first_id + i, "norm": float(norms[i])}
+            if self.vocabulary is not None:
+                entry["token"] = self.vocabulary.get(self.layer.first_id + i)
+            found.append(entry)
+        return found
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm layer, measured."""
+
+    layer: NormLayer
+    """Where it is."""
+    shape: tuple[int, ...]
+    """Of the scale."""
+    scale: Moments
+    """Of the scale alone."""
+    bias: Moments | None
+    """Of the bias alone; None without one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry under `norm_layers`."""
+        scale = asdict(self.scale)
+        return {
+            "type": self.layer.type,
+            "tower": self.layer.tower,
+            "block": self.layer.name.block,
+            "shape": list(self.shape),
+            "param_count": scale.pop("count"),
+            **scale,
+            "bias": asdict(self.bias) if self.bias else None,
+        }
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One checkpoint, analysed."""
+
+    model_name: str
+    """The repository on the hub, or the folder's name."""
+    name: str
+    """Short name for files and legends."""
+    revision: str | None
+    """The commit, for a checkpoint of the hub."""
+    device: str
+    """Where the statistics were computed."""
+    survey: Survey
+    """Family, and what was looked for."""
+    embeddings: tuple[Embedding, ...]
+    """Every embedding that could be read."""
+    norms: tuple[Norm, ...]
+    """Every norm layer that could be read, reported or not: curves over depth take all."""
+    all_norms: bool
+    """Whether all are reported."""
+    warnings: tuple[str, ...]
+    """Doubts and refusals, a line each."""
+    bytes_read: int
+    """Of the tensors that were read."""
+
+    @property
+    def reported(self) -> tuple[Norm, ...]:
+        """The norm layers of the report: the embedding-related ones, or all."""
+        return tuple(n for n in self.norms if self.all_norms or n.layer.name.reads_embedding)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as it is written."""
+        return {
+            "model_name": self.model_name,
+            "model_type": self.survey.detected.model_type,
+            "device": self.device,
+            "embedding_layers": {e.layer.name: e.to_json() for e in self.embeddings},
+            "norm_layers": {n.layer.name.layer: n.to_json() for n in self.reported},
+            "total_embedding_layers": len(self.embeddings),
+            "total_norm_layers": len(self.reported),
+        }
+
+
+def _norm_keys(norms: Moments) -> dict[str, float]:
+    return {"norm_mean": norms.mean, "norm_std": norms.std, "norm_min": norms.min, "norm_max": norms.max}

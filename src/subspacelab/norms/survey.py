@@ -1,0 +1,201 @@
+"""What of a checkpoint is looked at, from its headers alone: embeddings and norm layers, with doubts said aloud."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from subspacelab.checkpoints import Checkpoint, canonical_name
+from subspacelab.norms.counts import expected_norms
+from subspacelab.norms.families import Detected, EmbeddingKind, EmbeddingName, Tower, detect_family
+from subspacelab.norms.names import NormName, parse_norm
+
+# For families outside the table: lookup tables and patch projections by their usual names.
+GENERAL_EMBEDDING = re.compile(
+    r"(?:.*\.)?(?P<part>wte|wpe|(?!embed_out)\w*embed\w*)(?:\.(?:proj|projection))?(?:\.weight)?", re.IGNORECASE
+)
+GENERAL_KINDS: tuple[tuple[str, EmbeddingKind], ...] = (
+    ("patch", "patch"),
+    ("pos|wpe", "position"),
+    ("cls|class", "class token"),
+)
+
+
+@dataclass(frozen=True)
+class EmbeddingLayer:
+    """An embedding and how its vectors lie in the stored tensor."""
+
+    name: str
+    """Canonical name."""
+    key: str
+    """Name in the file."""
+    kind: EmbeddingKind
+    """What is embedded."""
+    shape: tuple[int, ...]
+    """As stored."""
+    first_id: int
+    """Id of the first vector: not 0 for a table that continues another one."""
+
+    @property
+    def width(self) -> int:
+        """Entries of a vector: the last axis; of a patch embedding all but the first, a filter flattened."""
+        return math.prod(self.shape[1:]) if self.kind == "patch" else self.shape[-1]
+
+    @property
+    def num_vectors(self) -> int:
+        """How many vectors: ids, filters, grid cells."""
+        return math.prod(self.shape) // max(1, self.width)
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """A norm layer by its stored parameters."""
+
+    name: NormName
+    """What its canonical name says."""
+    key: str
+    """Name of the scale in the file."""
+    bias_key: str | None
+    """Name of the bias in the file, if there is one."""
+    type: str
+    """By the file: LayerNorm with a bias, RMSNorm without, BatchNorm beside running statistics."""
+    tower: str
+    """Part of the model: text, vision, projector; in an unknown family the name before the block index."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that is known before any data is read."""
+
+    detected: Detected
+    """The family."""
+    embeddings: tuple[EmbeddingLayer, ...]
+    """In the family's order."""
+    norms: tuple[NormLayer, ...]
+    """Every norm layer, tower by tower, in the order of depth."""
+    warnings: tuple[str, ...]
+    """What differs from what the family should have."""
+
+
+def survey(checkpoint: Checkpoint) -> Survey:
+    """Finds family, embeddings and norm layers; reads no data, builds no model."""
+    keys = canonical_keys(checkpoint)
+    detected = detect_family(checkpoint.config, keys)
+    norms = _find_norms(checkpoint, keys, detected)
+    embeddings = _find_embeddings(checkpoint, keys, detected)
+    warnings = [
+        *_family_doubts(detected),
+        *_missing_embeddings(detected, embeddings),
+        *_count_doubts(checkpoint, detected, norms),
+        *_type_doubts(detected, norms),
+        *_unnamed(checkpoint, keys, norms),
+    ]
+    return Survey(detected, tuple(embeddings), tuple(norms), tuple(warnings))
+
+
+def canonical_keys(checkpoint: Checkpoint) -> dict[str, str]:
+    """Canonical name -> name in the file; where two would share one, both keep their own."""
+    counts = Counter(canonical_name(key) for key in checkpoint.names)
+    return {name if counts[name] == 1 else key: key for key, name in ((k, canonical_name(k)) for k in checkpoint.names)}
+
+
+def _find_norms(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detected) -> list[NormLayer]:
+    found = []
+    for name, key in keys.items():
+        parsed = parse_norm(name, len(checkpoint.info(key).shape))
+        if parsed is not None:
+            kind = "RMSNorm" if parsed.bias not in keys else "LayerNorm"
+            kind = "BatchNorm" if f"{parsed.layer}.running_mean" in keys else kind
+            tower = _tower_of(detected, name)
+            part = tower.name if tower else parsed.kind.partition(".{}")[0] if parsed.block is not None else "outside"
+            found.append(NormLayer(parsed, key, keys.get(parsed.bias), kind, part))
+    return sorted(found, key=lambda n: _place(n, detected))
+
+
+def _place(norm: NormLayer, detected: Detected) -> tuple[int, str, int, str]:
+    """Sorts by tower, then block by block; what is outside the blocks comes after them."""
+    towers = [tower.name for tower in detected.family.towers] if detected.family else []
+    rank = towers.index(norm.tower) if norm.tower in towers else len(towers)
+    block = norm.name.block
+    return rank, norm.tower, 1 << 30 if block is None else block, norm.name.kind
+
+
+def _tower_of(detected: Detected, name: str) -> Tower | None:
+    towers = detected.family.towers if detected.family else ()
+    return next((tower for tower in towers if re.match(tower.root, name)), None)
+
+
+def _find_embeddings(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detected) -> list[EmbeddingLayer]:
+    if detected.family is not None:
+        pairs = [(e, name) for e in detected.family.embeddings for name in keys if re.fullmatch(e.pattern, name)]
+    else:
+        pairs = [(EmbeddingName(_general_kind(name), name), name) for name in keys if GENERAL_EMBEDDING.fullmatch(name)]
+    found = []
+    for embedding, name in pairs:
+        shape = checkpoint.info(keys[name]).shape
+        if len(shape) < 2:
+            continue
+        before = keys.get(embedding.continues or "")
+        first_id = checkpoint.info(before).shape[0] if before else 0
+        found.append(EmbeddingLayer(name, keys[name], embedding.kind, shape, first_id))
+    return found
+
+
+def _general_kind(name: str) -> EmbeddingKind:
+    return next((kind for pattern, kind in GENERAL_KINDS if re.search(pattern, name, re.IGNORECASE)), "token")
+
+
+def _family_doubts(detected: Detected) -> list[str]:
+    if detected.family is not None:
+        return []
+    return [f"unknown family ({detected.found_by}): found by names alone, and no formula to check the counts against"]
+
+
+def _missing_embeddings(detected: Detected, embeddings: list[EmbeddingLayer]) -> list[str]:
+    known = detected.family.embeddings if detected.family else ()
+    missing = [e for e in known if not any(re.fullmatch(e.pattern, layer.name) for layer in embeddings)]
+    return [f"{detected.model_type}: no {e.kind} embedding under a name like {e.pattern}" for e in missing]
+
+
+def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLayer]) -> list[str]:
+    if detected.family is None:
+        return []
+    depths = {}
+    if not checkpoint.config.get("model_type"):
+        blocks = [(n.tower, n.name.block) for n in norms if n.name.block is not None]
+        depths = {tower: 1 + max(b for t, b in blocks if t == tower) for tower, _ in blocks}
+    try:
+        expected = expected_norms(detected.family, checkpoint.config, depths)
+    except ValueError as e:
+        return [f"the count of norm layers cannot be checked: {e}"]
+    found = Counter(norm.tower for norm in norms)
+    names = list(dict.fromkeys([*expected, *found]))
+    return [
+        f"{name}: {found[name]} norm layers, expected {expected.get(name, 0)} of {detected.family.label} by config.json"
+        for name in names
+        if found[name] != expected.get(name, 0)
+    ]
+
+
+def _type_doubts(detected: Detected, norms: list[NormLayer]) -> list[str]:
+    towers = detected.family.towers if detected.family else ()
+    wrong = [(tower, n) for tower in towers for n in norms if n.tower == tower.name and n.type != tower.norm_type]
+    counts = Counter((tower.name, tower.norm_type, n.type) for tower, n in wrong)
+    return [
+        f"{name}: {count} norm layers are {found} by their stored parameters, where this family has {known}"
+        for (name, known, found), count in counts.items()
+    ]
+
+
+def _unnamed(checkpoint: Checkpoint, keys: Mapping[str, str], norms: list[NormLayer]) -> list[str]:
+    """An independent check: in the seven families every one-dimensional `.weight` is a norm's."""
+    taken = {norm.key for norm in norms}
+    others = [
+        name
+        for name, key in keys.items()
+        if name.endswith(".weight") and len(checkpoint.info(key).shape) == 1 and key not in taken
+    ]
+    if not others:
+        return []
+    return [f"{len(others)} one-dimensional weights are not named as norms and left out, such as {others[0]}"]
