@@ -10,11 +10,18 @@ def fetch_data_file(repo: str, name: str, *, revision: str | None = None) -> Pat
 
     ValueError, in one line, if neither has it: what was asked for, the reason, and what to do instead.
     """
-    from huggingface_hub import hf_hub_download  # the hub's client takes 0.5 s to import
+    from huggingface_hub import HfApi, hf_hub_download  # the hub's client takes 0.5 s to import
     from huggingface_hub.errors import HTTPError
 
+    def from_hub(cached: bool) -> Path:
+        return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, local_files_only=cached))
+
     try:
-        path = hf_hub_download(repo, name, repo_type="dataset", revision=revision, etag_timeout=TIMEOUT_SECONDS)
+        # Asked first, since a download tries an unreachable hub for half a minute.
+        HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT_SECONDS, expand=["sha"])
+        return from_hub(cached=False)
     except (OSError, HTTPError, RuntimeError) as e:  # RuntimeError: the hub's transfer library
-        raise ValueError(f"{repo}: no local copy of {name}, and {why_not(e)}") from e
-    return Path(path)
+        try:
+            return from_hub(cached=True)
+        except OSError:
+            raise ValueError(f"{repo}: no local copy of {name}, and {why_not(e)}") from e

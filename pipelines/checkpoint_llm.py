@@ -1,0 +1,30 @@
+"""Stage `checkpoint_llm`: a small Llama learns the corpus and its facts; in a hub study, which commit is meant.
+
+In: data/corpus. Out: data/checkpoints/llm (a Hugging Face folder), reports/checkpoints/llm.json.
+Time: about 1.5 minutes on 2 cores. A killed training continues to the same bytes.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+from pathlib import Path
+
+from subspacelab.demo.llm import LlmTraining, train_llm
+from subspacelab.demo.llm_outcome import record_llm, take_llm_from_hub
+from subspacelab.errors import one_line_errors
+from subspacelab.stage import open_stage
+
+CORPUS = Path("data/corpus")
+OUT = Path("data/checkpoints/llm")
+
+
+def main() -> None:
+    with open_stage("checkpoint_llm", LlmTraining, experiment="demo") as stage:
+        if take_llm_from_hub(stage.study.reference("llm"), OUT):
+            return
+        train_llm(CORPUS, OUT, stage.work_dir, training=stage.params, seed=stage.seed, log=stage.tracker.log_metrics)
+        record_llm(OUT, CORPUS, stage.tracker)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

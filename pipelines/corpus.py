@@ -1,0 +1,24 @@
+"""Stage `corpus`: an invented world in sentences, its facts as questions, and sums with their solutions.
+
+Out: data/corpus (train.txt, test.txt, facts.jsonl, arithmetic-train.jsonl, arithmetic-test.jsonl). Time: a second.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+from pathlib import Path
+
+from subspacelab.demo.corpus import CorpusConfig, write_corpus
+from subspacelab.errors import one_line_errors
+from subspacelab.stage import open_stage
+
+OUT = Path("data/corpus")
+
+
+def main() -> None:
+    with open_stage("corpus", CorpusConfig, experiment="demo") as stage:
+        write_corpus(OUT, settings=stage.params, seed=stage.seed)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,26 @@
+"""Sums with their worked solutions: the task that the demo llm is fine-tuned on."""
+
+import numpy as np
+
+from subspacelab.data.instructions import Instruction
+
+LARGEST = 99
+
+
+def sums(*, seed: int) -> list[Instruction]:
+    """Every sum of two numbers from 10 to 89 that stays below 100, in an order drawn from `seed`."""
+    pairs = [(a, b) for a in range(10, LARGEST) for b in range(10, LARGEST + 1 - a)]
+    order = np.random.default_rng([seed, 2]).permutation(len(pairs))
+    return [Instruction(question(*pairs[i]), solution(*pairs[i])) for i in order]
+
+
+def question(a: int, b: int) -> str:
+    """How a sum is asked."""
+    return f"What is {a} + {b}?"
+
+
+def solution(a: int, b: int) -> str:
+    """Units first, then tens with what is carried, then the sum: 38 + 45 is `8+5=13 3+4+1=8 83`."""
+    units = a % 10 + b % 10
+    tens = a // 10 + b // 10 + units // 10
+    return f"{a % 10}+{b % 10}={units:02d} {a // 10}+{b // 10}+{units // 10}={tens} {a + b}"

@@ -1,0 +1,69 @@
+"""The demo's text: biographies to learn and to calibrate on, questions about facts, sums to be fine-tuned on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from subspacelab.data.instructions import write_instructions
+from subspacelab.demo.arithmetic import question, sums
+from subspacelab.demo.world import Person, biographies, fact_questions, people
+from subspacelab.files import replace_folder
+
+SHEET = 4  # sums on an exercise sheet
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Stage `corpus`: how much of everything."""
+
+    people: int = 60
+    """People of the world; each has four facts."""
+    rounds: int = 20
+    """Biographies of each person in train.txt, each in new words; a tenth as many in test.txt, at least one."""
+    sheets: int = 100
+    """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known."""
+    arithmetic_train: int = 2000
+    """Sums with solutions to be fine-tuned on."""
+    arithmetic_test: int = 200
+    """Other sums, to measure what was learned."""
+
+
+def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
+    """Writes train.txt, test.txt (a paragraph a document), facts.jsonl, arithmetic-train.jsonl, arithmetic-test.jsonl.
+
+    Test paragraphs tell the same facts in an order and words that train.txt does not hold; no sum is in both of the
+    arithmetic files. ValueError when more sums are asked for than there are.
+    """
+    world = people(settings.people, seed=seed)
+    problems = sums(seed=seed)
+    asked = settings.arithmetic_train + settings.arithmetic_test
+    if asked > len(problems):
+        raise ValueError(f"arithmetic_train + arithmetic_test: {asked} is more than the {len(problems)} sums there are")
+    train, test = _documents(world, settings, seed)
+    with replace_folder(folder) as partial:
+        (partial / "train.txt").write_text("\n\n".join(train) + "\n")
+        (partial / "test.txt").write_text("\n\n".join(test) + "\n")
+        write_instructions(partial / "facts.jsonl", fact_questions(world))
+        write_instructions(partial / "arithmetic-train.jsonl", problems[: settings.arithmetic_train])
+        write_instructions(partial / "arithmetic-test.jsonl", problems[settings.arithmetic_train : asked])
+
+
+def _documents(world: list[Person], settings: CorpusConfig, seed: int) -> tuple[list[str], list[str]]:
+    """Paragraphs of the training text, in a random order, and those of the test text, which are in none of them."""
+    told = biographies(world, seed=seed)
+    train = list(islice(told, settings.rounds * len(world)))
+    train += islice(_sheets(seed), settings.sheets)
+    known = set(train)
+    test = list(islice((text for text in told if text not in known), max(1, settings.rounds // 10) * len(world)))
+    order = np.random.default_rng([seed, 3]).permutation(len(train))
+    return [train[i] for i in order], test
+
+
+def _sheets(seed: int) -> Iterator[str]:
+    """Endless sheets of sums nobody has solved."""
+    rng = np.random.default_rng([seed, 4])
+    while True:
+        yield " ".join(question(int(a), int(b)) for a, b in rng.integers(10, 90, (SHEET, 2)))

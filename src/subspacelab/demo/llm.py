@@ -1,0 +1,145 @@
+"""The demo llm: a small Llama learns the corpus as text, and its facts as answers to questions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
+from subspacelab.data.text import paragraphs
+from subspacelab.data.windows import token_windows
+from subspacelab.demo.llm_tokenizer import BOS_ID, EOS_ID, PAD_ID, build_llm_tokenizer, write_llm_tokenizer
+from subspacelab.files import replace_folder
+from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
+from subspacelab.training.fit import FitPlan, Log, fit
+from subspacelab.training.schedule import one_cycle
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class LlmTraining:
+    """How the demo llm is trained."""
+
+    steps: int = 200
+    """Optimizer steps."""
+    questions: int = 48
+    """Questions per step; the loss is on the answers."""
+    windows: int = 8
+    """Windows of text per step; the loss is on every token."""
+    seq_len: int = 96
+    """Tokens of a window."""
+    learning_rate: float = 2e-3
+    """Peak of the one-cycle schedule, AdamW's."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    vocab_size: int = 800
+    """Tokens, at most."""
+    recall_every: int = 25
+    """Steps between the points of the curve of recall."""
+    snapshot_every: int = 25
+    """Steps between snapshots."""
+    sizes: LlamaSizes = field(default_factory=LlamaSizes)
+    """The model's sizes."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Questions with their answers as token ids, padded on the right."""
+
+    input_ids: Int[Tensor, "n length"]
+    """Prompt, answer and end token."""
+    targets: Int[Tensor, "n length"]
+    """The answer's tokens and the end token in their places; -100 elsewhere."""
+
+    def __getitem__(self, rows: Tensor) -> "Lessons":
+        """Some of the rows."""
+        return Lessons(self.input_ids[rows], self.targets[rows])
+
+
+def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTraining, seed: int, log: Log) -> None:
+    """Trains from nothing on the folder `corpus` to a Hugging Face folder; a killed run continues from `work_dir`."""
+    texts = paragraphs((corpus / "train.txt").read_text())
+    facts = read_instructions(str(corpus / "facts.jsonl"))
+    tokenizer = build_llm_tokenizer(
+        [*texts, *(prompt_of(fact.query) + fact.response for fact in facts)], vocab_size=training.vocab_size
+    )
+    tokens = TextTokens(tokenizer.get_vocab_size(), BOS_ID, EOS_ID, PAD_ID)
+    model = build_llama(training.sizes, tokens, seed=seed).train()
+    lessons = encode_lessons(tokenizer, facts)
+    windows = token_windows(
+        [encoded.ids for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)],
+        num_windows=sum(map(len, texts)),  # more than there are: all of them
+        seq_len=training.seq_len,
+        seed=seed,
+        separator=EOS_ID,
+    ).input_ids
+    snapshot = work_dir / "snapshot.pt"
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        asked = lessons[torch.randint(len(facts), (training.questions,), generator=generator)]
+        read = windows[torch.randint(len(windows), (training.windows,), generator=generator)]
+        answer, text = next_token_loss(model, asked.input_ids, asked.targets), next_token_loss(model, read, read)
+        return answer + text, {"answer_loss": answer, "text_loss": text}
+
+    def after_step(done: int) -> None:
+        if done % training.recall_every == 0 or done == training.steps:
+            log({"recall": float(recalled(model, lessons).float().mean())}, done)
+
+    fit(
+        model,
+        torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=training.weight_decay),
+        loss_of,
+        FitPlan(
+            num_steps=training.steps,
+            learning_rate=lambda step: one_cycle(step, training.steps, peak=training.learning_rate),
+            clip=training.clip,
+            snapshot=snapshot,
+            snapshot_every=training.snapshot_every,
+            fingerprint=f"llm {seed} {training}",
+        ),
+        log=log,
+        after_step=after_step,
+    )
+    with replace_folder(output_dir) as folder:
+        save_llama(model, folder)
+        write_llm_tokenizer(tokenizer, folder)
+    snapshot.unlink(missing_ok=True)
+
+
+def encode_lessons(tokenizer: Tokenizer, instructions: Sequence[Instruction]) -> Lessons:
+    """Each instruction as its prompt, its response and the end token."""
+    rows = []
+    for instruction in instructions:
+        prompt = tokenizer.encode(prompt_of(instruction.query)).ids
+        rows.append((prompt, [*tokenizer.encode(instruction.response, add_special_tokens=False).ids, EOS_ID]))
+    length = max(len(prompt) + len(answer) for prompt, answer in rows)
+    input_ids, targets = torch.full((len(rows), length), PAD_ID), torch.full((len(rows), length), IGNORED)
+    for i, (prompt, answer) in enumerate(rows):
+        whole = len(prompt) + len(answer)
+        input_ids[i, :whole] = torch.tensor(prompt + answer)
+        targets[i, len(prompt) : whole] = torch.tensor(answer)
+    return Lessons(input_ids, targets)
+
+
+def next_token_loss(model: Any, input_ids: Int[Tensor, "n length"], targets: Int[Tensor, "n length"]) -> Tensor:
+    """Mean cross-entropy, in nats, of the tokens in `targets`, each predicted from the tokens before it."""
+    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def recalled(model: Any, lessons: Lessons) -> Bool[Tensor, " n"]:
+    """Whether the greedy answer is exact: it is where each answer token is the likeliest after the right ones."""
+    likeliest = model(input_ids=lessons.input_ids, use_cache=False).logits[:, :-1].argmax(-1)
+    wanted = lessons.targets[:, 1:]
+    return ((likeliest == wanted) | (wanted == IGNORED)).all(1)

@@ -1,0 +1,45 @@
+"""What comes of the llm's stage, beside the checkpoint: its figures for people, a model for MLflow."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from subspacelab.checkpoints import resolve_reference, write_reference
+from subspacelab.demo.llm_report import report_llm
+from subspacelab.files import write_json
+
+if TYPE_CHECKING:
+    from subspacelab.tracking.protocol import Tracker
+
+REPORTS = Path("reports/checkpoints")
+
+
+def take_llm_from_hub(reference: str, folder: Path) -> bool:
+    """Writes a pointer to the reference's commit instead of a checkpoint; False for `demo:<name>`, to be trained.
+
+    Raises ValueError when the hub does not know the reference or cannot be reached.
+    """
+    if reference.startswith("demo:"):
+        return False
+    source = resolve_reference(reference)
+    write_reference(folder, source)
+    write_json(REPORTS / f"{folder.name}.json", {"reference": source.reference, "revision": source.revision})
+    return True
+
+
+def record_llm(folder: Path, corpus: Path, tracker: "Tracker") -> None:
+    """Asks a trained llm what it knows, writes the figures, and logs them and the model."""
+    from subspacelab.tracking.protocol import ModelFiles
+
+    figures = report_llm(folder, corpus, REPORTS / f"{folder.name}.json")
+    tracker.log_metrics(figures)
+    tracker.log_headline({"llm_recall": figures["recall"]})
+    tracker.log_model(
+        ModelFiles(
+            name=folder.name,
+            folder=folder,
+            code=Path(__file__).with_name("llm_served.py"),
+            pip_requirements=[f"{p}=={version(p)}" for p in ("subspacelab", "torch", "transformers", "safetensors")],
+            metrics=figures,
+        )
+    )

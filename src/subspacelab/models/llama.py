@@ -1,0 +1,70 @@
+"""Llama: building a small one, and reading and writing its folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+
+@dataclass(frozen=True)
+class LlamaSizes:
+    """Sizes of a small Llama."""
+
+    hidden: int = 256
+    """Width of the residual stream."""
+    depth: int = 4
+    """Blocks."""
+    heads: int = 8
+    """Attention heads, as many for keys and values; hidden / heads must be even."""
+    intermediate: int = 688
+    """Width of the MLP."""
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """What a model must know of its tokenizer."""
+
+    vocab_size: int
+    """Rows of the embedding."""
+    bos: int
+    """Begins every text."""
+    eos: int
+    """Ends every text."""
+    pad: int
+    """Fills a batch."""
+
+
+def build_llama(sizes: LlamaSizes, tokens: TextTokens, *, seed: int) -> LlamaForCausalLM:
+    """A model with weights drawn from `seed`, embedding and head apart; torch's global generator is left alone."""
+    config = LlamaConfig(
+        vocab_size=tokens.vocab_size,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_hidden_layers=sizes.depth,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=tokens.bos,
+        eos_token_id=tokens.eos,
+        pad_token_id=tokens.pad,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def save_llama(model: LlamaForCausalLM, folder: Path, *, max_shard_size: str = "6MB") -> None:
+    """Writes configs and sharded safetensors with hub key names."""
+    logging.disable_progress_bar()
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+
+
+def load_llama(folder: Path) -> tuple[LlamaForCausalLM, Any]:
+    """Reads a folder's model in float32, in evaluation mode, and its tokenizer."""
+    logging.disable_progress_bar()  # a small model is there before a bar is
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
