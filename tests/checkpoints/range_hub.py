@@ -1,0 +1,132 @@
+"""A hub on loopback that answers byte ranges as the real one does, counts what it sends, and can misbehave."""
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "lab/tiny"
+PIECE = 1 << 16
+
+
+class RangeHub(ThreadingHTTPServer):
+    """Serves the files of `root` as repository lab/tiny at COMMIT; weights lie behind a redirect, as on the hub."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.root = root
+        self.sent: Counter[str] = Counter()
+        """File -> bytes of it that were sent."""
+        self.requests: list[tuple[str, str | None]] = []
+        """File and Range of every request for a file."""
+        self.faults: list[str] = []
+        """What goes wrong with the next requests for weights: 500, 429, drop, stall, trickle, short, whole, 404."""
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def weight_url(self, name: str) -> str:
+        return f"{self.url}/{REPO}/resolve/{COMMIT}/{name}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: RangeHub
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith(f"/api/models/{REPO}"):
+            files = sorted(self.server.root.iterdir())
+            if "/tree/" in path:
+                entries = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in files]
+                return self.answer(200, json.dumps(entries).encode())
+            siblings = [{"rfilename": p.name} for p in files]
+            return self.answer(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode())
+        name = path.rpartition("/")[2]
+        file = self.server.root / name
+        if not file.is_file():
+            return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if name.endswith(".safetensors") and not path.startswith("/cdn/"):
+            return self.answer(302, b"", {"Location": f"{self.server.url}/cdn/{name}"})
+        with self.server.lock:
+            fault = self.server.faults.pop(0) if self.server.faults and path.startswith("/cdn/") else ""
+            self.server.requests.append((name, self.headers.get("Range")))
+        return self.send_file(file, fault)
+
+    do_HEAD = do_GET
+
+    def send_file(self, file: Path, fault: str) -> None:
+        size = file.stat().st_size
+        start, stop = 0, size
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if fault.isdigit():
+            return self.answer(int(fault), b"no")
+        if asked and fault != "whole":
+            start, stop = int(asked[1]), min(size, int(asked[2]) + 1)
+            if start >= size:
+                return self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
+        stop -= fault == "short"
+        headers = {"ETag": f'"{file.name}"', "X-Repo-Commit": COMMIT}
+        self.send_response(206 if asked and fault != "whole" else 200)
+        if asked and fault != "whole":
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        for key, value in (headers | {"Content-Length": str(stop - start)}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return None
+        self.send_body(file, start, stop, fault)
+
+    def send_body(self, file: Path, start: int, stop: int, fault: str) -> None:
+        if fault == "stall":
+            time.sleep(1.5)
+        end = (start + stop) // 2 if fault == "drop" else stop
+        try:
+            with file.open("rb") as f:
+                f.seek(start)
+                while start < end:
+                    piece = f.read(min(1 if fault == "trickle" else PIECE, end - start))
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    start += len(piece)
+                    with self.server.lock:
+                        self.server.sent[file.name] += len(piece)
+                    time.sleep(0.05 if fault == "trickle" else 0)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client has had enough
+        self.close_connection |= fault == "drop"
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[RangeHub]:
+    """Yields the hub while it answers."""
+    hub = RangeHub(root)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.shutdown()
+        hub.server_close()
+        thread.join()

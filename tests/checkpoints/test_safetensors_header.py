@@ -1,0 +1,47 @@
+import json
+from pathlib import Path
+
+import pytest
+from tests.checkpoints.refusal import refusal
+from tests.tiny import write_tiny_qwen_vl
+
+from subspacelab.checkpoints import open_checkpoint
+from subspacelab.checkpoints.safetensors_header import header_length, parse_header
+
+
+def test_it_says_what_the_safetensors_library_says(tmp_path: Path) -> None:
+    write_tiny_qwen_vl(tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    length = header_length(content[:8], "x")
+    placed = parse_header(content[8 : 8 + length], "x", "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert [p.info for p in placed] == [checkpoint.info(name) for name in checkpoint.names_in_file_order()]
+        for p in placed:
+            assert content[p.start : p.stop] == checkpoint.read(p.info.name).numpy().tobytes()
+
+
+@pytest.mark.parametrize("head", [b"", b"\x00" * 8, b"version ", b"\x01" + b"\x00" * 7])
+def test_a_length_that_cannot_be_one(head: bytes) -> None:
+    assert "not a safetensors file" in refusal(header_length, head, "lab/tiny: model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+        {"dtype": "WORDS", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2]},
+        [],
+    ],
+)
+def test_a_damaged_header_is_refused_by_the_files_name(entry: object) -> None:
+    message = refusal(parse_header, json.dumps({"a.weight": entry}).encode(), "lab/tiny: x", "x")
+    assert message.startswith("lab/tiny: x: damaged safetensors header")
+
+
+@pytest.mark.parametrize("header", [b"{", b"[1]", b"\xff\xfe", b"3"])
+def test_what_is_no_header(header: bytes) -> None:
+    assert "damaged safetensors header" in refusal(parse_header, header, "x", "x")

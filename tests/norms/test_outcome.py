@@ -1,0 +1,84 @@
+"""Pictures, the table, and what the tracker is told."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.norms import zoo
+from tests.norms.test_analyze import run
+
+from subspacelab.norms.compare import COLUMNS, comparison_table
+from subspacelab.norms.depth import depth_curves, outside_blocks, towers_of
+from subspacelab.norms.outcome import draw_pictures, flat_metrics, track_analysis, write_comparison
+from subspacelab.norms.results import Analysis
+from subspacelab.tracking import MemoryTracker
+from subspacelab.tracking.protocol import require_name
+
+
+@pytest.fixture(scope="module")
+def kimi(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    return run(zoo.write_model(tmp_path_factory.mktemp("zoo") / "kimi", zoo.kimi_vl()))
+
+
+def test_curves_over_depth_take_every_norm_in_a_block(kimi: Analysis) -> None:
+    curves = {curve.metric: curve for curve in depth_curves(kimi.norms)}
+    assert set(curves) == {
+        "abs_mean/text.input_layernorm",
+        "abs_mean/text.post_attention_layernorm",
+        "abs_mean/text.self_attn.kv_a_layernorm",
+        "abs_mean/vision.norm0",
+        "abs_mean/vision.norm1",
+    }
+    by_name = {n.layer.name.layer: n.scale.abs_mean for n in kimi.norms}
+    curve = curves["abs_mean/text.self_attn.kv_a_layernorm"]
+    assert curve.blocks == (0, 1, 2)
+    assert curve.abs_means == tuple(
+        by_name[f"language_model.model.layers.{i}.self_attn.kv_a_layernorm"] for i in range(3)
+    )
+    assert towers_of(kimi.norms) == ["text", "vision", "projector"]
+    (final,) = outside_blocks(kimi.norms, "vision")
+    assert final.layer.name.layer == "vision_tower.encoder.final_layernorm"
+
+
+def test_the_tracker_gets_statistics_curves_and_pictures(kimi: Analysis, tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    track_analysis(kimi, draw_pictures(tmp_path, kimi), tracker)
+    report = kimi.to_json()
+    token = report["embedding_layers"]["language_model.model.embed_tokens.weight"]
+    metrics = flat_metrics(kimi)
+    assert metrics["norm_mean/language_model.model.embed_tokens.weight"] == token["norm_mean"]
+    bias = report["norm_layers"]["multi_modal_projector.pre_norm"]["bias"]
+    assert metrics["bias_abs_mean/multi_modal_projector.pre_norm"] == bias["abs_mean"]
+    assert metrics["total_norm_layers"] == 7
+    assert all(require_name(name, "metric") == name for name in metrics)
+    logged = tracker.metrics
+    assert set(metrics) <= set(logged)
+    assert [step for step, _ in sorted(logged["abs_mean/vision.norm0"])] == [0, 1, 2]
+    assert "kimi_token_norm" in logged
+
+
+def test_the_table_has_a_row_per_reported_layer(kimi: Analysis, tmp_path: Path) -> None:
+    table = comparison_table([kimi, replace(kimi, name="again", all_norms=True)])
+    assert tuple(table.columns) == COLUMNS
+    assert [len(table[table["model"] == name]) for name in ("kimi", "again")] == [3 + 7, 3 + 18]
+    assert table["abs_mean"].notna().all()
+    assert table["norm_mean"].notna().sum() == 6
+    for path in write_comparison(tmp_path, [kimi, kimi]):
+        assert path.is_file()
+
+
+@pytest.mark.parametrize("name", ["siglip", "vit", "molmo"])
+def test_every_family_can_be_drawn(name: str, tmp_path: Path) -> None:
+    analysis = run(zoo.write_model(tmp_path / name, zoo.TINY[name]()))
+    for path in draw_pictures(tmp_path, analysis):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_of_neither_norms_nor_embeddings_can_be_drawn_and_compared(tmp_path: Path) -> None:
+    import torch
+
+    bare = zoo.Model({}, {"a.weight": (3, 4)}, torch.float32)
+    analysis = run(zoo.write_model(tmp_path / "bare", bare))
+    assert analysis.to_json()["total_norm_layers"] == 0
+    draw_pictures(tmp_path, analysis)
+    write_comparison(tmp_path, [analysis, analysis])
