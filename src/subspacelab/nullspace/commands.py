@@ -74,3 +74,137 @@ def build(
         built = build_adapter(source, save_path, method=method, rank=rank, seed=seed, settings=settings)
         track_built(built, tracker)
     print_built(built)
+
+
+@app.command()
+def train(
+    adapter: Annotated[Path, typer.Option(help="An adapter made by `nullspace build`.")],
+    data: Annotated[
+        str, typer.Option(help="Rows {query, response}: FILE.jsonl, meta-math/MetaMathQA, demo:arithmetic.")
+    ],
+    output_dir: Annotated[Path, typer.Option(help="The trained adapter goes to <output-dir>/ft.")],
+    epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = 1.0,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, whatever --epochs says.")] = None,
+    lr: Annotated[float, typer.Option(help="AdamW's peak; a cosine brings it to 0.")] = 2e-5,
+    batch_size: Annotated[int, typer.Option(help="Rows of one pass, over all processes.")] = 8,
+    gradient_accumulation: Annotated[int, typer.Option(help="Passes per optimizer step.")] = 1,
+    max_length: Annotated[int, typer.Option(help="Tokens of a row; what is beyond is cut off.")] = 512,
+    warmup_ratio: Annotated[float, typer.Option(help="Share of the steps on which the rate rises.")] = 0.03,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="AdamW's; by default the method's own: 0.3 of lora_decay, else 0.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 233,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    base: Annotated[str | None, typer.Option(help="The base model, if it is not where it was when building.")] = None,
+    track: Track = True,
+) -> None:
+    """Trains what the adapter's method lets train; the loss is that of the response alone.
+
+    A training that was cut short goes on from its last checkpoint by the same command; a finished one is left as it
+    is. Several processes: accelerate launch -m subspacelab nullspace train ... (for FSDP, with the configuration
+    that `accelerate config` writes, state dict type FULL_STATE_DICT).
+    """
+    from dataclasses import asdict
+
+    from subspacelab.data.instructions import read_instructions
+    from subspacelab.distributed import is_main_process
+    from subspacelab.nullspace.config import TrainSettings
+    from subspacelab.nullspace.outcome import record_training
+    from subspacelab.nullspace.report import print_training
+    from subspacelab.nullspace.train import train_adapter
+    from subspacelab.params import validate
+    from subspacelab.tracking import open_run
+
+    values = {"data": data, "epochs": epochs, "max_steps": max_steps, "lr": lr, "batch_size": batch_size}
+    values |= {"gradient_accumulation": gradient_accumulation, "max_length": max_length, "warmup_ratio": warmup_ratio}
+    values |= {"weight_decay": weight_decay, "save_steps": save_steps, "device": device}
+    settings = validate(TrainSettings, values, where="train")
+    params = asdict(settings) | {"adapter": adapter, "seed": seed, "base": base}
+    with open_run("nullspace", f"train {adapter.name}", params=params, enabled=track) as tracker:
+        result = train_adapter(
+            adapter,
+            output_dir,
+            rows=read_instructions(data),
+            settings=settings,
+            seed=seed,
+            base=base,
+            log=tracker.log_metrics,
+        )
+        if is_main_process():
+            record_training(result, None, tracker, base=base)
+    if is_main_process():
+        print_training(result)
+
+
+@app.command()
+def verify(
+    trained_model_path: Annotated[Path, typer.Option(help="A trained adapter (<output-dir>/ft), or one just built.")],
+    calib_dataset: Annotated[
+        str, typer.Option(help="The text: wikitext2, c4, ptb, FILE.txt or demo:corpus.")
+    ] = "wikitext2",
+    calib_loader_size: Annotated[int, typer.Option(help="Windows of it.")] = 16,
+    max_activation_samples: Annotated[
+        int, typer.Option(help="Tokens per layer that norms are averaged over, drawn evenly from all the windows.")
+    ] = 100,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a window.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of windows and tokens.")] = 233,
+    batch_size: Annotated[int, typer.Option(help="Windows per pass of the model.")] = 4,
+    save_stats: Annotated[Path | None, typer.Option(help="Write everything as JSON to this file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    base: Annotated[str | None, typer.Option(help="The base model, if it is not where it was when building.")] = None,
+    track: Track = True,
+) -> None:
+    """Is B still in the null space, was anything learned, and how much does the adapter say?
+
+    A block per layer, averages, and a verdict per metric with its likely causes.
+    """
+    from dataclasses import asdict
+
+    from subspacelab.devices import choose_device
+    from subspacelab.nullspace.config import VerifyAdapterConfig
+    from subspacelab.nullspace.report import print_verification, track_verification
+    from subspacelab.nullspace.stats import write_stats
+    from subspacelab.nullspace.verify import verify as run
+    from subspacelab.params import validate
+    from subspacelab.tracking import open_run
+
+    values = {"calib_dataset": calib_dataset, "calib_loader_size": calib_loader_size, "seq_len": seq_len}
+    values |= {"max_activation_samples": max_activation_samples, "batch_size": batch_size, "device": device}
+    settings = validate(VerifyAdapterConfig, values, where="verify")
+    params = asdict(settings) | {"trained_model_path": trained_model_path, "seed": seed, "base": base}
+    with open_run("nullspace", f"verify {trained_model_path.name}", params=params, enabled=track) as tracker:
+        found = run(trained_model_path, settings, seed=seed, device=choose_device(device), base=base)
+        track_verification(found, "trained" if found.summary.trained else "init", tracker)
+        if save_stats is not None:
+            write_stats(save_stats, found)
+            tracker.log_artifact(save_stats)
+    print_verification(found)
+
+
+@app.command()
+def compare_stats(
+    init_stats: Annotated[Path, typer.Option(help="Statistics of the adapter as it was built.")],
+    trained_stats: Annotated[Path, typer.Option(help="Statistics of the trained adapter.")],
+    output_dir: Annotated[Path | None, typer.Option(help="Write compare_stats.csv and before_after.png here.")] = None,
+    track: Track = True,
+) -> None:
+    """Before and after training against what a null-space adapter promises; exit code 3 when an expectation fails.
+
+    Both files come from `nullspace verify --save-stats`.
+    """
+    from subspacelab.nullspace.compare_stats import compare_stats as run
+    from subspacelab.nullspace.compare_stats import failures, write_comparison
+    from subspacelab.nullspace.report import print_comparison, track_comparison
+    from subspacelab.nullspace.stats import read_stats
+    from subspacelab.tracking import open_run
+
+    init, trained = read_stats(init_stats), read_stats(trained_stats)
+    params = {"init_stats": init_stats, "trained_stats": trained_stats}
+    with open_run("nullspace", f"compare {init.summary.method}", params=params, enabled=track) as tracker:
+        table = run(init, trained)
+        pictures = [write_comparison(output_dir, table, init, trained)] if output_dir else []
+        track_comparison(table, pictures, tracker)
+    print_comparison(table)
+    if len(failures(table)):
+        raise typer.Exit(3)

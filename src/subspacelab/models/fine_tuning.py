@@ -1,0 +1,215 @@
+"""Fine-tuning of an adapter by transformers' Trainer, continued from its last checkpoint when it was cut short."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from subspacelab.models.lora_adapter import LiveAdapter
+from subspacelab.models.lora_freeze import require_trainable, set_trainable
+
+IGNORED = -100  # label of a position that has no loss
+STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint
+CURVES = {"loss": "train_loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
+
+Log = Callable[[Mapping[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model reads it."""
+
+    input_ids: list[int]
+    """Prompt and response."""
+    labels: list[int]
+    """The response's ids in their places, `IGNORED` on the prompt."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one length, padded on the right."""
+
+    input_ids: Int[Tensor, "batch length"]
+    """Token ids."""
+    attention_mask: Bool[Tensor, "batch length"]
+    """False on padding."""
+    labels: Int[Tensor, "batch length"]
+    """`IGNORED` on prompt and padding."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How an adapter is trained."""
+
+    steps: int
+    """Optimizer steps."""
+    learning_rate: float
+    """AdamW's peak; a cosine brings it to 0."""
+    batch_size: int
+    """Examples of one pass, over all processes."""
+    gradient_accumulation: int
+    """Passes per optimizer step."""
+    warmup_steps: int
+    """Steps on which the rate rises."""
+    weight_decay: float
+    """AdamW's decoupled weight decay."""
+    save_steps: int
+    """Steps between checkpoints."""
+    seed: int
+    """Of the order of the examples."""
+
+
+def encode_example(prompt: Sequence[int], response: Sequence[int], eos: int | None, max_length: int) -> Example | None:
+    """Prompt, response and end token, cut at `max_length`; None when no token of the response is left."""
+    answer = [*response] if eos is None else [*response, eos]
+    ids = [*prompt, *answer][:max_length]
+    labels = ([IGNORED] * len(prompt) + answer)[:max_length]
+    return Example(ids, labels) if len(ids) > len(prompt) else None
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Pads to the longest example, on the right."""
+    length = max(len(e.input_ids) for e in examples)
+
+    def rows(lists: Sequence[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in lists])
+
+    mask = rows([[1] * len(e.input_ids) for e in examples], 0).bool()
+    return Batch(rows([e.input_ids for e in examples], pad), mask, rows([e.labels for e in examples], IGNORED))
+
+
+def num_steps(num_examples: int, how: tuple[int, int], epochs: float) -> int:
+    """Optimizer steps of `epochs` over the examples, with (batch_size, gradient_accumulation)."""
+    batch_size, accumulation = how
+    return max(1, math.ceil(math.ceil(math.ceil(num_examples / batch_size) / accumulation) * epochs))
+
+
+def fine_tune(
+    live: LiveAdapter, examples: Sequence[Example], work_dir: Path, *, how: FineTuning, pad: int, log: Log
+) -> Path:
+    """Trains what the adapter lets train and returns the last checkpoint's folder, in `work_dir`.
+
+    It takes up the newest whole checkpoint that it finds there. After every optimizer step a frozen B must be
+    bit-equal to what it was. `log(metrics, step)` gets loss, gradient norm and learning rate of each step, in the
+    main process. Raises ValueError when the loss is no longer finite.
+    """
+    logging.disable_progress_bar()
+    trainer = _AdapterTrainer(live, examples, _arguments(live, work_dir, how), pad)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Curves(log))
+    if live.down_frozen:
+        trainer.add_callback(_BitEqual(live))
+    begun = newest_checkpoint(work_dir)
+    trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+    return work_dir / f"checkpoint-{how.steps}"
+
+
+def newest_checkpoint(work_dir: Path) -> Path | None:
+    """The last checkpoint that was written to its end; halves of later ones are removed."""
+    found = sorted(work_dir.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    while found and not _is_whole(found[-1]):
+        shutil.rmtree(found.pop(), ignore_errors=True)
+    return found[-1] if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / STATE).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingArguments:
+    device = next(live.model.parameters()).device.type
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if how.batch_size % count:
+        raise ValueError(f"batch_size {how.batch_size} is no multiple of the {count} processes; choose one")
+    return TrainingArguments(
+        output_dir=str(work_dir),
+        max_steps=how.steps,
+        learning_rate=how.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=how.warmup_steps,
+        weight_decay=how.weight_decay,
+        per_device_train_batch_size=how.batch_size // count,
+        gradient_accumulation_steps=how.gradient_accumulation,
+        seed=how.seed,
+        data_seed=how.seed,
+        save_strategy="steps",
+        save_steps=how.save_steps,
+        save_total_limit=2,  # one may be half-written when the process dies
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+        bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+        ddp_backend="gloo" if device == "cpu" and count > 1 else None,
+        ddp_find_unused_parameters=False if count > 1 else None,
+        dataloader_pin_memory=device == "cuda",
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+
+
+class _AdapterTrainer(Trainer):
+    """The Trainer, whose optimizer gets exactly what the adapter lets train, after a resume too."""
+
+    def __init__(self, live: LiveAdapter, examples: Sequence[Example], arguments: TrainingArguments, pad: int) -> None:
+        self._live = live
+        super().__init__(
+            model=live.model,
+            args=arguments,
+            train_dataset=list(examples),
+            data_collator=lambda rows: vars(collate(rows, pad)),
+        )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        down = not self._live.down_frozen
+        set_trainable(self._live.model, up=True, down=down)
+        require_trainable(self._live.model, up=True, down=down)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        return optimizer
+
+
+class _Curves(TrainerCallback):
+    """Hands each step's numbers on, and stops a training that has diverged."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        found = {name: float(logs[key]) for key, name in CURVES.items() if key in logs}
+        if not math.isfinite(found.get("train_loss", 0.0)):
+            raise ValueError(f"the loss is {found['train_loss']} at step {state.global_step}; lower the learning rate")
+        if found and state.is_world_process_zero:
+            self._log(found, state.global_step)
+
+
+class _BitEqual(TrainerCallback):
+    """Compares every frozen B with a copy of it after each optimizer step."""
+
+    def __init__(self, live: LiveAdapter) -> None:
+        self._live = live
+        self._before: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before = {name: f.B.detach().clone() for name, f in self._live.factors().items()}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for name, f in self._live.factors().items():
+            if not torch.equal(f.B, self._before[name]):
+                raise RuntimeError(f"{name}: the frozen B has moved in step {state.global_step + 1}")

@@ -1,0 +1,91 @@
+"""What a verification needs of the layers' inputs: a few tokens as they are, all of them as a second moment."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from subspacelab.data.windows import Windows
+from subspacelab.linalg.second_moment import SecondMoment
+from subspacelab.models.causal_lm import trunk_of
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Of one distinct input."""
+
+    sample: Float[Tensor, "samples dim"]
+    """The tokens that were chosen."""
+    sinks: Float[Tensor, "windows dim"]
+    """The first token of each window."""
+    moment: Float[Tensor, "dim dim"] | None
+    """X^T X over all tokens, float64; None if it was not asked for."""
+
+
+def choose_tokens(mask: Bool[Tensor, "n length"], num_samples: int, seed: int) -> Bool[Tensor, "n length"]:
+    """Marks `num_samples` tokens: as many from each window as from the others (to one), anywhere in it, no padding.
+
+    A window that is too short gives what it has. The first tokens of the first window, the sink among them, would
+    say little of all the others.
+    """
+    if num_samples < 1:
+        raise ValueError(f"max_activation_samples: {num_samples} must be at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    share, extra = divmod(num_samples, len(mask))
+    favoured = torch.randperm(len(mask), generator=generator)[:extra].tolist()
+    chosen = torch.zeros_like(mask)
+    for i, row in enumerate(mask):
+        places = row.nonzero().flatten()
+        picked = torch.randperm(len(places), generator=generator)[: share + (i in favoured)]
+        chosen[i, places[picked]] = True
+    return chosen
+
+
+@torch.inference_mode()
+def collect_inputs(
+    model: Any,
+    layers: Mapping[str, nn.Module],
+    windows: Windows,
+    chosen: Bool[Tensor, "n length"],
+    *,
+    moments: bool,
+    batch_size: int,
+    progress: Callable[[float], object] = lambda _: None,
+) -> dict[str, Inputs]:
+    """Runs the windows through the model and keeps of each layer's input what `Inputs` says; padding never enters."""
+    seen: dict[str, Tensor] = {}
+    samples: dict[str, list[Tensor]] = {name: [] for name in layers}
+    sinks: dict[str, list[Tensor]] = {name: [] for name in layers}
+    sums: dict[str, SecondMoment] = {}
+    hooks = [module.register_forward_pre_hook(_keep(seen, name)) for name, module in layers.items()]
+    try:
+        for rows in torch.arange(len(windows.input_ids)).split(batch_size):
+            mask = windows.attention_mask[rows].to(model.device)
+            trunk_of(model)(
+                input_ids=windows.input_ids[rows].to(model.device), attention_mask=mask.long(), use_cache=False
+            )
+            for name, given in seen.items():
+                x = given.view(*mask.shape, -1)
+                samples[name].append(x[chosen[rows].to(x.device)].cpu())
+                sinks[name].append(x[torch.arange(len(x)), mask.int().argmax(1)].cpu())
+                if moments:
+                    place = torch.device("cpu") if x.device.type == "mps" else x.device
+                    sums.setdefault(name, SecondMoment(x.shape[-1], place)).add(x[mask])
+            progress(len(rows))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        name: Inputs(torch.cat(samples[name]), torch.cat(sinks[name]), sums[name].matrix() if moments else None)
+        for name in layers
+    }
+
+
+def _keep(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen[name] = arguments[0]
+
+    return hook

@@ -1,0 +1,111 @@
+"""Before and after training: which expectations of a null-space adapter held, layer by layer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from subspacelab.files import write_beside
+from subspacelab.nullspace.figures.before_after import draw_before_after
+from subspacelab.nullspace.stats import LayerStats, Summary, Verification
+
+SUMMARY = "summary"
+PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
+SAME_NORM = 1e-6  # relative: the norm of equal float32 tensors, computed on two machines
+LEARNED = 1e-4  # share of ||x|| above which something was learned, as in the verdicts
+FEED = 0.5  # relative change that the trained layers before a layer may make to its BX_ratio
+ROUNDING = 1e-6  # of W_res + A_0 B_0 = W in float32, as a share of ||x||
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One row of the expectation table."""
+
+    metric: str
+    """A number of a layer, and of the summary."""
+    wording: str
+    """What is expected of it."""
+    holds: Callable[[float, float], bool]
+    """Whether it holds of (before, after)."""
+    only: Literal["B frozen", "A_0 = 0", "all"]
+    """Of which methods it can be expected."""
+
+    def applies(self, summary: Summary) -> bool:
+        """Whether the adapter's method promises it."""
+        return {"B frozen": summary.down_frozen, "A_0 = 0": summary.starts_at_zero, "all": True}[self.only]
+
+
+def _near(share: float) -> Callable[[float, float], bool]:
+    return lambda before, after: abs(after - before) <= share * abs(before)
+
+
+EXPECTATIONS = (
+    Expectation("BX_ratio", f"within {FEED:.0%} of before", _near(FEED), "B frozen"),
+    Expectation("base_BX_ratio", "unchanged", _near(SAME_NORM), "B frozen"),
+    Expectation("ABX_ratio", "from 0 to > 1e-4", lambda before, after: before == 0 and after > LEARNED, "A_0 = 0"),
+    Expectation("DeltaX_ratio", "from 0 to > 1e-4", lambda before, after: before < ROUNDING and after > LEARNED, "all"),
+    Expectation("A_weight_norm", "from 0", lambda before, after: before == 0 < after, "A_0 = 0"),
+    Expectation("B_weight_norm", "unchanged", _near(SAME_NORM), "B frozen"),
+)
+
+
+def compare_stats(init: Verification, trained: Verification) -> pd.DataFrame:
+    """method, layer, metric, before, after, expected, verdict: every layer and the summary against the table.
+
+    `base_BX_ratio` is the stricter reading of "BX_ratio unchanged": on the frozen base's inputs only B can change it,
+    while the live inputs of a layer also move with the trained layers before it. An expectation that the method does
+    not promise is "not applicable". Raises ValueError for two files that do not belong together.
+    """
+    _require_pair(init, trained)
+    pairs: list[tuple[str, LayerStats | Summary, LayerStats | Summary]] = [
+        (a.layer, a, b) for a, b in zip(init.stats, trained.stats, strict=True)
+    ]
+    pairs.append((SUMMARY, init.summary, trained.summary))
+    rows = []
+    for name, a, b in pairs:
+        for expected in EXPECTATIONS:
+            before, after = getattr(a, expected.metric), getattr(b, expected.metric)
+            verdict = PASS if expected.holds(before, after) else FAIL
+            if not expected.applies(init.summary):
+                verdict = NOT_APPLICABLE
+            row = {"method": init.summary.method, "layer": name, "metric": expected.metric}
+            rows.append(row | {"before": before, "after": after, "expected": expected.wording, "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def failures(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose expectation failed."""
+    return table[table["verdict"] == FAIL]
+
+
+def write_comparison(output_dir: Path, table: pd.DataFrame, init: Verification, trained: Verification) -> Path:
+    """Writes compare_stats.csv and before_after.png to `output_dir`; returns the picture."""
+    write_table(output_dir / "compare_stats.csv", table)
+    return draw_before_after(output_dir / "before_after.png", [(init, trained)])
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table as CSV, whole or not at all."""
+    with write_beside(path) as partial:
+        table.to_csv(partial, index=False)
+
+
+def _require_pair(init: Verification, trained: Verification) -> None:
+    a, b = init.summary, trained.summary
+    if a.trained or not b.trained:
+        raise ValueError(
+            f"init has trained={a.trained}, trained has trained={b.trained}; give the statistics of the built adapter"
+            " as --init-stats and those of the trained one as --trained-stats"
+        )
+    if a.method != b.method:
+        raise ValueError(f"init is {a.method}, trained is {b.method}; compare one adapter with itself")
+    layers, others = [s.layer for s in init.stats], [s.layer for s in trained.stats]
+    if layers != others:
+        odd = sorted(set(layers) ^ set(others)) or ["the order of the layers"]
+        raise ValueError(f"{odd[0]} is not the same in both files; compare one adapter with itself")
+    ranks = {s.rank for s in init.stats} ^ {s.rank for s in trained.stats}
+    if ranks or init.calib_dataset != trained.calib_dataset:
+        what = f"rank {sorted(ranks)}" if ranks else f"text {init.calib_dataset!r} and {trained.calib_dataset!r}"
+        raise ValueError(f"the two differ in {what}; verify both alike")

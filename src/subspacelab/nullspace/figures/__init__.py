@@ -1,0 +1,1 @@
+"""Pictures of room 3."""

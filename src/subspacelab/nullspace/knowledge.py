@@ -1,0 +1,158 @@
+"""What a model knows before and after: old facts, the new task, and how far it has moved."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.checkpoints import read_tensors
+from subspacelab.data.instructions import Instruction, read_instructions
+from subspacelab.data.text import read_texts
+from subspacelab.data.windows import Windows
+from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, trunk_of
+from subspacelab.models.generation import greedy_answers
+from subspacelab.models.lora_adapter import PREFIX, WEIGHTS, read_meta
+from subspacelab.models.plain_lora import load_plain
+from subspacelab.nullspace.config import KnowledgeSettings
+from subspacelab.nullspace.places import base_of, require_adapter
+from subspacelab.nullspace.windows import text_windows
+
+BASE = "base"
+"""The row of the model without an adapter."""
+MEASURES = ("recall", "task", "geometric_mean", "drift", "update_norm")
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """One model's."""
+
+    recall: float
+    """Share of old facts answered exactly."""
+    task: float
+    """Share of unseen problems answered exactly."""
+    geometric_mean: float
+    """sqrt(recall * task): small when either is."""
+    drift: float
+    """||H - H_0||_F / ||H_0||_F of the last hidden states on old text, H_0 the base's."""
+    update_norm: float
+    """||dW||_F over all layers."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a model is asked."""
+
+    facts: Sequence[Instruction]
+    """Old facts."""
+    task: Sequence[Instruction]
+    """Unseen problems of the new task."""
+    windows: Windows
+    """Old text that was not trained on."""
+    settings: KnowledgeSettings
+    """Batch size and longest answer."""
+
+
+def read_exam(settings: KnowledgeSettings, model: Path, seed: int) -> Exam:
+    """Reads facts, problems and text, the latter as windows of the model's tokens."""
+    texts = read_texts(settings.text, split="test")
+    return Exam(
+        read_instructions(settings.facts)[: settings.limit],
+        read_instructions(settings.task)[: settings.limit],
+        text_windows(model, texts, settings.num_windows, settings.seq_len, seed),
+        settings,
+    )
+
+
+def measure_knowledge(
+    adapters: Sequence[Path], settings: KnowledgeSettings, *, seed: int, device: torch.device, base: str | None = None
+) -> tuple[Knowledge, list[Knowledge]]:
+    """The base's knowledge, and that of each adapter on it, loaded as plain PEFT loads it.
+
+    The adapters must be of one base. Raises ValueError for a folder without an adapter, and for what the readers
+    refuse.
+    """
+    source = base_of(read_meta(require_adapter(adapters[0])), base)
+    tokenizer, exam = load_tokenizer(source.folder), read_exam(settings, source.folder, seed)
+    model = load_causal_lm(source.folder, device=device)
+    old = hidden_states(model, exam)
+    first = _examine(model, tokenizer, exam, drift=0.0, update=0.0)
+    del model
+    found = []
+    for folder in adapters:
+        adapted = load_plain(source.folder, require_adapter(folder), device=device)
+        drift = relative_change(hidden_states(adapted, exam), old)
+        found.append(_examine(adapted, tokenizer, exam, drift=drift, update=update_norm(folder)))
+        del adapted
+    return first, found
+
+
+def _examine(model: Any, tokenizer: Any, exam: Exam, *, drift: float, update: float) -> Knowledge:
+    recall, task = (exact_share(model, tokenizer, rows, exam.settings) for rows in (exam.facts, exam.task))
+    return Knowledge(recall, task, math.sqrt(recall * task), drift, update)
+
+
+def exact_share(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: KnowledgeSettings) -> float:
+    """Share of the rows whose greedy answer is the response, but for spaces around it."""
+    answers = greedy_answers(
+        model,
+        tokenizer,
+        [row.query for row in rows],
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
+    return sum(a.strip() == row.response.strip() for a, row in zip(answers, rows, strict=True)) / len(rows)
+
+
+@torch.inference_mode()
+def hidden_states(model: Any, exam: Exam) -> Float[Tensor, "tokens dim"]:
+    """The last hidden states, after the final norm, of every token that is no padding."""
+    found = []
+    for i in range(0, len(exam.windows.input_ids), exam.settings.batch_size):
+        ids, mask = (t[i : i + exam.settings.batch_size].to(model.device) for t in _pair(exam.windows))
+        states = trunk_of(model)(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+        found.append(states[mask].float().cpu())
+    return torch.cat(found)
+
+
+def _pair(windows: Windows) -> tuple[Tensor, Tensor]:
+    return windows.input_ids, windows.attention_mask
+
+
+def relative_change(new: Float[Tensor, "tokens dim"], old: Float[Tensor, "tokens dim"]) -> float:
+    """||new - old||_F / ||old||_F, in float64."""
+    return float((new.double() - old.double()).norm() / old.double().norm())
+
+
+def update_norm(folder: Path) -> float:
+    """||dW||_F over all layers of an adapter on disk, dW = lora_B lora_A; no product of the weights' size is formed.
+
+    ||U D||_F^2 = tr((U^T U) (D D^T)).
+    """
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    total = 0.0
+    for name in read_meta(folder)["targets"]:
+        up, down = (tensors[f"{PREFIX}{name}.{kind}.weight"].double() for kind in ("lora_B", "lora_A"))
+        total += float(((up.T @ up) * (down @ down.T)).sum())
+    return math.sqrt(max(total, 0.0))
+
+
+def knowledge_table(base: Knowledge, found: Mapping[str, Sequence[Knowledge]]) -> pd.DataFrame:
+    """method, num_seeds, and mean and std of each measure over the seeds; the base is the first row.
+
+    The deviation is the sample's (n - 1), and 0 of one seed.
+    """
+    rows = []
+    for method, seeds in [(BASE, [base]), *found.items()]:
+        values = pd.DataFrame([asdict(knowledge) for knowledge in seeds])
+        row: dict[str, Any] = {"method": method, "num_seeds": len(seeds)}
+        for name in MEASURES:
+            spread = float(values[name].std()) if len(seeds) > 1 else 0.0
+            row |= {f"{name}_mean": float(values[name].mean()), f"{name}_std": spread}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,35 @@
+"""Where the parts of a training lie: the adapter, what it was built on, its trained self."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from subspacelab.checkpoints import Source, resolve_reference
+from subspacelab.models.lora_adapter import META
+
+TRAINED = "ft"
+"""Folder of the trained adapter in a training's output."""
+CHECKPOINTS = "checkpoints"
+"""Folder of a training's checkpoints in its output; gone when it is finished."""
+SERVED_ADAPTER, SERVED_BASE = "adapter", "base"
+"""Folders of a model in the tracker: the adapter, and its base or a pointer to the base's commit."""
+
+
+def require_adapter(folder: Path) -> Path:
+    """`folder` itself, or a ValueError that says where the adapter is, or how to make one."""
+    if (folder / META).is_file():
+        return folder
+    if (folder / TRAINED / META).is_file():
+        raise ValueError(f"{folder}: holds a training; its adapter is {folder / TRAINED}")
+    output = folder.parent if folder.name == TRAINED else folder
+    if (output / CHECKPOINTS).is_dir():
+        raise ValueError(f"{folder}: the training in {output} is not finished; run `nullspace train` again to go on")
+    raise ValueError(f"{folder}: no adapter here; make one by `subspacelab nullspace build`, train it by `train`")
+
+
+def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
+    """The base model that an adapter's `nullspace.json` names, or `base` in its place."""
+    if base is not None:
+        return resolve_reference(base)
+    reference, revision = meta["base"]["reference"], meta["base"].get("revision")
+    return resolve_reference(f"{reference}@{revision}" if revision else reference)

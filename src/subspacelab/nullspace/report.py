@@ -1,0 +1,168 @@
+"""What `train`, `verify` and `compare-stats` tell the person at the terminal, and the tracker."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+
+from subspacelab.nullspace.compare_stats import FAIL, NOT_APPLICABLE, PASS, SUMMARY, failures
+from subspacelab.nullspace.knowledge import MEASURES as KNOWLEDGE
+from subspacelab.nullspace.stats import LayerStats, Verification
+from subspacelab.nullspace.train import TrainedAdapter
+from subspacelab.nullspace.verdicts import THRESHOLDS
+from subspacelab.reports.tables import print_table, show_number
+
+if TYPE_CHECKING:
+    from subspacelab.tracking.protocol import Tracker
+
+MARKS = {"good": "✓", "fair": "~", "bad": "✗"}
+CURVES = (
+    *("BX_ratio", "ABX_ratio", "adapter_contribution", "DeltaX_ratio", "BX_ratio_random", "BX_ratio_optimum"),
+    *("BX_ratio_without_sinks", "BX_ratio_median", "A_weight_norm", "B_weight_norm"),
+)
+
+
+def print_training(result: TrainedAdapter, console: Console | None = None) -> None:
+    """Prints how many parameters trained, on how many rows, and where the result is."""
+    console = console or Console()
+    trained = result.meta["trained"]
+    trains, all_of_them = trained["trainable_parameters"], trained["all_parameters"]
+    frozen = "A only, B frozen" if result.meta["down_frozen"] else "A and B"
+    console.print(
+        f"{result.meta['method']}: {trains:,} of {all_of_them:,} parameters trained"
+        f" ({100 * trains / all_of_them:.3g} %; {frozen})",
+        markup=False,
+    )
+    skipped = f", {trained['num_skipped']} rows left out (prompt fills max_length)" if trained["num_skipped"] else ""
+    console.print(
+        f"{trained['steps']} steps on {trained['num_rows']} rows{skipped}; loss at the end {trained['final_loss']:.4g}",
+        markup=False,
+    )
+    console.print(f"adapter: {result.folder}", markup=False)
+
+
+def print_verification(found: Verification, console: Console | None = None) -> None:
+    """Prints a block per layer, the averages, and what they mean."""
+    console = console or Console()
+    for stats in found.stats:
+        console.print(layer_block(stats), markup=False, highlight=False)
+    console.print(summary_block(found), markup=False, highlight=False)
+    console.print(reading_block(found), markup=False, highlight=False)
+
+
+def layer_block(s: LayerStats) -> str:
+    """One layer, as lines."""
+    basis = "" if s.B_orthonormal else " (by an orthonormal basis of B's rows, which are not orthonormal)"
+    lines = [
+        s.layer,
+        f"  samples {s.samples}, input {s.in_features}, rank {s.rank}, output {s.out_features}",
+        "  activations (mean norm over tokens)",
+        *_named(s, {"X_norm": "‖x‖", "BX_norm": "‖Bx‖", "ABX_norm": "‖ABx‖", "ResidualX_norm": "‖W_res x‖"}),
+        *_named(s, {"FullOutput_norm": "‖W_res x + ABx‖"}),
+        f"  null space{basis}",
+        f"    ‖Bx‖/‖x‖    {show_number(s.BX_ratio)} {_mark('BX_ratio', s)}"
+        f"  {show_number(s.times_better_than_random, 2)} times better than random ({show_number(s.BX_ratio_random)});"
+        f" optimum {show_number(s.BX_ratio_optimum)}, {show_number(s.tokens_per_dimension, 2)} tokens per dimension",
+        f"                Frobenius {show_number(s.BX_ratio_frobenius)}, median {show_number(s.BX_ratio_median)};"
+        f" all tokens {show_number(s.BX_ratio_all_tokens)}, without sinks {show_number(s.BX_ratio_without_sinks)}",
+        f"    ‖ABx‖/‖x‖   {show_number(s.ABX_ratio)} {_mark('ABX_ratio', s)}"
+        f"  ‖ΔW x‖/‖x‖ {show_number(s.DeltaX_ratio)}{_bound(s)}",
+        f"  adapter's share of the output {100 * s.adapter_contribution:.3g} % {_mark('adapter_contribution', s)}",
+        f"  weights ‖B‖ {show_number(s.B_weight_norm)}, ‖A‖ {show_number(s.A_weight_norm)},"
+        f" ‖W_res‖ {show_number(s.Residual_weight_norm)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def summary_block(found: Verification) -> str:
+    """The averages over the layers, as lines."""
+    s = found.summary
+    state = "trained" if s.trained else "as it was built"
+    return "\n".join(
+        [
+            f"Summary: {s.method}, {state}, {found.num_layers} layers, {s.num_tokens} tokens of {found.calib_dataset}",
+            f"  ‖Bx‖/‖x‖                     {show_number(s.BX_ratio)}"
+            f"  (random {show_number(s.BX_ratio_random)}, optimum {show_number(s.BX_ratio_optimum)})",
+            f"  ‖ABx‖/‖x‖                    {show_number(s.ABX_ratio)}",
+            f"  adapter's share of the output {100 * s.adapter_contribution:.3g} %",
+            "",
+        ]
+    )
+
+
+def reading_block(found: Verification) -> str:
+    """One line per verdict."""
+    return "\n".join(["Reading", *(f"  {MARKS[v.grade]} {v.metric}: {v.text}" for v in found.verdicts)])
+
+
+def track_verification(found: Verification, state: str, tracker: "Tracker") -> None:
+    """Records each ratio as a curve over the blocks per kind of layer, and the averages; `state` is init or trained."""
+    for stats in found.stats:
+        kind, block = kind_and_block(stats.layer)
+        tracker.log_metrics({f"{name}/{kind}": getattr(stats, name) for name in CURVES}, block)
+    s = found.summary
+    tracker.log_metrics({f"mean/{name}": getattr(s, name) for name in THRESHOLDS})
+    tracker.log_headline({f"{s.method}_BX_ratio_{state}": s.BX_ratio, f"{s.method}_ABX_ratio_{state}": s.ABX_ratio})
+    tracker.set_tags({f"verdict.{v.metric}": f"{v.grade}: {v.text}" for v in found.verdicts})
+
+
+def kind_and_block(layer: str) -> tuple[str, int]:
+    """Last part of a module's name and the first number in it: `q_proj` and 3 of `model.layers.3.self_attn.q_proj`."""
+    parts = layer.split(".")
+    return parts[-1], next((int(part) for part in parts if part.isdigit()), 0)
+
+
+def print_comparison(table: pd.DataFrame, console: Console | None = None) -> None:
+    """Prints the summary's rows, what failed in which layer, and how many held."""
+    console = console or Console()
+    for method, rows in table.groupby("method", sort=False):
+        shown = [_change(row) for row in rows[rows["layer"] == SUMMARY].to_dict("records")]
+        print_table(str(method), ["over all layers", "before", "after", "expected", "verdict"], shown, console=console)
+    for row in failures(table).to_dict("records"):
+        if row["layer"] != SUMMARY:
+            metric, before, after, expected, _ = _change(row)
+            where = f"{row['method']}, {row['layer']}"
+            console.print(f"failed: {where}: {metric} {before} -> {after}, expected {expected}", markup=False)
+    counts = table["verdict"].value_counts()
+    console.print(", ".join(f"{counts.get(v, 0)} {v}" for v in (PASS, FAIL, NOT_APPLICABLE)), markup=False)
+
+
+def print_knowledge(table: pd.DataFrame, console: Console | None = None) -> None:
+    """Prints mean and standard deviation of each measure, the base first."""
+    rows = []
+    for row in table.to_dict("records"):
+        values = [f"{row[f'{m}_mean']:.3f} ± {row[f'{m}_std']:.3f}" for m in KNOWLEDGE]
+        rows.append([str(row["method"]), str(row["num_seeds"]), *values])
+    names = [m.replace("_", " ") for m in KNOWLEDGE]
+    print_table("Did knowledge survive?", ["method", "seeds", *names], rows, console=console)
+
+
+def track_comparison(table: pd.DataFrame, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Records the table, the number of failures by method, and the pictures."""
+    tracker.log_table(table, "stats")
+    for method, rows in table.groupby("method", sort=False):
+        tracker.log_metrics({f"failed_expectations/{method}": float(len(failures(rows)))})
+    for picture in pictures:
+        tracker.log_artifact(picture, "pictures")
+
+
+def _change(row: Mapping[Any, Any]) -> list[str]:
+    return [row["metric"], show_number(row["before"]), show_number(row["after"]), row["expected"], row["verdict"]]
+
+
+def _named(s: LayerStats, names: dict[str, str]) -> list[str]:
+    return [f"    {sign:<18} {show_number(getattr(s, name), 4)}" for name, sign in names.items()]
+
+
+def _mark(metric: str, s: LayerStats) -> str:
+    return MARKS[THRESHOLDS[metric].grade(getattr(s, metric))]
+
+
+def _bound(s: LayerStats) -> str:
+    if s.bound is None or s.base_bound is None:
+        return "; B trains: no bound"
+    live = f"{show_number(s.bound_left)} <= {show_number(s.bound)}"
+    return f"; bound {live}, on the base's inputs {show_number(s.base_bound_left)} <= {show_number(s.base_bound)}"

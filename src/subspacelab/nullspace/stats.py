@@ -1,0 +1,184 @@
+"""The statistics file of `verify`: what is in it, written and read as a pair."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from subspacelab.files import read_json, write_json
+from subspacelab.params import validate
+
+KEYS = ("model_path", "calib_dataset", "num_layers", "stats", "summary", "verdicts")
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """One layer's norms and ratios; unless said otherwise over the sampled tokens, on the model as it is."""
+
+    layer: str
+    """Module name."""
+    samples: int
+    """Token inputs."""
+    in_features: int
+    """Width of an input."""
+    rank: int
+    """Rows of B."""
+    out_features: int
+    """Width of an output."""
+    X_norm: float
+    """mean ||x||."""
+    BX_norm: float
+    """mean ||B x||."""
+    ABX_norm: float
+    """mean ||A B x||."""
+    ResidualX_norm: float
+    """mean ||W_res x||."""
+    FullOutput_norm: float
+    """mean ||W_res x + A B x||, without the layer's bias."""
+    BX_ratio: float
+    """mean ||B x|| / mean ||x||, by an orthonormal basis of B's rows where they are not orthonormal themselves."""
+    ABX_ratio: float
+    """mean ||A B x|| / mean ||x||."""
+    adapter_contribution: float
+    """mean ||A B x|| / mean ||W_res x + A B x||, a share of 1."""
+    B_weight_norm: float
+    """||B||_F."""
+    A_weight_norm: float
+    """||A||_F."""
+    Residual_weight_norm: float
+    """||W_res||_F."""
+    B_orthonormal: bool
+    """Whether B B^T = I, so that BX_ratio is that of B itself."""
+    BX_ratio_frobenius: float
+    """||B X||_F / ||X||_F."""
+    BX_ratio_median: float
+    """median of ||B x|| / ||x||."""
+    BX_ratio_all_tokens: float
+    """||B X||_F / ||X||_F over all tokens of the data."""
+    BX_ratio_without_sinks: float
+    """The same without the first token of each window, which attention uses as a sink."""
+    BX_ratio_random: float
+    """sqrt(rank / in_features): root mean square over random B with orthonormal rows."""
+    BX_ratio_optimum: float
+    """sqrt(sum of the smallest `rank` eigenvalues / trace) of these tokens: no B of orthonormal rows is below it."""
+    tokens_per_dimension: float
+    """All tokens over in_features; well below 8 the optimum is that of chance."""
+    DeltaX_ratio: float
+    """mean ||dW x|| / mean ||x||, dW the change of the layer's weight since the base."""
+    base_BX_ratio: float
+    """BX_ratio on the inputs that the layer gets in the frozen base model."""
+    base_DeltaX_ratio: float
+    """DeltaX_ratio on the inputs that the layer gets in the frozen base model."""
+    bound_left: float | None
+    """||dW X||_F / ||X||_F; null for a method that trains B, which has no bound."""
+    bound: float | None
+    """||A - A_0||_2 ||B X||_F / ||X||_F, never below bound_left."""
+    base_bound_left: float | None
+    """bound_left on the frozen base model's inputs."""
+    base_bound: float | None
+    """bound on the frozen base model's inputs."""
+
+    @property
+    def times_better_than_random(self) -> float:
+        """BX_ratio_random / BX_ratio; infinite for a perfect null space."""
+        return self.BX_ratio_random / self.BX_ratio if self.BX_ratio else float("inf")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The layers in a few numbers; ratios are means over layers."""
+
+    method: str
+    """How the adapter was built."""
+    trained: bool
+    """Whether it was trained."""
+    down_frozen: bool
+    """Whether its method leaves B as it was built."""
+    starts_at_zero: bool
+    """Whether its method starts from A = 0, so that W_res = W."""
+    num_tokens: int
+    """Tokens of the data, of which each layer's sample is drawn."""
+    BX_ratio: float
+    """Mean of BX_ratio."""
+    ABX_ratio: float
+    """Mean of ABX_ratio."""
+    adapter_contribution: float
+    """Mean of adapter_contribution."""
+    BX_ratio_random: float
+    """Mean of the random baseline."""
+    BX_ratio_optimum: float
+    """Mean of the optimum."""
+    base_BX_ratio: float
+    """Mean of base_BX_ratio."""
+    DeltaX_ratio: float
+    """Mean of DeltaX_ratio."""
+    A_weight_norm: float
+    """sqrt(sum ||A||_F^2)."""
+    B_weight_norm: float
+    """sqrt(sum ||B||_F^2)."""
+
+    @property
+    def times_better_than_random(self) -> float:
+        """BX_ratio_random / BX_ratio; infinite for a perfect null space."""
+        return self.BX_ratio_random / self.BX_ratio if self.BX_ratio else float("inf")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one number of the summary means."""
+
+    metric: str
+    """Name of the number."""
+    value: float
+    """The number."""
+    grade: str
+    """good, fair or bad."""
+    text: str
+    """The verdict in words, with likely causes."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The statistics file."""
+
+    model_path: str
+    """The adapter, as it was given."""
+    calib_dataset: str
+    """The text, as it was given."""
+    num_layers: int
+    """Layers with an adapter."""
+    stats: tuple[LayerStats, ...]
+    """One entry per layer, in the model's order."""
+    summary: Summary
+    """Over the layers."""
+    verdicts: tuple[Verdict, ...]
+    """One per metric."""
+
+
+def write_stats(path: Path, verification: Verification) -> None:
+    """Writes the file: sorted JSON with exactly `KEYS`."""
+    write_json(path, asdict(verification))
+
+
+def read_stats(path: Path) -> Verification:
+    """Reads such a file back; ValueError names the file, the key and what is wrong."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; write it by `subspacelab nullspace verify --save-stats {path}`")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object with the keys {list(KEYS)}, got {type(content).__name__}")
+    found = validate(Verification, _only_known(content, path), where=str(path))
+    if found.num_layers != len(found.stats) or not found.stats:
+        raise ValueError(f"{path}: num_layers is {found.num_layers}, stats has {len(found.stats)}; write it again")
+    return found
+
+
+def _only_known(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content as it is, once every layer and the summary are objects of known keys."""
+    stats = content.get("stats")
+    if not isinstance(stats, list):
+        raise ValueError(f"{path}: stats must be a list of layers, got {type(stats).__name__}; write it again")
+    for i, entry in enumerate(stats):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: stats.{i} must be an object, got {type(entry).__name__}; write it again")
+        validate(LayerStats, entry, where=f"{path}: stats.{i}")
+    return content

@@ -1,0 +1,137 @@
+"""Did the adapter stay in the null space, and did it learn? Measured on the model as it is now."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from subspacelab.data.text import read_texts
+from subspacelab.data.windows import Windows
+from subspacelab.models.causal_lm import load_causal_lm
+from subspacelab.models.lora_adapter import LiveAdapter, open_adapter, read_meta
+from subspacelab.models.lora_factors import Factors
+from subspacelab.nullspace.activations import Inputs, choose_tokens, collect_inputs
+from subspacelab.nullspace.calibration import SharedInput, in_passes, moment_bytes, shared_inputs
+from subspacelab.nullspace.config import VerifyAdapterConfig
+from subspacelab.nullspace.layer_stats import Layer, layer_stats
+from subspacelab.nullspace.places import base_of, require_adapter
+from subspacelab.nullspace.stats import LayerStats, Summary, Verification
+from subspacelab.nullspace.verdicts import reading
+from subspacelab.nullspace.windows import text_windows
+from subspacelab.reports.progress import progress_bar
+
+MEANS = (
+    *("BX_ratio", "ABX_ratio", "adapter_contribution", "BX_ratio_random", "BX_ratio_optimum"),
+    *("base_BX_ratio", "DeltaX_ratio"),
+)
+NORMS = ("A_weight_norm", "B_weight_norm")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The text that an adapter is verified on."""
+
+    windows: Windows
+    """All its tokens."""
+    chosen: Bool[Tensor, "n length"]
+    """The tokens that single norms are measured on."""
+    batch_size: int
+    """Windows per pass."""
+
+
+def verify(
+    folder: Path,
+    settings: VerifyAdapterConfig,
+    *,
+    seed: int,
+    device: torch.device | None = None,
+    base: str | None = None,
+) -> Verification:
+    """Measures every layer of the adapter in `folder` on tokens of `settings.calib_dataset`.
+
+    Inputs are those of the live model, and for the bound also the frozen base's: the base runs first and is gone
+    before the adapter is opened, so that one model is in memory at a time. ValueError for a folder without an
+    adapter, and when ||dW X|| <= ||A - A_0|| ||BX|| does not hold of a method that freezes B.
+    """
+    meta, device = read_meta(require_adapter(folder)), device or torch.device("cpu")
+    source = base_of(meta, base)
+    model = load_causal_lm(source.folder, device=device)
+    texts = read_texts(settings.calib_dataset)
+    windows = text_windows(source.folder, texts, settings.calib_loader_size, settings.seq_len, seed)
+    chosen = choose_tokens(windows.attention_mask, settings.max_activation_samples, seed)
+    probe = Probe(windows, chosen, settings.batch_size)
+    inputs = shared_inputs(model, {name: model.get_submodule(name) for name in meta["targets"]}, windows)
+    with progress_bar("verify", total=2 * len(windows.input_ids), unit="windows") as advance:
+        old = _collect(model, inputs, probe, moments=False, progress=advance)
+        del model
+        live = open_adapter(folder, base=base, device=device)
+        passes = list(in_passes(inputs, moment_bytes(device)))
+        found: dict[str, LayerStats] = {}
+        for together in passes:
+            now = _collect(
+                live.model.get_base_model(),
+                together,
+                probe,
+                moments=True,
+                progress=lambda n: advance(n / len(passes)),
+            )
+            for shared in together:
+                for name in shared.modules:
+                    found[name] = _one_layer(live, name, now[shared.name], old[shared.name], windows.num_tokens)
+    stats = tuple(found[name] for name in meta["targets"])
+    summary = summarise(stats, live, windows.num_tokens)
+    return Verification(str(folder), settings.calib_dataset, len(stats), stats, summary, reading(summary))
+
+
+def summarise(stats: Sequence[LayerStats], live: LiveAdapter, num_tokens: int) -> Summary:
+    """Means of the ratios and root sums of squares of the weight norms over the layers."""
+    means = {name: fmean(getattr(s, name) for s in stats) for name in MEANS}
+    norms = {name: math.hypot(*(getattr(s, name) for s in stats)) for name in NORMS}
+    return Summary(
+        method=live.meta["method"],
+        trained=bool(live.meta["trained"]),
+        down_frozen=live.down_frozen,
+        starts_at_zero=not live.initial,
+        num_tokens=num_tokens,
+        **means,
+        **norms,
+    )
+
+
+def _collect(
+    model: Any, inputs: Sequence[SharedInput], probe: Probe, *, moments: bool, progress: Any
+) -> Mapping[str, Inputs]:
+    layers = {shared.name: model.get_submodule(shared.name) for shared in inputs}
+    return collect_inputs(
+        model,
+        layers,
+        probe.windows,
+        probe.chosen,
+        moments=moments,
+        batch_size=probe.batch_size,
+        progress=progress,
+    )
+
+
+def _one_layer(live: LiveAdapter, name: str, now: Inputs, old: Inputs, num_tokens: int) -> LayerStats:
+    f = live.factors()[name]
+    # mps knows no float64.
+    device = torch.device("cpu") if f.B.device.type == "mps" else f.B.device
+    start = [None if t is None else t.detach().to(device) for t in (f.A0, f.B0)]
+    layer = Layer(
+        name,
+        Factors(f.A.detach().to(device), f.B.detach().to(device), *start),
+        live.residual_weight(name).detach().to(device),
+        live.base_weight(name).detach().to(device),
+        live.down_frozen,
+    )
+    try:
+        return layer_stats(layer, now, old, num_tokens)
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}") from e
