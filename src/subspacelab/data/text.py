@@ -88,15 +88,19 @@ def _local_texts(path: Path, split: Split) -> list[str]:
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
     if not files:
         raise ValueError(f"{path}: no text file in this folder; it must hold some of {', '.join(SUFFIXES)}")
-    wanted = ("train",) if split == "train" else ("test", "validation")
-    names = {p: p.relative_to(path).as_posix() for p in files}
-    for name in wanted:
-        named = [p for p in files if name in names[p]]
-        if named:
-            return [text for p in named for text in _file_texts(p)]
-    if any(name in names[p] for p in files for name in ("train", "test", "validation")):
-        raise ValueError(f"{path}: no file of the {split} split; there are {sorted(names.values())[:4]}")
+    named = {name: [p for p in files if _says(name, p.relative_to(path))] for name in ("train", "test", "validation")}
+    for name in ("train",) if split == "train" else ("test", "validation"):
+        if named[name]:
+            return [text for p in named[name] for text in _file_texts(p)]
+    if any(named.values()):
+        there = [p.relative_to(path).as_posix() for p in files[:4]]
+        raise ValueError(f"{path}: no file of the {split} split; there are {there}")
     return _part([text for p in files for text in _file_texts(p)], split)
+
+
+def _says(name: str, path: Path) -> bool:
+    """Whether a path names a split: `test` stands in `x-test-0.parquet` and `test/0.parquet`, not in `latest.txt`."""
+    return re.search(rf"(?<![a-z]){name}(?![a-z])", path.as_posix().lower()) is not None
 
 
 def _part(texts: list[str], split: Split) -> list[str]:
