@@ -20,8 +20,8 @@ FAMILIES = ("llama", "qwen2", "gpt_neox", "opt")
 CHARACTERS = string.ascii_letters + string.digits[:9]
 VOCABULARY = 64
 WIDTH, INNER = 24, 40
-SHARED = {"llama": 4, "qwen2": 4, "gpt_neox": 3, "opt": 4}
-"""Distinct inputs of a block; GPT-NeoX and OPT: [q, k, v] or qkv, output, and the two layers of the MLP."""
+NUM_INPUTS = 8
+"""Distinct inputs of the two blocks in each family: that of the queries, of the attention's output, two of the MLP."""
 
 
 def tiny_config(family: str) -> Any:

@@ -72,4 +72,6 @@ def _row(layer: LayerReport) -> list[str]:
     assert of_input is not None
     numbers = (layer.BX_ratio, of_input.optimum, layer.BX_ratio_held_out, of_input.optimum_held_out, of_input.random)
     gap = show_number(of_input.gap)
-    return [layer.module, *(show_number(value, 2) for value in numbers), gap, f"{of_input.halves_angle_mean:.0f}"]
+    # From the number of the block on: what stands before it is the same in every row.
+    name = layer.module[max(0, layer.module.find(f".{layer.index}.")) :].lstrip(".")
+    return [name, *(show_number(value, 2) for value in numbers), gap, f"{of_input.halves_angle_mean:.0f}"]

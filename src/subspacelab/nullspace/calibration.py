@@ -104,18 +104,19 @@ def shared_inputs(model: nn.Module, linears: Mapping[str, nn.Linear], windows: W
 
     ValueError for a layer that never runs.
     """
-    seen: dict[str, Tensor] = {}  # holds the tensors, so that no two of them share an address
+    # Holds the tensors, so that no two of them share an address. The version tells a tensor from itself before
+    # something in between changed it in place.
+    seen: dict[str, tuple[Tensor, int]] = {}
     ids, mask = windows.input_ids[:1, :2], windows.attention_mask[:1, :2]
-    with _inputs_to(linears, lambda name, x: seen.setdefault(name, x)):
+    with _inputs_to(linears, lambda name, x: seen.setdefault(name, (x, x._version))):
         _run(model, ids, mask)
     unused = [name for name in linears if name not in seen]
     if unused:
         raise ValueError(f"{unused[0]} takes no part in a forward pass ({len(unused)} such); leave it out by --targets")
-    # The version tells a tensor from itself before a layer in between changed it in place.
     readers: dict[tuple[int, int, int], list[str]] = {}
     for name in linears:
-        x = seen[name]
-        readers.setdefault((x.shape[-1], x.data_ptr(), x._version), []).append(name)
+        x, version = seen[name]
+        readers.setdefault((x.shape[-1], x.data_ptr(), version), []).append(name)
     return [SharedInput(tuple(names), width) for (width, *_), names in readers.items()]
 
 
