@@ -20,7 +20,7 @@ def question(a: int, b: int) -> str:
 
 
 def solution(a: int, b: int) -> str:
-    """Units first, then tens with what is carried, then the sum: 38 + 45 is `8+5=13 3+4+1=8 83`."""
+    """The sum of the units in two digits, that of the tens and what is carried, the sum: 38 + 45 is `13 8 83`."""
     units = a % 10 + b % 10
     tens = a // 10 + b // 10 + units // 10
-    return f"{a % 10}+{b % 10}={units:02d} {a // 10}+{b // 10}+{units // 10}={tens} {a + b}"
+    return f"{units:02d} {tens} {a + b}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from subspacelab.data.instructions import write_instructions
+from subspacelab.data.instructions import prompt_of, write_instructions
 from subspacelab.demo.arithmetic import question, sums
 from subspacelab.demo.world import Person, biographies, fact_questions, people
 from subspacelab.files import replace_folder
@@ -23,6 +23,8 @@ class CorpusConfig:
     """People of the world; each has four facts."""
     rounds: int = 20
     """Biographies of each person in train.txt, each in new words; a tenth as many in test.txt, at least one."""
+    asked: int = 3
+    """Times that each fact stands in train.txt as a question with its answer: text of the kind that is recalled."""
     sheets: int = 100
     """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known."""
     arithmetic_train: int = 2000
@@ -55,6 +57,7 @@ def _documents(world: list[Person], settings: CorpusConfig, seed: int) -> tuple[
     """Paragraphs of the training text, in a random order, and those of the test text, which are in none of them."""
     told = biographies(world, seed=seed)
     train = list(islice(told, settings.rounds * len(world)))
+    train += [prompt_of(fact.query) + fact.response for fact in fact_questions(world)] * settings.asked
     train += islice(_sheets(seed), settings.sheets)
     known = set(train)
     test = list(islice((text for text in told if text not in known), max(1, settings.rounds // 10) * len(world)))

@@ -16,7 +16,7 @@ class Answerer(mlflow.pyfunc.PythonModel):
         self.model, self.tokenizer = load_llama(Path(context.artifacts["model"]))
 
     def predict(self, model_input: list[str]) -> list[str]:
-        return greedy_answers(self.model, self.tokenizer, model_input, max_new_tokens=24, batch_size=32)
+        return greedy_answers(self.model, self.tokenizer, model_input, max_new_tokens=16, batch_size=32)
 
 
 mlflow.models.set_model(Answerer())

@@ -1,0 +1,73 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from subspacelab.data.instructions import read_instructions
+from subspacelab.data.text import paragraphs
+from subspacelab.demo.corpus import CorpusConfig, write_corpus
+
+SMALL = CorpusConfig(people=10, rounds=10, sheets=8, arithmetic_train=300, arithmetic_test=60)
+FILES = ("arithmetic-test.jsonl", "arithmetic-train.jsonl", "facts.jsonl", "test.txt", "train.txt")
+SUM = re.compile(r"What is (\d\d) \+ (\d\d)\?")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "corpus"
+    write_corpus(folder, settings=SMALL, seed=7)
+    return folder
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_two_runs_give_the_same_bytes_and_a_seed_another_world(corpus: Path, tmp_path: Path) -> None:
+    for name, seed in (("again", 7), ("other", 8)):
+        write_corpus(tmp_path / name, settings=SMALL, seed=seed)
+    assert tuple(_bytes(corpus)) == FILES
+    assert _bytes(tmp_path / "again") == _bytes(corpus)
+    assert all(_bytes(tmp_path / "other")[name] != _bytes(corpus)[name] for name in FILES)
+
+
+def test_the_test_text_is_of_the_same_people_in_words_of_its_own(corpus: Path) -> None:
+    train, test = (paragraphs((corpus / f"{split}.txt").read_text()) for split in ("train", "test"))
+    assert (len(train), len(test)) == (100 + 3 * 40 + 8, 10)
+    assert not set(train) & set(test)
+    assert {text.split()[0] for text in test} <= {text.split()[0] for text in train}
+
+
+def test_the_text_asks_every_fact(corpus: Path) -> None:
+    train = paragraphs((corpus / "train.txt").read_text())
+    for fact in read_instructions(str(corpus / "facts.jsonl")):
+        assert train.count(f"Question: {fact.query}\nAnswer:\n{fact.response}") == 3
+
+
+def test_unsolved_sums_are_all_the_arithmetic_that_the_text_holds(corpus: Path) -> None:
+    sheets = [text for text in paragraphs((corpus / "train.txt").read_text()) if "+" in text]
+    assert len(sheets) == 8
+    assert all(SUM.sub("", text).strip() == "" for text in sheets)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_solution_is_right_line_by_line(corpus: Path, split: str) -> None:
+    for problem in read_instructions(str(corpus / f"arithmetic-{split}.jsonl")):
+        a, b = map(int, SUM.fullmatch(problem.query).groups())  # type: ignore[union-attr]
+        units, tens, total = problem.response.split()
+        assert int(units) == a % 10 + b % 10
+        assert len(units) == 2
+        assert int(tens) == (a + b) // 10
+        assert int(total) == a + b <= 99
+
+
+def test_no_sum_is_learned_and_examined(corpus: Path) -> None:
+    learned, asked = (read_instructions(str(corpus / f"arithmetic-{split}.jsonl")) for split in ("train", "test"))
+    assert (len(learned), len(asked)) == (300, 60)
+    assert len({problem.query for problem in [*learned, *asked]}) == 360
+
+
+def test_more_sums_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="arithmetic_train \\+ arithmetic_test: 4200 is more than the 3240"):
+        write_corpus(tmp_path / "x", settings=CorpusConfig(arithmetic_train=4000), seed=0)
+    assert not (tmp_path / "x").exists()
