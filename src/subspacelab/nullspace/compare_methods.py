@@ -1,6 +1,6 @@
 """All methods of a study side by side: did each keep its promise, and what does each know now?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,48 +24,34 @@ class Comparison:
 
     stats: pd.DataFrame
     """Before and after of every layer of every method, with verdicts."""
-    knowledge: pd.DataFrame | None
-    """One row per method, the base first; None where knowledge was not measured."""
+    knowledge: pd.DataFrame
+    """One row per method, the base first; empty where knowledge was not measured."""
     metrics: dict[str, Any]
     """By method: the ratios before and after, the number of failed expectations, what it knows."""
     pictures: list[Path]
-    """before_after.png, bx_ratio.png, and knowledge.png if there is any."""
+    """before_after.png, bx_ratio.png and knowledge.png."""
 
 
-def verified_methods(folder: Path, methods: list[str]) -> list[str]:
-    """The methods whose verifications `<method>-init.json` and `-trained.json` lie in `folder`; all, or those named.
+def compare_methods(verified: Path, knowledge: Path, output_dir: Path, methods: Sequence[str]) -> Comparison:
+    """Writes stats.csv, knowledge.csv, metrics.json, before_after.png, bx_ratio.png and knowledge.png.
 
-    ValueError when there is none, or one that was named is missing.
+    `verified` holds `<method>-init.json` and `<method>-trained.json`, `knowledge` `<method>.json`, which may say that
+    nothing was measured; the table is then empty.
     """
-    there = {p.name.removesuffix("-trained.json") for p in folder.glob("*-trained.json")}
-    there &= {p.name.removesuffix("-init.json") for p in folder.glob("*-init.json")}
-    missing = sorted(set(methods) - there)
-    if missing or not there:
-        raise ValueError(f"{folder}: {missing[0] if missing else 'no method'} was not verified before and after; do so")
-    return methods or sorted(there)
-
-
-def compare_methods(verified: Path, knowledge: Path, output_dir: Path, methods: list[str]) -> Comparison:
-    """Writes stats.csv, metrics.json, before_after.png, bx_ratio.png, knowledge.csv and knowledge.png.
-
-    `verified` holds `<method>-init.json` and `<method>-trained.json`, `knowledge` may hold `<method>.json`.
-    """
-    pairs = {name: _pair(verified, name) for name in verified_methods(verified, methods)}
+    pairs = {name: _pair(verified, name) for name in methods}
     stats = pd.concat([compare_stats(*pair) for pair in pairs.values()], ignore_index=True)
-    metrics = {name: _metrics(pair, stats) for name, pair in pairs.items()}
+    table = _knowledge({name: knowledge / f"{name}.json" for name in methods})
+    metrics: dict[str, Any] = {name: _metrics(pair, stats) for name, pair in pairs.items()}
+    for row in table.to_dict("records"):
+        metrics.setdefault(row["method"], {})["knowledge"] = {m: row[f"{m}_mean"] for m in MEASURES}
     write_table(output_dir / "stats.csv", stats)
+    write_table(output_dir / "knowledge.csv", table)
+    write_json(output_dir / "metrics.json", metrics)
     pictures = [
         draw_before_after(output_dir / "before_after.png", list(pairs.values())),
         draw_bx_ratio(output_dir / "bx_ratio.png", [trained for _, trained in pairs.values()]),
+        draw_knowledge(output_dir / "knowledge.png", table),
     ]
-    known = {name: path for name in pairs if (path := knowledge / f"{name}.json").is_file()}
-    table = _knowledge(known) if known else None
-    if table is not None:
-        write_table(output_dir / "knowledge.csv", table)
-        pictures.append(draw_knowledge(output_dir / "knowledge.png", table))
-        for row in table.to_dict("records"):
-            metrics.setdefault(row["method"], {})["knowledge"] = {m: row[f"{m}_mean"] for m in MEASURES}
-    write_json(output_dir / "metrics.json", metrics)
     return Comparison(stats, table, metrics, pictures)
 
 
@@ -81,11 +67,13 @@ def _metrics(pair: tuple[Verification, Verification], stats: pd.DataFrame) -> di
 
 
 def _knowledge(files: Mapping[str, Path]) -> pd.DataFrame:
-    read = {name: read_knowledge(path) for name, path in files.items()}
-    base = next(iter(read.values()))[0]
-    for name, (other, _) in read.items():
-        if other != base:
-            raise ValueError(
-                f"{files[name]}: its base knows other things than that of {next(iter(files))}; train again"
-            )
-    return knowledge_table(base, {name: list(found.values()) for name, (_, found) in read.items()})
+    """The table of those methods whose knowledge was measured; all on one base."""
+    base, found = None, {}
+    for name, path in files.items():
+        own, seeds = read_knowledge(path)
+        if own is None:
+            continue
+        if base not in (None, own):
+            raise ValueError(f"{path}: its base knows other things than that of {next(iter(found))}; train all again")
+        base, found[name] = own, list(seeds.values())
+    return knowledge_table(base, found)

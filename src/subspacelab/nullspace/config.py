@@ -152,4 +152,4 @@ class CompareStatsConfig:
     """Stage `compare_stats`: every method before and after its training, and what it knows."""
 
     methods: list[str] = field(default_factory=list)
-    """Methods to compare; empty takes all that were verified."""
+    """Methods to compare; empty takes those of build_adapter."""

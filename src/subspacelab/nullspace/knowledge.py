@@ -1,7 +1,7 @@
 """What a model knows before and after: old facts, the new task, and how far it has moved."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Knowledge:
     recall: float
     """Share of old facts answered exactly."""
     task: float
-    """Share of unseen problems answered exactly."""
+    """Share of unseen problems with the right result: the last word of the answer."""
     geometric_mean: float
     """sqrt(recall * task): small when either is."""
     drift: float
@@ -93,12 +93,19 @@ def measure_knowledge(
 
 
 def _examine(model: Any, tokenizer: Any, exam: Exam, *, drift: float, update: float) -> Knowledge:
-    recall, task = (exact_share(model, tokenizer, rows, exam.settings) for rows in (exam.facts, exam.task))
+    recall = share_right(model, tokenizer, exam.facts, exam.settings)
+    task = share_right(model, tokenizer, exam.task, exam.settings, last_word)
     return Knowledge(recall, task, math.sqrt(recall * task), drift, update)
 
 
-def exact_share(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: KnowledgeSettings) -> float:
-    """Share of the rows whose greedy answer is the response, but for spaces around it."""
+def share_right(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Instruction],
+    settings: KnowledgeSettings,
+    read: Callable[[str], str] = str.strip,
+) -> float:
+    """Share of the rows of which `read` makes the same of the greedy answer as of the response."""
     answers = greedy_answers(
         model,
         tokenizer,
@@ -106,7 +113,12 @@ def exact_share(model: Any, tokenizer: Any, rows: Sequence[Instruction], setting
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
     )
-    return sum(a.strip() == row.response.strip() for a, row in zip(answers, rows, strict=True)) / len(rows)
+    return sum(read(a) == read(row.response) for a, row in zip(answers, rows, strict=True)) / len(rows)
+
+
+def last_word(text: str) -> str:
+    """The result that a worked answer ends with; empty of an empty one."""
+    return text.split()[-1] if text.split() else ""
 
 
 @torch.inference_mode()
@@ -142,17 +154,18 @@ def update_norm(folder: Path) -> float:
     return math.sqrt(max(total, 0.0))
 
 
-def knowledge_table(base: Knowledge, found: Mapping[str, Sequence[Knowledge]]) -> pd.DataFrame:
+def knowledge_table(base: Knowledge | None, found: Mapping[str, Sequence[Knowledge]]) -> pd.DataFrame:
     """method, num_seeds, and mean and std of each measure over the seeds; the base is the first row.
 
-    The deviation is the sample's (n - 1), and 0 of one seed.
+    The deviation is the sample's (n - 1), and 0 of one seed. Without a base there is no row.
     """
+    spreads = [f"{name}_{kind}" for name in MEASURES for kind in ("mean", "std")]
     rows = []
-    for method, seeds in [(BASE, [base]), *found.items()]:
+    for method, seeds in [] if base is None else [(BASE, [base]), *found.items()]:
         values = pd.DataFrame([asdict(knowledge) for knowledge in seeds])
         row: dict[str, Any] = {"method": method, "num_seeds": len(seeds)}
         for name in MEASURES:
-            spread = float(values[name].std()) if len(seeds) > 1 else 0.0
-            row |= {f"{name}_mean": float(values[name].mean()), f"{name}_std": spread}
+            row[f"{name}_mean"] = float(values[name].mean())
+            row[f"{name}_std"] = float(values[name].std()) if len(seeds) > 1 else 0.0
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "num_seeds", *spreads])

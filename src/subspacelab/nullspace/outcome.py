@@ -24,16 +24,19 @@ SMALL = 256 << 20
 """Bytes up to which a base that is no commit of the hub goes along with its adapter; a larger one is pointed to."""
 
 
-def write_knowledge(path: Path, base: Knowledge, found: Mapping[int, Knowledge]) -> None:
-    """Writes the base's knowledge and that of one method by seed."""
-    write_json(path, {"base": asdict(base), "seeds": {str(seed): asdict(k) for seed, k in found.items()}})
+def write_knowledge(path: Path, base: Knowledge | None, found: Mapping[int, Knowledge]) -> None:
+    """Writes the base's knowledge and that of one method by seed; null and nothing where it was not measured."""
+    seeds = {str(seed): asdict(knowledge) for seed, knowledge in found.items()}
+    write_json(path, {"base": asdict(base) if base else None, "seeds": seeds})
 
 
-def read_knowledge(path: Path) -> tuple[Knowledge, dict[int, Knowledge]]:
+def read_knowledge(path: Path) -> tuple[Knowledge | None, dict[int, Knowledge]]:
     """Reads it back; ValueError names the file and what is wrong."""
     content = read_json(path)
     if not isinstance(content, dict) or set(content) != {"base", "seeds"}:
         raise ValueError(f"{path}: must hold the keys 'base' and 'seeds'; train again")
+    if content["base"] is None:
+        return None, {}
     base = validate(Knowledge, content["base"], where=f"{path}: base")
     return base, {int(s): validate(Knowledge, k, where=f"{path}: seed {s}") for s, k in content["seeds"].items()}
 

@@ -27,6 +27,14 @@ def require_adapter(folder: Path) -> Path:
     raise ValueError(f"{folder}: no adapter here; make one by `subspacelab nullspace build`, train it by `train`")
 
 
+def seed_folders(folder: Path) -> dict[int, Path]:
+    """Seed -> `folder/seed-<seed>`, in ascending order; ValueError when there is none."""
+    found = sorted((int(p.name.removeprefix("seed-")), p) for p in folder.glob("seed-*") if p.is_dir())
+    if not found:
+        raise ValueError(f"{folder}: no adapter (seed-<seed>) here; run the stage before")
+    return dict(found)
+
+
 def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
     """The base model that an adapter's `nullspace.json` names, or `base` in its place."""
     if base is not None:

@@ -140,6 +140,13 @@ def print_knowledge(table: pd.DataFrame, console: Console | None = None) -> None
     print_table("Did knowledge survive?", ["method", "seeds", *names], rows, console=console)
 
 
+def track_knowledge_table(table: pd.DataFrame, tracker: "Tracker") -> None:
+    """Records the table and the mean of each measure by method."""
+    tracker.log_table(table, "knowledge")
+    for row in table.to_dict("records"):
+        tracker.log_metrics({f"{m}/{row['method']}": row[f"{m}_mean"] for m in KNOWLEDGE})
+
+
 def track_comparison(table: pd.DataFrame, pictures: Sequence[Path], tracker: "Tracker") -> None:
     """Records the table, the number of failures by method, and the pictures."""
     tracker.log_table(table, "stats")

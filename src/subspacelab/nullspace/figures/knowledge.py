@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from subspacelab.reports.figures import COLOURS, MARKERS, open_figure
+from subspacelab.reports.figures import COLOURS, MARKERS, open_figure, say
 
 
 def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
     """Recall of old facts over accuracy on the new task, mean +- standard deviation over seeds; the base first."""
     with open_figure(path, (6, 4.2)) as figure:
         axes = figure.subplots()
+        if table.empty:
+            say(axes, "knowledge was not measured")
+            return path
         for i, row in enumerate(table.to_dict("records")):
             is_base = i == 0
             axes.errorbar(

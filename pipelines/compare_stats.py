@@ -1,0 +1,35 @@
+"""Stage `compare_stats`: all methods before and after training, and what each of them still knows.
+
+In: reports/nullspace/verify, reports/nullspace/knowledge. Out: reports/nullspace (stats.csv, knowledge.csv,
+metrics.json, before_after.png, bx_ratio.png, knowledge.png). Time: a few seconds.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+from pathlib import Path
+
+from subspacelab.errors import one_line_errors
+from subspacelab.nullspace.compare_methods import compare_methods
+from subspacelab.nullspace.config import BuildAdapterConfig, CompareStatsConfig
+from subspacelab.nullspace.report import print_comparison, print_knowledge, track_comparison, track_knowledge_table
+from subspacelab.params import read_params
+from subspacelab.stage import open_stage
+
+VERIFIED = Path("reports/nullspace/verify")
+KNOWLEDGE = Path("reports/nullspace/knowledge")
+OUT = Path("reports/nullspace")
+
+
+def main() -> None:
+    with open_stage("compare_stats", CompareStatsConfig, experiment="nullspace") as stage:
+        methods = stage.params.methods or read_params().section("build_adapter", BuildAdapterConfig).methods
+        found = compare_methods(VERIFIED, KNOWLEDGE, OUT, methods)
+        track_comparison(found.stats, found.pictures, stage.tracker)
+        track_knowledge_table(found.knowledge, stage.tracker)
+    print_comparison(found.stats)
+    print_knowledge(found.knowledge)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

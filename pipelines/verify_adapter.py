@@ -1,0 +1,38 @@
+"""Stage `verify_adapter@<method>-<init|trained>`: is B in the null space, and was anything learned?
+
+In: data/nullspace/built/<method> or data/nullspace/trained/<method> (its first seed), data/checkpoints/llm,
+data/corpus. Out: reports/nullspace/verify/<method>-<state>.json. Time: about 10 s on 2 cores for the demo.
+"""
+
+import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+
+import sys
+from pathlib import Path
+
+from subspacelab.devices import choose_device
+from subspacelab.errors import one_line_errors
+from subspacelab.nullspace.config import VerifyAdapterConfig
+from subspacelab.nullspace.places import TRAINED, seed_folders
+from subspacelab.nullspace.report import track_verification
+from subspacelab.nullspace.stats import write_stats
+from subspacelab.nullspace.verify import verify
+from subspacelab.stage import open_stage
+
+FOLDERS = {"init": Path("data/nullspace/built"), "trained": Path("data/nullspace/trained")}
+OUT = Path("reports/nullspace/verify")
+
+
+def main(item: str) -> None:
+    method, _, state = item.rpartition("-")
+    with open_stage("verify_adapter", VerifyAdapterConfig, experiment="nullspace", item=item) as stage:
+        first = next(iter(seed_folders(FOLDERS[state] / method).values()))
+        folder = first / TRAINED if state == "trained" else first
+        device = choose_device(stage.params.device)
+        found = verify(folder, stage.params, seed=stage.seed, device=device)
+        write_stats(OUT / f"{item}.json", found)
+        track_verification(found, state, stage.tracker)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1])

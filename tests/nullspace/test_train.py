@@ -1,0 +1,228 @@
+"""Training of adapters: what moves, what never does, and what a killed training comes to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tests.nullspace.trainings import (
+    ROWS,
+    SETTINGS,
+    STEPS,
+    Killed,
+    contents,
+    kill_at,
+    train_tiny,
+    write_adapter_of,
+    write_base,
+)
+
+from subspacelab.models import fine_tuning
+from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer
+from subspacelab.models.lora_adapter import open_adapter
+from subspacelab.nullspace.examples import encode_rows
+from subspacelab.nullspace.methods import METHODS
+from subspacelab.nullspace.train import train_adapter
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+KINDS = ("lora_null_v2", "lora_null_v2_projected", "lora_null_v1", "lora")
+"""B frozen or not, A_0 = 0 or not."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and an adapter of each kind; to be read only."""
+    folder = write_base(tmp_path_factory.mktemp("base"))
+    for method in (*KINDS, "lora_decay"):
+        write_adapter_of(folder, folder / method, method)
+    return folder
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_exactly_what_the_method_says_is_trained(place: Path, tmp_path: Path, method: str) -> None:
+    built = {name: (f.A.clone(), f.B.clone()) for name, f in open_adapter(place / method).factors().items()}
+    seen: list[Mapping[str, float]] = []
+    result = train_tiny(place / method, tmp_path, log=lambda metrics, step: seen.append(metrics | {"step": step}))
+    live = open_adapter(result.folder)
+    frozen = METHODS[method].down_frozen
+    for name, f in live.factors().items():
+        a, b = built[name]
+        assert not torch.equal(f.A, a), name
+        assert torch.equal(f.B, b) == frozen, name
+    assert [int(m["step"]) for m in seen if "train_loss" in m] == list(range(1, STEPS + 1))
+    assert seen[-1]["train_loss"] < seen[0]["train_loss"]
+    trained = result.meta["trained"]
+    each = sum(a.numel() + (0 if frozen else b.numel()) for a, b in built.values())
+    assert trained["trainable_parameters"] == each
+    assert trained["all_parameters"] == sum(p.numel() for p in live.model.parameters())
+    assert (trained["steps"], trained["num_rows"], trained["num_skipped"]) == (STEPS, len(ROWS), 0)
+    files = {p.name for p in tmp_path.rglob("*") if p.is_file()}
+    assert files <= {"adapter_config.json", "adapter_model.safetensors", "initial.safetensors", "nullspace.json"}
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_plain_peft_loads_the_trained_adapter_with_the_same_outputs(place: Path, tmp_path: Path, method: str) -> None:
+    folder = train_tiny(place / method, tmp_path).folder
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        live = open_adapter(folder).model(input_ids=ids).logits
+        base = load_causal_lm(place / "lm", device=CPU)
+        before = base(input_ids=ids).logits
+        plain = PeftModel.from_pretrained(base, folder)(input_ids=ids).logits
+    assert (live - before).abs().max() > 0.1
+    # W_res + A_0 B_0 = W to float32's rounding where A_0 is not 0.
+    torch.testing.assert_close(plain, live, rtol=0, atol=1e-5 * before.abs().max().item())
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_a_killed_training_continues_to_the_same_bytes(place: Path, tmp_path: Path, method: str) -> None:
+    whole = contents(train_tiny(place / method, tmp_path / "whole").folder)
+    for step in (1, 4, STEPS):
+        output = tmp_path / f"killed-{step}"
+        with pytest.raises(Killed):
+            train_tiny(place / method, output, log=kill_at(step))
+        assert not (output / "ft").exists()
+        logged: list[int] = []
+        broken = train_tiny(place / method, output, log=lambda metrics, at, to=logged: to.append(at))
+        assert contents(broken.folder) == whole, f"killed at {step}"
+        assert not (output / "checkpoints").exists()
+        assert set(logged) == set(range((step - 1) // 2 * 2 + 1, STEPS + 1)), "continued from the last checkpoint"
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_used(place: Path, tmp_path: Path) -> None:
+    whole = contents(train_tiny(place / "lora_null_v2", tmp_path / "whole").folder)
+    with pytest.raises(Killed):
+        train_tiny(place / "lora_null_v2", tmp_path / "broken", log=kill_at(5))
+    last = tmp_path / "broken" / "checkpoints" / "checkpoint-4"
+    (last / "trainer_state.json").write_text("{")
+    (last / "adapter_model.safetensors").write_bytes(b"half")
+    assert contents(train_tiny(place / "lora_null_v2", tmp_path / "broken").folder) == whole
+
+
+def test_the_freeze_survives_a_resume(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Killed):
+        train_tiny(place / "lora_null_v2", tmp_path, log=kill_at(4))
+    given: list[int] = []
+    original = fine_tuning._AdapterTrainer.create_optimizer
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer = original(self, *args, **kwargs)
+        given.append(sum(p.numel() for group in optimizer.param_groups for p in group["params"]))
+        return optimizer
+
+    monkeypatch.setattr(fine_tuning._AdapterTrainer, "create_optimizer", watched)
+    trained = train_tiny(place / "lora_null_v2", tmp_path).meta["trained"]
+    assert given == [trained["trainable_parameters"]]
+    assert given == [sum(f.A.numel() for f in open_adapter(place / "lora_null_v2").factors().values())]
+
+
+def test_a_b_that_moves_stops_the_training_and_names_the_layer(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = fine_tuning._BitEqual.on_optimizer_step
+
+    def moved(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            f = self._live.factors()["model.layers.1.mlp.up_proj"]
+            with torch.no_grad():
+                f.B[0, 0] = torch.nextafter(f.B[0, 0], torch.tensor(9.0))
+        original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(fine_tuning._BitEqual, "on_optimizer_step", moved)
+    with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.up_proj: the frozen B has moved in step 3"):
+        train_tiny(place / "lora_null_v2", tmp_path)
+
+
+def test_a_finished_training_is_left_as_it_is_and_another_takes_its_place(place: Path, tmp_path: Path) -> None:
+    first = train_tiny(place / "lora_null_v2", tmp_path)
+    before = contents(first.folder)
+    again = train_tiny(place / "lora_null_v2", tmp_path, log=kill_at(1), save_steps=3)  # where it saves is no matter
+    assert again.meta == first.meta
+    assert contents(first.folder) == before
+    for changed in ({"seed": 8}, {"lr": 2e-2}, {"max_steps": 3}):
+        with pytest.raises(Killed):
+            train_tiny(place / "lora_null_v2", tmp_path, log=kill_at(1), **changed)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 8}, {"lr": 2e-2}, {"max_steps": 5}])
+def test_checkpoints_of_another_training_are_not_continued(
+    place: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    with pytest.raises(Killed):
+        train_tiny(place / "lora", tmp_path / "mixed", log=kill_at(4))
+    mixed = train_tiny(place / "lora", tmp_path / "mixed", **changed)
+    assert contents(mixed.folder) == contents(train_tiny(place / "lora", tmp_path / "alone", **changed).folder)
+
+
+def test_weight_decay_is_the_methods_own_unless_it_is_given(place: Path, tmp_path: Path) -> None:
+    decays = {
+        (method, given): train_tiny(
+            place / method, tmp_path / f"{method}{given}", max_steps=1, weight_decay=given
+        ).meta["trained"]["weight_decay"]
+        for method, given in (("lora", None), ("lora_decay", None), ("lora_decay", 0.1))
+    }
+    assert list(decays.values()) == [0.0, 0.3, 0.1]
+
+
+def test_the_loss_is_that_of_the_responses_alone(place: Path, tmp_path: Path) -> None:
+    """The first step's loss against the cross entropy of each response's tokens, row by row, without padding."""
+    tokenizer, model = load_tokenizer(place / "lm"), load_causal_lm(place / "lm", device=CPU)
+    losses = []
+    for row in encode_rows(tokenizer, ROWS, 64).examples:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
+        losses += [-logits[i - 1, t].item() for i, t in enumerate(row.input_ids) if row.labels[i] != -100]
+    seen: list[float] = []
+    train_tiny(
+        place / "lora",
+        tmp_path,
+        batch_size=len(ROWS),
+        max_steps=1,
+        log=lambda m, s: seen.extend([m["train_loss"]] if "train_loss" in m else []),
+    )
+    assert seen == [pytest.approx(sum(losses) / len(losses), rel=1e-4)]  # logged to four places
+
+
+def test_rows_without_a_response_left_are_skipped_and_counted(place: Path, tmp_path: Path) -> None:
+    lengths = [len(e.input_ids) for e in encode_rows(load_tokenizer(place / "lm"), ROWS, 64).examples]
+    shortest = min(lengths) - 2  # a prompt and not one token of its response
+    with pytest.raises(ValueError, match="max_length"):
+        train_tiny(place / "lora", tmp_path, max_length=shortest)
+    trained = train_tiny(place / "lora", tmp_path, max_length=shortest + 1, max_steps=1).meta["trained"]
+    assert trained["num_rows"] + trained["num_skipped"] == len(ROWS)
+    assert trained["num_rows"] > 0
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no adapter here") as e:
+        train_adapter(place / "lm", tmp_path, rows=ROWS, settings=SETTINGS, seed=1)
+    assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        train_tiny(place / "lora", tmp_path, lr=1e30)
+
+
+def test_no_pickle_is_left_and_none_is_trusted_on_the_way(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed):
+        train_tiny(place / "lora_null_v2", tmp_path, log=kill_at(4))
+    trusted: list[Any] = []
+    original = torch.load
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        trusted.append(kwargs.get("weights_only"))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", watched)
+    folder = train_tiny(place / "lora_null_v2", tmp_path).folder
+    assert trusted
+    assert all(trusted)
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors"}
+    assert load_file(folder / "adapter_model.safetensors")
+    assert json.loads((folder / "nullspace.json").read_text())["trained"]
