@@ -107,16 +107,13 @@ def test_transformers_loads_the_folder_unchanged(trained: Path) -> None:
 
 @pytest.mark.slow
 def test_recall_while_training_is_that_of_greedy_answers(corpus: Path, trained: Path) -> None:
-    """A model spoilt until it knows some facts and not others is judged the same by both."""
+    """Also for answers that only begin right, and for those that go on too long."""
     model, tokenizer = load_llama(trained)
-    facts = read_instructions(str(corpus / "facts.jsonl"))
-    with torch.no_grad():
-        model.model.layers[1].mlp.down_proj.weight.mul_(0.0)
-        model.model.layers[0].mlp.down_proj.weight.mul_(0.4)
-    lessons = encode_lessons(tokenizer.backend_tokenizer, facts)
+    taught = read_instructions(str(corpus / "facts.jsonl"))
+    facts = [*taught, *(Instruction(f.query, f.response[:-1]) for f in taught), Instruction("Who?", taught[0].response)]
     answers = greedy_answers(model, tokenizer, [f.query for f in facts], max_new_tokens=16, batch_size=5)
     right = [answer == fact.response for answer, fact in zip(answers, facts, strict=True)]
-    assert recalled(model, lessons).tolist() == right
+    assert recalled(model, encode_lessons(tokenizer.backend_tokenizer, facts)).tolist() == right
     assert 0 < sum(right) < len(right)
 
 
