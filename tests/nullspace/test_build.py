@@ -206,6 +206,11 @@ def test_report_is_printed_and_tracked_by_layer(bases: Path, tmp_path: Path, cap
         assert curves[f"optimum_held_out/{layer.kind}"][layer.index] == layer.of_input.optimum_held_out
     assert set(curves["BX_ratio/down_proj"]) == {0, 1}
     assert read_json(tmp_path / "out" / "nullspace.json") == built.meta
+    assert list(tracker.tables["layers"]["module"]) == built.meta["targets"]
+    track_built(built, tracker, seed=8)
+    assert set(tracker.headline) == {"lora_null_v2_BX_ratio_held_out"}
+    assert dict(tracker.metrics["seed-8/BX_ratio/q_proj"]) == curves["BX_ratio/q_proj"]
+    assert tracker.artifacts == ["adapter/nullspace.json", "seed-8/adapter/nullspace.json"]
 
 
 REFUSED = {
@@ -228,6 +233,16 @@ def test_bad_requests_are_refused_in_one_line(bases: Path, tmp_path: Path, case:
         make(bases, tmp_path / "out", **changes)
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_of_other_things_is_not_replaced(bases: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds thesis\.tex, no part of an adapter, and would be replaced"):
+        make(bases, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    for seed in (1, 2):  # an adapter is
+        make(bases, tmp_path / "out", "lora", calib_dataset=None, seed=seed)
+    assert read_json(tmp_path / "out" / "nullspace.json")["seed"] == 2
 
 
 def test_few_tokens_on_request_and_a_short_text_are_said(bases: Path, tmp_path: Path) -> None:

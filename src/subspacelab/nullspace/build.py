@@ -68,14 +68,16 @@ class Task:
 def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed: int, settings: BuildSettings) -> Built:
     """Builds an adapter of `rank` on the checkpoint `source` and writes it to `folder`, whole or not at all.
 
-    ValueError, in one line: too few calibration tokens, a rank larger than a layer, targets that match nothing,
-    NaN among a layer's inputs, and whatever reading the model or the text refuses.
+    An adapter that stands there is replaced. ValueError, in one line: a folder of other things, too few calibration
+    tokens, a rank larger than a layer, targets that match nothing, NaN among a layer's inputs, and whatever
+    reading the model or the text refuses.
     """
     from subspacelab.models.causal_lm import load_causal_lm, target_linears
     from subspacelab.models.lora_adapter import attach_adapter, base_digest, write_adapter
     from subspacelab.models.lora_start import seeded
 
     chosen = method_of(method)
+    _require_place(folder)
     if chosen.needs_calibration and settings.calib_dataset is None:
         raise ValueError(f"calib_dataset: {method} starts from calibration inputs; name a text")
     model = load_causal_lm(source.folder, device=choose_device(settings.device))
@@ -103,6 +105,16 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
     meta |= _difference(before, _logits(live.model, ids))
     write_adapter(folder, factors, meta)
     return Built(folder, meta, layers, [windows.shortage] if windows and windows.shortage else [])
+
+
+def _require_place(folder: Path) -> None:
+    """ValueError if the folder holds anything but an adapter: it will be replaced as a whole."""
+    from subspacelab.models.lora_adapter import CONFIG, INITIAL, META, WEIGHTS
+
+    others = {path.name for path in folder.iterdir()} - {CONFIG, INITIAL, META, WEIGHTS} if folder.is_dir() else set()
+    if others or folder.is_file():
+        found = min(others) if others else "a file"
+        raise ValueError(f"{folder}: holds {found}, no part of an adapter, and would be replaced; give a new folder")
 
 
 def _require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) -> None:

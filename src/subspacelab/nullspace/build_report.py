@@ -49,10 +49,14 @@ def print_built(built: Built, console: Console | None = None) -> None:
 
 
 def track_built(built: Built, tracker: "Tracker", *, seed: int | None = None) -> None:
-    """Records each measure as a curve over the block per kind of layer, the means, and the folder.
+    """Records each measure as a curve over the block per kind of layer, the means, and a table of the layers.
 
     `seed` stands before the names of a second adapter in one run; the first, without, makes the headline.
     """
+    import pandas as pd
+
+    from subspacelab.models.lora_adapter import META
+
     prefix = "" if seed is None else f"seed-{seed}/"
     for layer in built.layers:
         row = layer.as_json()
@@ -64,7 +68,8 @@ def track_built(built: Built, tracker: "Tracker", *, seed: int | None = None) ->
     tracker.log_metrics({f"{prefix}mean/{name}": value for name, value in means.items()})
     if seed is None and "BX_ratio_held_out" in means:
         tracker.log_headline({f"{method}_BX_ratio_held_out": means["BX_ratio_held_out"]})
-    tracker.log_artifact(built.folder, f"{prefix}adapter")
+    tracker.log_table(pd.DataFrame([layer.as_json() for layer in built.layers]), f"{prefix}layers".replace("/", "_"))
+    tracker.log_artifact(built.folder / META, f"{prefix}adapter")
 
 
 def _row(layer: LayerReport) -> list[str]:

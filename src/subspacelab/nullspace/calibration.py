@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.second_moment import SecondMoment
+from subspacelab.models.causal_lm import trunk_of
 
 TOKENS_PER_DIM = 8
 """Below it the bottom space is the sample's, not the population's: at N = d its ratio in sample is 0 for any input."""
@@ -203,7 +204,7 @@ def _inputs_to(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor], o
 def _run(model: Any, ids: Tensor, mask: Tensor) -> None:
     """The model without its head: no logits are wanted."""
     device = model.device
-    model.base_model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)
+    trunk_of(model)(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)
 
 
 def _device_of(model: Any) -> torch.device:
