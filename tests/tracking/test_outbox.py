@@ -1,49 +1,87 @@
 """Records outlive a store that goes away."""
 
-import json
+import pytest
 
-from subspacelab.tracking.outbox import Letter, Outbox, Refused, Unreachable
+from subspacelab.tracking.outbox import Outbox, Refused, Unreachable, read_records, write_records
 
 
 class _Store:
-    """Takes letters, or fails as told."""
+    """Takes records, or fails as told."""
 
     def __init__(self) -> None:
-        self.taken: list[int] = []
+        self.taken: list[dict] = []
         self.failure: Exception | None = None
 
-    def letter(self, number: int) -> Letter:
-        def deliver() -> None:
-            if self.failure:
-                raise self.failure
-            self.taken.append(number)
-
-        return Letter({"number": number}, deliver)
+    def deliver(self, record: dict) -> None:
+        if self.failure:
+            raise self.failure
+        self.taken.append(record)
 
 
 def test_outbox_delivers_late_and_in_order(tmp_path, capsys):
-    store, outbox = _Store(), Outbox("the store", tmp_path / "left.jsonl")
+    store = _Store()
+    outbox = Outbox("the store", tmp_path / "left.jsonl", store.deliver)
     store.failure = Unreachable("gone")
-    outbox.send(store.letter(1))
+    outbox.send({"number": 1})
     store.failure = None
-    outbox.send(store.letter(2))  # within the pause: not tried
+    outbox.send({"number": 2})  # within the pause: not tried
     assert store.taken == []
     outbox.close()
-    assert store.taken == [1, 2]
+    assert store.taken == [{"number": 1}, {"number": 2}]
     assert not (tmp_path / "left.jsonl").exists()
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_outbox_keeps_what_never_arrives(tmp_path, capsys):
-    store, outbox = _Store(), Outbox("the store", tmp_path / "deep" / "left.jsonl")
+    store = _Store()
+    outbox = Outbox("the store", tmp_path / "deep" / "left.jsonl", store.deliver)
     store.failure = Refused("no such thing")
-    outbox.send(store.letter(1))
+    outbox.send({"number": 1})
     store.failure = None
-    outbox.send(store.letter(2))  # a refusal does not hold up what follows
+    outbox.send({"number": 2})  # a refusal does not hold up what follows
     store.failure = Unreachable("gone")
-    outbox.send(store.letter(3))
+    outbox.send({"number": 3})
     outbox.close()
-    assert store.taken == [2]
-    lines = (tmp_path / "deep" / "left.jsonl").read_text().splitlines()
-    assert [json.loads(line)["number"] for line in lines] == [1, 3]
+    assert store.taken == [{"number": 2}]
+    assert read_records(tmp_path / "deep" / "left.jsonl") == [{"number": 1}, {"number": 3}]
     assert "did not take 2 record(s)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failure", [Unreachable("gone"), Refused("no")])
+def test_what_waits_has_its_files_kept_when_the_originals_go(tmp_path, failure):
+    store = _Store()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "picture.png").write_bytes(b"png")
+    (tmp_path / "work" / "folder").mkdir()
+    (tmp_path / "work" / "folder" / "a").write_text("a")
+    outbox = Outbox("the store", tmp_path / "left.jsonl", store.deliver)
+    store.failure = failure
+    outbox.send({"artifact": str(tmp_path / "work" / "picture.png"), "into": None})
+    outbox.send({"model": "m", "files": str(tmp_path / "work" / "folder"), "code": str(tmp_path / "work/picture.png")})
+    (tmp_path / "work").rename(tmp_path / "gone")
+    outbox.close()
+    picture, model = read_records(tmp_path / "left.jsonl")
+    with open(picture["artifact"], "rb") as f:
+        assert (f.name.endswith("picture.png"), f.read()) == (True, b"png")
+    with open(f"{model['files']}/a") as f:
+        assert f.read() == "a"
+    write_records(tmp_path / "left.jsonl", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["gone"]
+
+
+def test_copies_go_when_everything_arrived_in_the_end(tmp_path):
+    store = _Store()
+    (tmp_path / "p.png").write_bytes(b"png")
+    outbox = Outbox("the store", tmp_path / "left.jsonl", store.deliver)
+    store.failure = Unreachable("gone")
+    outbox.send({"artifact": str(tmp_path / "p.png"), "into": None})
+    store.failure = None
+    outbox.close()
+    assert len(store.taken) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_a_broken_line_is_named(tmp_path):
+    (tmp_path / "left.jsonl").write_text('{"number": 1}\n{"num\n')
+    with pytest.raises(ValueError, match="left.jsonl, line 2: not valid JSON"):
+        read_records(tmp_path / "left.jsonl")

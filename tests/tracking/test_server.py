@@ -7,9 +7,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from subspacelab.cli import main
 from subspacelab.tracking import open_stage_run, ui_command
 from subspacelab.tracking.store import require_server
 
@@ -22,10 +24,9 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.fixture
-def server(place) -> Iterator[tuple[str, int]]:
+@contextmanager
+def _serving(place, port: int) -> Iterator[tuple[str, int]]:
     """URI and process group of a server over the place's store, started with the command of `subspacelab ui`."""
-    port = _free_port()
     command, environment = ui_command("127.0.0.1", port)
     with open(place.root / "server.log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -36,6 +37,13 @@ def server(place) -> Iterator[tuple[str, int]]:
         finally:
             _kill(process.pid)
             process.wait()
+
+
+@pytest.fixture
+def server(place) -> Iterator[tuple[str, int]]:
+    """URI and process group of a server over the place's store."""
+    with _serving(place, _free_port()) as started:
+        yield started
 
 
 def _wait_until_ready(uri: str) -> None:
@@ -86,7 +94,7 @@ with open_run("rotation", "x", params={"rank": 8}) as tracker:
 """
 
 
-def test_server_that_dies_in_mid_run_costs_no_work(place, server, wait_for):
+def test_server_that_dies_in_mid_run_costs_no_work(place, server, wait_for, monkeypatch, capsys):
     uri, group = server
     os.mkfifo(place.root / "go")
     door = place.door(_OUTLIVES_THE_SERVER, MLFLOW_TRACKING_URI=uri)
@@ -101,8 +109,21 @@ def test_server_that_dies_in_mid_run_costs_no_work(place, server, wait_for):
     assert len(errors) == 2, errors
     assert "the work goes on" in errors[0]
     assert "no result is lost" in errors[1]
-    (file,) = (place.root / ".cache" / "untracked").iterdir()
+    (file,) = (place.root / ".cache" / "untracked").glob("*.jsonl")
     records = [json.loads(line) for line in file.read_text().splitlines()]
     steps = [metric["step"] for record in records for metric in record.get("metrics", [])]
     assert steps == list(range(2000))
     assert records[-1]["status"] == "FINISHED"
+
+    (place.root / "result").unlink()
+    with _serving(place, int(uri.rpartition(":")[2])):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(SystemExit) as end:
+            main(["runs", "sync"])
+        assert end.value.code == 1  # no project with experiments here; the records come first
+        assert "dvc.yaml is missing" in capsys.readouterr().err
+        (run,) = place.runs("rotation")
+        assert run.info.status == "FINISHED"
+        assert len(place.client().get_metric_history(run.info.run_id, "loss")) == 2000
+    assert len(list((place.root / "mlruns" / "artifacts").rglob("result"))) == 1
+    assert not file.exists()

@@ -1,13 +1,22 @@
 """Calls to a store that may go away in mid-run: kept, tried again, and written to a file when it does not come back."""
 
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from subspacelab.files import write_beside
 
 _PAUSE = 30.0  # seconds between attempts on a store that does not answer
+
+Record = dict[str, Any]
+"""One call to the store as JSON values: what it says, and `run_id`, the run that it says it of."""
+
+FILES = ("artifact", "files", "code")
+"""Keys of a record that are paths: to a file or folder that goes to the store."""
 
 
 class Unreachable(Exception):
@@ -18,47 +27,46 @@ class Refused(Exception):
     """The store answered no: the same call will never succeed."""
 
 
-@dataclass(frozen=True)
-class Letter:
-    """One call to the store."""
-
-    record: Mapping[str, object]
-    """What the call says, as JSON values, for the file of what was not recorded."""
-    deliver: Callable[[], None]
-    """Makes the call; raises Unreachable or Refused."""
-
-
 class Outbox:
-    """Delivers letters in order; what the store does not take ends in `spill`, one JSON object a line."""
+    """Delivers records in order; what the store does not take ends in `spill`, one JSON object a line.
 
-    def __init__(self, store: str, spill: Path) -> None:
-        self._store, self._spill = store, spill
-        self._waiting: list[Letter] = []
-        self._lost: list[Letter] = []
+    `deliver` makes the call that a record stands for; it raises Unreachable or Refused.
+    """
+
+    def __init__(self, store: str, spill: Path, deliver: Callable[[Record], None]) -> None:
+        self._store, self._spill, self._deliver = store, spill, deliver
+        self._waiting: list[Record] = []
+        self._lost: list[Record] = []
         self._warned = False
         self._not_before = 0.0
 
-    def send(self, letter: Letter) -> None:
-        """Delivers the letter, or keeps it when the store does not take it; work is never stopped by that."""
-        self._waiting.append(letter)
+    def send(self, record: Record) -> None:
+        """Delivers the record, or keeps it when the store does not take it; work is never stopped by that."""
+        self._waiting.append(record)
         if time.monotonic() >= self._not_before:
             self._work_off()
+        for kept in (self._waiting, self._lost):
+            if kept and kept[-1] is record:
+                kept[-1] = self._with_copies(record)
 
     def close(self) -> None:
         """Tries once more; what is still left goes to the file, and standard error says so in one line."""
         self._work_off()
         left = [*self._lost, *self._waiting]
         if left:
-            self._spill.parent.mkdir(parents=True, exist_ok=True)
-            with self._spill.open("a") as f:
-                f.writelines(f"{json.dumps(letter.record, sort_keys=True, default=str)}\n" for letter in left)
-            _say(f"{self._store} did not take {len(left)} record(s), kept in {self._spill}; no result is lost")
+            write_records(self._spill, left)
+            _say(
+                f"{self._store} did not take {len(left)} record(s), kept in {self._spill}; no result is lost,"
+                " and 'subspacelab runs sync' delivers them"
+            )
+        else:
+            shutil.rmtree(copies_of(self._spill), ignore_errors=True)
 
     def _work_off(self) -> None:
         while self._waiting:
             began = time.monotonic()
             try:
-                self._waiting[0].deliver()
+                self._deliver(self._waiting[0])
             except Unreachable as e:
                 # A store that hangs instead of refusing may cost a tenth of the run's time, not more.
                 self._not_before = time.monotonic() + max(_PAUSE, 10 * (time.monotonic() - began))
@@ -73,6 +81,47 @@ class Outbox:
         if not self._warned:
             self._warned = True
             _say(f"{self._store} failed ({error}); the work goes on and its records are kept")
+
+    def _with_copies(self, record: Record) -> Record:
+        """The record with its files copied beside the spill: theirs may be gone, or others', when the store is back."""
+        try:
+            return record | {key: str(self._copy(Path(record[key]))) for key in FILES if key in record}
+        except OSError as e:  # a full disk: the files stay where they are
+            self._warn(e)
+            return record
+
+    def _copy(self, path: Path) -> Path:
+        folder = copies_of(self._spill)
+        folder.mkdir(parents=True, exist_ok=True)
+        home = folder / str(len(list(folder.iterdir())))
+        home.mkdir()
+        return Path(shutil.copytree(path, home / path.name) if path.is_dir() else shutil.copy2(path, home / path.name))
+
+
+def copies_of(spill: Path) -> Path:
+    """The folder with the files that the records in `spill` speak of."""
+    return spill.with_suffix("")
+
+
+def write_records(spill: Path, records: list[Record]) -> None:
+    """Writes the records, one JSON object a line; without any, the file and the files' copies go."""
+    if not records:
+        spill.unlink()
+        shutil.rmtree(copies_of(spill), ignore_errors=True)
+        return
+    with write_beside(spill) as partial:
+        partial.write_text("".join(f"{json.dumps(record, sort_keys=True, default=str)}\n" for record in records))
+
+
+def read_records(spill: Path) -> list[Record]:
+    """Reads what `write_records` wrote; a broken line is a ValueError that names it."""
+    records = []
+    for number, line in enumerate(spill.read_text().splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{spill}, line {number}: not valid JSON ({e.msg}); delete the line or the file") from e
+    return records
 
 
 def _say(text: str) -> None:

@@ -34,7 +34,7 @@ def open_run(
     With `enabled=False`, with TRACKING=off, and in all processes but the first of several, nothing is recorded and
     MLflow is not imported. Raises ValueError in one line, before any work, when the store cannot be used.
     """
-    if not _wanted(enabled):
+    if not (enabled and tracking_wanted()):
         yield NullTracker()
         return
     with signals_as_exceptions():
@@ -65,7 +65,7 @@ def open_stage_run(
     carries the md5 of each path in `outs`, as dvc.lock has it. What must hold for the result to count, an
     `InputGuard.check()` for instance, belongs inside the block.
     """
-    if not _wanted(enabled):
+    if not (enabled and tracking_wanted()):
         yield NullTracker()
         return
     with signals_as_exceptions():
@@ -96,10 +96,10 @@ def _recorded(tracker: Tracker, end: Callable[[str], None]) -> Iterator[None]:
     end("FINISHED")
 
 
-def _wanted(enabled: bool) -> bool:
-    # Of several processes (accelerate launch sets RANK) the first records the run.
+def tracking_wanted() -> bool:
+    """Whether this process records: not with TRACKING=off, and of several processes only the first."""
     off = os.environ.get("TRACKING", "on").lower() in {"off", "0", "false", "no"}
-    return enabled and not off and os.environ.get("RANK", "0") == "0"
+    return not off and os.environ.get("RANK", "0") == "0"  # accelerate launch sets RANK
 
 
 def usable_store() -> str:
@@ -117,7 +117,7 @@ def usable_store() -> str:
 
 
 @contextmanager
-def open_store(uri: str, experiments: Sequence[str]) -> Iterator[tuple[Any, dict[str, str]]]:
+def open_store(uri: str, experiments: Sequence[str], *, reap: bool = True) -> Iterator[tuple[Any, dict[str, str]]]:
     """Yields the client and the experiments' ids, holding the store's lock; ends the dead runs of this host first."""
     from subspacelab.tracking.mlflow_tracker import connect, experiment_id, one_line, preload
 
@@ -125,7 +125,8 @@ def open_store(uri: str, experiments: Sequence[str]) -> Iterator[tuple[Any, dict
     with one_line(uri), store_lock(uri):
         client = connect(uri)
         ids = {name: experiment_id(client, uri, name) for name in experiments}
-        reap_dead_runs(client)
+        if reap:
+            reap_dead_runs(client)
         yield client, ids
 
 
