@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from subspacelab.data.text import MAX_DOCUMENTS, articles, paragraphs, read_texts
+from subspacelab.data.text import articles, paragraphs, read_texts
 
 WIKITEXT = [
     "",
@@ -107,10 +107,17 @@ def test_each_name_asks_the_hub_for_one_file(
     assert [given[1] for given in asked] == [name]
 
 
-def test_of_a_long_file_the_first_documents_are_read(tmp_path: Path) -> None:
-    path = _json_lines(tmp_path / "train.jsonl", ["x"] * (MAX_DOCUMENTS + 5))
-    assert len(read_texts(str(tmp_path))) == MAX_DOCUMENTS
-    path.unlink()
+def test_of_c4_the_first_documents_are_read_and_of_ones_own_file_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = _json_lines(tmp_path / "shard-train.json.gz", [str(i) for i in range(20_005)])
+    monkeypatch.setattr("subspacelab.data.text.fetch_data_file", lambda *_, **__: path)
+    assert read_texts("c4") == [str(i) for i in range(20_000)]
+    assert len(read_texts(str(tmp_path))) == 20_005
+
+
+def test_a_folder_without_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no text file in this folder"):
         read_texts(str(tmp_path))
 

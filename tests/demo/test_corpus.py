@@ -71,3 +71,11 @@ def test_more_sums_than_there_are_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="arithmetic_train \\+ arithmetic_test: 4200 is more than the 3240"):
         write_corpus(tmp_path / "x", settings=CorpusConfig(arithmetic_train=4000), seed=0)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rounds", 0), ("rounds", 1001), ("asked", -1), ("sheets", -1), ("arithmetic_test", 0)]
+)
+def test_a_number_out_of_range_is_named(key: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{key}: {value} must"):
+        CorpusConfig(**{key: value})

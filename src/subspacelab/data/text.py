@@ -16,7 +16,6 @@ Split = Literal["train", "test"]
 CORPUS = Path("data/corpus")
 COLUMNS = ("text", "sentence")
 SUFFIXES = (".txt", ".parquet", ".json.gz", ".jsonl.gz", ".jsonl")
-MAX_DOCUMENTS = 20_000  # of a file of JSON lines: c4's first shard has 356,000, 256 windows of 2,048 take 1,200
 HEADING = re.compile(r" = [^=].* = \n?")
 
 
@@ -30,6 +29,8 @@ class HubText:
     """Split to file."""
     revision: str | None = None
     """Branch, if not the main one."""
+    max_documents: int | None = None
+    """Documents taken from the start of a file that is far larger than any calibration needs; None takes all."""
 
 
 HUB = {
@@ -43,6 +44,7 @@ HUB = {
     "c4": HubText(
         "allenai/c4",
         {"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"},
+        max_documents=20_000,  # of 356,000; 256 windows of 2,048 tokens take about 1,200
     ),
     "ptb": HubText(
         "ptb-text-only/ptb_text_only",
@@ -56,9 +58,9 @@ def read_texts(reference: str, *, split: Split = "train") -> list[str]:
     """The documents of `wikitext2`, `c4`, `ptb`, `demo:corpus`, or of a local file or folder.
 
     A file is `.txt` (a blank line ends a document), `.parquet` (column `text` or `sentence`), or `.jsonl`,
-    `.jsonl.gz`, `.json.gz` (rows with `text`, the first 20,000 of them). In a folder the split's name picks the files
-    (`test` or else `validation`); where no name says a split, the last tenth of the text is the test part.
-    ValueError, in one line, says what is missing and what to do.
+    `.jsonl.gz`, `.json.gz` (rows with `text`). In a folder the split's name picks the files (`test` or else
+    `validation`); where no name says a split, the last tenth of the text is the test part. Of c4 the first 20,000
+    documents of a split are read. ValueError, in one line, says what is missing and what to do.
     """
     path = Path(reference).expanduser()
     if reference == "demo:corpus":
@@ -70,7 +72,8 @@ def read_texts(reference: str, *, split: Split = "train") -> list[str]:
         texts = _local_texts(path, split)
     elif reference in HUB:
         source = HUB[reference]
-        texts = _file_texts(fetch_data_file(source.repo, source.files[split], revision=source.revision))
+        file = fetch_data_file(source.repo, source.files[split], revision=source.revision)
+        texts = _file_texts(file, source.max_documents)
     else:
         names = ", ".join([*HUB, "demo:corpus"])
         raise ValueError(
@@ -115,14 +118,14 @@ def _part(texts: list[str], split: Split) -> list[str]:
     return part
 
 
-def _file_texts(path: Path) -> list[str]:
-    """The documents of one file, by its suffix."""
+def _file_texts(path: Path, limit: int | None = None) -> list[str]:
+    """The documents of one file, by its suffix; of JSON lines the first `limit`."""
     if path.name.endswith(".txt"):
         return paragraphs(_decoded(path))
     if path.name.endswith(".parquet"):
         return _parquet_texts(path)
     if path.name.endswith(SUFFIXES):
-        return list(islice(_json_texts(path), MAX_DOCUMENTS))
+        return list(islice(_json_texts(path), limit))
     raise ValueError(f"{path}: unknown kind of text file; give one of {', '.join(SUFFIXES)}")
 
 

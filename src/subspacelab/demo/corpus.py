@@ -13,6 +13,7 @@ from subspacelab.demo.world import Person, biographies, fact_questions, people
 from subspacelab.files import replace_folder
 
 SHEET = 4  # sums on an exercise sheet
+MAX_ROUNDS = 1000  # 3,456 biographies of a person differ: enough are left for the test text
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class CorpusConfig:
     """Sums with solutions to be fine-tuned on."""
     arithmetic_test: int = 200
     """Other sums, to measure what was learned."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rounds <= MAX_ROUNDS:
+            raise ValueError(f"rounds: {self.rounds} must be from 1 to {MAX_ROUNDS}")
+        for name in ("asked", "sheets"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        for name in ("arithmetic_train", "arithmetic_test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
 
 
 def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
