@@ -31,6 +31,9 @@ class RangeHub(ThreadingHTTPServer):
         """What goes wrong with the next requests for weights: 500, 429, drop, stall, trickle, short, whole, 404."""
         self.lock = threading.Lock()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing: clients that go away in mid-answer are part of the game."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"

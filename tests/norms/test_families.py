@@ -102,7 +102,9 @@ def test_without_model_type_the_classes_decide_and_then_the_keys(name: str, kept
     model = zoo.TINY[name]()
     found = detect_family({key: model.config[key] for key in kept}, model.shapes)
     assert found.model_type == name
-    assert found.found_by == (f"architectures {model.config['architectures'][0]}" if kept else "the names of its weights")
+    assert found.found_by == (
+        f"architectures {model.config['architectures'][0]}" if kept else "the names of its weights"
+    )
 
 
 @pytest.mark.parametrize("name", zoo.TINY)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.norms import zoo
-from tests.norms.test_analyze import run
+from tests.norms.test_analyze import run, write_tokenizer
 
 from subspacelab.norms.compare import COLUMNS, comparison_table
 from subspacelab.norms.depth import depth_curves, outside_blocks, towers_of
@@ -72,6 +72,18 @@ def test_every_family_can_be_drawn(name: str, tmp_path: Path) -> None:
     analysis = run(zoo.write_model(tmp_path / name, zoo.TINY[name]()))
     for path in draw_pictures(tmp_path, analysis):
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_histogram_shows_vectors_and_padding_in_their_colours(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    folder = zoo.write_model(tmp_path / "qwen2", zoo.qwen2(vocab=400))
+    write_tokenizer(folder, 300)
+    histogram, _ = draw_pictures(tmp_path, run(folder))
+    pixels = np.asarray(Image.open(histogram).convert("RGB")).reshape(-1, 3)
+    blue, orange = (np.abs(pixels - np.array(c)).sum(1) < 90 for c in ((0, 114, 178), (178, 107, 55)))
+    assert min(blue.mean(), orange.mean()) > 0.02
 
 
 def test_a_model_of_neither_norms_nor_embeddings_can_be_drawn_and_compared(tmp_path: Path) -> None:

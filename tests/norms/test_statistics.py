@@ -44,7 +44,7 @@ def test_two_parts_merge_to_the_whole(cut: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_chunks_of_rows_are_the_whole(rows: int, dtype: torch.dtype) -> None:
     x = table(dtype)
-    found, a = measure_vectors(x.split(rows)), x.double().numpy()
+    found, a = measure_vectors(x.split(rows), 100), x.double().numpy()
     np.testing.assert_allclose(found.norms.numpy(), np.linalg.norm(a, axis=1), rtol=TOLERANCE)
     assert (found.weights.mean, found.weights.abs_mean, found.weights.std) == pytest.approx(
         (a.mean(), np.abs(a).mean(), a.std()), rel=TOLERANCE
@@ -54,15 +54,15 @@ def test_chunks_of_rows_are_the_whole(rows: int, dtype: torch.dtype) -> None:
 def test_a_deviation_far_smaller_than_the_mean_survives_the_chunks() -> None:
     # sqrt(mean(x^2) - mean(x)^2) would leave nothing of 1e-6 beside 1e4; 1e4 itself is held to 2e-12.
     x = 1e4 + 1e-6 * table()
-    found = measure_vectors(x.split(9)).weights.std
+    found = measure_vectors(x.split(9), 100).weights.std
     assert found == pytest.approx(float(x.numpy().std()), rel=1e-5)
 
 
 def test_norms_of_numbers_at_the_edge_of_bf16_do_not_overflow() -> None:
     x = torch.full((2, 4), 3e38, dtype=torch.bfloat16)
-    assert measure_vectors([x]).norms.tolist() == pytest.approx([2 * float(x[0, 0])] * 2)
+    assert measure_vectors([x], 2).norms.tolist() == pytest.approx([2 * float(x[0, 0])] * 2)
 
 
 def test_no_vectors_are_refused() -> None:
     with pytest.raises(ValueError, match="no vectors"):
-        measure_vectors([])
+        measure_vectors([], 0)

@@ -121,7 +121,9 @@ def vit(width: int = 16, depth: int = 3, inner: int = 32, patch: int = 4, grid: 
     return Model(config, shapes, torch.float32)
 
 
-def siglip(width: int = 16, depth: int = 3, inner: int = 32, vocab: int = 30, places: tuple[int, int] = (6, 9)) -> Model:
+def siglip(
+    width: int = 16, depth: int = 3, inner: int = 32, vocab: int = 30, places: tuple[int, int] = (6, 9)
+) -> Model:
     shapes: Shapes = {
         "logit_scale": (1,),
         "logit_bias": (1,),
@@ -217,7 +219,11 @@ def moonvit(width: int = 16, depth: int = 3, inner: int = 32, side: int = 4, pre
 
 
 def kimi_vl(
-    width: int = 24, depth: int = 3, experts: int = 2, sizes: tuple[int, ...] = (64, 12, 40), vision: Model | None = None
+    width: int = 24,
+    depth: int = 3,
+    experts: int = 2,
+    sizes: tuple[int, ...] = (64, 12, 40),
+    vision: Model | None = None,
 ) -> Model:
     """`sizes`: vocabulary, width of an expert, of the dense MLP of layer 0; heads as in Kimi-VL-A3B if width is."""
     vocab, expert, dense = sizes

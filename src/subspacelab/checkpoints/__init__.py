@@ -2,9 +2,9 @@
 
 from subspacelab.checkpoints.finite import require_finite
 from subspacelab.checkpoints.names import canonical_name
+from subspacelab.checkpoints.partial import open_reference
 from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint
 from subspacelab.checkpoints.references import Source, resolve_reference, write_reference
-from subspacelab.checkpoints.remote import open_reference
 from subspacelab.checkpoints.tensor_file import read_tensors, write_tensors
 from subspacelab.checkpoints.tensors import TensorInfo, matrix_shape
 from subspacelab.checkpoints.writer import CheckpointWriter, checkpoint_writer, write_checkpoint

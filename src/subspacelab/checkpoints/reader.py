@@ -21,7 +21,7 @@ from subspacelab.files import read_json
 
 
 class Files(Protocol):
-    """Where a checkpoint's bytes are: on this disk (`LocalFiles`) or on the hub (`HubFiles`)."""
+    """Where a checkpoint's bytes are: on this disk (`LocalFiles`), or read by ranges (`RangedFiles`)."""
 
     infos: dict[str, TensorInfo]
     """Name -> info in file order, known without reading data."""

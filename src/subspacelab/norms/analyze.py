@@ -14,7 +14,7 @@ from subspacelab.norms.vocabulary import TOKENIZER_NAME, read_vocabulary
 from subspacelab.reports.progress import progress_bar
 
 CHUNK_ENTRIES = 1 << 23
-"""Entries of a table held at once: 64 MB in float64, and 16 MB of bf16 for each request to the hub."""
+"""Entries read at once: 16 MB of bf16, a request to the hub."""
 
 
 def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = False) -> Analysis:
@@ -64,18 +64,28 @@ def _measure_embedding(
             advance(chunk.nbytes / 1e6)
             yield chunk.to(device)
 
-    return Embedding(layer, measure_vectors(chunks()), vocabulary)
+    vectors = measure_vectors(chunks(), layer.num_vectors)
+    _require_finite_norms(layer.key, vectors.norms)
+    return Embedding(layer, vectors, vocabulary)
+
+
+def _require_finite_norms(key: str, norms: Tensor) -> None:
+    """ValueError naming the embedding if a vector of it holds NaN or infinity."""
+    bad = (~torch.isfinite(norms)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{key}: {len(bad)} of {len(norms)} vectors hold NaN or infinity, the first is vector {bad[0]}; "
+            "the checkpoint is damaged: download or train it again"
+        )
 
 
 def _read_chunks(checkpoint: Checkpoint, layer: EmbeddingLayer) -> Iterator[Tensor]:
-    """The vectors as rows [rows, width], so many at a time as `CHUNK_ENTRIES` holds; ValueError for NaN."""
+    """The vectors as rows [rows, width], so many at a time as `CHUNK_ENTRIES` holds."""
     num_rows = layer.shape[0]
     step = max(1, CHUNK_ENTRIES // max(1, layer.num_vectors * layer.width // max(1, num_rows)))
     for start in range(0, num_rows, step):
         stop = min(start + step, num_rows)
-        chunk = checkpoint.read_rows(layer.key, start, stop).reshape(-1, layer.width)
-        require_finite(f"{layer.key}, rows {start}:{stop}", chunk)
-        yield chunk
+        yield checkpoint.read_rows(layer.key, start, stop).reshape(-1, layer.width)
 
 
 def _measure_norms(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], refused: dict[str, str]) -> tuple[Norm, ...]:

@@ -56,7 +56,6 @@ def analyze(
                 analysis = replace(run(checkpoint, device=device, all_norms=all_norms), name=name)
                 pictures = draw_pictures(folder / name if len(model) > 1 else folder, analysis)
                 track_analysis(analysis, pictures, tracker)
-        print_analysis(analysis)
         analyses.append(analysis)
     reports = [analysis.to_json() for analysis in analyses]
     write_json(output, reports[0] if len(reports) == 1 else reports)
@@ -64,6 +63,9 @@ def analyze(
         with open_run("norms", "compare", params={"models": model}, enabled=track) as tracker:
             for path in write_comparison(folder, analyses):
                 tracker.log_artifact(path, "comparison")
+    for analysis in analyses:
+        print_analysis(analysis)
+    if len(analyses) > 1:
         print_comparison(analyses)
 
 

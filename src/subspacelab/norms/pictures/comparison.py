@@ -1,13 +1,14 @@
 """comparison.png: several checkpoints side by side, embedding norms and norm scales."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from subspacelab.norms.depth import depth_curves, towers_of
+from subspacelab.norms.depth import depth_curves
 from subspacelab.norms.results import Analysis
 from subspacelab.reports.figures import COLOURS, log_if_positive, open_figure, say
 
@@ -17,8 +18,8 @@ TOWERS = ("text", "vision")
 
 def draw_comparison(path: Path, analyses: Sequence[Analysis]) -> Path:
     """A panel of embedding norms and one per part of the models; a colour per model, a line style per kind of norm."""
-    towers = [t for t in TOWERS if any(t in towers_of(a.norms) for a in analyses)]
-    towers += sorted({c.tower for a in analyses for c in depth_curves(a.norms)} - set(TOWERS))
+    found = {curve.tower for analysis in analyses for curve in depth_curves(analysis.norms)}
+    towers = [t for t in TOWERS if t in found] + sorted(found - set(TOWERS))
     with open_figure(path, (5.2 * (1 + len(towers)), 4.4)) as figure:
         panels = figure.subplots(1, 1 + len(towers), squeeze=False)[0]
         _draw_norms(panels[0], analyses)
@@ -50,16 +51,21 @@ def _draw_norms(axes: Axes, analyses: Sequence[Analysis]) -> None:
 
 
 def _draw_tower(axes: Axes, analyses: Sequence[Analysis], tower: str) -> None:
-    """Over the block if all models have the same blocks, else over the relative depth."""
-    curves = [(i, c) for i, a in enumerate(analyses) for c in depth_curves(a.norms) if c.tower == tower]
-    same = len({curve.blocks[-1] for _, curve in curves}) <= 1
-    labels = list(dict.fromkeys(curve.label for _, curve in curves))
-    for i, curve in curves:
-        x = curve.blocks if same else [block / max(1, curve.blocks[-1]) for block in curve.blocks]
-        axes.plot(x, curve.abs_means, color=colour_of(i), linestyle=LINES[labels.index(curve.label) % 4])
-    for i, label in enumerate(labels):
-        axes.plot([], [], color="black", linestyle=LINES[i % 4], label=label)
-    values = [value for _, curve in curves for value in curve.abs_means]
+    """Over the block if all models have the same blocks, else over the relative depth; a line style per kind.
+
+    Kinds of different families share styles, and the legend names all that one style stands for.
+    """
+    of_model = [[c for c in depth_curves(a.norms) if c.tower == tower] for a in analyses]
+    same = len({curve.blocks[-1] for curves in of_model for curve in curves}) <= 1
+    labels: dict[str, list[str]] = {}
+    for i, curves in enumerate(of_model):
+        for curve, line in zip(curves, cycle(LINES), strict=False):
+            x = curve.blocks if same else [block / max(1, curve.blocks[-1]) for block in curve.blocks]
+            axes.plot(x, curve.abs_means, color=colour_of(i), linestyle=line)
+            labels.setdefault(line, []).append(curve.label)
+    for line, names in labels.items():
+        axes.plot([], [], color="black", linestyle=line, label=" / ".join(dict.fromkeys(names)))
+    values = [value for curves in of_model for curve in curves for value in curve.abs_means]
     if max(values) > 20 * min(values):
         log_if_positive(axes, values, plain=True)
     if same:

@@ -34,7 +34,7 @@ def _draw_tower(axes: Axes, curves: list[Curve], single: list[Norm]) -> None:
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         axes.plot(curve.blocks, curve.abs_means, label=curve.label, color=colour, marker=marker)
     for i, norm in enumerate(single):
-        label = norm.layer.name.layer.split(".", 1)[-1]
+        label = ".".join(norm.layer.name.layer.split(".")[-2:])
         axes.axhline(norm.scale.abs_mean, color=GREY, linestyle=LINES[i % len(LINES)], linewidth=1, label=label)
     if max(values) > 20 * min(values):
         log_if_positive(axes, values, plain=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from subspacelab.norms.results import Analysis
 from subspacelab.reports.figures import COLOURS, grid_of, open_figure, say
@@ -17,15 +18,17 @@ def draw_embedding_norms(path: Path, analysis: Analysis) -> Path:
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, embedding in zip(panels, analysis.embeddings, strict=False):
             norms, num_tokens = embedding.vectors.norms.numpy(), embedding.num_tokens
-            edges = np.histogram_bin_edges(norms, bins=min(BINS, max(1, len(norms) // 4))).tolist()
+            edges = np.histogram_bin_edges(norms, bins=max(10, min(BINS, len(norms) // 8))).tolist()
             kind = f"{num_tokens:,} vectors" if num_tokens == len(norms) else f"{num_tokens:,} with a token"
             axes.hist(norms[:num_tokens], bins=edges, color=COLOURS[0], label=kind)
             if num_tokens < len(norms):
                 label = f"{len(norms) - num_tokens:,} padding rows"
                 axes.hist(norms[num_tokens:], bins=edges, color=COLOURS[1], alpha=0.8, label=label)
             axes.axvline(float(norms.mean()), color="black", linestyle="--", linewidth=1, label="mean")
-            axes.set_yscale("log")
-            axes.set_ylim(bottom=0.7)
+            axes.set_yscale("log", nonpositive="clip")  # bars begin at 0; masked, they would not be drawn
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.set_ylim(0.7, 6 * axes.get_ylim()[1])  # room for the legend
             axes.set_title(f"{embedding.layer.name}, {embedding.layer.kind}")
             axes.set(xlabel="L2 norm", ylabel="vectors")
             axes.legend()

@@ -85,6 +85,39 @@ def test_a_truncated_shard_is_found_before_anything_is_read(hub: RangeHub) -> No
     assert f"truncated, {len(content) - 1} of {len(content)} bytes" in refusal(open_reference, REPO)
 
 
+@pytest.mark.parametrize("kept", [-1, 100, 4])
+def test_a_truncated_file_on_the_disk_is_found_too(tmp_path: Path, kept: int) -> None:
+    file = write_tiny_qwen_vl(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    message = refusal(open_reference, str(tmp_path))
+    assert message.startswith(str(file))
+    assert "truncated" in message
+
+
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_a_folder_and_one_file_of_it_give_what_open_checkpoint_gives(tmp_path: Path, format: str) -> None:
+    write_tiny_qwen_vl(tmp_path, format=format, dtype=torch.bfloat16)  # type: ignore[arg-type]
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (weights,) = (p for p in tmp_path.iterdir() if p.suffix != ".json")
+    for place in (tmp_path, weights):
+        with open_reference(str(place)) as ours, open_checkpoint(place) as theirs:
+            assert (ours.source, ours.config) == (theirs.source, theirs.config)
+            assert ours.find_file("tokenizer.json") == theirs.find_file("tokenizer.json") == tmp_path / "tokenizer.json"
+            assert ours.names_in_file_order() == theirs.names_in_file_order()
+            for name in theirs.names:
+                assert ours.info(name) == theirs.info(name)
+                assert torch.equal(ours.read(name), theirs.read(name))
+                assert torch.equal(ours.read_rows(name, 1, 3), theirs.read_rows(name, 1, 3))
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_one_line(tmp_path: Path) -> None:
+    file = write_tiny_qwen_vl(tmp_path) / "model.safetensors"
+    with open_reference(str(tmp_path)) as opened:
+        file.write_bytes(file.read_bytes()[:-8])
+        last = opened.names_in_file_order()[-1]
+        assert "truncated, ends before byte" in refusal(opened.read, last)
+
+
 def test_what_is_no_safetensors_file_is_refused(hub: RangeHub) -> None:
     (hub.root / "model-00001-of-00002.safetensors").write_bytes(b"<html>not found</html>")
     assert "not a safetensors file" in refusal(open_reference, REPO)
@@ -95,7 +128,9 @@ def test_a_name_that_only_the_index_has(hub: RangeHub) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["model.ghost.weight"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
-    assert "model.ghost.weight is not in model-00001-of-00002.safetensors" in refusal(open_reference, REPO)
+    for reference in (REPO, str(hub.root)):
+        message = refusal(open_reference, reference)
+        assert "model-00001-of-00002.safetensors: model.ghost.weight is not in it, though the index says so" in message
 
 
 def test_one_file_without_a_config_is_a_checkpoint_too(hub: RangeHub) -> None:
@@ -124,7 +159,9 @@ def test_a_pointer_of_the_pipeline_leads_to_the_hub_and_keeps_its_name(hub: Rang
     assert weights_sent(hub) == sum(map(header_bytes, hub.root.glob("*.safetensors")))
 
 
-def test_local_folders_and_the_cache_need_no_hub(hub: RangeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folders_and_the_cache_need_no_hub(
+    hub: RangeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import snapshot_download
 
     snapshot_download(REPO)
