@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -102,7 +103,10 @@ def test_transformers_loads_the_folder_unchanged(trained: Path) -> None:
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert model.dtype == torch.float32
-    assert len(AutoTokenizer.from_pretrained(trained)) == model.config.vocab_size
+    theirs, raw = AutoTokenizer.from_pretrained(trained), Tokenizer.from_file(str(trained / "tokenizer.json"))
+    assert len(theirs) == model.config.vocab_size
+    text = prompt_of("In which year was Ada Adler born?") + "1951"
+    assert theirs(text)["input_ids"] == raw.encode(text).ids, "beside a Llama's config.json, too"
 
 
 @pytest.mark.slow
