@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from subspacelab.errors import one_line_errors
+from subspacelab.experiments.commands import metrics, runs, sweep
 
 ROOMS = ("rotation", "lowrank", "nullspace", "norms")
 # Every flag in both spellings: --output-dir and --output_dir.
@@ -43,6 +44,9 @@ def ui(
     os.execvpe(command[0], command, environment)
 
 
+app.command()(sweep)
+app.add_typer(runs, name="runs")
+app.add_typer(metrics, name="metrics")
 for _room in ROOMS:
     if find_spec(f"subspacelab.{_room}") and find_spec(f"subspacelab.{_room}.commands"):
         app.add_typer(importlib.import_module(f"subspacelab.{_room}.commands").app, name=_room)
