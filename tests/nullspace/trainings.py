@@ -15,9 +15,7 @@ from subspacelab.nullspace.train import TrainedAdapter, train_adapter
 
 RANK = 4
 STEPS = 7
-SETTINGS = TrainSettings(
-    data="rows", max_steps=STEPS, lr=1e-2, batch_size=4, max_length=64, save_steps=2, device="cpu"
-)
+SETTINGS = TrainSettings(data="rows", max_steps=STEPS, lr=1e-2, batch_size=4, max_length=64, save_steps=2, device="cpu")
 ROWS = [Instruction(f"{a}plus{b}", str(a + b)) for a in range(5) for b in range(4)]
 
 

@@ -102,8 +102,8 @@ class KnowledgeSettings:
     """Windows of that text."""
     seq_len: int = 128
     """Tokens per window."""
-    max_new_tokens: int = 24
-    """Longest answer."""
+    max_new_tokens: int = 256
+    """Longest answer; none is longer than the longest right one."""
     batch_size: int = 64
     """Questions asked at once."""
     limit: int | None = None

@@ -1,7 +1,7 @@
 """What a model knows before and after: old facts, the new task, and how far it has moved."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from subspacelab.nullspace.windows import text_windows
 
 BASE = "base"
 """The row of the model without an adapter."""
-MEASURES = ("recall", "task", "geometric_mean", "drift", "update_norm")
+MEASURES = ("recall", "recall_begun", "task", "geometric_mean", "drift", "update_norm")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Knowledge:
 
     recall: float
     """Share of old facts answered exactly."""
+    recall_begun: float
+    """Share of old facts whose answer begins with the right one: known, whether or not the model then stops."""
     task: float
     """Share of unseen problems with the right result: the last word of the answer."""
     geometric_mean: float
@@ -93,27 +95,30 @@ def measure_knowledge(
 
 
 def _examine(model: Any, tokenizer: Any, exam: Exam, *, drift: float, update: float) -> Knowledge:
-    recall = share_right(model, tokenizer, exam.facts, exam.settings)
-    task = share_right(model, tokenizer, exam.task, exam.settings, last_word)
-    return Knowledge(recall, task, math.sqrt(recall * task), drift, update)
+    facts, task = (ask(model, tokenizer, rows, exam.settings) for rows in (exam.facts, exam.task))
+    recall = share(a.strip() == row.response.strip() for a, row in zip(facts, exam.facts, strict=True))
+    begun = share(a.strip().startswith(row.response.strip()) for a, row in zip(facts, exam.facts, strict=True))
+    solved = share(last_word(a) == last_word(row.response) for a, row in zip(task, exam.task, strict=True))
+    return Knowledge(recall, begun, solved, math.sqrt(recall * solved), drift, update)
 
 
-def share_right(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Instruction],
-    settings: KnowledgeSettings,
-    read: Callable[[str], str] = str.strip,
-) -> float:
-    """Share of the rows of which `read` makes the same of the greedy answer as of the response."""
-    answers = greedy_answers(
+def ask(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: KnowledgeSettings) -> list[str]:
+    """Greedy answers, one token longer than the longest response: enough to see that one does not stop."""
+    responses = tokenizer([row.response for row in rows], add_special_tokens=False)["input_ids"]
+    longest = max(map(len, responses)) + 1
+    return greedy_answers(
         model,
         tokenizer,
         [row.query for row in rows],
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=min(longest, settings.max_new_tokens),
         batch_size=settings.batch_size,
     )
-    return sum(read(a) == read(row.response) for a, row in zip(answers, rows, strict=True)) / len(rows)
+
+
+def share(hits: Iterable[bool]) -> float:
+    """How many of them are true, as a share."""
+    found = list(hits)
+    return sum(found) / len(found)
 
 
 def last_word(text: str) -> str:

@@ -13,7 +13,10 @@ Pair = tuple[Verification, Verification]
 
 
 def draw_before_after(path: Path, pairs: Sequence[Pair]) -> Path:
-    """Left BX_ratio, right the change of the layer's output, before (dashed) and after training, of each method."""
+    """Left BX_ratio, right the change of the layer's output, before (dashed) and after training, of each method.
+
+    Both axes are logarithmic: a curve of zeros is only named.
+    """
     with open_figure(path, (11, 3.8)) as figure:
         left, right = figure.subplots(1, 2)
         _panel(left, pairs, "BX_ratio")
@@ -34,9 +37,9 @@ def _panel(axes: Axes, pairs: Sequence[Pair], metric: str) -> None:
         for found, state in zip(pair, ("before", "after"), strict=True):
             curve = [getattr(s, metric) for s in found.stats]
             line, fill = ("--", "none") if state == "before" else ("-", "full")
-            label = f"{found.summary.method}, {state}"
+            label = f"{found.summary.method}, {state}" + ("" if any(curve) else ": 0")
             axes.plot(curve, line, label=label, color=colour, marker=marker, markersize=3, fillstyle=fill)
             values += curve
-    log_if_positive(axes, values)
+    log_if_positive(axes, values, plain=True)
     axes.set_xlabel("layer with an adapter, in the model's order")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -21,7 +21,7 @@ def draw_bx_ratio(path: Path, found: Sequence[Verification]) -> Path:
         axes.plot([s.BX_ratio_random for s in first], color=GREY, linestyle=":", label="a random B")
         optimum = [s.BX_ratio_optimum for s in first]
         axes.plot(optimum, color="#000000", linestyle="--", linewidth=1, label="optimum, these tokens")
-        log_if_positive(axes, [s.BX_ratio_all_tokens for v in found for s in v.stats] + optimum)
+        log_if_positive(axes, [s.BX_ratio_all_tokens for v in found for s in v.stats] + optimum, plain=True)
         axes.set(xlabel="layer with an adapter, in the model's order", ylabel="null-space ratio ‖BX‖ / ‖X‖, all tokens")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(ncols=2)

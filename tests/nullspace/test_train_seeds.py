@@ -1,0 +1,144 @@
+"""One method over its seeds, and all methods in one comparison, as the pipeline runs them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tests.nullspace.trainings import ROWS, SETTINGS, Killed, contents, write_adapter_of, write_base
+from tests.nullspace.verifications import init_of, trained_of
+
+from subspacelab.data.instructions import write_instructions
+from subspacelab.files import read_json
+from subspacelab.nullspace.compare_methods import compare_methods
+from subspacelab.nullspace.config import KnowledgeSettings, TrainAdapterConfig
+from subspacelab.nullspace.knowledge import Knowledge
+from subspacelab.nullspace.outcome import stage_model, write_knowledge
+from subspacelab.nullspace.places import base_of, seed_folders
+from subspacelab.nullspace.stats import write_stats
+from subspacelab.nullspace.train_seeds import train_seeds
+from subspacelab.tracking import MemoryTracker
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of lora_null_v2 in `built`, and rows; to be read only."""
+    folder = write_base(tmp_path_factory.mktemp("seeds"))
+    for seed in (12, 5):
+        write_adapter_of(folder, folder / "built" / f"seed-{seed}")
+    write_instructions(folder / "rows.jsonl", ROWS)
+    return folder
+
+
+def config_of(place: Path, *, knowledge: bool = True) -> TrainAdapterConfig:
+    rows, text = str(place / "rows.jsonl"), str(place / "text.txt")
+    asked = KnowledgeSettings(rows, rows, text, num_windows=2, seq_len=16) if knowledge else None
+    return TrainAdapterConfig(**(vars(SETTINGS) | {"data": rows}), knowledge=asked)
+
+
+def run(place: Path, root: Path, tracker: Any, **given: Any) -> dict[int, Knowledge]:
+    work = root / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    where = (place / "built", work, root / "trained", root / "knowledge.json")
+    return train_seeds(*where, settings=config_of(place, **given), tracker=tracker)
+
+
+@pytest.mark.slow
+def test_every_seed_is_trained_examined_and_recorded(place: Path, tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    found = run(place, tmp_path, tracker)
+    assert list(found) == [5, 12]
+    assert sorted(p.name for p in (tmp_path / "trained").iterdir()) == ["seed-12", "seed-5"]
+    assert sorted(p.name for p in (tmp_path / "trained" / "seed-5").iterdir()) == ["ft"]
+    one, two = (contents(tmp_path / "trained" / f"seed-{seed}") for seed in (5, 12))
+    assert one != two, "the seed orders the rows"
+    assert len(tracker.metrics["train_loss"]) == len(tracker.metrics["seed-12/train_loss"]) == SETTINGS.max_steps
+    assert {m.name for m in tracker.models.values()} == {"nullspace_lora_null_v2_seed_7"}
+    assert tracker.headline["built_recall"] == pytest.approx(sum(k.recall for k in found.values()) / 2)
+    assert set(read_json(tmp_path / "knowledge.json")["seeds"]) == {"5", "12"}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_at_the_second_seed_keeps_the_first(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "whole", MemoryTracker())
+
+    class Dying(MemoryTracker):
+        def log_metrics(self, metrics: Any, step: int = 0) -> None:
+            if "seed-12/train_loss" in metrics and step == 4:
+                raise Killed
+
+    with pytest.raises(Killed):
+        run(place, tmp_path / "broken", Dying())
+    assert not (tmp_path / "broken" / "trained").exists()
+    tracker = MemoryTracker()
+    run(place, tmp_path / "broken", tracker)
+    assert "train_loss" not in tracker.metrics
+    assert contents(tmp_path / "broken" / "trained") == contents(tmp_path / "whole" / "trained")
+    assert (tmp_path / "broken" / "knowledge.json").read_bytes() == (tmp_path / "whole" / "knowledge.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_without_facts_to_ask_the_file_says_so(place: Path, tmp_path: Path) -> None:
+    assert run(place, tmp_path, MemoryTracker(), knowledge=False) == {}
+    assert read_json(tmp_path / "knowledge.json") == {"base": None, "seeds": {}}
+
+
+def test_a_stage_without_adapters_before_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run the stage before"):
+        seed_folders(tmp_path)
+
+
+def test_a_model_for_the_tracker_carries_its_small_base_and_points_to_a_commit(place: Path, tmp_path: Path) -> None:
+    meta = read_json(place / "built" / "seed-5" / "nullspace.json")
+    base = base_of(meta)
+    stage_model(tmp_path / "small", place / "built" / "seed-5", base)
+    assert contents(tmp_path / "small" / "base") == contents(place / "lm")
+    stage_model(tmp_path / "hub", place / "built" / "seed-5", replace(base, reference="org/name", revision="abc"))
+    pointer = {"reference": "org/name", "revision": "abc"}
+    assert read_json(tmp_path / "hub" / "base" / "reference.json") == pointer
+    assert [p.name for p in (tmp_path / "hub" / "base").iterdir()] == ["reference.json"]
+
+
+def write_study(folder: Path) -> None:
+    for i, method in enumerate(("lora", "lora_null_v2")):
+        kind = {"method": method, "down_frozen": method != "lora"}
+        write_stats(folder / f"verify/{method}-init.json", init_of(kind))
+        write_stats(folder / f"verify/{method}-trained.json", trained_of(kind, BX_ratio_all_tokens=0.5 - 0.4 * i))
+        seeds = {s: Knowledge(0.4 * i + s / 100, 0.5, 0.9, 0.6, 0.3, 2.0) for s in (1, 2, 3)}
+        write_knowledge(folder / f"knowledge/{method}.json", Knowledge(1.0, 1.0, 0.0, 0.0, 0.0, 0.0), seeds)
+
+
+def test_methods_are_compared_with_the_base_first_and_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    methods = ["lora_null_v2", "lora"]
+    for name in ("a", "b"):
+        found = compare_methods(tmp_path / "verify", tmp_path / "knowledge", tmp_path / name, methods)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    wanted = {"stats.csv", "knowledge.csv", "metrics.json", "before_after.png", "bx_ratio.png", "knowledge.png"}
+    assert set(contents(tmp_path / "a")) == wanted
+    table = pd.read_csv(tmp_path / "a" / "knowledge.csv")
+    assert list(table["method"]) == ["base", *methods]
+    assert table["recall_mean"].tolist() == pytest.approx([1.0, 0.42, 0.02])
+    metrics = read_json(tmp_path / "a" / "metrics.json")
+    assert metrics["base"]["knowledge"]["recall"] == 1.0
+    assert metrics["lora_null_v2"]["failed_expectations"] == 0
+    assert metrics["lora"]["trained"]["BX_ratio"] == 0.04
+    assert set(found.stats["method"]) == set(methods)
+
+
+def test_knowledge_of_another_base_is_not_put_into_the_same_table(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    other = Knowledge(0.5, 1.0, 0.0, 0.0, 0.0, 0.0)
+    write_knowledge(tmp_path / "knowledge/lora.json", other, {1: other})
+    with pytest.raises(ValueError, match=r"lora\.json: its base knows other things"):
+        compare_methods(tmp_path / "verify", tmp_path / "knowledge", tmp_path / "out", ["lora_null_v2", "lora"])
+
+
+def test_a_study_without_facts_is_compared_all_the_same(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    write_knowledge(tmp_path / "knowledge/lora.json", None, {})
+    found = compare_methods(tmp_path / "verify", tmp_path / "knowledge", tmp_path / "out", ["lora"])
+    assert found.knowledge.empty
+    assert (tmp_path / "out" / "knowledge.png").is_file()
+    assert "base" not in found.metrics
