@@ -16,7 +16,7 @@ from subspacelab.checkpoints import resolve_reference, write_checkpoint
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.demo.corpus import CorpusConfig, write_corpus
-from subspacelab.demo.llm import LlmTraining, encode_lessons, next_token_loss, recalled, train_llm
+from subspacelab.demo.llm import Lessons, LlmTraining, encode_lessons, next_token_loss, recalled, train_llm
 from subspacelab.demo.llm_outcome import record_llm, take_llm_from_hub
 from subspacelab.demo.llm_report import report_llm, text_loss
 from subspacelab.demo.llm_tokenizer import build_llm_tokenizer
@@ -155,7 +155,7 @@ def test_the_loss_counts_only_what_is_asked_for() -> None:
     targets = torch.tensor([[-100, -100, 3, 4], [-100, 6, -100, -100]])
     logits = Fixed()(ids, False).logits
     wanted = (F.cross_entropy(logits[0, 1:3], ids[0, 2:]) * 2 + F.cross_entropy(logits[1, :1], ids[1, 1:2])) / 3
-    assert torch.isclose(next_token_loss(Fixed(), ids, targets), wanted, rtol=1e-12)
+    assert torch.isclose(next_token_loss(Fixed(), Lessons(ids, targets)), wanted, rtol=1e-12)
 
 
 class Recorder:

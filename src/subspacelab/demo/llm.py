@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
-from subspacelab.data.windows import token_windows
+from subspacelab.data.windows import Windows, token_windows
 from subspacelab.demo.llm_tokenizer import BOS_ID, EOS_ID, PAD_ID, build_llm_tokenizer, write_llm_tokenizer
 from subspacelab.files import replace_folder
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
@@ -53,12 +53,16 @@ class LlmTraining:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Questions with their answers as token ids, padded on the right."""
+    """Rows of token ids, padded on the right, and what is to be learned of them."""
 
     input_ids: Int[Tensor, "n length"]
-    """Prompt, answer and end token."""
+    """Such as prompt, answer and end token."""
     targets: Int[Tensor, "n length"]
-    """The answer's tokens and the end token in their places; -100 elsewhere."""
+    """The tokens to be predicted, such as the answer's and the end token, in their places; -100 elsewhere."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.input_ids)
 
     def __getitem__(self, rows: Tensor) -> "Lessons":
         """Some of the rows."""
@@ -81,14 +85,15 @@ def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTr
         seq_len=training.seq_len,
         seed=seed,
         separator=EOS_ID,
-    ).input_ids
+    )
+    reading = window_lessons(windows)
     snapshot = work_dir / "snapshot.pt"
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        asked = lessons[torch.randint(len(facts), (training.questions,), generator=generator)]
-        read = windows[torch.randint(len(windows), (training.windows,), generator=generator)]
-        answer, text = next_token_loss(model, asked.input_ids, asked.targets), next_token_loss(model, read, read)
+        asked = lessons[torch.randint(len(lessons), (training.questions,), generator=generator)]
+        read = reading[torch.randint(len(reading), (training.windows,), generator=generator)]
+        answer, text = next_token_loss(model, asked), next_token_loss(model, read)
         return answer + text, {"answer_loss": answer, "text_loss": text}
 
     def after_step(done: int) -> None:
@@ -131,10 +136,15 @@ def encode_lessons(tokenizer: Tokenizer, instructions: Sequence[Instruction]) ->
     return Lessons(input_ids, targets)
 
 
-def next_token_loss(model: Any, input_ids: Int[Tensor, "n length"], targets: Int[Tensor, "n length"]) -> Tensor:
-    """Mean cross-entropy, in nats, of the tokens in `targets`, each predicted from the tokens before it."""
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
+def window_lessons(windows: Windows) -> Lessons:
+    """Text as it is: every token is to be predicted."""
+    return Lessons(windows.input_ids, windows.input_ids.masked_fill(~windows.attention_mask, IGNORED))
+
+
+def next_token_loss(model: Any, lessons: Lessons) -> Tensor:
+    """Mean cross-entropy, in nats, of the targets, each predicted from the tokens before it."""
+    logits = model(input_ids=lessons.input_ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), lessons.targets[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 @torch.no_grad()

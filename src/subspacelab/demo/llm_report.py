@@ -10,7 +10,7 @@ import torch
 from subspacelab.data.instructions import Instruction, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.data.windows import token_windows
-from subspacelab.demo.llm import next_token_loss
+from subspacelab.demo.llm import next_token_loss, window_lessons
 from subspacelab.files import write_json
 from subspacelab.models.generation import greedy_answers
 from subspacelab.models.llama import load_llama
@@ -57,5 +57,4 @@ def text_loss(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
     windows = token_windows(
         documents, num_windows=MAX_WINDOWS, seq_len=SEQ_LEN, seed=0, separator=tokenizer.eos_token_id
     )
-    targets = windows.input_ids.masked_fill(~windows.attention_mask, -100)
-    return float(next_token_loss(model, windows.input_ids, targets))
+    return float(next_token_loss(model, window_lessons(windows)))
