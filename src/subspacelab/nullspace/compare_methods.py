@@ -49,7 +49,7 @@ def compare_methods(verified: Path, knowledge: Path, output_dir: Path, methods: 
     write_json(output_dir / "metrics.json", metrics)
     pictures = [
         draw_before_after(output_dir / "before_after.png", list(pairs.values())),
-        draw_bx_ratio(output_dir / "bx_ratio.png", [trained for _, trained in pairs.values()]),
+        draw_bx_ratio(output_dir / "bx_ratio.png", [trained for _, trained in pairs.values()], pairs[methods[0]][0]),
         draw_knowledge(output_dir / "knowledge.png", table),
     ]
     return Comparison(stats, table, metrics, pictures)

@@ -134,9 +134,10 @@ def print_knowledge(table: pd.DataFrame, console: Console | None = None) -> None
     """Prints mean and standard deviation of each measure, the base first."""
     rows = []
     for row in table.to_dict("records"):
-        values = [f"{row[f'{m}_mean']:.3f} ± {row[f'{m}_std']:.3f}" for m in KNOWLEDGE]
+        spread = {m: f"±{row[f'{m}_std']:.2f}" if row["num_seeds"] > 1 else "" for m in KNOWLEDGE}
+        values = [f"{row[f'{m}_mean']:.2f}{spread[m]}" for m in KNOWLEDGE]
         rows.append([str(row["method"]), str(row["num_seeds"]), *values])
-    names = [m.replace("_", " ") for m in KNOWLEDGE]
+    names = ["recall", "begun", "task", "g. mean", "drift", "‖ΔW‖"]
     print_table("Did knowledge survive?", ["method", "seeds", *names], rows, console=console)
 
 

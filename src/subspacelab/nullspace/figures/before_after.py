@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from subspacelab.nullspace.stats import Verification
@@ -11,35 +12,38 @@ from subspacelab.reports.figures import COLOURS, GREY, MARKERS, log_if_positive,
 
 Pair = tuple[Verification, Verification]
 
+NOTHING = 1e-6  # a change of the weights that is only their rounding
+
 
 def draw_before_after(path: Path, pairs: Sequence[Pair]) -> Path:
-    """Left BX_ratio, right the change of the layer's output, before (dashed) and after training, of each method.
-
-    Both axes are logarithmic: a curve of zeros is only named.
-    """
-    with open_figure(path, (11, 3.8)) as figure:
+    """Left BX_ratio, right the change of the layer's output, before (dashed) and after training, of each method."""
+    with open_figure(path, (11, 4.2)) as figure:
         left, right = figure.subplots(1, 2)
         _panel(left, pairs, "BX_ratio")
         _panel(right, pairs, "DeltaX_ratio")
-        baseline = [s.BX_ratio_random for s in pairs[0][0].stats]
-        left.plot(baseline, color=GREY, linestyle=":", label="a random B")
+        left.plot([s.BX_ratio_random for s in pairs[0][0].stats], color=GREY, linestyle=":")
         left.set_ylabel("null-space ratio, mean ‖Bx‖ / mean ‖x‖")
         right.set_ylabel("learned, mean ‖ΔW x‖ / mean ‖x‖")
-        left.legend(ncols=2)
-        right.legend(ncols=2)
+        key = [
+            Line2D([], [], color=GREY, linestyle=":", label="a random B"),
+            Line2D([], [], color="#000000", linestyle="--", label="before (none where it is 0)"),
+            Line2D([], [], color="#000000", linestyle="-", label="after"),
+        ]
+        figure.legend(handles=left.get_legend_handles_labels()[0] + key, loc="outside lower center", ncols=5)
     return path
 
 
 def _panel(axes: Axes, pairs: Sequence[Pair], metric: str) -> None:
     values: list[float] = []
-    for i, pair in enumerate(pairs):
+    for i, (before, after) in enumerate(pairs):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        for found, state in zip(pair, ("before", "after"), strict=True):
+        for found, line in ((before, "--"), (after, "-")):
             curve = [getattr(s, metric) for s in found.stats]
-            line, fill = ("--", "none") if state == "before" else ("-", "full")
-            label = f"{found.summary.method}, {state}" + ("" if any(curve) else ": 0")
-            axes.plot(curve, line, label=label, color=colour, marker=marker, markersize=3, fillstyle=fill)
-            values += curve
+            if max(curve) > NOTHING:
+                label = found.summary.method if found is after else None
+                fill = "full" if found is after else "none"
+                axes.plot(curve, line, label=label, color=colour, marker=marker, markersize=3, fillstyle=fill)
+                values += curve
     log_if_positive(axes, values, plain=True)
     axes.set_xlabel("layer with an adapter, in the model's order")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

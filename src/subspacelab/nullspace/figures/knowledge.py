@@ -28,7 +28,7 @@ def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
                 label=row["method"],
             )
         axes.set(xlabel="new task: share of unseen problems solved", ylabel="old knowledge: share of facts recalled")
-        axes.set_xlim(-0.04, max(1.04 * float((table["task_mean"] + table["task_std"]).max()), 0.1))
+        axes.set_xlim(-0.03, max(1.06 * float((table["task_mean"] + table["task_std"]).max()), 0.2))
         axes.set_ylim(-0.04, 1.06)
         seeds = int(table["num_seeds"].max())
         axes.legend(title=f"mean ± deviation, {seeds} seed{'s' if seeds > 1 else ''}", loc="best")

@@ -9,20 +9,23 @@ from subspacelab.nullspace.stats import Verification
 from subspacelab.reports.figures import COLOURS, GREY, MARKERS, log_if_positive, open_figure
 
 
-def draw_bx_ratio(path: Path, found: Sequence[Verification]) -> Path:
-    """BX_ratio over the layers for each method, between the random baseline and the optimum of these tokens."""
-    first = found[0].stats
-    with open_figure(path, (7.5, 4)) as figure:
+def draw_bx_ratio(path: Path, found: Sequence[Verification], built: Verification) -> Path:
+    """BX_ratio over the layers for each method, between the random baseline and the optimum.
+
+    `built` is any of the adapters before its training, when a layer's inputs are the base's: the optimum is that of
+    these inputs.
+    """
+    with open_figure(path, (7.5, 4.4)) as figure:
         axes = figure.subplots()
         for i, verification in enumerate(found):
             curve = [s.BX_ratio_all_tokens for s in verification.stats]
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             axes.plot(curve, label=verification.summary.method, linewidth=1, color=colour, marker=marker)
-        axes.plot([s.BX_ratio_random for s in first], color=GREY, linestyle=":", label="a random B")
-        optimum = [s.BX_ratio_optimum for s in first]
-        axes.plot(optimum, color="#000000", linestyle="--", linewidth=1, label="optimum, these tokens")
+        axes.plot([s.BX_ratio_random for s in built.stats], color=GREY, linestyle=":", label="a random B")
+        optimum = [s.BX_ratio_optimum for s in built.stats]
+        axes.plot(optimum, color="#000000", linestyle="--", linewidth=1, label="optimum on the base")
         log_if_positive(axes, [s.BX_ratio_all_tokens for v in found for s in v.stats] + optimum, plain=True)
         axes.set(xlabel="layer with an adapter, in the model's order", ylabel="null-space ratio ‖BX‖ / ‖X‖, all tokens")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(ncols=2)
+        figure.legend(loc="outside lower center", ncols=4)
     return path
