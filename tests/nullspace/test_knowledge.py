@@ -26,6 +26,7 @@ from subspacelab.nullspace.knowledge import (
 )
 from subspacelab.nullspace.outcome import read_knowledge, write_knowledge
 
+METHODS = ("lora_null_v2", "lora_null_v1")
 CPU = torch.device("cpu")
 FACTS = [Instruction(f"who{i}", answer) for i, answer in enumerate(("Anna", "Bert", "Cara", "Dora"))]
 TASK = [Instruction("sum1", "1+1=2 so 2"), Instruction("sum2", "2+2=4 so 4")]
@@ -33,14 +34,21 @@ TASK = [Instruction("sum1", "1+1=2 so 2"), Instruction("sum2", "2+2=4 so 4")]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, an adapter as built and one trained, facts and problems; to be read only."""
+    """A base, two adapters as built, facts and problems; to be read only."""
     folder = write_base(tmp_path_factory.mktemp("knowledge"))
-    for method in ("lora_null_v2", "lora_null_v1"):
+    for method in METHODS:
         write_adapter_of(folder, folder / method, method)
-        train_tiny(folder / method, folder / f"{method}-out")
     write_instructions(folder / "facts.jsonl", FACTS)
     write_instructions(folder / "task.jsonl", TASK)
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    """The same place, with `<method>-out/ft`, each trained."""
+    for method in METHODS:
+        train_tiny(place / method, place / f"{method}-out")
+    return place
 
 
 def settings_of(place: Path, **changes: Any) -> KnowledgeSettings:
@@ -84,24 +92,24 @@ def test_answers_are_no_longer_than_allowed_and_only_the_first_are_asked(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora_null_v2", "lora_null_v1"])
-def test_drift_and_norm_are_nothing_before_training_and_something_after(place: Path, method: str) -> None:
-    folders = [place / method, place / f"{method}-out" / "ft"]
-    base, (built, trained) = measure_knowledge(folders, settings_of(place), seed=1, device=CPU)
+@pytest.mark.parametrize("method", METHODS)
+def test_drift_and_norm_are_nothing_before_training_and_something_after(trained: Path, method: str) -> None:
+    folders = [trained / method, trained / f"{method}-out" / "ft"]
+    base, (built, now) = measure_knowledge(folders, settings_of(trained), seed=1, device=CPU)
     if method == "lora_null_v2":
         assert replace(built, update_norm=0.0) == base
         assert built.update_norm == 0
     else:  # W - A_0 B_0 + A_0 B_0, in float32; plain PEFT adds [A, -A_0] [B; B_0] to W, each of which rounds
         assert built.drift < 1e-5
         assert built.update_norm < 1e-4
-    assert trained.drift > 0.01
-    assert trained.update_norm > 0.1
-    assert all(0 <= v <= 1 for v in (base.recall, base.task, trained.recall, trained.task))
+    assert now.drift > 0.01
+    assert now.update_norm > 0.1
+    assert all(0 <= v <= 1 for v in (base.recall, base.task, now.recall, now.task))
 
 
 @pytest.mark.slow
-def test_the_norm_is_that_of_all_products_together(place: Path) -> None:
-    folder = place / "lora_null_v1-out" / "ft"
+def test_the_norm_is_that_of_all_products_together(trained: Path) -> None:
+    folder = trained / "lora_null_v1-out" / "ft"
     tensors = load_file(folder / "adapter_model.safetensors")
     ups = {name: t.double().numpy() for name, t in tensors.items() if "lora_B" in name}
     total = sum(

@@ -49,7 +49,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How an adapter is trained."""
+    """How an adapter is trained; gradients are clipped at norm 1."""
 
     steps: int
     """Optimizer steps."""
@@ -142,6 +142,7 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
         lr_scheduler_type="cosine",
         warmup_steps=how.warmup_steps,
         weight_decay=how.weight_decay,
+        max_grad_norm=1.0,
         per_device_train_batch_size=how.batch_size // count,
         gradient_accumulation_steps=how.gradient_accumulation,
         seed=how.seed,

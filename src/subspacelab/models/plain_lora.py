@@ -1,5 +1,6 @@
 """An adapter as everybody loads it: plain PEFT on the original base."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,4 +16,8 @@ def load_plain(base: Path, adapter: Path, *, device: torch.device) -> Any:
     Returned is the base's own class with LoRA layers in it, so that it generates as the base does.
     """
     model = load_causal_lm(base, device=device)
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval().get_base_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # peft 0.21 asks transformers 5.23 for a property by its old name
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval().get_base_model()

@@ -44,11 +44,12 @@ def read_knowledge(path: Path) -> tuple[Knowledge | None, dict[int, Knowledge]]:
 def record_training(
     result: TrainedAdapter, knowledge: Knowledge | None, tracker: "Tracker", *, base: str | None = None
 ) -> None:
-    """Logs a trained adapter as a model, on its base or with a pointer to it, and its numbers with it."""
+    """Logs a trained adapter's numbers, with the seed as the step, and the adapter as a model that carries its base."""
     from subspacelab.tracking.protocol import ModelFiles
 
     meta = result.meta
     metrics = result.metrics | (asdict(knowledge) if knowledge else {})
+    tracker.log_metrics({f"training/{name}": value for name, value in result.metrics.items()}, meta["seed"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
         stage_model(folder, result.folder, base_of(meta, base))

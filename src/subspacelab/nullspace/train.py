@@ -19,7 +19,16 @@ from subspacelab.distributed import processes
 from subspacelab.files import read_json, sha256_file, write_json
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import STATE, FineTuning, fine_tune, num_steps
-from subspacelab.models.lora_adapter import META, PREFIX, WEIGHTS, LiveAdapter, open_adapter, read_meta, write_adapter
+from subspacelab.models.lora_adapter import (
+    INITIAL,
+    META,
+    PREFIX,
+    WEIGHTS,
+    LiveAdapter,
+    open_adapter,
+    read_meta,
+    write_adapter,
+)
 from subspacelab.models.lora_factors import Factors
 from subspacelab.nullspace.config import TrainSettings
 from subspacelab.nullspace.examples import Examples, encode_rows
@@ -28,7 +37,7 @@ from subspacelab.nullspace.places import CHECKPOINTS, TRAINED, base_of, require_
 from subspacelab.reports.progress import progress_bar
 
 JOB = "job.json"
-ELSEWHERE = ("device", "save_steps")  # settings that change nothing in the result
+ELSEWHERE = ("data", "device", "save_steps", "knowledge")  # settings that change nothing in the result, or told apart
 
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -80,11 +89,12 @@ def train_adapter(
     given = encode_rows(tokenizer, rows, settings.max_length)
     how = _fine_tuning(len(given.examples), meta["method"], settings, seed)
     live = open_adapter(adapter, base=base, trainable=True, device=device)
+    counts = _count_parameters(live)  # before FSDP, if any, leaves each process a part of them
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with progress_bar(f"train {meta['method']}", total=how.steps, unit="steps") as advance:
         last = fine_tune(live, given.examples, work_dir, how=how, pad=pad or 0, log=_counting(log, advance))
     if group.is_main:
-        trained = _trained(live, given, how, last) | {"job": job}
+        trained = counts | _trained(given, how, last) | {"data": settings.data, "job": job}
         write_adapter(output_dir / TRAINED, _factors(live, adapter, last), live.meta | {"trained": trained})
         shutil.rmtree(work_dir)
     group.wait()
@@ -94,8 +104,8 @@ def train_adapter(
 def _job(adapter: Path, rows: Sequence[Instruction], settings: TrainSettings, seed: int) -> dict[str, Any]:
     """What a training is, as JSON; where it runs is left out."""
     text = json.dumps([asdict(row) for row in rows])
-    content = {key: value for key, value in asdict(settings).items() if key not in (*ELSEWHERE, "knowledge")}
-    digests = {name: sha256_file(adapter / name) for name in (META, WEIGHTS)}
+    content = {key: value for key, value in asdict(settings).items() if key not in ELSEWHERE}
+    digests = {name: sha256_file(adapter / name) for name in (META, WEIGHTS, INITIAL) if (adapter / name).exists()}
     job = {"settings": content, "seed": seed, "rows": hashlib.sha256(text.encode()).hexdigest(), "adapter": digests}
     return dict(json.loads(json.dumps(job)))
 
@@ -145,18 +155,21 @@ def _counting(log: Log, advance: Callable[[float], None]) -> Log:
     return counted
 
 
-def _trained(live: LiveAdapter, given: Examples, how: FineTuning, last: Path) -> dict[str, Any]:
-    """How it was trained, for `nullspace.json`."""
-    losses = [entry["loss"] for entry in read_json(last / STATE)["log_history"] if "loss" in entry]
+def _count_parameters(live: LiveAdapter) -> dict[str, int]:
     parameters = list(live.model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return {"trainable_parameters": trainable, "all_parameters": sum(p.numel() for p in parameters)}
+
+
+def _trained(given: Examples, how: FineTuning, last: Path) -> dict[str, Any]:
+    """How it was trained, for `nullspace.json`; the final loss is the mean of the last tenth of the steps."""
+    losses = [entry["loss"] for entry in read_json(last / STATE)["log_history"] if "loss" in entry]
     return {
         "steps": how.steps,
         "weight_decay": how.weight_decay,
         "final_loss": fmean(losses[-max(1, len(losses) // 10) :]),
         "num_rows": len(given.examples),
         "num_skipped": given.num_skipped,
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "all_parameters": sum(p.numel() for p in parameters),
     }
 
 
