@@ -1,6 +1,6 @@
 """Stage `build_adapter@<method>`: an adapter per seed on the demo's language model, before any training.
 
-In: data/checkpoints/llm, data/corpus. Out: data/nullspace/built/<method>/seed-<seed> (adapter_config.json,
+In: data/checkpoints/llm, data/corpus. Out: data/nullspace/init/<method>/seed-<seed> (adapter_config.json,
 adapter_model.safetensors, nullspace.json). Time: about 10 s on 2 cores for each adapter.
 """
 
@@ -17,7 +17,7 @@ from subspacelab.nullspace.build_report import track_built
 from subspacelab.nullspace.config import BuildAdapterConfig
 from subspacelab.stage import open_stage
 
-OUT = Path("data/nullspace/built")
+OUT = Path("data/nullspace/init")
 
 
 def main(method: str) -> None:

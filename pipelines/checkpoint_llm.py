@@ -8,8 +8,9 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
+from subspacelab.demo.from_hub import take_from_hub
 from subspacelab.demo.llm import LlmTraining, train_llm
-from subspacelab.demo.llm_outcome import record_llm, take_llm_from_hub
+from subspacelab.demo.llm_outcome import record_llm
 from subspacelab.errors import one_line_errors
 from subspacelab.stage import open_stage
 
@@ -19,7 +20,7 @@ OUT = Path("data/checkpoints/llm")
 
 def main() -> None:
     with open_stage("checkpoint_llm", LlmTraining, experiment="demo") as stage:
-        if take_llm_from_hub(stage.study.reference("llm"), OUT):
+        if take_from_hub(stage.study.reference("llm"), OUT):
             return
         train_llm(CORPUS, OUT, stage.work_dir, training=stage.params, seed=stage.seed, log=stage.tracker.log_metrics)
         record_llm(OUT, CORPUS, stage.tracker)

@@ -8,7 +8,8 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.demo.outcome import record_checkpoint, take_from_hub
+from subspacelab.demo.from_hub import take_from_hub
+from subspacelab.demo.outcome import record_checkpoint
 from subspacelab.demo.reinforce import RlTraining, train_rl
 from subspacelab.errors import one_line_errors
 from subspacelab.stage import open_stage

@@ -1,6 +1,6 @@
 """Stage `train_adapter@<method>`: every adapter that was built of one method learns sums; does it forget facts?
 
-In: data/nullspace/built/<method>, data/checkpoints/llm, data/corpus. Out: data/nullspace/trained/<method>
+In: data/nullspace/init/<method>, data/checkpoints/llm, data/corpus. Out: data/nullspace/trained/<method>
 (seed-<seed>/ft), reports/nullspace/knowledge/<method>.json. Time: about 2 minutes on 2 cores for each adapter of the
 demo. A killed training continues to the same bytes.
 """
@@ -15,7 +15,7 @@ from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.stage import open_stage
 
-BUILT = Path("data/nullspace/built")
+BUILT = Path("data/nullspace/init")
 TRAINED = Path("data/nullspace/trained")
 KNOWLEDGE = Path("reports/nullspace/knowledge")
 

@@ -1,7 +1,7 @@
 """Stage `verify_adapter@<method>-<init|trained>`: is B in the null space, and was anything learned?
 
-In: data/nullspace/built/<method> or data/nullspace/trained/<method> (its first seed), data/checkpoints/llm,
-data/corpus. Out: reports/nullspace/verify/<method>-<state>.json. Time: about 10 s on 2 cores for the demo.
+In: data/nullspace/<init|trained>/<method> (its first seed), data/checkpoints/llm, data/corpus.
+Out: reports/nullspace/verify/<method>-<state>.json. Time: about 10 s on 2 cores for the demo.
 """
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
@@ -18,14 +18,14 @@ from subspacelab.nullspace.stats import write_stats
 from subspacelab.nullspace.verify import verify
 from subspacelab.stage import open_stage
 
-FOLDERS = {"init": Path("data/nullspace/built"), "trained": Path("data/nullspace/trained")}
+ADAPTERS = Path("data/nullspace")
 OUT = Path("reports/nullspace/verify")
 
 
 def main(item: str) -> None:
     method, _, state = item.rpartition("-")
     with open_stage("verify_adapter", VerifyAdapterConfig, experiment="nullspace", item=item) as stage:
-        first = next(iter(seed_folders(FOLDERS[state] / method).values()))
+        first = next(iter(seed_folders(ADAPTERS / state / method).values()))
         folder = first / TRAINED if state == "trained" else first
         device = choose_device(stage.params.device)
         found = verify(folder, stage.params, seed=stage.seed, device=device)

@@ -16,8 +16,9 @@ from subspacelab.checkpoints import resolve_reference, write_checkpoint
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.demo.corpus import CorpusConfig, write_corpus
+from subspacelab.demo.from_hub import take_from_hub
 from subspacelab.demo.llm import Lessons, LlmTraining, encode_lessons, next_token_loss, recalled, train_llm
-from subspacelab.demo.llm_outcome import record_llm, take_llm_from_hub
+from subspacelab.demo.llm_outcome import record_llm
 from subspacelab.demo.llm_report import report_llm, text_loss
 from subspacelab.demo.llm_tokenizer import build_llm_tokenizer
 from subspacelab.models.generation import greedy_answers
@@ -198,8 +199,8 @@ def test_what_is_recorded_answers_questions_again(
 def test_a_checkpoint_from_elsewhere_is_pointed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "theirs", {"w": torch.ones(2, 2)}, {"model_type": "llama"})
-    assert not take_llm_from_hub("demo:llm", Path("data/checkpoints/llm"))
+    assert not take_from_hub("demo:llm", Path("data/checkpoints/llm"))
     assert not Path("data").exists()
-    assert take_llm_from_hub(str(tmp_path / "theirs"), Path("data/checkpoints/llm"))
+    assert take_from_hub(str(tmp_path / "theirs"), Path("data/checkpoints/llm"))
     assert resolve_reference("demo:llm").folder == tmp_path / "theirs"
     assert json.loads(Path("reports/checkpoints/llm.json").read_text())["reference"] == str(tmp_path / "theirs")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 # Packages whose files are listed one by one, so that a change to one stage's code does not re-run the others; a
 # package within one is listed as a folder, since DVC takes longer over every line of dvc.lock.
-BY_FILE = {"data", "demo", "lowrank", "models", "reports", "rotation", "training"}
+BY_FILE = {"data", "demo", "lowrank", "models", "norms", "nullspace", "reports", "rotation", "training"}
 
 
 @pytest.fixture(scope="module")

@@ -4,27 +4,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspacelab.checkpoints import resolve_reference, write_reference
+from subspacelab.demo.from_hub import REPORTS
 from subspacelab.demo.report import report_checkpoint
-from subspacelab.files import write_json
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
-
-REPORTS = Path("reports/checkpoints")
-
-
-def take_from_hub(reference: str, folder: Path) -> bool:
-    """Writes a pointer to the reference's commit instead of a checkpoint; False for `demo:<name>`, to be trained.
-
-    Raises ValueError when the hub does not know the reference or cannot be reached.
-    """
-    if reference.startswith("demo:"):
-        return False
-    source = resolve_reference(reference)
-    write_reference(folder, source)
-    write_json(REPORTS / f"{folder.name}.json", {"reference": source.reference, "revision": source.revision})
-    return True
 
 
 def record_checkpoint(

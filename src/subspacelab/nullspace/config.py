@@ -1,6 +1,7 @@
 """What can be set for the stages of room 3."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class TrainSettings:
 @dataclass(frozen=True)
 class KnowledgeSettings:
     """By what old and new knowledge are told."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     facts: str
     """Rows {query, response} that the base was taught."""

@@ -1,0 +1,21 @@
+"""A checkpoint stage in a study of the hub's: nothing is trained, the commit that is meant is recorded."""
+
+from pathlib import Path
+
+from subspacelab.checkpoints import resolve_reference, write_reference
+from subspacelab.files import write_json
+
+REPORTS = Path("reports/checkpoints")
+
+
+def take_from_hub(reference: str, folder: Path) -> bool:
+    """Writes a pointer to the reference's commit instead of a checkpoint; False for `demo:<name>`, to be trained.
+
+    Raises ValueError when the hub does not know the reference or cannot be reached.
+    """
+    if reference.startswith("demo:"):
+        return False
+    source = resolve_reference(reference)
+    write_reference(folder, source)
+    write_json(REPORTS / f"{folder.name}.json", {"reference": source.reference, "revision": source.revision})
+    return True
