@@ -27,6 +27,8 @@ def broken(change: str) -> Any:
         content = [content]
     elif change == "unknown key":
         content["extra"] = 1
+    elif change == "unknown key of the summary":
+        content["summary"]["extra"] = 1
     elif change == "layer without BX_ratio":
         del content["stats"][1]["BX_ratio"]
     elif change == "text for a number":
@@ -48,6 +50,7 @@ def broken(change: str) -> Any:
         ("no summary", "summary: Field required"),
         ("list", "got list"),
         ("unknown key", "extra: no such key"),
+        ("unknown key of the summary", "summary.extra"),
         ("layer without BX_ratio", "stats.1.BX_ratio"),
         ("text for a number", "stats.2.A_weight_norm"),
         ("stats are no list", "must be a list"),

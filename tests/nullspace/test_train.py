@@ -22,6 +22,7 @@ from tests.nullspace.trainings import (
     write_base,
 )
 
+from subspacelab.files import write_json
 from subspacelab.models import fine_tuning
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer
 from subspacelab.models.lora_adapter import open_adapter
@@ -146,6 +147,10 @@ def test_a_finished_training_is_left_as_it_is_and_another_takes_its_place(place:
     again = train_tiny(place / "lora_null_v2", tmp_path, log=kill_at(1), save_steps=3)  # where it saves is no matter
     assert again.meta == first.meta
     assert contents(first.folder) == before
+    work = tmp_path / "checkpoints"  # left by a kill between the last two steps of all
+    write_json(work / "job.json", first.meta["trained"]["job"])
+    train_tiny(place / "lora_null_v2", tmp_path)
+    assert not work.exists()
     for changed in ({"seed": 8}, {"lr": 2e-2}, {"max_steps": 3}):
         with pytest.raises(Killed):
             train_tiny(place / "lora_null_v2", tmp_path, log=kill_at(1), **changed)

@@ -18,6 +18,7 @@ from subspacelab.nullspace.outcome import stage_model, write_knowledge
 from subspacelab.nullspace.places import base_of, seed_folders
 from subspacelab.nullspace.stats import write_stats
 from subspacelab.nullspace.train_seeds import train_seeds
+from subspacelab.params import validate
 from subspacelab.tracking import MemoryTracker
 
 
@@ -82,6 +83,13 @@ def test_a_run_that_was_killed_at_the_second_seed_keeps_the_first(place: Path, t
 def test_without_facts_to_ask_the_file_says_so(place: Path, tmp_path: Path) -> None:
     assert run(place, tmp_path, MemoryTracker(), knowledge=False) == {}
     assert read_json(tmp_path / "knowledge.json") == {"base": None, "seeds": {}}
+
+
+def test_a_misspelt_setting_is_refused_wherever_it_stands() -> None:
+    asked = {"facts": "a", "task": "b", "text": "c"}
+    for wrong, key in (({"knowledge": asked | {"seqlen": 4}}, "knowledge.seqlen"), ({"step": 4}, "step")):
+        with pytest.raises(ValueError, match=rf"train_adapter\.{key}"):
+            validate(TrainAdapterConfig, {"data": "x", "knowledge": asked} | wrong, where="train_adapter")
 
 
 def test_a_stage_without_adapters_before_it_says_so(tmp_path: Path) -> None:

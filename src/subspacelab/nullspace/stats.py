@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from subspacelab.files import read_json, write_json
 from subspacelab.params import validate
@@ -87,6 +87,8 @@ class LayerStats:
 class Summary:
     """The layers in a few numbers; ratios are means over layers."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
     method: str
     """How the adapter was built."""
     trained: bool
@@ -125,6 +127,8 @@ class Summary:
 @dataclass(frozen=True)
 class Verdict:
     """What one number of the summary means."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     metric: str
     """Name of the number."""

@@ -76,15 +76,16 @@ def train_adapter(
     """
     meta = read_meta(require_adapter(adapter))
     job = _job(adapter, rows, settings, seed)
-    finished = _finished(output_dir / TRAINED, job)
-    if finished is not None:
-        return finished
     device = choose_device(settings.device)
     group = processes(cpu=device.type == "cpu")
     work_dir = output_dir / CHECKPOINTS
+    finished = _finished(output_dir / TRAINED, job)
+    group.wait()  # until every process has looked
     if group.is_main:
-        _prepare(work_dir, job)
+        _prepare(work_dir, job, done=finished is not None)
     group.wait()
+    if finished is not None:
+        return finished
     tokenizer = load_tokenizer(base_of(meta, base).folder)
     given = encode_rows(tokenizer, rows, settings.max_length)
     how = _fine_tuning(len(given.examples), meta["method"], settings, seed)
@@ -118,13 +119,14 @@ def _finished(folder: Path, job: dict[str, Any]) -> TrainedAdapter | None:
     return TrainedAdapter(folder, meta) if same else None
 
 
-def _prepare(work_dir: Path, job: dict[str, Any]) -> None:
-    """Leaves the checkpoints of the same training where they are, and takes those of another away."""
+def _prepare(work_dir: Path, job: dict[str, Any], *, done: bool) -> None:
+    """Leaves the checkpoints of the same training, unless it is done, and takes those of another away to begin."""
     path = work_dir / JOB
-    if path.is_file() and read_json(path) == job:
-        return
-    shutil.rmtree(work_dir, ignore_errors=True)
-    write_json(path, job)
+    same = path.is_file() and read_json(path) == job
+    if same == done:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    if not same and not done:
+        write_json(path, job)
 
 
 def _fine_tuning(num_rows: int, method: str, settings: TrainSettings, seed: int) -> FineTuning:
