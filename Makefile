@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup repro test test-fast lint ui bench lock clean
+.PHONY: setup repro test test-fast lint smoke metrics-diff ci ui bench lock clean
 
 setup: $(BIN)/.locked  ## the virtual environment from requirements.lock
 
@@ -29,6 +29,16 @@ lint: setup  ## style, types, and which way imports point
 	ruff format --check .
 	mypy
 	lint-imports
+
+ci: lint test smoke metrics-diff  ## what .github/workflows/ci.yml runs
+
+smoke: setup  ## the smoke study in a temporary copy; its metrics within tolerances of tests/reference
+	subspacelab sweep --force -S study=smoke
+	subspacelab metrics check study=smoke
+
+BASE ?= HEAD
+metrics-diff: setup  ## committed figures against those of BASE (a commit), as Markdown
+	dvc metrics diff --md $(BASE)
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	subspacelab ui

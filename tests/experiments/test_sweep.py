@@ -5,7 +5,7 @@ import pytest
 from subspacelab.cli import main
 from subspacelab.experiments import sweep
 from subspacelab.experiments.combinations import combine
-from subspacelab.experiments.report import differing, print_sweep
+from subspacelab.experiments.report import differing, fitting, print_sweep
 from subspacelab.experiments.sweep import require_success, run_sweep, show_plan
 
 TRIALS = combine(["rank=64,128,256"])
@@ -64,6 +64,13 @@ def test_the_table_has_a_row_per_trial_and_the_metrics_that_differ(dvc, capsys):
 def test_of_a_single_one_all_metrics_differ():
     assert differing([{"a": 1.0, "b": 2.0}]) == ["a", "b"]
     assert differing([{"a": 1.0}, {"a": 1.0, "b": 2.0}]) == ["b"]
+
+
+def test_as_many_columns_as_fit():
+    assert fitting(["abc", "de", "f"], 9) == ["abc", "de"]
+    assert fitting(["abc", "de", "f"], 12) == ["abc", "de", "f"]
+    assert fitting(["abc", "de"], 0) == ["abc"]
+    assert fitting([], 9) == []
 
 
 def test_without_dvc_one_line_says_so(monkeypatch, capsys):

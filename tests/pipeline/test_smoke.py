@@ -263,3 +263,32 @@ def test_an_input_edited_in_mid_run_is_not_filed_under_the_new_value(smoke_clone
     assert process.returncode != 0
     assert "params.yaml" in printed
     assert (clone.path / "dvc.lock").read_text() == lock
+
+
+def test_a_sweep_without_a_queue_leaves_out_what_exists_and_its_runs_are_linked(smoke_clone):
+    params = (smoke_clone.path / "params.yaml").read_bytes()
+    sweep = ("subspacelab", "sweep", "-S", "compare_rotations.k=2,3", "--targets", "compare_rotations")
+    planned = smoke_clone.run(*sweep, "--dry-run").stdout.splitlines()
+    assert [line.split()[:6] for line in planned] == [
+        ["dvc", "exp", "run", "--temp", "-n", f"compare_rotations.k={k}"] for k in (2, 3)
+    ]
+    printed = smoke_clone.run(*sweep)
+    assert "[2 of 2] compare_rotations.k=3" in printed.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in printed.stdout.splitlines() if "k=" in line}
+    assert [rows[f"compare_rotations.k={k}"][0] for k in (2, 3)] == ["done", "done"]
+    assert rows["compare_rotations.k=2"][1:] != rows["compare_rotations.k=3"][1:]  # the angles depend on k
+    for k in ("2", "3"):
+        run = of_experiment(smoke_clone, f"compare_rotations.k={k}")["compare_rotations"]
+        assert (run.info.status, run.data.params["compare_rotations.k"]) == ("FINISHED", k)
+
+    again = smoke_clone.run(*sweep).stdout
+    assert [line.split()[1] for line in again.splitlines() if "k=" in line] == ["there", "there"]
+    assert (smoke_clone.path / "params.yaml").read_bytes() == params
+    assert smoke_clone.status() == ""
+
+    smoke_clone.run("subspacelab", "runs", "sync")
+    named = smoke_clone.run("git", "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").stdout
+    for k in (2, 3):
+        name = f"compare_rotations.k={k}"
+        tags = of_experiment(smoke_clone, name)["compare_rotations"].data.tags
+        assert f"/{name} {tags['dvc.exp.rev']}" in named

@@ -1,7 +1,10 @@
 """Tables on the terminal: what a sweep gave, what `runs sync` and `runs reap` did."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from subspacelab.experiments.metrics import Difference
 from subspacelab.experiments.sweep import Outcome
@@ -11,13 +14,17 @@ if TYPE_CHECKING:  # both import MLflow, which a sweep may do without
     from subspacelab.experiments.sync import Synced
     from subspacelab.tracking.undelivered import Delivery
 
-_MOST = 8  # columns of metrics
-
 
 def differing(metrics: Sequence[Mapping[str, float]]) -> list[str]:
     """The names whose values are not the same in all of them; of a single one, all names."""
     names = sorted({name for found in metrics for name in found})
     return [name for name in names if len(metrics) < 2 or len({found.get(name) for found in metrics}) > 1]
+
+
+def fitting(names: Sequence[str], width: int) -> list[str]:
+    """As many of the names as stand side by side in `width` characters, two between them; at least the first."""
+    ends = list(accumulate(len(name) + 2 for name in names))
+    return [name for name, end in zip(names, ends, strict=True) if end <= width] or list(names[:1])
 
 
 def print_sweep(outcomes: Sequence[Outcome], metrics: Mapping[str, Mapping[str, float]]) -> None:
@@ -27,7 +34,8 @@ def print_sweep(outcomes: Sequence[Outcome], metrics: Mapping[str, Mapping[str, 
     """
     found = [metrics.get(outcome.trial.name, {}) for outcome in outcomes]
     names = differing([m for m in found if m])
-    shown = names[:_MOST]
+    longest = max(len(outcome.trial.name) for outcome in outcomes)
+    shown = fitting(names, Console().width - longest - len("status") - 4)
     rows = [
         [outcome.trial.name, outcome.status, *(show_number(m.get(name), 4) for name in shown)]
         for outcome, m in zip(outcomes, found, strict=True)
