@@ -56,6 +56,9 @@ def print_deliveries(deliveries: "Sequence[Delivery]") -> None:
 
 def print_synced(synced: "Sequence[Synced]") -> None:
     """A row per experiment: how many of its changed stages have runs of their own, others' runs, none."""
+    if not synced:
+        print("DVC has no experiments that have ended: see dvc exp show")
+        return
     rows = []
     for done in synced:
         links = done.links
@@ -72,6 +75,9 @@ def _name_of(run: Any) -> str:
 
 def print_reaped(dead: Sequence[Any]) -> None:
     """A row per run that was ended, of MLflow's type `Run`."""
+    if not dead:
+        print("no run of this host is dead")
+        return
     rows = [[run.info.run_id, run.info.run_name or "-", run.data.tags.get("pid", "-")] for run in dead]
     print_table("Dead runs of this host, now KILLED", ["run", "name", "pid"], rows)
 
