@@ -1,6 +1,6 @@
 """params.yaml and studies: what is accepted, and the one line for everything else."""
 
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 
 import pytest
 
@@ -78,3 +78,21 @@ def test_every_field_says_what_it_is():
 
     for config in (Decompose, CompareRotations):
         assert inspect.getsource(config).count('"""') >= 2 * (1 + len(fields(config)))
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Outer:
+    plain: Inner = field(default_factory=Inner)
+    perhaps: Inner | None = None
+
+
+@pytest.mark.parametrize("name", ["plain", "perhaps"])
+def test_a_key_that_a_dataclass_within_does_not_have_is_refused_too(name):
+    assert getattr(validate(Outer, {name: {"size": 2}}, "x"), name) == Inner(2)
+    with pytest.raises(ValueError, match=rf"x\.{name}\.sise: no such key, got 2; allowed are \['size'\]"):
+        validate(Outer, {name: {"sise": 2}}, "x")

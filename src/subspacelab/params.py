@@ -9,7 +9,7 @@ A stage's parameters are the union of both files' sections of that name: a key l
 import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -82,10 +82,7 @@ class Params:
 def validate(config: type[T], values: dict[str, Any], where: str) -> T:
     """`values` as an instance of `config`, or a one-line ValueError that names the key and the value got."""
     if is_dataclass(config):
-        allowed = [f.name for f in fields(config)]
-        unknown = sorted(values.keys() - set(allowed))
-        if unknown:
-            raise ValueError(f"{where}.{unknown[0]}: no such key, got {values[unknown[0]]!r}; allowed are {allowed}")
+        _require_known(config, values, where)
     try:
         # As JSON, for in strict mode only JSON may stand for a dataclass or a tuple.
         return TypeAdapter(config).validate_json(json.dumps(values, default=str), strict=True)
@@ -94,6 +91,18 @@ def validate(config: type[T], values: dict[str, Any], where: str) -> T:
         key = ".".join([where, *map(str, problem["loc"])])
         got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
         raise ValueError(f"{key}: {problem['msg']}{got}") from e
+
+
+def _require_known(config: type[Any], values: dict[str, Any], where: str) -> None:
+    """ValueError for a key that `config`, or a dataclass within it, does not have; pydantic would drop it."""
+    allowed = [f.name for f in fields(config)]
+    unknown = sorted(values.keys() - set(allowed))
+    if unknown:
+        raise ValueError(f"{where}.{unknown[0]}: no such key, got {values[unknown[0]]!r}; allowed are {allowed}")
+    for name, hint in get_type_hints(config).items():
+        inner = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
+        if isinstance(inner, type) and isinstance(values.get(name), dict):
+            _require_known(inner, values[name], f"{where}.{name}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from subspacelab.checkpoints import read_tensors, require_finite, resolve_refere
 from subspacelab.files import read_json, replace_folder, write_json
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.models.lora_factors import Factors, from_lora, original, residual, to_lora
-from subspacelab.models.lora_freeze import ADAPTER, lora_layers, set_trainable
+from subspacelab.models.lora_freeze import ADAPTER, lora_layers, quiet_peft, set_trainable
 
 META, WEIGHTS, CONFIG, INITIAL = (
     "nullspace.json",
@@ -75,7 +75,8 @@ def attach_adapter(model: Any, factors: Mapping[str, Factors], meta: dict[str, A
     with torch.no_grad(), torch.random.fork_rng():
         for name, f in factors.items():
             linears[name].weight.copy_(residual(linears[name].weight, f))
-        live: Any = get_peft_model(model, lora_config(list(factors), meta["rank"]))
+        with quiet_peft():
+            live: Any = get_peft_model(model, lora_config(list(factors), meta["rank"]))
         for name, layer in lora_layers(live):
             layer.lora_A[ADAPTER].weight.copy_(factors[name].B)  # type: ignore[operator]
             layer.lora_B[ADAPTER].weight.copy_(factors[name].A)  # type: ignore[operator]

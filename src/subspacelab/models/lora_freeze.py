@@ -1,6 +1,8 @@
 """Which parameters of a LoRA model train: an allow-list, and a down-projection that stays frozen."""
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import peft
@@ -10,6 +12,14 @@ ADAPTER = "default"
 """The name under which PEFT keeps our adapter."""
 DOWN, UP = "lora_A", "lora_B"
 """PEFT's names of B [r in] and A [out r]."""
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that peft 0.21 earns by asking transformers 5.23 for a property by its old name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def lora_layers(model: Any) -> Iterator[tuple[str, LoraLayer]]:

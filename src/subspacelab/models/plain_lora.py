@@ -1,6 +1,5 @@
 """An adapter as everybody loads it: plain PEFT on the original base."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from peft import PeftModel
 
 from subspacelab.models.causal_lm import load_causal_lm
+from subspacelab.models.lora_freeze import quiet_peft
 
 
 def load_plain(base: Path, adapter: Path, *, device: torch.device) -> Any:
@@ -16,8 +16,5 @@ def load_plain(base: Path, adapter: Path, *, device: torch.device) -> Any:
     Returned is the base's own class with LoRA layers in it, so that it generates as the base does.
     """
     model = load_causal_lm(base, device=device)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # peft 0.21 asks transformers 5.23 for a property by its old name
+    with quiet_peft():
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval().get_base_model()

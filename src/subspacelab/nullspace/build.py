@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from subspacelab.checkpoints import Source
 from subspacelab.data.text import read_texts
-from subspacelab.data.windows import Windows, token_windows
+from subspacelab.data.windows import Windows
 from subspacelab.devices import choose_device
 from subspacelab.linalg.null_space import null_space
 from subspacelab.models.lora_factors import Factors
@@ -128,18 +128,11 @@ def _require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) -
 
 
 def _windows(source: Source, settings: BuildSettings, seed: int) -> Windows:
-    from subspacelab.models.causal_lm import load_tokenizer
+    from subspacelab.nullspace.windows import text_windows
 
     assert settings.calib_dataset is not None
-    tokenizer = load_tokenizer(source.folder)
-    documents = tokenizer(read_texts(settings.calib_dataset), add_special_tokens=False, verbose=False)["input_ids"]
-    return token_windows(
-        documents,
-        num_windows=settings.calib_loader_size,
-        seq_len=settings.seq_len,
-        seed=seed,
-        separator=tokenizer.eos_token_id,
-    )
+    texts = read_texts(settings.calib_dataset)
+    return text_windows(source.folder, texts, settings.calib_loader_size, settings.seq_len, seed)
 
 
 def _starts(task: Task) -> tuple[dict[str, Factors], list[LayerReport]]:

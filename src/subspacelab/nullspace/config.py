@@ -1,7 +1,6 @@
 """What can be set for the stages of room 3."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,6 @@ class TrainSettings:
 class KnowledgeSettings:
     """By what old and new knowledge are told."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     facts: str
     """Rows {query, response} that the base was taught."""
     task: str
@@ -123,6 +120,8 @@ class KnowledgeSettings:
 class TrainAdapterConfig(TrainSettings):
     """Stage `train_adapter`: every adapter that was built of one method, and what it then knows."""
 
+    lr_by_method: dict[str, float] = field(default_factory=dict)
+    """Learning rates of methods that learn the task at another one than `lr`."""
     knowledge: KnowledgeSettings | None = None
     """How knowledge is measured afterwards; null leaves that out."""
 

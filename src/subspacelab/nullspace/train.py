@@ -37,7 +37,13 @@ from subspacelab.nullspace.places import CHECKPOINTS, TRAINED, base_of, require_
 from subspacelab.reports.progress import progress_bar
 
 JOB = "job.json"
-ELSEWHERE = ("data", "device", "save_steps", "knowledge")  # settings that change nothing in the result, or told apart
+ELSEWHERE = (
+    "data",
+    "device",
+    "save_steps",
+    "knowledge",
+    "lr_by_method",
+)  # settings that change nothing in the result, or told apart
 
 Log = Callable[[Mapping[str, float], int], None]
 

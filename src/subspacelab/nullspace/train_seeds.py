@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from subspacelab.data.instructions import read_instructions
 from subspacelab.devices import choose_device
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.knowledge import Knowledge, measure_knowledge
+from subspacelab.nullspace.methods import method_of
 from subspacelab.nullspace.outcome import record_training, track_knowledge, write_knowledge
 from subspacelab.nullspace.places import seed_folders
 from subspacelab.nullspace.train import TrainedAdapter, train_adapter
@@ -28,6 +30,9 @@ def train_seeds(
     """
     adapters = seed_folders(built)
     rows = read_instructions(settings.data)
+    for name in settings.lr_by_method:
+        method_of(name)  # a method that does not exist would be passed over without a word
+    settings = replace(settings, lr=settings.lr_by_method.get(built.name, settings.lr))
     results: dict[int, TrainedAdapter] = {}
     for seed, adapter in adapters.items():
         log = _prefixed(tracker.log_metrics, "" if not results else f"seed-{seed}/")
