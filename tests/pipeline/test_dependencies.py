@@ -66,6 +66,13 @@ def test_door_section_and_stage_share_one_name(stage):
     assert f"pipelines/{stage}.py" in STAGES[stage]["cmd"]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_plain_out_is_without_cache(stage):
+    # DVC keeps a stage with such an out from the run cache; metrics and plots may lie in git instead.
+    plain = [out for out in STAGES[stage].get("outs", []) if isinstance(out, dict)]
+    assert not [out for out in plain if next(iter(out.values())).get("cache") is False]
+
+
 @pytest.mark.parametrize("study", sorted(p.stem for p in (ROOT / "pipelines" / "studies").glob("*.yaml")))
 def test_every_study_can_be_read(study, tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("study: demo", f"study: {study}")
