@@ -51,4 +51,4 @@ lock:  ## resolve the versions anew (needs uv); torch names its own CUDA package
 		--no-annotate --no-header --no-emit-index-url | grep -vE '^(nvidia|cuda|triton)' > requirements.lock
 
 clean:  ## what the pipeline computed in this workspace; tracked runs (mlruns/) and the DVC cache stay
-	rm -rf data/checkpoints data/scenes data/svd .cache dvc_plots results log
+	rm -rf data/checkpoints data/corpus data/features data/lowrank data/nullspace data/scenes data/svd .cache dvc_plots results log
