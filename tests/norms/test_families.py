@@ -7,7 +7,8 @@ from tests.norms import zoo
 
 from subspacelab.checkpoints import open_checkpoint
 from subspacelab.norms.counts import expected_norms
-from subspacelab.norms.families import FAMILIES, detect_family
+from subspacelab.norms.detect import detect_family
+from subspacelab.norms.families import FAMILIES
 from subspacelab.norms.names import parse_norm
 from subspacelab.norms.survey import survey
 
@@ -128,6 +129,7 @@ def test_relatives_are_unknown_whatever_their_keys_look_like() -> None:
     "name",
     [
         *("visual.merger.ln_q", "model.transformer.ln_f", "vit.pre_ln", "vision_model.pre_layrnorm", "h.0.ln_1"),
+        "blocks.0.ln2",
         *("encoder.blocks.3.norm0", "encoder.blocks.3.norm1", "blocks.0.ff_norm", "resblocks.1.ffn_norm"),
         *("x.attention_norm", "model.layers.4.self_attn.kv_a_layernorm", "a.q_norm", "encoder.final_layernorm"),
         *("vision_model.head.layernorm", "norms.0", "stem_bn", "final_rms", "model.norm", "bert.LayerNorm"),

@@ -54,7 +54,15 @@ def test_the_tracker_gets_statistics_curves_and_pictures(kimi: Analysis, tmp_pat
     logged = tracker.metrics
     assert set(metrics) <= set(logged)
     assert [step for step, _ in sorted(logged["abs_mean/vision.norm0"])] == [0, 1, 2]
-    assert "kimi_token_norm" in logged
+    assert tracker.headline["kimi_token_norm"] == pytest.approx(token["norm_mean"], rel=1e-12)
+    assert set(tracker.headline) == {"kimi_token_norm", "kimi_patch_norm", "kimi_position_norm"}
+    assert sorted(tracker.artifacts) == ["pictures/embedding_norms.png", "pictures/norm_scales.png"]
+
+
+def test_names_that_a_tracker_would_refuse_are_made_trackable(kimi: Analysis) -> None:
+    tracker = MemoryTracker()
+    track_analysis(replace(kimi, name="my model (é) #2"), (), tracker)
+    assert "my model (_) #2_token_norm".translate(str.maketrans("()#", "___")) in tracker.headline
 
 
 def test_the_table_has_a_row_per_reported_layer(kimi: Analysis, tmp_path: Path) -> None:

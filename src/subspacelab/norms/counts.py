@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from subspacelab.norms.families import Extra, Family, Tower
+from subspacelab.norms.family import Extra, Family, Tower
 
 
 def expected_norms(

@@ -1,98 +1,8 @@
-"""The model families whose embeddings and norm layers are known: a table, and which row a checkpoint belongs to."""
+"""The table of known model families; names and counts are those of the files on the hub."""
 
-import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from subspacelab.norms.family import EmbeddingName, Extra, Family, Tower
 
-EmbeddingKind = Literal["token", "patch", "position", "class token"]
 MOONVIT_ROOT = r"(?:vision_tower\.|vision_model\.)?"
-
-
-@dataclass(frozen=True)
-class Extra:
-    """Norm layers that a model has only where its config says so."""
-
-    keys: tuple[str, ...]
-    """Dotted keys of config.json, the first that is there decides; truthy means present."""
-    per_block: int = 0
-    """How many more in each block."""
-    outside: int = 0
-    """How many more outside the blocks."""
-    default: bool = False
-    """What holds when config.json has none of the keys."""
-
-
-@dataclass(frozen=True)
-class Tower:
-    """A stack of blocks, or what joins two of them, and how many norm layers it has."""
-
-    name: str
-    """text, vision or projector."""
-    root: str
-    """Regular expression that the canonical names of its weights begin with."""
-    norm_type: str
-    """RMSNorm or LayerNorm; a file that says otherwise is believed, with a warning."""
-    per_block: int
-    """Norm layers in each block."""
-    outside: int
-    """Norm layers before, after and beside the blocks."""
-    depth_keys: tuple[str, ...] = ()
-    """Dotted keys of config.json that hold the number of blocks; the first that is there counts."""
-    default_depth: int | None = None
-    """The number of blocks when config.json leaves it out, as this family's code has it."""
-    extras: tuple[Extra, ...] = ()
-    """Norm layers that some models of the family have."""
-
-
-@dataclass(frozen=True)
-class EmbeddingName:
-    """Where an embedding is stored."""
-
-    kind: EmbeddingKind
-    """What is embedded."""
-    pattern: str
-    """Regular expression of the whole canonical name."""
-    continues: str | None = None
-    """Canonical name of the embedding whose last id is followed by this one's first."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """A row of the table."""
-
-    name: str
-    """The `model_type` of config.json, the usual one of the family."""
-    label: str
-    """What people call it."""
-    model_types: tuple[str, ...]
-    """Every `model_type` that means this family."""
-    architectures: tuple[str, ...]
-    """Class names in `architectures` that mean it, where there is no model_type."""
-    signature: tuple[str, ...]
-    """Regular expressions of canonical names, all of which are there, when config.json says nothing."""
-    absent: tuple[str, ...]
-    """And of names none of which is there."""
-    towers: tuple[Tower, ...]
-    """Its parts."""
-    embeddings: tuple[EmbeddingName, ...] = ()
-    """Its embeddings; none for SigLIP, of which the norm layers alone are studied."""
-    all_norms: bool = False
-    """Whether all norm layers are reported by default, not only the embedding-related ones."""
-
-
-@dataclass(frozen=True)
-class Detected:
-    """A checkpoint's family."""
-
-    family: Family | None
-    """None when it is none of the table."""
-    model_type: str
-    """The family's `model_type`, as config.json writes it where it does; `unknown` outside the table."""
-    found_by: str
-    """model_type, architectures, key names; or what is unknown."""
-
-
 SIGLIP_VISION = Tower(
     "vision",
     r"(?:vision_model\.)?(?!text_model\.)",
@@ -292,27 +202,3 @@ FAMILIES = (
         embeddings=MOONVIT_EMBEDDINGS,
     ),
 )
-
-
-def detect_family(config: Mapping[str, Any], names: Collection[str]) -> Detected:
-    """The family by `model_type`, without one by `architectures`, without both by the canonical `names`.
-
-    A `model_type` outside the table is unknown, whatever its keys look like: relatives differ in what matters here.
-    """
-    model_type = config.get("model_type")
-    if model_type:
-        family = next((f for f in FAMILIES if model_type in f.model_types), None)
-        return Detected(family, str(model_type) if family else "unknown", f"model_type {model_type}")
-    for name in config.get("architectures") or ():
-        family = next((f for f in FAMILIES if name in f.architectures), None)
-        if family:
-            return Detected(family, family.name, f"architectures {name}")
-    family = next((f for f in FAMILIES if _has_signature(f, names)), None)
-    return Detected(family, family.name if family else "unknown", "the names of its weights")
-
-
-def _has_signature(family: Family, names: Collection[str]) -> bool:
-    def there(pattern: str) -> bool:
-        return any(re.fullmatch(pattern, name) for name in names)
-
-    return all(there(p) for p in family.signature) and not any(there(p) for p in family.absent)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-NORM = re.compile(r"norm|layrnorm|^(?:\w+_)?ln(?:_\w+)?$|_(?:bn|rms)$", re.IGNORECASE)
+NORM = re.compile(r"norm|layrnorm|^(?:\w+_)?ln\d*(?:_\w+)?$|_(?:bn|rms)$", re.IGNORECASE)
 """The last part of a norm layer's name: also ln_q, ln_f, pre_ln, and CLIP's misspelt pre_layrnorm."""
 
 SCALES = {"weight": "bias", "gamma": "beta"}
@@ -37,7 +37,8 @@ def parse_norm(name: str, num_dims: int) -> NormName | None:
     """The norm layer whose scale is stored as `name`; None for any other tensor.
 
     A norm's scale is one-dimensional, its leaf is `weight`, and the part before says norm (trailing indices, as in
-    `norms.0`, are skipped). Measured on 51,318 norm layers of 553 architectures: 0.27 % missed, nothing taken wrongly.
+    `norms.0`, are skipped). On the 553 architectures that transformers 5.23 builds from default configs it finds 51,608 norm layers,
+    misses 138 (nameless members of a Sequential, BatchNorms called identity), and takes nothing wrongly.
     """
     layer, _, leaf = name.rpartition(".")
     if num_dims != 1 or leaf not in SCALES:

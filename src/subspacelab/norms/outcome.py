@@ -1,5 +1,6 @@
 """What comes of an analysis: JSON, pictures, a table for several models, and what the tracker keeps."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from subspacelab.norms.depth import depth_curves
 from subspacelab.norms.pictures.comparison import draw_comparison
 from subspacelab.norms.pictures.depth import draw_norm_scales
 from subspacelab.norms.pictures.embeddings import draw_embedding_norms
-from subspacelab.norms.results import Analysis, Embedding
+from subspacelab.norms.results import Analysis
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
@@ -39,9 +40,10 @@ def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Track
     tracker.log_metrics(flat_metrics(analysis))
     for curve in depth_curves(analysis.norms):
         for block, abs_mean in zip(curve.blocks, curve.abs_means, strict=True):
-            tracker.log_metrics({curve.metric: abs_mean}, block)
+            tracker.log_metrics({trackable(curve.metric): abs_mean}, block)
+    first = {e.layer.kind: e for e in reversed(analysis.embeddings)}
     tracker.log_headline(
-        {f"{analysis.name}_{e.layer.kind.replace(' ', '_')}_norm": e.to_json()["norm_mean"] for e in _first(analysis)}
+        {trackable(f"{analysis.name}_{kind}_norm"): float(e.vectors.norms.mean()) for kind, e in first.items()}
     )
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
@@ -50,21 +52,13 @@ def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Track
 def flat_metrics(analysis: Analysis) -> dict[str, float]:
     """`<statistic>/<layer>` -> value of every number in the report that is not a list, and the two totals."""
     report = analysis.to_json()
-    totals = {key: float(report[key]) for key in ("total_embedding_layers", "total_norm_layers")}
-    layers = {**report["embedding_layers"], **report["norm_layers"]}
-    flat = {f"{key}/{name}": value for name, entry in layers.items() for key, value in entry.items()}
-    biases = {
-        f"bias_{key}/{name}": value
-        for name, entry in report["norm_layers"].items()
-        for key, value in (entry["bias"] or {}).items()
-    }
-    numbers = (flat | biases).items()
-    return totals | {key: float(value) for key, value in numbers if isinstance(value, int | float)}
+    flat = {key: report[key] for key in ("total_embedding_layers", "total_norm_layers")}
+    for layer, entry in (report["embedding_layers"] | report["norm_layers"]).items():
+        biases = {f"bias_{key}": value for key, value in (entry.get("bias") or {}).items()}
+        flat |= {trackable(f"{key}/{layer}"): value for key, value in (entry | biases).items() if key != "block"}
+    return {key: float(value) for key, value in flat.items() if isinstance(value, int | float)}
 
 
-def _first(analysis: Analysis) -> list[Embedding]:
-    """The first embedding of each kind."""
-    kinds: dict[str, Embedding] = {}
-    for embedding in analysis.embeddings:
-        kinds.setdefault(embedding.layer.kind, embedding)
-    return list(kinds.values())
+def trackable(name: str) -> str:
+    """A metric's name with `_` for what a tracker does not allow, such as the brackets of a folder's name."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)

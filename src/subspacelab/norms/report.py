@@ -39,7 +39,7 @@ def print_comparison(analyses: Sequence[Analysis], console: Console | None = Non
         scale = f"{sum(scales) / len(scales):.4f}" if scales else "-"
         counts = [str(len(analysis.embeddings)), str(len(analysis.norms))]
         rows.append([analysis.name, analysis.survey.detected.model_type, *counts, *norms, scale])
-    columns = ["model", "family", "embeddings", "norm layers", "norm mean", "norm std", "mean |scale|"]
+    columns = ["model", "family", "emb", "norms", "norm mean", "norm std", "|scale|"]
     print_table("Comparison", columns, rows, console=console or Console())
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from subspacelab.checkpoints import Checkpoint, canonical_name
 from subspacelab.norms.counts import expected_norms
-from subspacelab.norms.families import Detected, EmbeddingKind, EmbeddingName, Tower, detect_family
+from subspacelab.norms.detect import Detected, detect_family
+from subspacelab.norms.family import EmbeddingKind, EmbeddingName, Tower
 from subspacelab.norms.names import NormName, parse_norm
 
 # For families outside the table: lookup tables and patch projections by their usual names.
