@@ -37,9 +37,7 @@ def parse_norm(name: str, num_dims: int) -> NormName | None:
     """The norm layer whose scale is stored as `name`; None for any other tensor.
 
     A norm's scale is one-dimensional, its leaf is `weight`, and the part before says norm (trailing indices, as in
-    `norms.0`, are skipped). On the 553 architectures that transformers 5.23 builds from default configs it finds
-    51,608 norm layers, misses 138 (nameless members of a Sequential, BatchNorms called identity), and takes nothing
-    wrongly.
+    `norms.0`, are skipped). What it misses: nameless members of a Sequential, BatchNorms called identity.
     """
     layer, _, leaf = name.rpartition(".")
     if num_dims != 1 or leaf not in SCALES:

@@ -38,6 +38,8 @@ def _draw_tower(axes: Axes, curves: list[Curve], single: list[Norm]) -> None:
         axes.axhline(norm.scale.abs_mean, color=GREY, linestyle=LINES[i % len(LINES)], linewidth=1, label=label)
     if max(values) > 20 * min(values):
         log_if_positive(axes, values, plain=True)
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
