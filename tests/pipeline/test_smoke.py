@@ -9,11 +9,13 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 from ruamel.yaml import YAML
+from tests.documents import READMES, read_blocks
 
 pytestmark = pytest.mark.slow
 
@@ -292,3 +294,17 @@ def test_a_sweep_without_a_queue_leaves_out_what_exists_and_its_runs_are_linked(
         name = f"compare_rotations.k={k}"
         tags = of_experiment(smoke_clone, name)["compare_rotations"].data.tags
         assert f"/{name} {tags['dvc.exp.rev']}" in named
+
+
+def test_the_readme_s_commands_on_what_the_pipeline_made_run_as_they_stand(smoke_clone):
+    blocks = [block for block in read_blocks(READMES[0]) if block.demo]
+    for block in blocks:
+        commands = [[sys.executable, "-c", block.body]] if block.language == "python" else block.commands
+        for command in commands:
+            smoke_clone.run(*command, TRACKING="off")
+    ran = {tuple(command[1:3]) for block in blocks for command in block.commands if block.language == "bash"}
+    assert {room for room, _ in ran} == {"rotation", "lowrank", "nullspace", "norms"}
+    made = {path.relative_to(smoke_clone.path / "results").as_posix() for path in smoke_clone.path.glob("results/**/*")}
+    expected = {"rotation/layers.csv", "comparison/comparison.csv", "adapter/adapter_config.json", "trained.json"}
+    assert made >= expected | {"before-after/compare_stats.csv", "norms.json", "norms/comparison.csv"}
+    assert smoke_clone.status() == ""
