@@ -301,7 +301,8 @@ def test_the_readme_s_commands_on_what_the_pipeline_made_run_as_they_stand(smoke
     for block in blocks:
         commands = [[sys.executable, "-c", block.body]] if block.language == "python" else block.commands
         for command in commands:
-            smoke_clone.run(*command, TRACKING="off")
+            done = smoke_clone.run(*command, check="compare-stats" not in command, TRACKING="off")
+            assert done.returncode in (0, 3), done.stderr  # 3: an expectation of the adapter failed, which is an answer
     ran = {tuple(command[1:3]) for block in blocks for command in block.commands if block.language == "bash"}
     assert {room for room, _ in ran} == {"rotation", "lowrank", "nullspace", "norms"}
     made = {path.relative_to(smoke_clone.path / "results").as_posix() for path in smoke_clone.path.glob("results/**/*")}
