@@ -1,7 +1,7 @@
 """`subspacelab sweep`, `subspacelab runs ...`, `subspacelab metrics ...`: DVC's experiments and their tracked runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def _figures(names: set[str]) -> "Mapping[str, Mapping[str, float]]":
     from importlib.util import find_spec
 
     from subspacelab.experiments.listing import read_experiments
-    from subspacelab.tracking.runs import open_store, tracking_wanted, usable_store
+    from subspacelab.tracking.runs import tracking_wanted
 
     experiments = [experiment for experiment in read_experiments() if experiment.name in names]
     tracked: Mapping[str, Mapping[str, float]] = {}
@@ -66,12 +66,19 @@ def _figures(names: set[str]) -> "Mapping[str, Mapping[str, float]]":
         from subspacelab.experiments.sync import headlines
         from subspacelab.tracking.mlflow_tracker import one_line
 
-        uri = usable_store()
-        with open_store(uri, []) as (client, _):
-            pass
+        uri, client, _ = _connected([])
         with one_line(uri):
             tracked = headlines(client, experiments)
     return {e.name: tracked.get(e.name) or e.metrics for e in experiments}
+
+
+def _connected(names: list[str]) -> tuple[str, Any, dict[str, str]]:
+    """The store's URI, its client and the experiments' ids; the store's lock is let go, since the work may be long."""
+    from subspacelab.tracking.runs import open_store, usable_store
+
+    uri = usable_store()
+    with open_store(uri, names) as (client, ids):
+        return uri, client, ids
 
 
 @runs.command()
@@ -96,12 +103,9 @@ def sync(
     from subspacelab.experiments.report import print_deliveries, print_synced
     from subspacelab.experiments.sync import sync_experiments
     from subspacelab.tracking.mlflow_tracker import one_line
-    from subspacelab.tracking.runs import open_store, usable_store
     from subspacelab.tracking.undelivered import deliver_undelivered
 
-    uri = usable_store()
-    with open_store(uri, ["pipeline"]) as (client, ids):
-        pass
+    uri, client, ids = _connected(["pipeline"])
     with one_line(uri):
         deliveries = deliver_undelivered(client, uri)
     if deliveries:
