@@ -1,10 +1,14 @@
 """Files and folders appear whole or not at all."""
 
 import hashlib
+import multiprocessing
+import time
 
 import pytest
+import torch
 
-from subspacelab.files import read_json, replace_folder, sha256_file, write_beside, write_json
+from subspacelab.checkpoints import write_tensors
+from subspacelab.files import read_json, remove_partials, replace_folder, sha256_file, write_beside, write_json
 
 
 def test_json_round_trip_is_sorted_and_repeatable(tmp_path):
@@ -32,6 +36,25 @@ def test_a_folder_is_replaced_whole(tmp_path):
         (partial / "half").write_text("half")
         raise RuntimeError("killed")
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["f", "f/new"]
+
+
+def write_for_ever(path):
+    while True:
+        write_tensors(path, {"w": torch.zeros(1 << 22)})
+
+
+@pytest.mark.parametrize("moment", [0.02, 0.05, 0.1])
+def test_what_a_kill_leaves_of_a_tensor_file_is_all_found(tmp_path, moment):
+    # safetensors writes to a file of a name of its own beside the one it was given
+    child = multiprocessing.get_context("fork").Process(target=write_for_ever, args=[tmp_path / "w.safetensors"])
+    child.start()
+    while not list(tmp_path.rglob("*.partial/*")):
+        time.sleep(0.001)
+    time.sleep(moment)
+    child.kill()
+    child.join()
+    remove_partials(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} <= {"w.safetensors"}
 
 
 def test_broken_json_is_one_line_that_names_the_file(tmp_path):

@@ -9,32 +9,46 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial"  # ends the name of every folder that holds what is not yet whole
+
 
 @contextmanager
 def write_beside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the folder of `path`; renames it over `path` on success, removes it on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Yields a path of the same name in a folder of its own; moves it to `path` on success, removes it on failure.
+
+    A folder, because some writers (safetensors) themselves write to a file of another name and rename it: a kill
+    leaves theirs too where `remove_partials` finds it.
+    """
+    with _partial_folder(path) as folder:
+        yield folder / path.name
+        os.replace(folder / path.name, path)
 
 
 @contextmanager
 def replace_folder(final: Path) -> Iterator[Path]:
     """Yields an empty folder beside `final`; it takes the place of `final` on success and goes on failure."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    with _partial_folder(final) as folder:
+        (folder / final.name).mkdir()
+        yield folder / final.name
+        if final.exists():
+            os.replace(final, folder / "replaced")  # renamed, not removed here: a kill finds the old one or the new
+        os.replace(folder / final.name, final)
+
+
+@contextmanager
+def _partial_folder(path: Path) -> Iterator[Path]:
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
         yield partial
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial, final)
     finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed processes left half-written below `folder`; only for who knows that nobody writes there."""
+    for partial in list(folder.rglob(f".*{PARTIAL}")):
         shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from subspacelab.files import sha256_file
+from subspacelab.files import remove_partials, sha256_file
 from subspacelab.params import PARAMS, STUDIES, Study, read_params, read_yaml
 from subspacelab.tracking import InputGuard, Tracker, main_root, open_stage_run
 
@@ -143,5 +143,6 @@ def continued_folder(stage: str, name: str) -> Iterator[Path]:
         except BlockingIOError:
             folder = root / f"{name}-{os.getpid()}"
         folder.mkdir(exist_ok=True)
+        remove_partials(folder)
         yield folder
         shutil.rmtree(folder)

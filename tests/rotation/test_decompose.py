@@ -139,8 +139,9 @@ def test_another_rank_or_method_is_redone(checkpoint: Path, tmp_path: Path) -> N
 
 def test_leftovers_of_a_killed_run_are_removed(checkpoint: Path, done: Decomposition, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
-    folder.mkdir()
-    (folder / f".{ONE}.safetensors.123.partial").write_bytes(b"half")
+    partial = folder / f".{ONE}.safetensors.123.partial"
+    partial.mkdir(parents=True)
+    (partial / ".tmp8fQ2").write_bytes(b"half")
     run(checkpoint, tmp_path)
     assert contents(folder) == contents(done.folder)
 

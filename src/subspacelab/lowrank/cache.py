@@ -15,7 +15,7 @@ from PIL import Image
 from subspacelab.checkpoints import Source, write_tensors
 from subspacelab.data.pictures import Picture, SquarePicture, count_pictures, read_pictures, square
 from subspacelab.distributed import processes
-from subspacelab.files import read_json, sha256_file, write_beside, write_json
+from subspacelab.files import read_json, remove_partials, sha256_file, write_beside, write_json
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 from subspacelab.reports.progress import progress_bar
@@ -187,7 +187,8 @@ def _write_parquet(path: Path, table: pd.DataFrame) -> None:
 
 
 def _remove_leftovers(folder: Path, num_shards: int) -> None:
-    """Shards of an earlier, larger cache."""
+    """Shards of an earlier, larger cache, and what a killed run left half-written."""
+    remove_partials(folder)
     current = {_record_path(folder, number).stem for number in range(num_shards)}
     for record in folder.glob("features-*.json"):
         if record.stem not in current:

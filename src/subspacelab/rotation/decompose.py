@@ -11,6 +11,7 @@ import torch
 from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, require_finite
 from subspacelab.devices import choose_device
 from subspacelab.distributed import Processes, processes, split_by_cost
+from subspacelab.files import remove_partials
 from subspacelab.linalg.svd import svd
 from subspacelab.linalg.svd_errors import orthogonality_error, reconstruction_error
 from subspacelab.reports.progress import progress_bar
@@ -143,9 +144,10 @@ def _finish(folder: Path, plan: Plan, source: Source) -> None:
     if len(complete) < len(records):
         missing = next(name for name, record in records.items() if record is None)
         raise ValueError(f"{folder}: factors of {missing!r} are missing though the work is done; run it again")
+    remove_partials(folder)
     current = {record.file for record in complete.values()}
-    for path in folder.iterdir():
-        if path.suffix in (".safetensors", ".partial") and path.name not in current:
+    for path in folder.glob("*.safetensors"):
+        if path.name not in current:
             path.unlink()
     # A folder's path would tie the result to one machine: its name says what it was.
     reference = source.name if Path(source.reference).is_absolute() else source.reference

@@ -1,7 +1,6 @@
 """A client of MLflow opened once per process, and the Tracker that speaks to it."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
+from subspacelab.files import write_beside
 from subspacelab.tracking.mlflow_records import deliver, first_line
 from subspacelab.tracking.outbox import Outbox
 from subspacelab.tracking.protocol import ModelFiles, flatten, require_name
@@ -50,12 +50,8 @@ def preload(uri: str) -> None:
 def _create_database(database: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    partial = database.with_name(f".{database.name}.{os.getpid()}.partial")
-    try:
+    with write_beside(database) as partial:
         SqlAlchemyStore(f"sqlite:///{partial}", (database.parent / "artifacts").as_uri()).engine.dispose()
-        os.replace(partial, database)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
