@@ -52,7 +52,8 @@ def test_after_a_break_only_the_rest_is_asked_for(hub: RangeHub) -> None:
     starts = [int(match[1]) for match in asked if match]
     # How much of what was sent before a break arrives is the network's affair; what has arrived is not asked for again.
     assert len(starts) == len(hub.requests) >= 3
-    assert starts == sorted(set(starts)) and starts[0] == 0
+    assert starts == sorted(set(starts))
+    assert starts[0] == 0
 
 
 @pytest.mark.parametrize(
