@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from subspacelab.tracking import MemoryTracker, ModelFiles, NullTracker, Tracker, open_run, open_stage_run
-from subspacelab.tracking.protocol import flatten, require_name
+from subspacelab.tracking.protocol import flatten, pinned, require_name
 
 
 def test_importing_does_nothing(tmp_path):
@@ -87,6 +89,12 @@ def test_names_the_store_takes(name):
 def test_names_the_store_refuses_are_refused_at_once(name):
     with pytest.raises(ValueError, match="metric name .* cannot be tracked"):
         MemoryTracker().log_metrics({name: 1.0})
+
+
+def test_requirements_are_this_package_and_others_at_the_versions_that_run():
+    own, other = pinned("torch")
+    assert own == f"subspacelab=={version('subspacelab')}"
+    assert torch.__version__.startswith(other.removeprefix("torch=="))  # PyPI's name of a wheel leaves "+cu130" out
 
 
 def test_nested_params_become_dotted():

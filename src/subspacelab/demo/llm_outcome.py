@@ -1,6 +1,5 @@
 """What comes of the llm's stage, beside the checkpoint: its figures for people, a model for MLflow."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 def record_llm(folder: Path, corpus: Path, tracker: "Tracker") -> None:
     """Asks a trained llm what it knows, writes the figures, and logs them and the model."""
-    from subspacelab.tracking.protocol import ModelFiles
+    from subspacelab.tracking.protocol import ModelFiles, pinned
 
     figures = report_llm(folder, corpus, REPORTS / f"{folder.name}.json")
     tracker.log_metrics(figures)
@@ -23,7 +22,7 @@ def record_llm(folder: Path, corpus: Path, tracker: "Tracker") -> None:
             name=folder.name,
             folder=folder,
             code=Path(__file__).with_name("llm_served.py"),
-            pip_requirements=[f"{p}=={version(p)}" for p in ("subspacelab", "torch", "transformers", "safetensors")],
+            pip_requirements=pinned("torch", "transformers", "safetensors"),
             metrics=figures,
         )
     )

@@ -1,6 +1,5 @@
 """What comes of a checkpoint stage, beside the checkpoint: figures and a picture for people, a model for MLflow."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ def record_checkpoint(
 
     `before` is the checkpoint that it was continued from: the gain over it is paired, scene by scene.
     """
-    from subspacelab.tracking.protocol import ModelFiles
+    from subspacelab.tracking.protocol import ModelFiles, pinned
 
     picture = folder / "predicted_boxes.png"
     figures = report_checkpoint(
@@ -32,7 +31,7 @@ def record_checkpoint(
             name=folder.name,
             folder=folder,
             code=Path(__file__).with_name("served.py"),
-            pip_requirements=[f"{p}=={version(p)}" for p in ("subspacelab", "torch", "transformers", "safetensors")],
+            pip_requirements=pinned("torch", "transformers", "safetensors"),
             metrics=figures,
         )
     )

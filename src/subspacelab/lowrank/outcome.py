@@ -1,6 +1,5 @@
 """What comes of a training beside the weights: pictures for people, a model for the tracker."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,7 @@ def draw_training(result: TrainingResult, features: Features) -> list[Path]:
 
 def record_training(result: TrainingResult, features: Features, tracker: "Tracker") -> None:
     """Logs headline metrics, pictures and the best model (the curves were logged epoch by epoch)."""
-    from subspacelab.tracking.protocol import ModelFiles
+    from subspacelab.tracking.protocol import ModelFiles, pinned
 
     arch = result.folder.name
     tracker.log_metrics(result.metrics, result.progress.best_epoch)
@@ -60,7 +59,7 @@ def record_training(result: TrainingResult, features: Features, tracker: "Tracke
             folder=result.folder,
             files=[f"{BEST_MODEL}.safetensors", f"{BEST_MODEL}.json"],
             code=Path(__file__).with_name("served.py"),
-            pip_requirements=[f"{p}=={version(p)}" for p in ("subspacelab", "torch", "safetensors", "numpy")],
+            pip_requirements=pinned("torch", "safetensors", "numpy"),
             metrics=result.metrics,
             step=result.progress.best_epoch,
             tensors=((tokens, dim), (tokens, dim)),

@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ from subspacelab.params import validate
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
-
-REQUIREMENTS = ("subspacelab", "torch", "transformers", "peft", "safetensors")
 
 SMALL = 256 << 20
 """Bytes up to which a base that is no commit of the hub goes along with its adapter; a larger one is pointed to."""
@@ -45,7 +42,7 @@ def record_training(
     result: TrainedAdapter, knowledge: Knowledge | None, tracker: "Tracker", *, base: str | None = None
 ) -> None:
     """Logs a trained adapter's numbers, with the seed as the step, and the adapter as a model that carries its base."""
-    from subspacelab.tracking.protocol import ModelFiles
+    from subspacelab.tracking.protocol import ModelFiles, pinned
 
     meta = result.meta
     metrics = result.metrics | (asdict(knowledge) if knowledge else {})
@@ -58,7 +55,7 @@ def record_training(
                 name=f"nullspace_{meta['method']}_seed_{meta['seed']}",
                 folder=folder,
                 code=Path(__file__).with_name("served.py"),
-                pip_requirements=[f"{p}=={version(p)}" for p in REQUIREMENTS],
+                pip_requirements=pinned("torch", "transformers", "peft", "safetensors"),
                 params={"method": meta["method"], "rank": meta["rank"], "seed": meta["seed"], "base": meta["base"]},
                 metrics=metrics,
                 step=meta["trained"]["steps"],

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +24,7 @@ class ModelFiles:
     code: Path
     """A Python file ending in `mlflow.models.set_model(...)`; type hints on its `predict` give the signature."""
     pip_requirements: Sequence[str]
-    """What the code needs, with versions; never inferred, since that loads the model in a subprocess."""
+    """What the code needs (`pinned`); never inferred, since that loads the model in a subprocess."""
     params: Mapping[str, object] = field(default_factory=dict)
     """What the model was made with."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -63,6 +64,11 @@ class Tracker(Protocol):
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Records labels that runs are searched by."""
+
+
+def pinned(*packages: str) -> list[str]:
+    """Requirements of this package and `packages` at the versions installed here, such as `torch==2.11.0`."""
+    return [f"{name}=={version(name)}" for name in ("subspacelab", *packages)]
 
 
 def require_name(name: str, kind: str) -> str:
