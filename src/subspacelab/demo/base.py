@@ -15,31 +15,25 @@ from subspacelab.demo.pool import ScenePool, render_scenes, scene_pool
 from subspacelab.demo.prompts import box_bins, encode_prompts
 from subspacelab.demo.scenes import split_seed
 from subspacelab.demo.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer, write_tokenizer
+from subspacelab.demo.training import GroundingTraining
 from subspacelab.files import replace_folder
 from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, save_qwen_vl, vision_tokens
-from subspacelab.training.fit import FitPlan, Log, fit
+from subspacelab.training.fit import Log, fit
 from subspacelab.training.muon import muon_adamw
-from subspacelab.training.schedule import one_cycle
 
 
 @dataclass(frozen=True)
-class BaseTraining:
+class BaseTraining(GroundingTraining):
     """How the base checkpoint is trained."""
 
     steps: int = 500
     """Optimizer steps."""
+    snapshot_every: int = 50
+    """Steps between snapshots."""
     batch_size: int = 8
     """Pictures per step."""
     pool: int = 2048
     """Scenes rendered before training; drawn in a new random order for every pass."""
-    size: int = 224
-    """Pixels per side while training."""
-    learning_rate: float = 1e-3
-    """Peak of the one-cycle schedule."""
-    muon_scale: float = 20.0
-    """Muon's learning rate over AdamW's."""
-    clip: float = 1.0
-    """Largest gradient norm."""
     bin_width: float = 0.5
     """Standard deviation, in bins, of the soft location targets; 0 for one-hot."""
     map_weight: float = 1.0
@@ -52,14 +46,6 @@ class BaseTraining:
     """Weight of VICReg's covariance term."""
     initializer_range: float = 0.02
     """Standard deviation of fresh weights."""
-    held_out: int = 128
-    """Held-out scenes in the curve of IoU."""
-    held_out_every: int = 100
-    """Steps between its points."""
-    snapshot_every: int = 50
-    """Steps between snapshots."""
-    evaluated: int = 512
-    """Held-out scenes in the figures of the finished checkpoint."""
     sizes: QwenVLSizes = field(default_factory=QwenVLSizes)
     """The model's sizes."""
 
@@ -81,21 +67,14 @@ def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed
     snapshot = work_dir / "snapshot.pt"
 
     def after_step(done: int) -> None:
-        if done % training.held_out_every == 0 or done == training.steps:
+        if training.is_due(training.held_out_every, done):
             log({"held_out_iou": evaluate(model, tokenizer, held_out).mean_iou}, done)
 
     fit(
         learner,
         muon_adamw(learner, learning_rate=training.learning_rate, scale=training.muon_scale, weight_decay=0.01),
         lambda step: _loss(learner, tokenizer, _batch(pool, training, seed, step), training),
-        FitPlan(
-            num_steps=training.steps,
-            learning_rate=lambda step: one_cycle(step, training.steps, peak=training.learning_rate),
-            clip=training.clip,
-            snapshot=snapshot,
-            snapshot_every=training.snapshot_every,
-            fingerprint=f"base {seed} {training}",
-        ),
+        training.plan(snapshot, name=f"base {seed}"),
         log=log,
         after_step=after_step,
     )

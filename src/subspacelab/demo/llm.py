@@ -15,38 +15,32 @@ from subspacelab.data.instructions import Instruction, prompt_of, read_instructi
 from subspacelab.data.text import paragraphs
 from subspacelab.data.windows import Windows, token_windows
 from subspacelab.demo.llm_tokenizer import BOS_ID, EOS_ID, PAD_ID, build_llm_tokenizer, write_llm_tokenizer
+from subspacelab.demo.training import Training
 from subspacelab.files import replace_folder
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
-from subspacelab.training.fit import FitPlan, Log, fit
-from subspacelab.training.schedule import one_cycle
+from subspacelab.training.fit import Log, fit
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
-class LlmTraining:
+class LlmTraining(Training):
     """How the demo llm is trained."""
 
-    steps: int = 200
-    """Optimizer steps."""
+    learning_rate: float = 2e-3
+    """Peak of the one-cycle schedule, AdamW's."""
     questions: int = 48
     """Questions per step; the loss is on the answers."""
     windows: int = 8
     """Windows of text per step; the loss is on every token."""
     seq_len: int = 96
     """Tokens of a window."""
-    learning_rate: float = 2e-3
-    """Peak of the one-cycle schedule, AdamW's."""
     weight_decay: float = 0.01
     """AdamW's."""
-    clip: float = 1.0
-    """Largest gradient norm."""
     vocab_size: int = 800
     """Tokens, at most."""
     recall_every: int = 25
     """Steps between the points of the curve of recall."""
-    snapshot_every: int = 25
-    """Steps between snapshots."""
     sizes: LlamaSizes = field(default_factory=LlamaSizes)
     """The model's sizes."""
 
@@ -97,21 +91,14 @@ def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTr
         return answer + text, {"answer_loss": answer, "text_loss": text}
 
     def after_step(done: int) -> None:
-        if done % training.recall_every == 0 or done == training.steps:
+        if training.is_due(training.recall_every, done):
             log({"recall": float(recalled(model, lessons).float().mean())}, done)
 
     fit(
         model,
         torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=training.weight_decay),
         loss_of,
-        FitPlan(
-            num_steps=training.steps,
-            learning_rate=lambda step: one_cycle(step, training.steps, peak=training.learning_rate),
-            clip=training.clip,
-            snapshot=snapshot,
-            snapshot_every=training.snapshot_every,
-            fingerprint=f"llm {seed} {training}",
-        ),
+        training.plan(snapshot, name=f"llm {seed}"),
         log=log,
         after_step=after_step,
     )

@@ -15,15 +15,15 @@ from subspacelab.demo.rewards import REWARDS
 from subspacelab.demo.rollout import sample_boxes, score_boxes
 from subspacelab.demo.scenes import scene, split_seed
 from subspacelab.demo.tokenizer import DemoTokenizer, read_tokenizer, write_tokenizer
+from subspacelab.demo.training import GroundingTraining
 from subspacelab.files import replace_folder, sha256_file
 from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
-from subspacelab.training.fit import FitPlan, Log, fit
+from subspacelab.training.fit import Log, fit
 from subspacelab.training.muon import muon_adamw
-from subspacelab.training.schedule import one_cycle
 
 
 @dataclass(frozen=True)
-class RlTraining:
+class RlTraining(GroundingTraining):
     """How one reinforcement stage is trained."""
 
     reward: str = "iou"
@@ -36,24 +36,16 @@ class RlTraining:
     """Boxes sampled per scene."""
     temperature: float = 0.5
     """The policy is softmax(logits / temperature): near the greedy box, which is what the checkpoint is judged by."""
-    size: int = 224
-    """Pixels per side while training."""
     learning_rate: float = 1e-4
-    """Peak of the one-cycle schedule, of AdamW."""
-    muon_scale: float = 20.0
-    """Muon's learning rate over AdamW's."""
+    """Peak of the one-cycle schedule, AdamW's."""
     kl_weight: float = 0.02
     """Weight of KL(policy || the checkpoint that the stage starts from)."""
     clip: float = 10.0
     """Largest gradient norm."""
-    held_out: int = 128
-    """Held-out scenes in the curve of IoU."""
     held_out_every: int = 40
-    """Steps between its points."""
+    """Steps between the points of the curve of IoU."""
     snapshot_every: int = 20
     """Steps between snapshots."""
-    evaluated: int = 512
-    """Held-out scenes in the figures of the finished checkpoint."""
 
 
 def train_rl(
@@ -77,7 +69,7 @@ def train_rl(
     log(_held_out_curves(before, before), 0)
 
     def after_step(done: int) -> None:
-        if done % training.held_out_every == 0 or done == training.steps:
+        if training.is_due(training.held_out_every, done):
             log(_held_out_curves(before, evaluate(model, tokenizer, held_out)), done)
 
     snapshot = work_dir / "snapshot.pt"
@@ -85,14 +77,7 @@ def train_rl(
         model,
         muon_adamw(model, learning_rate=training.learning_rate, scale=training.muon_scale),
         lambda step: _loss((model, reference), tokenizer, training, split_seed(seed, stage), step),
-        FitPlan(
-            num_steps=training.steps,
-            learning_rate=lambda step: one_cycle(step, training.steps, peak=training.learning_rate),
-            clip=training.clip,
-            snapshot=snapshot,
-            snapshot_every=training.snapshot_every,
-            fingerprint=f"{stage} {seed} {training} {_weights_digest(base_folder)}",
-        ),
+        training.plan(snapshot, name=f"{stage} {seed} {_weights_digest(base_folder)}"),
         log=log,
         after_step=after_step,
     )

@@ -1,0 +1,34 @@
+"""What the demo's trainings set alike."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from subspacelab.demo.base import BaseTraining
+from subspacelab.demo.llm import LlmTraining
+from subspacelab.demo.reinforce import RlTraining
+from subspacelab.demo.training import Training
+
+KINDS = (BaseTraining, LlmTraining, RlTraining)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_is_that_of_the_settings_and_its_rate_peaks_at_the_learning_rate(kind: type[Training]) -> None:
+    training = kind(steps=40, learning_rate=0.5, clip=3.0, snapshot_every=7)
+    plan = training.plan(Path("snapshot.pt"), name="x")
+    assert (plan.num_steps, plan.clip, plan.snapshot_every) == (40, 3.0, 7)
+    assert max(plan.learning_rate(step) for step in range(40)) == 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_belongs_to_the_name_and_to_every_setting(kind: type[Training]) -> None:
+    training = kind()
+    plans = [training.plan(Path("s"), name="x"), training.plan(Path("s"), name="y")]
+    plans += [replace(training, **{f.name: 77}).plan(Path("s"), name="x") for f in fields(training)]
+    assert len({plan.fingerprint for plan in plans}) == 2 + len(fields(training))
+
+
+def test_a_curve_has_a_point_after_every_so_many_steps_and_after_the_last() -> None:
+    training = Training(steps=10)
+    assert [done for done in range(1, 11) if training.is_due(4, done)] == [4, 8, 10]
