@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 
 import pytest
 
-from subspacelab.params import read_params, validate
+from subspacelab.params import read_params, settings_from_flags, validate
 from subspacelab.rotation.config import CompareRotationsConfig as CompareRotations
 from subspacelab.rotation.config import DecomposeConfig as Decompose
 
@@ -96,3 +96,10 @@ def test_a_key_that_a_dataclass_within_does_not_have_is_refused_too(name):
     assert getattr(validate(Outer, {name: {"size": 2}}, "x"), name) == Inner(2)
     with pytest.raises(ValueError, match=rf"x\.{name}\.sise: no such key, got 2; allowed are \['size'\]"):
         validate(Outer, {name: {"sise": 2}}, "x")
+
+
+def test_settings_are_taken_from_the_flags_that_carry_their_names():
+    flags = {"rank": 4, "method": "gram", "device": "cpu", "track": True}
+    assert settings_from_flags(Decompose, flags, where="decompose") == Decompose(rank=4, method="gram", device="cpu")
+    with pytest.raises(ValueError, match=r"decompose\.method: .* got 3"):
+        settings_from_flags(Decompose, flags | {"method": 3}, where="decompose")

@@ -7,6 +7,7 @@ A stage's parameters are the union of both files' sections of that name: a key l
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -91,6 +92,12 @@ def validate(config: type[T], values: dict[str, Any], where: str) -> T:
         key = ".".join([where, *map(str, problem["loc"])])
         got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
         raise ValueError(f"{key}: {problem['msg']}{got}") from e
+
+
+def settings_from_flags(config: type[T], flags: Mapping[str, Any], where: str) -> T:
+    """A command's settings: those of its flags that have the name of a field of `config`, validated as a section is."""
+    names = [f.name for f in fields(config)]  # type: ignore[arg-type]
+    return validate(config, {name: flags[name] for name in names if name in flags}, where)
 
 
 def _require_known(config: type[Any], values: dict[str, Any], where: str) -> None:

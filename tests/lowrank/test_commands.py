@@ -1,7 +1,9 @@
 """`subspacelab lowrank train`, `compare` and `visualize` as a person types them."""
 
+import inspect
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import datetime, tzinfo
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from tests.lowrank.caches import write_random_cache
 
 from subspacelab.cli import main
 from subspacelab.files import read_json
-from subspacelab.lowrank import handlog
+from subspacelab.lowrank import commands, handlog
+from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 
 PICTURES = {"train_val_loss_comparison.png", "loss_curves.png", "error_heatmap.png", "B_row_norms.png"}
 MODEL = {"best_model.safetensors", "best_model.json", "best_state.safetensors", "last.safetensors", "history.json"}
@@ -95,6 +98,14 @@ def test_the_allocators_flags_reach_it(spelling: str) -> None:
     assert train("--arch", "adaptive", f"--use{spelling}rank{spelling}allocator", *flags) == 0
     assert stored_settings("AdaLoRA")["allocator"] == {key.replace("-", "_"): v for key, v in values.items()}
     assert read_json(Path("results/AdaLoRA/history.json"))[-1]["live_rank"] == 2
+
+
+def test_every_setting_of_a_training_has_its_flag_with_the_same_default() -> None:
+    defaults = {name: flag.default for name, flag in inspect.signature(commands.train).parameters.items()}
+    without = {"clip", "orth_reg_weight", "activation_orth_weight"}
+    for kind, prefix in ((TrainLowrankConfig, ""), (AllocatorConfig, "allocator_")):
+        settings = {f"{prefix}{f.name}": f.default for f in fields(kind) if f.name not in without | {"allocator"}}
+        assert settings == {name: defaults[name] for name in settings}
 
 
 def test_resume_adds_epochs(place: Path) -> None:

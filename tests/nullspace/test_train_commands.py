@@ -1,9 +1,12 @@
 """`subspacelab nullspace train`, `verify` and `compare-stats` as a person types them."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from tests.nullspace.verifications import init_of, trained_of
 from subspacelab.cli import main
 from subspacelab.data.instructions import write_instructions
 from subspacelab.files import read_json
+from subspacelab.nullspace import commands
+from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
 from subspacelab.nullspace.stats import KEYS, write_stats
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -40,6 +45,16 @@ def run(*arguments: str) -> int:
 def prepare(place: Path) -> None:
     write_adapter_of(write_base(place), place / "built")
     write_instructions(place / "rows.jsonl", ROWS)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [(commands.build, BuildSettings), (commands.train, TrainSettings), (commands.verify, VerifyAdapterConfig)],
+)
+def test_every_setting_has_its_flag_with_the_same_default(command: Callable, kind: type) -> None:
+    flags = inspect.signature(command).parameters
+    differing = [f.name for f in fields(kind) if flags[f.name].default not in (f.default, inspect.Parameter.empty)]
+    assert differing == (["calib_dataset"] if command is commands.build else [])  # its default depends on the method
 
 
 @pytest.mark.slow

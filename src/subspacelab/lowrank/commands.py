@@ -1,9 +1,13 @@
 """`subspacelab lowrank ...`: the commands of room 2."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from subspacelab.lowrank.config import TrainLowrankConfig
 
 app = typer.Typer(no_args_is_help=True, help="Vision features factorised as A @ B by networks, against the SVD.")
 
@@ -64,7 +68,7 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = 8,
     epochs: Annotated[int, typer.Option(help="Passes over the pictures; with --resume additional ones.")] = 20,
     lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 1e-4,
-    lambda_b: Annotated[float, typer.Option("--lambda-B", help="Weight of mean(B^2).")] = 1e-4,
+    lambda_B: Annotated[float, typer.Option("--lambda-B", help="Weight of mean(B^2).")] = 1e-4,
     lambda_ortho: Annotated[float, typer.Option(help="Weight of the orthogonality of A's columns.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-5,
     patience: Annotated[int, typer.Option(help="Epochs without improvement before stopping.")] = 10,
@@ -96,28 +100,20 @@ def train(
     Writes best_model, last, history and pictures to <results-dir>/<arch>, and log/logs_<timestamp>.
     Several processes: accelerate launch -m subspacelab lowrank train ...
     """
+    flags = locals()
     from dataclasses import asdict
 
     from subspacelab.distributed import is_main_process
     from subspacelab.lowrank.architectures import canonical_arch
-    from subspacelab.lowrank.config import TrainLowrankConfig
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.handlog import open_hand_log
     from subspacelab.lowrank.outcome import record_training
     from subspacelab.lowrank.report import print_training
     from subspacelab.lowrank.train import resume_training
     from subspacelab.lowrank.train import train as run
-    from subspacelab.params import validate
     from subspacelab.tracking import open_run
 
-    allocator: dict[str, Any] = {"init_warmup": allocator_init_warmup, "final_warmup": allocator_final_warmup}
-    allocator |= {"mask_interval": allocator_mask_interval, "keep_ratio": allocator_keep_ratio}
-    values: dict[str, Any] = {"allocator": allocator}
-    values |= {"batch_size": batch_size, "epochs": epochs, "lr": lr, "lambda_B": lambda_b, "patience": patience}
-    values |= {"lambda_ortho": lambda_ortho, "weight_decay": weight_decay, "dropout": dropout, "start": start}
-    values |= {"normalisation": normalisation, "refine": refine, "power_steps": power_steps}
-    values |= {"use_rank_allocator": use_rank_allocator, "device": device, "compile": compile}
-    settings = validate(TrainLowrankConfig, values, where="train")
+    settings = training_settings(flags)
     name = canonical_arch(arch)
     cached = Features(features)
     params = asdict(settings) | {"arch": name, "rank": rank, "seed": seed, "features": features, "resume": resume}
@@ -125,14 +121,7 @@ def train(
         with open_hand_log(params, tracker.log_metrics) as (hand, log):
             if resume:
                 result = resume_training(
-                    cached,
-                    results_dir,
-                    arch=name,
-                    rank=rank,
-                    epochs=epochs,
-                    device=device,
-                    compile=compile,
-                    log=log,
+                    cached, results_dir, arch=name, rank=rank, epochs=epochs, device=device, compile=compile, log=log
                 )
             else:
                 result = run(cached, results_dir, arch=name, rank=rank, seed=seed, settings=settings, log=log)
@@ -142,6 +131,16 @@ def train(
             record_training(result, cached, tracker)
     if is_main_process():
         print_training(result)
+
+
+def training_settings(flags: Mapping[str, Any]) -> "TrainLowrankConfig":
+    """The settings among the flags of `train`; those of the rank allocator begin with `allocator_`."""
+    from subspacelab.lowrank.config import TrainLowrankConfig
+    from subspacelab.params import settings_from_flags
+
+    prefix = "allocator_"
+    allocator = {name.removeprefix(prefix): value for name, value in flags.items() if name.startswith(prefix)}
+    return settings_from_flags(TrainLowrankConfig, {**flags, "allocator": allocator}, where="train")
 
 
 @app.command()

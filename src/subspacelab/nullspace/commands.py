@@ -1,9 +1,13 @@
 """`subspacelab nullspace ...`: the commands of room 3."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from subspacelab.nullspace.config import BuildSettings
 
 app = typer.Typer(no_args_is_help=True, help="Adapters in the null space of what a model knows: build, train, verify.")
 
@@ -48,25 +52,15 @@ def build(
     Writes adapter_config.json, adapter_model.safetensors and nullspace.json (a report per layer); plain
     PeftModel.from_pretrained loads it.
     """
+    flags = locals()
     from dataclasses import asdict
 
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.nullspace.build import build_adapter
     from subspacelab.nullspace.build_report import print_built, track_built
-    from subspacelab.nullspace.config import BuildSettings
-    from subspacelab.nullspace.methods import method_of
-    from subspacelab.params import validate
     from subspacelab.tracking import open_run
 
-    text = calib_dataset or ("wikitext2" if method_of(method).needs_calibration else None)
-    values: dict[str, Any] = {
-        "calib_dataset": text,
-        "calib_loader_size": calib_loader_size,
-        "seq_len": seq_len,
-        "device": device,
-    }
-    values |= {"batch_size": batch_size, "targets": targets or None, "allow_few_tokens": allow_few_tokens}
-    settings = validate(BuildSettings, values, where="build")
+    settings = build_settings(flags)
     source = resolve_reference(model_id)
     params = asdict(settings) | {"model_id": model_id, "revision": source.revision, "method": method}
     params |= {"rank": rank, "seed": seed}
@@ -74,6 +68,17 @@ def build(
         built = build_adapter(source, save_path, method=method, rank=rank, seed=seed, settings=settings)
         track_built(built, tracker)
     print_built(built)
+
+
+def build_settings(flags: Mapping[str, Any]) -> "BuildSettings":
+    """The settings among the flags of `build`; a method that needs a text and was given none takes wikitext2."""
+    from subspacelab.nullspace.config import BuildSettings
+    from subspacelab.nullspace.methods import method_of
+    from subspacelab.params import settings_from_flags
+
+    text = flags["calib_dataset"] or ("wikitext2" if method_of(flags["method"]).needs_calibration else None)
+    given = {**flags, "calib_dataset": text, "targets": flags["targets"] or None}
+    return settings_from_flags(BuildSettings, given, where="build")
 
 
 @app.command()
@@ -105,6 +110,7 @@ def train(
     is. Several processes: accelerate launch -m subspacelab nullspace train ... (for FSDP, with the configuration
     that `accelerate config` writes, state dict type FULL_STATE_DICT).
     """
+    flags = locals()
     from dataclasses import asdict
 
     from subspacelab.data.instructions import read_instructions
@@ -113,13 +119,10 @@ def train(
     from subspacelab.nullspace.outcome import record_training
     from subspacelab.nullspace.report import print_training
     from subspacelab.nullspace.train import train_adapter
-    from subspacelab.params import validate
+    from subspacelab.params import settings_from_flags
     from subspacelab.tracking import open_run
 
-    values = {"data": data, "epochs": epochs, "max_steps": max_steps, "lr": lr, "batch_size": batch_size}
-    values |= {"gradient_accumulation": gradient_accumulation, "max_length": max_length, "warmup_ratio": warmup_ratio}
-    values |= {"weight_decay": weight_decay, "save_steps": save_steps, "device": device}
-    settings = validate(TrainSettings, values, where="train")
+    settings = settings_from_flags(TrainSettings, flags, where="train")
     params = asdict(settings) | {"adapter": adapter, "seed": seed, "base": base}
     with open_run("nullspace", f"train {adapter.name}", params=params, enabled=track) as tracker:
         result = train_adapter(
@@ -159,6 +162,7 @@ def verify(
 
     A block per layer, averages, and a verdict per metric with its likely causes.
     """
+    flags = locals()
     from dataclasses import asdict
 
     from subspacelab.devices import choose_device
@@ -166,12 +170,10 @@ def verify(
     from subspacelab.nullspace.report import print_verification, track_verification
     from subspacelab.nullspace.stats import write_stats
     from subspacelab.nullspace.verify import verify as run
-    from subspacelab.params import validate
+    from subspacelab.params import settings_from_flags
     from subspacelab.tracking import open_run
 
-    values = {"calib_dataset": calib_dataset, "calib_loader_size": calib_loader_size, "seq_len": seq_len}
-    values |= {"max_activation_samples": max_activation_samples, "batch_size": batch_size, "device": device}
-    settings = validate(VerifyAdapterConfig, values, where="verify")
+    settings = settings_from_flags(VerifyAdapterConfig, flags, where="verify")
     params = asdict(settings) | {"trained_model_path": trained_model_path, "seed": seed, "base": base}
     with open_run("nullspace", f"verify {trained_model_path.name}", params=params, enabled=track) as tracker:
         found = run(trained_model_path, settings, seed=seed, device=choose_device(device), base=base)
