@@ -23,8 +23,11 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(403, headers={"X-Error-Code": "GatedRepo"})
         if not path.startswith((f"/api/datasets/{REPO}", f"/datasets/{REPO}/")):
             return self.answer(401, headers={"X-Error-Code": "RepoNotFound"})
+        if "/tree/" in path:
+            return self.answer(200, json.dumps([listed(FILE), listed("README.md")]).encode())
         if path.startswith("/api/"):
-            return self.answer(200, json.dumps({"id": REPO, "sha": COMMIT}).encode())
+            files = [{"rfilename": FILE}, {"rfilename": "README.md"}]
+            return self.answer(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": files}).encode())
         if not path.endswith(FILE):
             return self.answer(404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         self.served.append(self.command)
@@ -44,12 +47,28 @@ class Hub(BaseHTTPRequestHandler):
         """Nothing: the child's output is read by the test."""
 
 
+def listed(name):
+    """An entry of the repository's tree."""
+    return {"type": "file", "path": name, "size": len(CONTENT), "oid": "0" * 40}
+
+
 def said(repo, name=FILE):
     """The content fetched, or the one line that refuses it."""
     from subspacelab.data.hub_files import fetch_data_file
 
     try:
         return fetch_data_file(repo, name).read_text()
+    except ValueError as e:
+        return str(e)
+
+
+def folder_said(repo):
+    """The files of the data set with what matches `*.jsonl`, or the one line that refuses it."""
+    from subspacelab.data.hub_files import fetch_data_folder
+
+    try:
+        folder = fetch_data_folder(repo, ["*.jsonl"])
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     except ValueError as e:
         return str(e)
 
@@ -63,6 +82,7 @@ def main() -> None:
     outcome = {
         "fetched": said(REPO),
         "again": said(REPO),
+        "folder": folder_said(REPO),
         "served": Hub.served.count("GET"),
         "gated": said("lab/gated"),
         "private": said("lab/private"),
@@ -70,7 +90,9 @@ def main() -> None:
     }
     server.shutdown()
     server.server_close()
-    json.dump(outcome | {"cached": said(REPO), "unreachable": said("lab/other")}, sys.stdout)
+    outcome |= {"cached": said(REPO), "cached_folder": folder_said(REPO)}
+    outcome |= {"unreachable": said("lab/other"), "unreachable_folder": folder_said("lab/other")}
+    json.dump(outcome, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,13 @@ def test_a_file_is_fetched_once_and_found_again_without_the_hub(outcome: dict[st
 
 
 @pytest.mark.slow
+def test_a_folder_holds_what_matches_and_is_found_again_without_the_hub(outcome: dict[str, str]) -> None:
+    assert outcome["folder"] == outcome["cached_folder"] == [FILE]
+    assert outcome["unreachable_folder"].startswith("lab/other: no such local path, and it could not be fetched")
+    assert "\n" not in outcome["unreachable_folder"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "repo", "remedy"),
     [

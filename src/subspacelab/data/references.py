@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from subspacelab.checkpoints.hub import TIMEOUT_SECONDS, why_not
 from subspacelab.checkpoints.references import HUB_REFERENCE
+from subspacelab.data.hub_files import fetch_data_folder
 
-PATTERNS = ["*.parquet", "*.jsonl", "*.png", "*.jpg", "*.jpeg", "*.webp"]
+PATTERNS = ("*.parquet", "*.jsonl", "*.png", "*.jpg", "*.jpeg", "*.webp")
 
 
 def resolve_pictures(reference: str) -> Path:
@@ -18,17 +18,4 @@ def resolve_pictures(reference: str) -> Path:
         raise ValueError(
             f"{reference}: no such pictures; give a parquet file, a folder, a .jsonl, or org/name[@revision]"
         )
-    from huggingface_hub import snapshot_download  # the hub's client takes 0.5 s to import
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        folder = snapshot_download(
-            match["repo"],
-            repo_type="dataset",
-            revision=match["revision"],
-            allow_patterns=PATTERNS,
-            etag_timeout=TIMEOUT_SECONDS,
-        )
-    except (OSError, HTTPError, RuntimeError) as e:  # RuntimeError: the hub's transfer library
-        raise ValueError(f"{reference}: no such local path, and {why_not(e)}") from e
-    return Path(folder)
+    return fetch_data_folder(match["repo"], PATTERNS, revision=match["revision"])
