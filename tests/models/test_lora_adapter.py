@@ -15,8 +15,9 @@ from torch import Tensor
 from subspacelab.files import read_json, write_json
 from subspacelab.models import lora_freeze
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
-from subspacelab.models.lora_adapter import LiveAdapter, attach_adapter, base_digest, open_adapter, save_adapter
+from subspacelab.models.lora_adapter import LiveAdapter, attach_adapter, open_adapter, save_adapter
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
+from subspacelab.models.lora_folder import base_digest
 from subspacelab.models.lora_freeze import require_trainable, set_trainable
 
 CPU = torch.device("cpu")

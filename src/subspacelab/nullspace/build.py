@@ -14,6 +14,7 @@ from subspacelab.data.windows import Windows
 from subspacelab.devices import choose_device
 from subspacelab.linalg.null_space import null_space
 from subspacelab.models.lora_factors import Factors
+from subspacelab.models.lora_folder import CONFIG, INITIAL, META, WEIGHTS, base_digest, write_adapter
 from subspacelab.nullspace.calibration import (
     Moments,
     SharedInput,
@@ -73,7 +74,7 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
     reading the model or the text refuses.
     """
     from subspacelab.models.causal_lm import load_causal_lm, target_linears
-    from subspacelab.models.lora_adapter import attach_adapter, base_digest, write_adapter
+    from subspacelab.models.lora_adapter import attach_adapter
     from subspacelab.models.lora_start import seeded
 
     chosen = method_of(method)
@@ -109,8 +110,6 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
 
 def _require_place(folder: Path) -> None:
     """ValueError if the folder holds anything but an adapter: it will be replaced as a whole."""
-    from subspacelab.models.lora_adapter import CONFIG, INITIAL, META, WEIGHTS
-
     others = {path.name for path in folder.iterdir()} - {CONFIG, INITIAL, META, WEIGHTS} if folder.is_dir() else set()
     if others or folder.is_file():
         found = min(others) if others else "a file"

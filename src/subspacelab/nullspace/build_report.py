@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from subspacelab.models.lora_folder import META
 from subspacelab.nullspace.build import Built
 from subspacelab.nullspace.layer_report import MEASURES, LayerReport
 from subspacelab.reports.tables import print_table, show_number
@@ -54,8 +55,6 @@ def track_built(built: Built, tracker: "Tracker", *, seed: int | None = None) ->
     `seed` stands before the names of a second adapter in one run; the first, without, makes the headline.
     """
     import pandas as pd
-
-    from subspacelab.models.lora_adapter import META
 
     prefix = "" if seed is None else f"seed-{seed}/"
     for layer in built.layers:

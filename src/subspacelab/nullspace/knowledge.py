@@ -17,7 +17,7 @@ from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, trunk_of
 from subspacelab.models.generation import greedy_answers
-from subspacelab.models.lora_adapter import PREFIX, WEIGHTS, read_meta
+from subspacelab.models.lora_folder import PREFIX, WEIGHTS, read_meta
 from subspacelab.models.plain_lora import load_plain
 from subspacelab.nullspace.config import KnowledgeSettings
 from subspacelab.nullspace.places import base_of, require_adapter

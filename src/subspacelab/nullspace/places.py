@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from subspacelab.checkpoints import Source, resolve_reference
-from subspacelab.models.lora_adapter import META
+from subspacelab.models.lora_folder import META
 
 TRAINED = "ft"
 """Folder of the trained adapter in a training's output."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,20 +15,12 @@ from subspacelab.checkpoints import read_tensors
 from subspacelab.data.instructions import Instruction
 from subspacelab.devices import choose_device
 from subspacelab.distributed import processes
-from subspacelab.files import read_json, sha256_file, write_json
+from subspacelab.files import read_json, remove_folder, remove_partials_of, sha256_file, write_json
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import STATE, FineTuning, fine_tune, num_steps
-from subspacelab.models.lora_adapter import (
-    INITIAL,
-    META,
-    PREFIX,
-    WEIGHTS,
-    LiveAdapter,
-    open_adapter,
-    read_meta,
-    write_adapter,
-)
+from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
 from subspacelab.models.lora_factors import Factors
+from subspacelab.models.lora_folder import INITIAL, META, PREFIX, WEIGHTS, read_meta, write_adapter
 from subspacelab.nullspace.config import TrainSettings
 from subspacelab.nullspace.examples import Examples, encode_rows
 from subspacelab.nullspace.methods import method_of
@@ -87,15 +78,18 @@ def train_adapter(
     work_dir = output_dir / CHECKPOINTS
     finished = _finished(output_dir / TRAINED, job)
     group.wait()  # until every process has looked
-    if group.is_main:
-        _prepare(work_dir, job, done=finished is not None)
-    group.wait()
     if finished is not None:
+        if group.is_main:
+            _prepare(work_dir, job, done=True)
+        group.wait()
         return finished
     tokenizer = load_tokenizer(base_of(meta, base).folder)
     given = encode_rows(tokenizer, rows, settings.max_length)
     how = _fine_tuning(len(given.examples), meta["method"], settings, seed)
     live = open_adapter(adapter, base=base, trainable=True, device=device)
+    if group.is_main:
+        _prepare(work_dir, job, done=False)  # only now: what is refused above leaves nothing behind
+    group.wait()
     counts = _count_parameters(live)  # before FSDP, if any, leaves each process a part of them
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with progress_bar(f"train {meta['method']}", total=how.steps, unit="steps") as advance:
@@ -103,7 +97,7 @@ def train_adapter(
     if group.is_main:
         trained = counts | _trained(given, how, last) | {"data": settings.data, "job": job}
         write_adapter(output_dir / TRAINED, _factors(live, adapter, last), live.meta | {"trained": trained})
-        shutil.rmtree(work_dir)
+        remove_folder(work_dir)
     group.wait()
     return TrainedAdapter(output_dir / TRAINED, read_meta(output_dir / TRAINED))
 
@@ -126,11 +120,16 @@ def _finished(folder: Path, job: dict[str, Any]) -> TrainedAdapter | None:
 
 
 def _prepare(work_dir: Path, job: dict[str, Any], *, done: bool) -> None:
-    """Leaves the checkpoints of the same training, unless it is done, and takes those of another away to begin."""
+    """Leaves the checkpoints of the same training, unless it is done, and takes those of another away to begin.
+
+    Checkpoints without a job are what a removal has left that was cut short.
+    """
+    for place in (work_dir, work_dir.with_name(TRAINED)):
+        remove_partials_of(place)
     path = work_dir / JOB
     same = path.is_file() and read_json(path) == job
-    if same == done:
-        shutil.rmtree(work_dir, ignore_errors=True)
+    if same == done or not path.is_file():
+        remove_folder(work_dir)
     if not same and not done:
         write_json(path, job)
 

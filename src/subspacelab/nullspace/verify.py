@@ -14,12 +14,14 @@ from torch import Tensor
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.models.causal_lm import load_causal_lm
-from subspacelab.models.lora_adapter import LiveAdapter, open_adapter, read_meta
+from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
 from subspacelab.models.lora_factors import Factors
+from subspacelab.models.lora_folder import read_meta
 from subspacelab.nullspace.activations import Inputs, choose_tokens, collect_inputs
 from subspacelab.nullspace.calibration import SharedInput, in_passes, moment_bytes, shared_inputs
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.layer_stats import Layer, layer_stats
+from subspacelab.nullspace.methods import method_of
 from subspacelab.nullspace.places import base_of, require_adapter
 from subspacelab.nullspace.stats import LayerStats, Summary, Verification
 from subspacelab.nullspace.verdicts import reading
@@ -60,13 +62,18 @@ def verify(
     adapter, and when ||dW X|| <= ||A - A_0|| ||BX|| does not hold of a method that freezes B.
     """
     meta, device = read_meta(require_adapter(folder)), device or torch.device("cpu")
+    method_of(meta["method"])
     source = base_of(meta, base)
     model = load_causal_lm(source.folder, device=device)
+    modules = dict(model.named_modules())
+    absent = [name for name in meta["targets"] if name not in modules]
+    if absent:
+        raise ValueError(f"{folder}: made for another base: {source.reference} has no layer {absent[0]}; give its own")
     texts = read_texts(settings.calib_dataset)
     windows = text_windows(source.folder, texts, settings.calib_loader_size, settings.seq_len, seed)
     chosen = choose_tokens(windows.attention_mask, settings.max_activation_samples, seed)
     probe = Probe(windows, chosen, settings.batch_size)
-    inputs = shared_inputs(model, {name: model.get_submodule(name) for name in meta["targets"]}, windows)
+    inputs = shared_inputs(model, {name: modules[name] for name in meta["targets"]}, windows)
     with progress_bar("verify", total=2 * len(windows.input_ids), unit="windows") as advance:
         old = _collect(model, inputs, probe, moments=False, progress=advance)
         del model
