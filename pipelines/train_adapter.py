@@ -1,7 +1,7 @@
 """Stage `train_adapter@<method>`: every adapter that was built of one method learns sums; does it forget facts?
 
 In: data/nullspace/init/<method>, data/checkpoints/llm, data/corpus. Out: data/nullspace/trained/<method>
-(seed-<seed>/ft), reports/nullspace/knowledge/<method>.json. Time: about 2 minutes on 2 cores for each adapter of the
+(seed-<seed>/ft), reports/nullspace/knowledge/<method>.json. Time: half a minute on 2 cores for each adapter of the
 demo. A killed training continues to the same bytes.
 """
 

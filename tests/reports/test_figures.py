@@ -5,7 +5,15 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from subspacelab.reports.figures import grid_of, log_if_positive, open_figure, say
+from subspacelab.reports.figures import (
+    COLOURS,
+    colour_and_marker,
+    count_along,
+    grid_of,
+    log_if_positive,
+    open_figure,
+    say,
+)
 
 
 def draw(path: Path) -> bytes:
@@ -49,3 +57,17 @@ def test_nothing_positive_stays_linear(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 4)), (12, (3, 4)), (0, (0, 1))])
 def test_grids_hold_all_panels(panels: int, grid: tuple[int, int]) -> None:
     assert grid_of(panels, 4) == grid
+
+
+def test_no_two_of_the_first_curves_look_alike_and_later_ones_come_round() -> None:
+    assert len({colour_and_marker(i) for i in range(len(COLOURS))}) == len(COLOURS)
+    assert colour_and_marker(len(COLOURS)) == colour_and_marker(0)
+
+
+def test_what_is_counted_has_whole_numbers_as_ticks(tmp_path: Path) -> None:
+    with open_figure(tmp_path / "a.png", (3, 2)) as figure:
+        axes = figure.subplots()
+        axes.plot([0, 1, 2], [0, 1, 2])
+        assert any(tick % 1 for tick in axes.get_xticks())
+        count_along(axes)
+        assert not any(tick % 1 for tick in axes.get_xticks())

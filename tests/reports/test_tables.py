@@ -1,8 +1,11 @@
 import io
+from pathlib import Path
 
+import pandas as pd
+import pytest
 from rich.console import Console
 
-from subspacelab.reports.tables import print_table, show_number
+from subspacelab.reports.tables import print_table, show_number, write_csv
 
 
 def test_numbers_are_short_and_absent_ones_a_dash() -> None:
@@ -15,3 +18,20 @@ def test_a_table_shows_every_cell() -> None:
     out = io.StringIO()
     print_table("a title", ["name", "value"], [["x", "1"], ["y", "2"]], console=Console(file=out, width=80))
     assert all(cell in out.getvalue() for cell in ("a title", "name", "value", "x", "1", "y", "2"))
+
+
+def test_a_csv_is_read_back_and_ends_its_lines_alike_everywhere(tmp_path: Path) -> None:
+    table = pd.DataFrame({"weight": ["q, k", "v"], "mse": [0.1, 1e-300]})
+    write_csv(tmp_path / "new" / "a.csv", table)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "a.csv"), table, check_exact=True)
+    assert (tmp_path / "new" / "a.csv").read_bytes() == b'weight,mse\n"q, k",0.1\nv,1e-300\n'
+
+
+def test_a_csv_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        write_csv(tmp_path / "a.csv", pd.DataFrame({"a": [Odd()]}))
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from subspacelab.files import write_beside, write_json
+from subspacelab.files import write_json
 from subspacelab.lowrank.batches import batches_of, read_batches
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.figures.comparison import draw_comparison
@@ -16,6 +16,7 @@ from subspacelab.lowrank.measures import nearness
 from subspacelab.lowrank.methods import SVD, approximations, read_models, train_basis
 from subspacelab.lowrank.normalisation import Normalisation
 from subspacelab.reports.progress import progress_bar
+from subspacelab.reports.tables import write_csv
 
 BATCH = 16
 MEASURES = ("cosine", "mse", "relative_error", "explained_variance", "share_of_svd")
@@ -75,9 +76,7 @@ def compare(
         "normalisation": normalisation.kind,
         "methods": {name: _summary(images[images["method"] == name]) for name in methods},
     }
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with write_beside(output_dir / "comparison.csv") as partial:
-        images.to_csv(partial, index=False)
+    write_csv(output_dir / "comparison.csv", images)
     write_json(output_dir / "metrics.json", metrics)
     picture = draw_comparison(output_dir / "svd_nn_comparison.png", images, rank)
     return Comparison(images, metrics, output_dir, picture)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspacelab.files import write_beside
 from subspacelab.norms.compare import comparison_table
 from subspacelab.norms.depth import depth_curves
 from subspacelab.norms.pictures.comparison import draw_comparison
 from subspacelab.norms.pictures.depth import draw_norm_scales
 from subspacelab.norms.pictures.embeddings import draw_embedding_norms
 from subspacelab.norms.results import Analysis
+from subspacelab.reports.tables import write_csv
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
@@ -28,8 +28,7 @@ def draw_pictures(folder: Path, analysis: Analysis) -> tuple[Path, ...]:
 def write_comparison(folder: Path, analyses: Sequence[Analysis]) -> tuple[Path, Path]:
     """comparison.csv and comparison.png in `folder`."""
     table = folder / "comparison.csv"
-    with write_beside(table) as partial:
-        comparison_table(analyses).to_csv(partial, index=False)
+    write_csv(table, comparison_table(analyses))
     return table, draw_comparison(folder / "comparison.png", analyses)
 
 

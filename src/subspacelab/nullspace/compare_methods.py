@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from subspacelab.files import write_json
-from subspacelab.nullspace.compare_stats import compare_stats, failures, write_table
+from subspacelab.nullspace.compare_stats import compare_stats, failures
 from subspacelab.nullspace.figures.before_after import draw_before_after
 from subspacelab.nullspace.figures.knowledge import draw_knowledge
 from subspacelab.nullspace.figures.layers import draw_bx_ratio
@@ -16,6 +16,7 @@ from subspacelab.nullspace.knowledge import MEASURES, knowledge_table
 from subspacelab.nullspace.outcome import read_knowledge
 from subspacelab.nullspace.stats import Verification, read_stats
 from subspacelab.nullspace.verdicts import THRESHOLDS
+from subspacelab.reports.tables import write_csv
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def compare_methods(verified: Path, knowledge: Path, output_dir: Path, methods: 
     metrics: dict[str, Any] = {name: _metrics(pair, stats) for name, pair in pairs.items()}
     for row in table.to_dict("records"):
         metrics.setdefault(row["method"], {})["knowledge"] = {m: row[f"{m}_mean"] for m in MEASURES}
-    write_table(output_dir / "stats.csv", stats)
-    write_table(output_dir / "knowledge.csv", table)
+    write_csv(output_dir / "stats.csv", stats)
+    write_csv(output_dir / "knowledge.csv", table)
     write_json(output_dir / "metrics.json", metrics)
     pictures = [
         draw_before_after(output_dir / "before_after.png", list(pairs.values())),

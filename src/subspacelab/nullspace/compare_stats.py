@@ -7,9 +7,9 @@ from typing import Literal
 
 import pandas as pd
 
-from subspacelab.files import write_beside
 from subspacelab.nullspace.figures.before_after import draw_before_after
 from subspacelab.nullspace.stats import LayerStats, Summary, Verification
+from subspacelab.reports.tables import write_csv
 
 SUMMARY = "summary"
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
@@ -82,14 +82,8 @@ def failures(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_comparison(output_dir: Path, table: pd.DataFrame, init: Verification, trained: Verification) -> Path:
     """Writes compare_stats.csv and before_after.png to `output_dir`; returns the picture."""
-    write_table(output_dir / "compare_stats.csv", table)
+    write_csv(output_dir / "compare_stats.csv", table)
     return draw_before_after(output_dir / "before_after.png", [(init, trained)])
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table as CSV, whole or not at all."""
-    with write_beside(path) as partial:
-        table.to_csv(partial, index=False)
 
 
 def _require_pair(init: Verification, trained: Verification) -> None:

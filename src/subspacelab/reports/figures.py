@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from subspacelab.files import write_beside
 
@@ -55,6 +55,16 @@ def grid_of(num_panels: int, max_columns: int) -> tuple[int, int]:
     """Rows and columns for a number of panels."""
     columns = max(1, min(num_panels, max_columns))
     return -(-num_panels // columns), columns
+
+
+def colour_and_marker(i: int) -> tuple[str, str]:
+    """Those of the i-th curve; where there are more curves than colours they come round again."""
+    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+
+
+def count_along(axes: Axes) -> None:
+    """Whole numbers alone as ticks of the x axis, which counts layers, blocks or epochs."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def log_if_positive(axes: Axes, values: Iterable[float], *, plain: bool = False) -> None:

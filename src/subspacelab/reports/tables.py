@@ -1,11 +1,24 @@
-"""Tables for the terminal."""
+"""Tables: on the terminal, and as CSV."""
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from subspacelab.files import write_beside
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Writes a table without its index, whole or not at all; the same bytes on every system."""
+    with write_beside(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
 
 
 def show_number(value: float | None, digits: int = 3) -> str:

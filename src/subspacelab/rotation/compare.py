@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from subspacelab.devices import choose_device
-from subspacelab.files import write_beside, write_json
+from subspacelab.files import write_json
 from subspacelab.reports.progress import progress_bar
+from subspacelab.reports.tables import write_csv
 from subspacelab.rotation.chain import Chain, open_chain
 from subspacelab.rotation.groups import Group, layer_index, make_groups
 from subspacelab.rotation.layer import Value, measure_weight
@@ -93,8 +94,7 @@ def compare(
     }
     modules_table, curves = module_table(summaries), curve_table(layers, groups)
     for name, table in {"layers": layers, "modules": modules_table, "curves": curves}.items():
-        with write_beside(output_dir / f"{name}.csv") as partial:
-            table.to_csv(partial, index=False, lineterminator="\n")
+        write_csv(output_dir / f"{name}.csv", table)
     write_json(output_dir / "metrics.json", metrics)
     pictures = draw_pictures(output_dir, layers, curves, groups, chain)
     if log_curve is not None:

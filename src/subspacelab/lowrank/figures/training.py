@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
-from subspacelab.reports.figures import COLOURS, GREY, log_if_positive, open_figure
+from subspacelab.reports.figures import COLOURS, GREY, count_along, log_if_positive, open_figure
 
 History = Sequence[dict[str, float]]
 
@@ -20,7 +18,7 @@ def draw_loss_comparison(path: Path, history: History, best_epoch: int) -> Path:
             axes.plot(epochs, [entry[name] for entry in history], color=colour, marker="o", label=label)
         axes.axvline(best_epoch, color=GREY, linestyle="--", linewidth=1, label=f"best: epoch {best_epoch}")
         axes.set(xlabel="epoch", ylabel="mean squared error, normalised features")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        count_along(axes)
         axes.legend()
     return path
 
@@ -42,7 +40,7 @@ def draw_loss_curves(path: Path, history: History) -> Path:
             if ylabel in ("loss", "learning rate"):
                 log_if_positive(axes, [entry[name] for entry in history for name in curves])
             axes.set(xlabel="epoch", ylabel=ylabel)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            count_along(axes)
             axes.legend()
     return path
 

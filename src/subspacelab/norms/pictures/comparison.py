@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from subspacelab.norms.depth import depth_curves
 from subspacelab.norms.results import Analysis
-from subspacelab.reports.figures import COLOURS, log_if_positive, open_figure, say
+from subspacelab.reports.figures import COLOURS, count_along, log_if_positive, open_figure, say
 
 LINES = ("-", "--", ":", "-.")
 TOWERS = ("text", "vision")
@@ -69,6 +68,6 @@ def _draw_tower(axes: Axes, analyses: Sequence[Analysis], tower: str) -> None:
     if max(values) > 20 * min(values):
         log_if_positive(axes, values, plain=True)
     if same:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        count_along(axes)
     axes.set(title=tower, xlabel="block" if same else "relative depth", ylabel="mean |scale|")
     axes.legend()

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from subspacelab.norms.depth import Curve, depth_curves, outside_blocks, towers_of
 from subspacelab.norms.results import Analysis, Norm
-from subspacelab.reports.figures import COLOURS, GREY, MARKERS, log_if_positive, open_figure, say
+from subspacelab.reports.figures import GREY, colour_and_marker, count_along, log_if_positive, open_figure, say
 
 LINES = ("--", ":", "-.")
 
@@ -31,7 +30,7 @@ def draw_norm_scales(path: Path, analysis: Analysis) -> Path:
 def _draw_tower(axes: Axes, curves: list[Curve], single: list[Norm]) -> None:
     values = [value for curve in curves for value in curve.abs_means] + [n.scale.abs_mean for n in single]
     for i, curve in enumerate(curves):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = colour_and_marker(i)
         axes.plot(curve.blocks, curve.abs_means, label=curve.label, color=colour, marker=marker)
     for i, norm in enumerate(single):
         label = ".".join(norm.layer.name.layer.split(".")[-2:])
@@ -41,5 +40,5 @@ def _draw_tower(axes: Axes, curves: list[Curve], single: list[Norm]) -> None:
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("block")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_along(axes)
     axes.legend()

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from subspacelab.nullspace.stats import Verification
-from subspacelab.reports.figures import COLOURS, GREY, MARKERS, log_if_positive, open_figure
+from subspacelab.reports.figures import GREY, colour_and_marker, count_along, log_if_positive, open_figure
 
 Pair = tuple[Verification, Verification]
 
@@ -36,7 +35,7 @@ def draw_before_after(path: Path, pairs: Sequence[Pair]) -> Path:
 def _panel(axes: Axes, pairs: Sequence[Pair], metric: str) -> None:
     values: list[float] = []
     for i, (before, after) in enumerate(pairs):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = colour_and_marker(i)
         for found, line in ((before, "--"), (after, "-")):
             curve = [getattr(s, metric) for s in found.stats]
             if max(curve) > NOTHING:
@@ -46,4 +45,4 @@ def _panel(axes: Axes, pairs: Sequence[Pair], metric: str) -> None:
                 values += curve
     log_if_positive(axes, values, plain=True)
     axes.set_xlabel("layer with an adapter, in the model's order")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_along(axes)

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.ticker import MaxNLocator
-
 from subspacelab.nullspace.stats import Verification
-from subspacelab.reports.figures import COLOURS, GREY, MARKERS, log_if_positive, open_figure
+from subspacelab.reports.figures import GREY, colour_and_marker, count_along, log_if_positive, open_figure
 
 
 def draw_bx_ratio(path: Path, found: Sequence[Verification], built: Verification) -> Path:
@@ -19,13 +17,13 @@ def draw_bx_ratio(path: Path, found: Sequence[Verification], built: Verification
         axes = figure.subplots()
         for i, verification in enumerate(found):
             curve = [s.BX_ratio_all_tokens for s in verification.stats]
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            colour, marker = colour_and_marker(i)
             axes.plot(curve, label=verification.summary.method, linewidth=1, color=colour, marker=marker)
         axes.plot([s.BX_ratio_random for s in built.stats], color=GREY, linestyle=":", label="a random B")
         optimum = [s.BX_ratio_optimum for s in built.stats]
         axes.plot(optimum, color="#000000", linestyle="--", linewidth=1, label="optimum on the base")
         log_if_positive(axes, [s.BX_ratio_all_tokens for v in found for s in v.stats] + optimum, plain=True)
         axes.set(xlabel="layer with an adapter, in the model's order", ylabel="null-space ratio ‖BX‖ / ‖X‖, all tokens")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        count_along(axes)
         figure.legend(loc="outside lower center", ncols=4)
     return path

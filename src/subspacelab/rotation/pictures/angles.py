@@ -7,9 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
-from subspacelab.reports.figures import grid_of, log_if_positive, open_figure, say
+from subspacelab.reports.figures import count_along, grid_of, log_if_positive, open_figure, say
 from subspacelab.rotation.groups import Group
 from subspacelab.rotation.pictures.style import PAIR_STYLES, place_of
 
@@ -59,7 +58,7 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame) -> None:
     # From far below, as the axis is logarithmic and cuts it off.
     axes.fill_between(x, 1e-30, rows["floor_angle_max"], color=SHADE, alpha=0.6, linewidth=0, zorder=0)
     axes.plot(x, rows["floor_angle_mean"], color="#5f5f5f", linestyle=":", linewidth=1.2)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_along(axes)
     if all((rows[f"angle_max_{pair.key}"] < ROUNDING).all() for pair in PAIR_STYLES):
         say(axes, "all angles are 0:\nequal, or k covers both sides")
 

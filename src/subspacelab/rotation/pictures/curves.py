@@ -6,9 +6,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from subspacelab.reports.figures import COLOURS, GREY, MARKERS, log_if_positive, open_figure, say
+from subspacelab.reports.figures import GREY, colour_and_marker, count_along, log_if_positive, open_figure, say
 from subspacelab.rotation.groups import Group
 from subspacelab.rotation.pictures.style import place_of
 
@@ -45,16 +44,16 @@ def _draw_panel(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: s
         rows = curves[curves["module"] == label]
         x, y = rows["layer"].astype(int), rows[f"rotation_mse_{side}"]
         measured += list(y)
+        colour, marker = colour_and_marker(i)
         if rows[f"identity_{side}"].any():
-            axes.plot(x, y, color=GREY, alpha=0.7, linewidth=1, marker=MARKERS[i % len(MARKERS)], markersize=3)
+            axes.plot(x, y, color=GREY, alpha=0.7, linewidth=1, marker=marker, markersize=3)
             continue
-        colour = COLOURS[i % len(COLOURS)]
-        axes.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], zorder=3)
+        axes.plot(x, y, color=colour, marker=marker, zorder=3)
         for control in ("random_mse", "oracle_mse"):
             axes.plot(x, rows[f"{control}_{side}"], color=colour, linestyle="--", linewidth=0.9, alpha=0.6)
         axes.plot(x, rows[f"floor_rotation_mse_{side}"], color=colour, linestyle=":", linewidth=1.2)
     log_if_positive(axes, measured)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_along(axes)
     identities = curves[curves["module"].isin(labels) & curves[f"identity_{side}"]]
     if len(identities):
         above = identities[f"rotation_mse_{side}"].max() * 4
@@ -63,7 +62,8 @@ def _draw_panel(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: s
 
 
 def _handle(i: int, label: str) -> Line2D:
-    return Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label)
+    colour, marker = colour_and_marker(i)
+    return Line2D([], [], color=colour, marker=marker, label=label)
 
 
 def _key() -> list[Line2D]:
