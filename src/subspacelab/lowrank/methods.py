@@ -1,6 +1,7 @@
 """The ways to approximate X at a rank that are compared: the SVD, trained networks, and two controls."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,29 @@ from subspacelab.lowrank.statistics import feature_statistics
 
 Approximate = Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch tokens dim"]]
 SVD, PCA, RANDOM = "SVD", "PCA basis", "random sketch"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Trained models that may be compared, and on what."""
+
+    models: dict[str, TrainedModel]
+    """Architecture to model; they share rank, seed and normalisation."""
+    rank: int
+    """Of every approximation."""
+    seed: int
+    """Of the split, and of the random sketch."""
+    rows: list[int]
+    """The test pictures."""
+    normalisation: Normalisation
+    """Of the features that all methods approximate."""
+
+
+def open_contest(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> Contest:
+    """The models of `read_models` and the test pictures of their seed, normalised as the models were trained."""
+    models = read_models(features, results_dir, archs, rank)
+    first = next(iter(models.values()))
+    return Contest(models, rank, first.seed, features.split(first.seed)["test"], first.model.spec.normalisation)
 
 
 def read_models(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> dict[str, TrainedModel]:

@@ -19,14 +19,15 @@ from subspacelab.lowrank.methods import (
     PCA,
     RANDOM,
     SVD,
+    Contest,
     approximations,
     num_power_steps,
+    open_contest,
     random_omega,
-    read_models,
     train_basis,
 )
-from subspacelab.lowrank.state import TrainedModel
 
+BATCH = 16
 CURVE = (8, 16, 32, 64, 128, 256)
 
 
@@ -55,56 +56,58 @@ def visualize(
 
     `image_idx` counts the test pictures from 0. Raises ValueError for a picture or a number of channels there is not.
     """
-    models = read_models(features, results_dir, archs, rank)
-    first = next(iter(models.values()))
-    rows = features.split(first.seed)["test"]
-    if not 0 <= image_idx < len(rows):
-        raise ValueError(f"image_idx: {image_idx}, there are test pictures 0 to {len(rows) - 1}")
+    contest = open_contest(features, results_dir, archs, rank)
+    if not 0 <= image_idx < len(contest.rows):
+        raise ValueError(f"image_idx: {image_idx}, there are test pictures 0 to {len(contest.rows) - 1}")
     if not 1 <= channels <= features.meta.dim:
         raise ValueError(f"channels: {channels}, the features have 1 to {features.meta.dim}")
-    normalisation = first.model.spec.normalisation
-    basis = train_basis(features, first.seed, normalisation)
-    x = normalisation.apply(features.read([rows[image_idx]]))
-    picture = features.picture(rows[image_idx])
-    shown = {n: f for n, f in approximations(models, basis, rank, first.seed).items() if n not in (PCA, RANDOM)}
-    side = features.meta.side
-
-    def maps(y: Tensor) -> Tensor:
-        return y[0, :, :channels].float().T.reshape(channels, side, side)
-
-    approximated = {name: approximate(x) for name, approximate in shown.items()}
-    by_method = {name: maps(y).numpy() for name, y in approximated.items()}
-    summed = {name: (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
-    original = maps(x).numpy()
-    curves, points = _rank_curves(features, rows, models, basis, rank)
-    pictures = [
-        draw_channels(output_dir / f"channels_{image_idx}.png", original, by_method, picture),
-        draw_errors(output_dir / f"errors_{image_idx}.png", original, by_method, picture),
-        draw_overlay(output_dir / f"overlay_{image_idx}.png", summed, picture),
-        draw_rank_curve(output_dir / "rank_curve.png", curves, points),
-    ]
+    basis = train_basis(features, contest.seed, contest.normalisation)
+    pictures = _draw_one(features, contest, basis, output_dir, image_idx=image_idx, channels=channels)
+    curves, points = _rank_curves(features, contest, basis)
+    pictures.append(draw_rank_curve(output_dir / "rank_curve.png", curves, points))
     table = {name: {str(r): c for r, c in curve.items()} for name, curve in curves.items()}
     table |= {name: {str(r): c} for name, (r, c) in points.items()}
     write_json(output_dir / "rank_curve.json", table)
     return Views(pictures, table)
 
 
-def _rank_curves(
+def _draw_one(
     features: Features,
-    rows: Sequence[int],
-    models: dict[str, TrainedModel],
+    contest: Contest,
     basis: Float[Tensor, "dim dim"],
-    rank: int,
+    output_dir: Path,
+    *,
+    image_idx: int,
+    channels: int,
+) -> list[Path]:
+    """Channels, their errors, and the error summed over all channels, of one test picture on its plane."""
+    row, side = contest.rows[image_idx], features.meta.side
+    x, picture = contest.normalisation.apply(features.read([row])), features.picture(row)
+    methods = approximations(contest.models, basis, contest.rank, contest.seed)
+    approximated = {name: approximate(x) for name, approximate in methods.items() if name not in (PCA, RANDOM)}
+
+    def maps(y: Tensor) -> Tensor:
+        return y[0, :, :channels].float().T.reshape(channels, side, side)
+
+    original, by_method = maps(x).numpy(), {name: maps(y).numpy() for name, y in approximated.items()}
+    summed = {name: (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
+    return [
+        draw_channels(output_dir / f"channels_{image_idx}.png", original, by_method, picture),
+        draw_errors(output_dir / f"errors_{image_idx}.png", original, by_method, picture),
+        draw_overlay(output_dir / f"overlay_{image_idx}.png", summed, picture),
+    ]
+
+
+def _rank_curves(
+    features: Features, contest: Contest, basis: Float[Tensor, "dim dim"]
 ) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
     """Mean cosine over the test pictures: SVD, PCA and random sketch at every rank, networks at theirs."""
-    first = next(iter(models.values()))
     tokens, dim = features.meta.tokens, features.meta.dim
-    ranks = [r for r in CURVE if r <= min(tokens, dim)] or [rank]
-    omega, steps = random_omega(dim, max(ranks), first.seed), num_power_steps(models)
+    ranks = [r for r in CURVE if r <= min(tokens, dim)] or [contest.rank]
+    omega, steps = random_omega(dim, max(ranks), contest.seed), num_power_steps(contest.models)
     sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, PCA, RANDOM)}
-    points = dict.fromkeys(models, 0.0)
-    normalisation = first.model.spec.normalisation
-    for x in read_batches(features, batches_of(rows, 16), normalisation, torch.device("cpu")):
+    points = dict.fromkeys(contest.models, 0.0)
+    for x in read_batches(features, batches_of(contest.rows, BATCH), contest.normalisation, torch.device("cpu")):
         wide = x.double()
         optimum, norms = token_svd(wide).cosines(), wide.flatten(1).norm(dim=1)
         in_basis = (wide @ basis).square().sum(1).cumsum(1).sqrt()
@@ -113,8 +116,8 @@ def _rank_curves(
             sums[PCA][r] += (in_basis[:, r - 1] / norms).sum().item()
             sketched = project(wide, sketch_basis(wide, omega[:, :r], steps))
             sums[RANDOM][r] += nearness(wide, sketched).cosine.sum().item()
-        for name, trained in models.items():
+        for name, trained in contest.models.items():
             points[name] += nearness(x, trained.model(x)[2]).cosine.sum().item()
-    count = len(rows)
+    count = len(contest.rows)
     curves = {name: {r: total / count for r, total in curve.items()} for name, curve in sums.items()}
-    return curves, {name: (rank, total / count) for name, total in points.items()}
+    return curves, {name: (contest.rank, total / count) for name, total in points.items()}
