@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.linalg.matrices import gaussian, planted
 
-from subspacelab.linalg.spectra import effective_rank, normalised_spectral_shift, spectral_gap, stable_rank
+from subspacelab.linalg.spectra import normalised_spectral_shift, spectral_gap, stable_rank
 
 
 def test_spectral_shift():
@@ -34,15 +34,6 @@ def test_stable_rank(shape):
     n = w.numpy()
     expected = np.linalg.norm(n, "fro") ** 2 / np.linalg.norm(n, 2) ** 2
     assert stable_rank(w) == pytest.approx(expected, rel=1e-12)
-
-
-def test_effective_rank():
-    assert effective_rank(torch.ones(7)) == pytest.approx(7, rel=1e-12)
-    assert effective_rank(torch.tensor([5.0, 0.0, 0.0])) == 1
-    assert effective_rank(torch.zeros(4)) == 0
-    s = gaussian(1, 30)[0].abs()
-    p = (s / s.sum()).numpy()
-    assert effective_rank(s) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-12)
 
 
 def test_spectral_gap():

@@ -26,13 +26,6 @@ def stable_rank(w: Float[Tensor, "m n"]) -> float:
     return g.trace().item() / largest if largest > 0 else 0.0
 
 
-def effective_rank(s: Float[Tensor, " r"]) -> float:
-    """exp(-sum p ln p) with p = s / sum(s) (Roy & Vetterli 2007); 0 for a zero spectrum."""
-    s = s.double()
-    p = s[s > 0] / s.sum()
-    return math.exp(-(p * p.log()).sum().item()) if len(p) else 0.0
-
-
 def spectral_gap(s: Float[Tensor, " r"], k: int) -> float:
     """sigma_k / sigma_(k+1), counting from 1; infinite where sigma_(k+1) is absent or 0.
 
