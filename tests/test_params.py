@@ -1,10 +1,12 @@
 """params.yaml and studies: what is accepted, and the one line for everything else."""
 
+import math
 from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
 
 import pytest
 
-from subspacelab.params import read_params, settings_from_flags, validate
+from subspacelab.params import read_params, require_at_least, require_positive, settings_from_flags, validate
 from subspacelab.rotation.config import CompareRotationsConfig as CompareRotations
 from subspacelab.rotation.config import DecomposeConfig as Decompose
 
@@ -103,3 +105,14 @@ def test_settings_are_taken_from_the_flags_that_carry_their_names():
     assert settings_from_flags(Decompose, flags, where="decompose") == Decompose(rank=4, method="gram", device="cpu")
     with pytest.raises(ValueError, match=r"decompose\.method: .* got 3"):
         settings_from_flags(Decompose, flags | {"method": 3}, where="decompose")
+
+
+def test_numbers_out_of_range_are_named_with_their_values():
+    settings = SimpleNamespace(steps=0, epochs=None, lr=math.inf, clip=0.5, decay=math.nan)
+    require_at_least(0, settings, "epochs", "steps")
+    require_positive(settings, "clip")
+    with pytest.raises(ValueError, match=r"^steps must be at least 1, got 0$"):
+        require_at_least(1, settings, "epochs", "steps")
+    for name in ("lr", "decay"):
+        with pytest.raises(ValueError, match=rf"^{name} must be above 0 and finite, got {getattr(settings, name)}$"):
+            require_positive(settings, "clip", name)

@@ -7,6 +7,7 @@ A stage's parameters are the union of both files' sections of that name: a key l
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,21 @@ TOP_LEVEL = ("study", "rank", "seed", "threads")
 T = TypeVar("T")
 
 
+def require_at_least(least: int, settings: object, *names: str) -> None:
+    """ValueError for the first of the named settings that is below `least`; what is null may stay so."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def require_positive(settings: object, *names: str) -> None:
+    """ValueError for the first of the named settings that is not above 0 and finite."""
+    for name in names:
+        if not 0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, got {getattr(settings, name)}")
+
+
 @dataclass(frozen=True)
 class Common:
     """The top level of params.yaml."""
@@ -37,9 +53,7 @@ class Common:
     """Threads of the linear algebra: part of what makes two runs equal to the last bit."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+        require_at_least(1, self, "rank", "threads")
 
 
 @dataclass(frozen=True)

@@ -32,3 +32,10 @@ def test_a_snapshot_belongs_to_the_name_and_to_every_setting(kind: type[Training
 def test_a_curve_has_a_point_after_every_so_many_steps_and_after_the_last() -> None:
     training = Training(steps=10)
     assert [done for done in range(1, 11) if training.is_due(4, done)] == [4, 8, 10]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["steps", "snapshot_every", "learning_rate", "clip"])
+def test_a_setting_out_of_range_is_named(kind: type[Training], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .* got -1"):
+        kind(**{name: -1})

@@ -11,6 +11,7 @@ from subspacelab.data.instructions import prompt_of, write_instructions
 from subspacelab.demo.arithmetic import question, sums
 from subspacelab.demo.world import Person, biographies, fact_questions, people
 from subspacelab.files import replace_folder
+from subspacelab.params import require_at_least
 
 SHEET = 4  # sums on an exercise sheet
 MAX_ROUNDS = 1000  # 3,456 biographies of a person differ: enough are left for the test text
@@ -35,13 +36,9 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= MAX_ROUNDS:
-            raise ValueError(f"rounds: {self.rounds} must be from 1 to {MAX_ROUNDS}")
-        for name in ("asked", "sheets"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
-        for name in ("arithmetic_train", "arithmetic_test"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+            raise ValueError(f"rounds must be from 1 to {MAX_ROUNDS}, got {self.rounds}")
+        require_at_least(0, self, "asked", "sheets")
+        require_at_least(1, self, "arithmetic_train", "arithmetic_test")
 
 
 def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from subspacelab.data.grounding import GroundingRow, write_grounding
+from subspacelab.params import require_at_least
 from subspacelab.reports.progress import progress_bar
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -56,6 +57,9 @@ class ScenesConfig:
     """How many."""
     size: int
     """Pixels per side."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "rows", "size")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from subspacelab.params import require_at_least, require_positive
 from subspacelab.training.fit import FitPlan
 from subspacelab.training.schedule import one_cycle
 
@@ -19,6 +20,10 @@ class Training:
     """Largest gradient norm."""
     snapshot_every: int = 25
     """Steps between snapshots."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "steps", "snapshot_every")
+        require_positive(self, "learning_rate", "clip")
 
     def plan(self, snapshot: Path, *, name: str) -> FitPlan:
         """The plan of `fit`; `name` says what else the training depends on, so that a snapshot is continued by it."""
@@ -50,3 +55,8 @@ class GroundingTraining(Training):
     """Steps between its points."""
     evaluated: int = 512
     """Held-out scenes in the figures of the finished checkpoint."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "size", "held_out", "held_out_every", "evaluated")
+        require_positive(self, "muon_scale")

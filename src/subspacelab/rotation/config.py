@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from subspacelab.params import require_at_least
+
 
 @dataclass(frozen=True)
 class DecomposeConfig:
@@ -15,8 +17,7 @@ class DecomposeConfig:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank must be null or at least 1, got {self.rank}")
+        require_at_least(1, self, "rank")
 
 
 @dataclass(frozen=True)
@@ -29,5 +30,4 @@ class CompareRotationsConfig:
     """Further groups: label to comma-separated weights, `{}` for any layer; the default groups come by themselves."""
 
     def __post_init__(self) -> None:
-        if self.k is not None and self.k < 1:
-            raise ValueError(f"k must be null or at least 1, got {self.k}")
+        require_at_least(1, self, "k")
