@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.second_moment import SecondMoment
-from subspacelab.models.causal_lm import trunk_of
+from subspacelab.nullspace.calibration import inputs_to, run_trunk
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,10 @@ def collect_inputs(
     samples: dict[str, list[Tensor]] = {name: [] for name in layers}
     sinks: dict[str, list[Tensor]] = {name: [] for name in layers}
     sums: dict[str, SecondMoment] = {}
-    hooks = [module.register_forward_pre_hook(_keep(seen, name)) for name, module in layers.items()]
-    try:
+    with inputs_to(layers, seen.__setitem__):
         for rows in torch.arange(len(windows.input_ids)).split(batch_size):
             mask = windows.attention_mask[rows].to(model.device)
-            trunk_of(model)(
-                input_ids=windows.input_ids[rows].to(model.device), attention_mask=mask.long(), use_cache=False
-            )
+            run_trunk(model, windows.input_ids[rows], mask)
             for name, given in seen.items():
                 x = given.view(*mask.shape, -1)
                 samples[name].append(x[chosen[rows].to(x.device)].cpu())
@@ -75,17 +72,7 @@ def collect_inputs(
                     place = torch.device("cpu") if x.device.type == "mps" else x.device
                     sums.setdefault(name, SecondMoment(x.shape[-1], place)).add(x[mask])
             progress(len(rows))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {
         name: Inputs(torch.cat(samples[name]), torch.cat(sinks[name]), sums[name].matrix() if moments else None)
         for name in layers
     }
-
-
-def _keep(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen[name] = arguments[0]
-
-    return hook

@@ -109,8 +109,8 @@ def shared_inputs(model: nn.Module, linears: Mapping[str, nn.Linear], windows: W
     # something in between changed it in place.
     seen: dict[str, tuple[Tensor, int]] = {}
     ids, mask = windows.input_ids[:1, :2], windows.attention_mask[:1, :2]
-    with _inputs_to(linears, lambda name, x: seen.setdefault(name, (x, x._version))):
-        _run(model, ids, mask)
+    with inputs_to(linears, lambda name, x: seen.setdefault(name, (x, x._version))):
+        run_trunk(model, ids, mask)
     unused = [name for name in linears if name not in seen]
     if unused:
         raise ValueError(f"{unused[0]} takes no part in a forward pass ({len(unused)} such); leave it out by --targets")
@@ -162,8 +162,8 @@ def calibrate(
             def add(name: str, x: Tensor, mask: Tensor = mask, part: int = part) -> None:
                 sums[name][part].add(_tokens(name, x, mask))
 
-            with _inputs_to(linears, add):
-                _run(model, windows.input_ids[batch], mask)
+            with inputs_to(linears, add):
+                run_trunk(model, windows.input_ids[batch], mask)
             progress(len(batch))
     return {name: _finish(name, parts) for name, parts in sums.items()}
 
@@ -184,8 +184,8 @@ def _finish(name: str, parts: list[SecondMoment]) -> Moments:
 
 
 @contextmanager
-def _inputs_to(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor], object]) -> Iterator[None]:
-    """Calls `take(name, input)` whenever one of the layers runs."""
+def inputs_to(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Calls `take(name, input)` whenever one of the layers runs, within the block."""
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -201,7 +201,7 @@ def _inputs_to(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor], o
             hook.remove()
 
 
-def _run(model: Any, ids: Tensor, mask: Tensor) -> None:
+def run_trunk(model: Any, ids: Tensor, mask: Tensor) -> None:
     """The model without its head: no logits are wanted."""
     device = model.device
     trunk_of(model)(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)
