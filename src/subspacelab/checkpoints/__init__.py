@@ -3,7 +3,7 @@
 from subspacelab.checkpoints.finite import require_finite
 from subspacelab.checkpoints.names import canonical_name
 from subspacelab.checkpoints.partial import open_reference
-from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint
+from subspacelab.checkpoints.reader import Checkpoint, config_errors, open_checkpoint, read_config
 from subspacelab.checkpoints.references import Source, resolve_reference, write_reference
 from subspacelab.checkpoints.tensor_file import read_tensors, write_tensors
 from subspacelab.checkpoints.tensors import TensorInfo, matrix_shape
@@ -16,9 +16,11 @@ __all__ = [
     "TensorInfo",
     "canonical_name",
     "checkpoint_writer",
+    "config_errors",
     "matrix_shape",
     "open_checkpoint",
     "open_reference",
+    "read_config",
     "read_tensors",
     "require_finite",
     "resolve_reference",

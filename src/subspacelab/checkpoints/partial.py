@@ -1,12 +1,12 @@
-"""Opens a checkpoint of which little will be read: by byte ranges, on this disk or on the hub."""
+"""Opens a checkpoint of which little will be read: nothing is downloaded but the byte ranges that are asked for."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from subspacelab.checkpoints.hub import Listing, cached_or_refused, fetch_file, hub_errors, list_repository
-from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, find_weights, read_weight_map
-from subspacelab.checkpoints.ranged import DiskFile, RangedShard, RangeFile, read_header
+from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, read_weight_map
+from subspacelab.checkpoints.ranged import RangedShard, RangeFile, read_header
 from subspacelab.checkpoints.ranges import RemoteFile
 from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint, read_config
 from subspacelab.checkpoints.references import DEMO_ROOT, Repository, Source, locate_reference, resolve_reference
@@ -17,21 +17,20 @@ HUB_WORKERS = 8
 
 
 class RangedFiles:
-    """The safetensors files of a checkpoint, their headers read; made by `open_reference`."""
+    """The safetensors files of a checkpoint on the hub, their headers read; made by `open_reference`."""
+
+    num_workers = HUB_WORKERS
+    """How many tensors are worth asking for at once."""
 
     def __init__(
         self,
         files: Mapping[str, RangeFile],
         find_file: Callable[[str], Path | None],
-        *,
-        weight_map: Mapping[str, str] | None = None,
-        num_workers: int = 1,
+        weight_map: Mapping[str, str] | None,
     ) -> None:
-        self.num_workers = num_workers
-        """How many tensors are worth asking for at once."""
         self.find_file = find_file
         """The path of a small file beside the weights, None if there is none."""
-        with ThreadPoolExecutor(num_workers) as pool:
+        with ThreadPoolExecutor(self.num_workers) as pool:
             headers = pool.map(read_header, files.values(), files)
             self._shards = {shard: (files[shard], header) for shard, header in zip(files, headers, strict=True)}
         self.infos: dict[str, TensorInfo] = {p.info.name: p.info for _, ps in self._shards.values() for p in ps}
@@ -55,28 +54,14 @@ def open_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Checkpoint
     """
     place = locate_reference(reference, demo_root=demo_root)
     if isinstance(place, Source):
-        return _open_on_disk(place)
+        return open_checkpoint(place)
     try:
         listing = list_repository(place.repo, place.revision)
         if listing.weights.startswith("model.safetensors"):
             return _open_on_hub(place, listing)
         return open_checkpoint(resolve_reference(reference, demo_root=demo_root))
     except hub_errors() as e:
-        return _open_on_disk(place.source(*cached_or_refused(place.repo, place.revision, e)))
-
-
-def _open_on_disk(source: Source) -> Checkpoint:
-    weights = find_weights(source.folder)
-    if not all(shard.endswith(".safetensors") for shard in weights.shards):
-        return open_checkpoint(source)
-
-    def find_file(name: str) -> Path | None:
-        path = weights.folder / name
-        return path if path.is_file() else None
-
-    files = {shard: DiskFile(weights.folder / shard) for shard in weights.shards}
-    ranged = RangedFiles(files, find_file, weight_map=weights.weight_map)
-    return Checkpoint(source, ranged, read_config(weights.folder / CONFIG_NAME))
+        return open_checkpoint(place.source(*cached_or_refused(place.repo, place.revision, e)))
 
 
 def _open_on_hub(place: Repository, listing: Listing) -> Checkpoint:
@@ -93,7 +78,7 @@ def _open_on_hub(place: Repository, listing: Listing) -> Checkpoint:
     weight_map = read_weight_map(index) if index else None
     shards = sorted(set(weight_map.values())) if weight_map else [listing.weights]
     files = {shard: remote(shard) for shard in shards}
-    ranged = RangedFiles(files, find_file, weight_map=weight_map, num_workers=HUB_WORKERS)
+    ranged = RangedFiles(files, find_file, weight_map)
     config = find_file(CONFIG_NAME)
     folder = config.parent if config else Path(place.repo)
     return Checkpoint(place.source(folder, listing.commit), ranged, read_config(config) if config else {})

@@ -27,10 +27,7 @@ class RangeFile(Protocol):
 
 
 class DiskFile:
-    """A file on this disk, read without the system's reading ahead: between two norm layers lie the matrices.
-
-    Nothing is mapped, so that the file may be larger than the memory.
-    """
+    """A file on this disk, read without the system's reading ahead: between two norm layers lie the matrices."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -92,4 +89,6 @@ def read_header(file: RangeFile, shard: str) -> list[Placed]:
     end = max((p.stop for p in placed), default=0)
     if file.size is not None and end > file.size:
         raise ValueError(f"{file.name}: truncated, {file.size} of {end} bytes; use another copy of it")
+    if file.size is not None and 0 < end < file.size:
+        raise ValueError(f"{file.name}: {file.size - end} bytes more than its header says; use another copy of it")
     return placed

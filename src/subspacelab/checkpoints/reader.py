@@ -19,6 +19,9 @@ from subspacelab.checkpoints.shards import Shard
 from subspacelab.checkpoints.tensors import FLOATING, TensorInfo
 from subspacelab.files import read_json
 
+DIGEST_BYTES = 1 << 24
+"""Bytes of a tensor that are hashed at a time."""
+
 
 class Files(Protocol):
     """Where a checkpoint's bytes are: on this disk (`LocalFiles`), or read by ranges (`RangedFiles`)."""
@@ -89,7 +92,7 @@ class Checkpoint:
             raise ValueError(f"{name}: stored as {info.dtype}, needed one of {', '.join(FLOATING)}; leave it out")
 
     def read(self, name: str) -> Tensor:
-        """The tensor in its stored dtype, mapped from the file (copy before writing); quantised ones are refused."""
+        """The tensor in its stored dtype (copy before writing: torch files are mapped); quantised ones are refused."""
         info = self.info(name)
         self._require_unquantised(info)
         return self._open(info.shard).read(name)
@@ -115,8 +118,11 @@ class Checkpoint:
         """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests."""
         info = self.info(name)
         digest = hashlib.sha256(f"{info.dtype} {list(info.shape)}\n".encode())
-        entries = self.read(name).reshape(-1).view(torch.uint8)
-        digest.update(entries.numpy().data)  # hashed where it is mapped, no copy
+        rows = info.shape[0] if info.shape else 0
+        step = max(1, DIGEST_BYTES * rows // max(info.nbytes, 1))
+        pieces = (self.read_rows(name, i, min(i + step, rows)) for i in range(0, rows, step))
+        for piece in pieces if info.shape else [self.read(name)]:
+            digest.update(piece.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def _open(self, shard: str) -> Shard:
@@ -146,6 +152,14 @@ def open_checkpoint(place: Source | Path | str) -> Checkpoint:
         raise ValueError(f"{source.folder}: no such checkpoint folder or file")
     files = find_weights(source.folder)
     return Checkpoint(source, LocalFiles(files), read_config(files.folder / CONFIG_NAME))
+
+
+def config_errors() -> tuple[type[Exception], ...]:
+    """What is raised when a model is made from a config.json that describes none: it depends on where it is wrong."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    plain = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+    return StrictDataclassError, *plain
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def _followed(source: Source) -> Source | Repository:
     if not isinstance(content, dict) or set(content) != {"reference", "revision"}:
         raise ValueError(f"{pointer}: must hold the keys 'reference' and 'revision' only; build it again")
     target, revision = content["reference"], content["revision"]
+    if not isinstance(target, str) or not isinstance(revision, str | None):
+        raise ValueError(f"{pointer}: 'reference' must be text, 'revision' text or null; build it again")
     place = Path(target).expanduser()
     if place.exists():
         if (place / POINTER_NAME).exists():

@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from subspacelab.checkpoints.safetensors_shard import bits
 from subspacelab.checkpoints.tensors import TensorInfo
 
 LENGTH_BYTES = 8
@@ -43,15 +42,30 @@ def parse_header(header: bytes | bytearray, file: str, shard: str) -> list[Place
         entries: dict[str, Any] = json.loads(header)
         entries.pop("__metadata__", None)
         placed = [_placed(name, entry, data_start, shard) for name, entry in entries.items()]
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise ValueError(f"{file}: damaged safetensors header ({e}); use another copy of it") from e
-    return sorted(placed, key=lambda p: (p.start, p.info.name))
+    placed.sort(key=lambda p: (p.start, p.stop, p.info.name))
+    ends = [data_start, *(p.stop for p in placed)]
+    wrong = next((p for end, p in zip(ends, placed, strict=False) if p.start != end), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{file}: damaged safetensors header ({wrong.info.name} does not begin where the tensor before it ends);"
+            " use another copy of it"
+        )
+    return placed
 
 
 def _placed(name: str, entry: dict[str, Any], data_start: int, shard: str) -> Placed:
     start, stop = (int(offset) for offset in entry["data_offsets"])
     shape, dtype = tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
     nbytes = math.prod(shape) * bits(dtype) // 8
-    if start < 0 or stop - start != nbytes:
+    if start < 0 or min(shape, default=0) < 0 or stop - start != nbytes:
         raise ValueError(f"{name} of shape {list(shape)} and dtype {dtype} in {stop - start} bytes")
     return Placed(TensorInfo(name, shape, dtype, nbytes, shard), data_start + start)
+
+
+def bits(code: str) -> int:
+    """Bits per entry of a safetensors dtype, e.g. 16 for "BF16", 8 for "F8_E4M3", 8 for "BOOL"."""
+    if code == "BOOL":
+        return 8
+    return int("".join(filter(str.isdigit, code.partition("_")[0])))

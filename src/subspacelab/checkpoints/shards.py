@@ -21,7 +21,7 @@ class Shard(Protocol):
     """An open weight file; closed by dropping it (tensors read from it stay valid)."""
 
     def read(self, name: str) -> Tensor:
-        """The tensor, mapped from the file where the format allows."""
+        """The tensor in its stored dtype."""
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start:stop of the first axis."""
