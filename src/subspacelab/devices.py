@@ -15,3 +15,8 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise ValueError(f"device={name!r}: not available on this machine; use auto or cpu")
     return torch.device(name)
+
+
+def float64_place(device: torch.device) -> torch.device:
+    """Where float64 is computed for what lies on `device`: there, or on the CPU for mps, which knows no float64."""
+    return torch.device("cpu") if device.type == "mps" else device

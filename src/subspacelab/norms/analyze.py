@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, require_finite
-from subspacelab.devices import choose_device
+from subspacelab.devices import choose_device, float64_place
 from subspacelab.norms.results import Analysis, Embedding, Norm
 from subspacelab.norms.statistics import measure_vectors, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, survey
@@ -23,8 +23,7 @@ def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = F
     Quantised tensors are left out one by one, with a warning each; ValueError, naming the tensor, for NaN or infinity.
     "mps" has no float64 and means the CPU.
     """
-    place = choose_device(device)
-    place = torch.device("cpu") if place.type == "mps" else place
+    place = float64_place(choose_device(device))
     found = survey(checkpoint)
     refused: dict[str, str] = {}
     vocabulary = _vocabulary(checkpoint) if any(e.kind == "token" for e in found.embeddings) else None

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from subspacelab.data.windows import Windows
+from subspacelab.devices import float64_place
 from subspacelab.linalg.second_moment import SecondMoment
 from subspacelab.nullspace.calibration import inputs_to, run_trunk
 
@@ -69,8 +70,7 @@ def collect_inputs(
                 samples[name].append(x[chosen[rows].to(x.device)].cpu())
                 sinks[name].append(x[torch.arange(len(x)), mask.int().argmax(1)].cpu())
                 if moments:
-                    place = torch.device("cpu") if x.device.type == "mps" else x.device
-                    sums.setdefault(name, SecondMoment(x.shape[-1], place)).add(x[mask])
+                    sums.setdefault(name, SecondMoment(x.shape[-1], float64_place(x.device))).add(x[mask])
             progress(len(rows))
     return {
         name: Inputs(torch.cat(samples[name]), torch.cat(sinks[name]), sums[name].matrix() if moments else None)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from subspacelab.data.windows import Windows
+from subspacelab.devices import float64_place
 from subspacelab.linalg.second_moment import SecondMoment
 from subspacelab.models.causal_lm import trunk_of
 
@@ -139,7 +140,7 @@ def in_passes(inputs: Sequence[SharedInput], max_bytes: int) -> Iterator[list[Sh
 
 @torch.inference_mode()
 def calibrate(
-    model: nn.Module,
+    model: Any,
     windows: Windows,
     inputs: Sequence[SharedInput],
     *,
@@ -152,7 +153,7 @@ def calibrate(
     infinity in an activation, and for a layer that does not see every token.
     """
     split = split_windows(windows)
-    place = _device_of(model)
+    place = float64_place(model.device)
     sums = {shared.name: [SecondMoment(shared.width, place) for _ in range(3)] for shared in inputs}
     linears = {shared.name: model.get_submodule(shared.name) for shared in inputs}
     for part, numbers in enumerate((split.first, split.second, split.held_out)):
@@ -205,12 +206,6 @@ def run_trunk(model: Any, ids: Tensor, mask: Tensor) -> None:
     """The model without its head: no logits are wanted."""
     device = model.device
     trunk_of(model)(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)
-
-
-def _device_of(model: Any) -> torch.device:
-    """Where moments lie: with the model, but on the CPU for a device without float64."""
-    device: torch.device = model.device
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _moment_bytes(shared: SharedInput) -> int:

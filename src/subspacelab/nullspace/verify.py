@@ -13,6 +13,7 @@ from torch import Tensor
 
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
+from subspacelab.devices import float64_place
 from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
 from subspacelab.models.lora_factors import Factors
@@ -128,8 +129,7 @@ def _collect(
 
 def _one_layer(live: LiveAdapter, name: str, now: Inputs, old: Inputs, num_tokens: int) -> LayerStats:
     f = live.factors()[name]
-    # mps knows no float64.
-    device = torch.device("cpu") if f.B.device.type == "mps" else f.B.device
+    device = float64_place(f.B.device)
     start = [None if t is None else t.detach().to(device) for t in (f.A0, f.B0)]
     layer = Layer(
         name,

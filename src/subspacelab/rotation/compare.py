@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from subspacelab.devices import choose_device
+from subspacelab.devices import choose_device, float64_place
 from subspacelab.files import write_json
 from subspacelab.reports.progress import progress_bar
 from subspacelab.reports.tables import write_csv
@@ -106,8 +105,7 @@ def measure_chain(
     chain: Chain, groups: list[Group], *, k: int | None = None, seed: int = 42, device: str = "auto"
 ) -> pd.DataFrame:
     """layers.csv as a table: one row per weight that the chain's checkpoints share; arguments as in `compare`."""
-    # MPS has no float64.
-    target = choose_device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    target = float64_place(choose_device(device))
     labels = {name: group.label for group in reversed(groups) for name in group.members}
     rows: list[dict[str, Value]] = []
     total = sum(gflop(chain.shape(name)) for name in chain.names)
