@@ -1,12 +1,16 @@
 """Causal language models of any family that transformers knows: loading them, and the linear layers adapters go on."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from subspacelab.checkpoints import config_errors, open_checkpoint, read_config
+from subspacelab.checkpoints.index import CONFIG_NAME
 
 
 def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device) -> Any:
@@ -16,28 +20,76 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: to
     weights (transformers would fill them with random numbers).
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"{folder}: no config.json, so no language model; give a folder that transformers saved")
-    logging.disable_progress_bar()
+    with open_checkpoint(folder):  # refuses files that are missing, damaged, elsewhere, or more than tensors
+        _require_causal_lm(folder)
     on_cpu = torch.float32 if device.type == "cpu" else "auto"
-    model, found = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or on_cpu, local_files_only=True, trust_remote_code=False, output_loading_info=True
-    )
+    with _quiet():
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or on_cpu,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are told below
+            output_loading_info=True,
+        )
     missing = sorted(found["missing_keys"])
     if missing:
         raise ValueError(f"{folder}: {missing[0]} is missing ({len(missing)} weights in all); download it again")
+    for name, stored, wanted in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"{folder}: {name} is {list(stored)}, config.json says {list(wanted)}; download the checkpoint again"
+        )
     if getattr(model.config, "quantization_config", None) is not None:
         raise ValueError(f"{folder}: quantised; adapters are built on the unquantised checkpoint of this model")
     return model.to(device).eval()
 
 
+def _require_causal_lm(folder: Path) -> None:
+    """ValueError unless config.json describes a causal language model; it is made without weights, to see."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = read_config(folder / CONFIG_NAME)
+    try:
+        with _quiet(), init_empty_weights(), torch.random.fork_rng(devices=[]):
+            found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            AutoModelForCausalLM.from_config(found, trust_remote_code=False)
+    except config_errors() as e:
+        raise ValueError(
+            f"{folder / CONFIG_NAME}: describes no causal language model that transformers knows"
+            f" (model_type {config.get('model_type')!r}: {' '.join(str(e).split())[:120]}); give another checkpoint"
+        ) from e
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and warnings: what matters is said in one line of ours."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model's folder; nothing is downloaded and no code of the folder runs."""
+    """The tokenizer of a model's folder; nothing is downloaded and no code of the folder runs.
+
+    ValueError when there is none, or none that can be read.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as e:  # tokenizers raises Exception itself for a file that it cannot read
+        reason = " ".join(str(e).split())[:120]
+        raise ValueError(f"{folder}: no tokenizer that can be read ({reason}); restore its tokenizer files") from e
 
 
 def trunk_of(model: Any) -> Any:
