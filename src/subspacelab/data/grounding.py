@@ -123,9 +123,11 @@ def _row(file: Path, record: dict[str, Any]) -> GroundingRow:
         raise ValueError(f"{file}: row {name}: bbox {box} is not [x, y, width, height]; correct or drop the row")
     x, y, width, height = (float(v) for v in box)
     image = record["image"]
+    if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
+        raise ValueError(f"{file}: row {name}: no bytes in 'image'; put the picture itself there or drop the row")
     return GroundingRow(
         image_bytes=image["bytes"],
-        image_path=image["path"] or "",
+        image_path=image.get("path") or "",
         question=record["question"],
         answers=(answer,) if isinstance(answer, str) else tuple(answer),
         dataset_id=name,

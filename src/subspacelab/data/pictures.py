@@ -63,6 +63,15 @@ def square(picture: Picture, size: int) -> SquarePicture:
     return SquarePicture(pixels, (x * x_scale, y * y_scale, width * x_scale, height * y_scale))
 
 
+def looks_like_a_picture(picture: Picture) -> bool:
+    """Whether the first bytes are those of a format that is known; the rest is not decoded."""
+    try:
+        Image.open(BytesIO(picture.image_bytes)).close()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 def read_pictures(path: Path, *, limit: int | None = None) -> Iterator[Picture]:
     """Pictures of a parquet file or folder (textVQA_groundingtask_bbox), a JSONL of that task, or a plain folder.
 
@@ -109,7 +118,10 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     """Numbered lines that hold something; JSON may hold U+2028, at which `splitlines` would break."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; pass a parquet file or folder, a .jsonl, or a folder of pictures")
-    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
+    try:
+        lines = enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8 text (byte {e.start}); convert it") from e
     return [(number, line) for number, line in lines if line.strip()]
 
 
@@ -120,9 +132,9 @@ def _read_jsonl(path: Path) -> Iterator[Picture]:
             row = json.loads(line)
             name = row["image"][0] if isinstance(row["image"], list) else row["image"]
             file = path.parent / name
-        except (json.JSONDecodeError, KeyError, IndexError, TypeError) as e:
+        except (json.JSONDecodeError, RecursionError, KeyError, IndexError, TypeError) as e:
             raise ValueError(f"{where}: expected an object with 'image' and 'response' ({e!r}); correct it") from e
-        if Path(name).is_absolute() or not file.resolve().is_relative_to(path.parent.resolve()):
+        if "\0" in name or Path(name).is_absolute() or not file.resolve().is_relative_to(path.parent.resolve()):
             raise ValueError(f"{where}: picture {name!r} lies outside {path.parent}; put it beside the file")
         if not file.is_file():
             raise ValueError(f"{where}: no picture {name!r} in {path.parent}; restore it or drop the line")

@@ -13,7 +13,14 @@ import torch
 from PIL import Image
 
 from subspacelab.checkpoints import Source, write_tensors
-from subspacelab.data.pictures import Picture, SquarePicture, count_pictures, read_pictures, square
+from subspacelab.data.pictures import (
+    Picture,
+    SquarePicture,
+    count_pictures,
+    looks_like_a_picture,
+    read_pictures,
+    square,
+)
 from subspacelab.distributed import processes
 from subspacelab.files import read_json, remove_partials, sha256_file, write_beside, write_json
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
@@ -55,6 +62,7 @@ def cache_features(
         raise ValueError(f"batch_size: {plan.batch_size} must be at least 1")
     group = processes(cpu=device.type == "cpu")
     total = count_pictures(plan.pictures, limit=plan.limit)
+    _require_pictures(plan, total)
     tower = load_vision_tower(source, device)
     output_dir.mkdir(parents=True, exist_ok=True)
     if group.is_main:
@@ -73,6 +81,20 @@ def cache_features(
     if log is not None and group.is_main:
         log({"pictures": meta.count, "unreadable": len(meta.unreadable), "tokens": meta.tokens, "dim": meta.dim}, 0)
     return meta
+
+
+def _require_pictures(plan: CachePlan, total: int) -> None:
+    """ValueError for a bad row or too many that are no pictures: found before an earlier cache is touched."""
+    found = read_pictures(plan.pictures, limit=plan.limit)
+    _require_few(plan, [picture.dataset_id for picture in found if not looks_like_a_picture(picture)], total)
+
+
+def _require_few(plan: CachePlan, unreadable: list[str], total: int) -> None:
+    if len(unreadable) > UNREADABLE_SHARE * total:
+        raise ValueError(
+            f"{plan.pictures}: {len(unreadable)} of {total} pictures cannot be read (first: {unreadable[0]});"
+            " more than 1 % is an error: restore them or drop their rows"
+        )
 
 
 def _shards(plan: CachePlan) -> Iterator[list[Picture]]:
@@ -164,20 +186,15 @@ def _finish(folder: Path, num_shards: int, source: Source, plan: CachePlan) -> N
             }
             for offset, entry in enumerate(record["entries"])
         ]
-    total = len(rows) + len(unreadable)
-    if len(unreadable) > UNREADABLE_SHARE * total:
-        raise ValueError(
-            f"{plan.pictures}: {len(unreadable)} of {total} pictures cannot be read (first: {unreadable[0]});"
-            " more than 1 % is an error: restore them or drop their rows"
-        )
+    _require_few(plan, unreadable, len(rows) + len(unreadable))
     index = pd.DataFrame(rows)
     index.insert(0, "row", range(len(index)))
     _write_parquet(folder / INDEX, index)
     _remove_leftovers(folder, num_shards)
-    _, entry = read_header(folder / index["shard"][0])
-    _, tokens, dim = entry["shape"]
+    first = read_header(folder / index["shard"][0]).info
+    _, tokens, dim = first.shape
     reference = source.name if Path(source.reference).is_absolute() else source.reference
-    meta = FeatureMeta(reference, source.revision, plan.image_size, tokens, dim, entry["dtype"], len(index), unreadable)
+    meta = FeatureMeta(reference, source.revision, plan.image_size, tokens, dim, first.dtype, len(index), unreadable)
     write_json(folder / META, meta.as_json())
 
 

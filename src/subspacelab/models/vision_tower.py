@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from subspacelab.checkpoints import Source, canonical_name, open_checkpoint
+from subspacelab.checkpoints import Checkpoint, Source, canonical_name, config_errors, open_checkpoint, require_finite
 from subspacelab.data.patches import MEAN, MERGED_PIXELS, PATCH, STD, patchify
 from subspacelab.files import read_json
 
@@ -48,10 +48,7 @@ def load_vision_tower(source: Source, device: torch.device) -> VisionTower:
         names = {name.removeprefix(PREFIX): file for name, file in raw.items() if name.startswith(PREFIX)}
         for file in names.values():
             checkpoint.require_floating(file)
-        config: Any = Qwen2_5_VLConfig(**checkpoint.config).vision_config
-        # include_buffers=False: the rotary frequencies are computed, not read.
-        with init_empty_weights(include_buffers=False):
-            module = Qwen2_5_VisionTransformerPretrainedModel._from_config(config)
+        module = _empty_tower(checkpoint)
         expected = dict(module.named_parameters())
         missing = sorted(expected.keys() - names.keys())
         if missing:
@@ -60,11 +57,27 @@ def load_vision_tower(source: Source, device: torch.device) -> VisionTower:
         compute = torch.float32 if device.type == "cpu" else first
         state = {name: checkpoint.read(names[name]).to(device, compute, copy=True) for name in expected}
     for name, weight in state.items():
+        require_finite(f"{source.reference}: {names[name]}", weight)
         if weight.shape != expected[name].shape:
             wanted = list(expected[name].shape)
             raise ValueError(f"{PREFIX}{name}: shape {list(weight.shape)}, config.json says {wanted}")
     module.load_state_dict(state, assign=True, strict=True)
     return VisionTower(module.to(device).eval(), first)
+
+
+def _empty_tower(checkpoint: Checkpoint) -> nn.Module:
+    """The module that config.json describes, without weights; ValueError if it describes none."""
+    try:
+        config: Any = Qwen2_5_VLConfig(**checkpoint.config).vision_config
+        # include_buffers=False: the rotary frequencies are computed, not read.
+        with init_empty_weights(include_buffers=False):
+            module: nn.Module = Qwen2_5_VisionTransformerPretrainedModel._from_config(config)
+    except config_errors() as e:
+        reason = " ".join(str(e).split())[:200]
+        raise ValueError(
+            f"{checkpoint.source.reference}: config.json describes no vision tower ({reason}); restore it"
+        ) from e
+    return module
 
 
 def _require_processor(source: Source) -> None:
@@ -73,6 +86,8 @@ def _require_processor(source: Source) -> None:
     if not path.is_file():
         return
     settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: holds a {type(settings).__name__}, not a JSON object; restore it")
     ours = {"image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH, "merge_size": MERGED_PIXELS // PATCH}
     for key, value in ours.items():
         if settings.get(key, value) != value:
