@@ -1,7 +1,7 @@
 """Every weight matrix of a checkpoint, decomposed: read one at a time, written one at a time, continued if stopped."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -70,11 +70,12 @@ def decompose(
     with open_checkpoint(source) as checkpoint:
         plan = make_plan(checkpoint, rank=rank, include=include, exclude=exclude)
         mine = _share(plan, folder, group)
-        group.wait()  # all have looked at what is there before anything changes
+        digests = _digests(checkpoint, mine)
+        group.wait()  # all have looked at their weights, and at what is there, before anything changes
         folder.mkdir(parents=True, exist_ok=True)
         if group.is_main:
             (folder / INDEX).unlink(missing_ok=True)
-        _decompose_weights(checkpoint, mine, folder, settings)
+        _decompose_weights(checkpoint, mine, digests, folder, settings)
     group.wait()
     if group.is_main:
         _finish(folder, plan, source)
@@ -96,15 +97,27 @@ def _share(plan: Plan, folder: Path, group: Processes) -> dict[str, tuple[int, i
     return {names[i]: plan.shapes[names[i]] for i in split_by_cost(costs, group.count)[group.rank]}
 
 
+def _digests(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:
+    """Digest of each weight, once its entries are known to be finite."""
+    found = {}
+    for name in names:
+        require_finite(name, checkpoint.read(name))
+        found[name] = checkpoint.digest(name)
+    return found
+
+
 def _decompose_weights(
-    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]], folder: Path, settings: Settings
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, tuple[int, int]],
+    digests: Mapping[str, str],
+    folder: Path,
+    settings: Settings,
 ) -> None:
     total = sum(gflop(shape) for shape in shapes.values())
     with progress_bar(f"decompose {checkpoint.source.name}", total=total, unit="GFLOP") as advance:
         for name, shape in shapes.items():
-            digest = checkpoint.digest(name)
-            if not _still_holds(read_record(folder / f"{name}.safetensors"), shape, digest, settings):
-                _decompose_one(checkpoint, name, digest, folder, settings)
+            if not _still_holds(read_record(folder / f"{name}.safetensors"), shape, digests[name], settings):
+                _decompose_one(checkpoint, name, digests[name], folder, settings)
             advance(gflop(shape))
 
 
@@ -118,7 +131,6 @@ def _still_holds(record: FactorRecord | None, shape: tuple[int, int], digest: st
 def _decompose_one(checkpoint: Checkpoint, name: str, digest: str, folder: Path, settings: Settings) -> None:
     info = checkpoint.info(name)
     tensor = checkpoint.read(name)
-    require_finite(name, tensor)
     w = tensor.reshape(tensor.shape[0], -1)
     factors = svd(w, rank=settings.rank, method=settings.method, device=settings.device)
     record = FactorRecord(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from subspacelab.checkpoints import write_tensors
+from subspacelab.checkpoints import require_finite, write_tensors
 from subspacelab.files import read_json, write_json
 from subspacelab.linalg.svd import SVD
 
@@ -125,12 +125,23 @@ class Decomposition:
         path = self.folder / record.file
         try:
             with safe_open(path, framework="pt") as f:
-                return [f.get_tensor(key) for key in keys]
-        except (OSError, SafetensorError) as e:
+                tensors = {key: f.get_tensor(key) for key in keys}
+            for key, tensor in tensors.items():
+                _require_shape(key, tensor, record)
+                require_finite(key, tensor)
+        except (OSError, ValueError, SafetensorError) as e:
             raise ValueError(
                 f"{path}: factors of {record.weight!r} are missing or broken ({str(e).splitlines()[0]}); "
                 "run 'subspacelab rotation decompose' again"
             ) from e
+        return list(tensors.values())
+
+
+def _require_shape(key: str, tensor: Tensor, record: FactorRecord) -> None:
+    m, n = record.matrix_shape
+    wanted = {"U": (m, record.rank), "S": (record.rank,), "Vh": (record.rank, n)}[key]
+    if tuple(tensor.shape) != wanted:
+        raise ValueError(f"{key} is {list(tensor.shape)}, {INDEX} says {list(wanted)}")
 
 
 def read_decomposition(folder: Path) -> Decomposition:
