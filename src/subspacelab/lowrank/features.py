@@ -1,8 +1,6 @@
 """A cache of vision features: safetensors shards [n, tokens, dim], an index, and how it was made."""
 
-import json
 import mmap
-import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -16,8 +14,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from subspacelab.checkpoints.safetensors_header import LENGTH_BYTES, Placed, header_length, parse_header
 from subspacelab.files import read_json
 from subspacelab.lowrank.splits import Split, split_rows
+from subspacelab.params import validate
 
 INDEX, META = "index.parquet", "meta.json"
 TENSOR = "features"
@@ -104,9 +104,13 @@ class Features:
     def picture(self, row: int) -> "CachedPicture":
         """The picture behind a row, as it was cached."""
         shard, offset = self._places[row]
-        found = pd.read_parquet(self.folder / pictures_name(shard)).iloc[offset]
-        box = None if found["bbox"] is None else tuple(float(v) for v in found["bbox"])
-        image = np.asarray(Image.open(BytesIO(found["image"])).convert("RGB"))
+        path = self.folder / pictures_name(shard)
+        try:
+            found = pd.read_parquet(path, columns=["image", "bbox"]).iloc[offset]
+            box = None if found["bbox"] is None else tuple(float(v) for v in found["bbox"])
+            image = np.asarray(Image.open(BytesIO(found["image"])).convert("RGB"))
+        except (OSError, ValueError, TypeError, LookupError) as e:  # what pyarrow and Pillow raise is among them
+            raise ValueError(f"{path}: no picture of row {row} ({str(e).splitlines()[0]}); cache again") from e
         return CachedPicture(self.index["dataset_id"][row], image, box)
 
     def will_need(self, rows: Sequence[int]) -> None:
@@ -133,16 +137,16 @@ class _Shard:
             raise ValueError(f"{folder / INDEX}: shard {name!r} is not a file name; cache again")
         if not path.is_file():
             raise ValueError(f"{path}: shard is missing; cache again")
-        start, entry = read_header(path)
-        count, *shape = entry["shape"]
-        if shape != [meta.tokens, meta.dim] or entry["dtype"] != meta.dtype:
-            raise ValueError(f"{path}: {entry['dtype']} {entry['shape']} does not fit {META}; cache again")
-        self._dtype, self._shape = DTYPES[entry["dtype"]], (meta.tokens, meta.dim)
-        self._start, self.count = start + entry["data_offsets"][0], count
+        placed = read_header(path)
+        found = placed.info
+        if found.shape[1:] != (meta.tokens, meta.dim) or found.dtype != meta.dtype:
+            raise ValueError(f"{path}: {found.dtype} {list(found.shape)} does not fit {META}; cache again")
+        self._dtype, self._shape = DTYPES[found.dtype], (meta.tokens, meta.dim)
+        self._start, self.count = placed.start, found.shape[0]
         self._bytes = meta.tokens * meta.dim * self._dtype.itemsize
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if self._start + count * self._bytes > len(self._map):
+        if placed.stop > len(self._map):
             raise ValueError(f"{path}: truncated; cache again")
 
     def copy_to(self, out: Tensor, row: int) -> None:
@@ -170,15 +174,13 @@ def pictures_name(shard: str) -> str:
     return shard.replace("features-", "pictures-").replace(".safetensors", ".parquet")
 
 
-def read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data of a shard starts, and dtype, shape and offsets of its one tensor."""
+def read_header(path: Path) -> Placed:
+    """Dtype, shape and place of the one tensor of a shard."""
     try:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 1 << 20:
-                raise ValueError("header too long")
-            return 8 + length, json.loads(file.read(length))[TENSOR]
-    except (struct.error, ValueError, KeyError) as e:
+            header = file.read(header_length(file.read(LENGTH_BYTES), path.name))
+        return {p.info.name: p for p in parse_header(header, path.name, path.name)}[TENSOR]
+    except (ValueError, KeyError) as e:
         raise ValueError(f"{path}: truncated or no feature shard ({e}); cache again") from e
 
 
@@ -192,6 +194,10 @@ def _read_index(path: Path) -> pd.DataFrame:
 def _read_meta(path: Path) -> FeatureMeta:
     content = read_json(path)
     try:
-        return FeatureMeta(**content)
+        FeatureMeta(**content)
     except TypeError as e:
         raise ValueError(f"{path}: not the {META} of a feature cache ({e}); cache again") from e
+    meta = validate(FeatureMeta, content, where=str(path))
+    if meta.dtype not in DTYPES or min(meta.tokens, meta.dim, meta.count) < 1:
+        raise ValueError(f"{path}: dtype must be one of {list(DTYPES)}, tokens, dim and count at least 1; cache again")
+    return meta

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subspacelab.checkpoints import read_tensors, write_tensors
+from subspacelab.checkpoints import read_tensors, require_finite, write_tensors
 from subspacelab.files import read_json, write_json
 from subspacelab.lowrank.architectures import LowRankModel, ModelSpec
 from subspacelab.lowrank.normalisation import Normalisation
@@ -138,6 +138,8 @@ def load_model(folder: Path) -> TrainedModel:
     except (KeyError, TypeError) as e:
         raise ValueError(f"{path}: does not describe a model ({e!r}); train it again") from e
     tensors, _ = read_tensors(folder / f"{BEST_MODEL}.safetensors")
+    for name, tensor in tensors.items():
+        require_finite(f"{folder}: {name}", tensor)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:

@@ -1,5 +1,6 @@
 """What training needs to know of the training pictures: their scale and their common basis."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,9 @@ def feature_statistics(
         x = unscaled.apply(features.read(rows[i : i + BATCH]))
         total += gram(x.reshape(-1, dim), device=total.device)
     square = total.trace().item() / (len(rows) * features.meta.tokens * dim)
-    if not square > 0:
+    if not math.isfinite(square):
+        raise ValueError(f"{features.folder}: NaN or infinity among the training pictures' features; cache them again")
+    if not square:
         raise ValueError(f"{features.folder}: the training pictures' features are all zero; cache them again")
     scale = square**0.5 if kind == "rms" else 1.0
     basis = torch.linalg.eigh(total).eigenvectors.flip(1)
