@@ -1,10 +1,13 @@
 """Logs of trainings that a person starts by hand: log/logs_<timestamp>/."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,15 @@ from subspacelab.lowrank.trainer import Log
 class HandLog:
     """Config, one line per epoch, and the final summary of one training."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        """log/logs_<timestamp>."""
+    def __init__(self, root: Path, name: str, config: Mapping[str, Any]) -> None:
+        self._root, self._name, self._config = root, name, config
+
+    @cached_property
+    def folder(self) -> Path:
+        """log/logs_<timestamp>, made with config.json in it at the first line: a training that is refused has none."""
+        folder = _new_folder(self._root, self._name)
+        write_json(folder / "config.json", json.loads(json.dumps(dict(self._config), default=str)))
+        return folder
 
     def epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Appends an epoch's line to training.log."""
@@ -51,9 +60,9 @@ def open_hand_log(
     if not is_main_process():
         yield None, log
         return
-    folder = _new_folder(root, f"logs_{datetime.now():%Y%m%d_%H%M%S}")
-    write_json(folder / "config.json", json.loads(json.dumps(dict(config), default=str)))
-    hand = HandLog(folder)
+    if root.exists() and not root.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(root))
+    hand = HandLog(root, f"logs_{datetime.now():%Y%m%d_%H%M%S}", config)
 
     def both(metrics: Mapping[str, float], epoch: int) -> None:
         hand.epoch(metrics, epoch)

@@ -1,5 +1,6 @@
 """What can be set for the stages of room 3."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -80,8 +81,8 @@ class TrainSettings:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("epochs", "lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1], got {self.warmup_ratio}")
         if self.weight_decay is not None and self.weight_decay < 0:
