@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from subspacelab.data.hub_files import fetch_data_file
-from subspacelab.files import write_beside
+from subspacelab.files import read_json, write_beside
 
 DEMO = {
     "demo:arithmetic": Path("data/corpus/arithmetic-train.jsonl"),
@@ -50,8 +50,11 @@ def read_instructions(reference: str) -> list[Instruction]:
         path = fetch_data_file(reference, HUB[reference])
     elif not path.is_file() or path.suffix not in (".jsonl", ".json"):
         raise ValueError(f"{reference}: no such instructions; give a .jsonl or .json file, or one of {[*HUB, *DEMO]}")
-    rows = _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
-    found = [_instruction(row, where) for where, row in rows]
+    try:
+        rows = _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
+        found = [_instruction(row, where) for where, row in rows]
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8 text (byte {e.start}); convert it") from e
     if not found:
         raise ValueError(f"{path}: it holds no row; give rows {{query, response}}")
     return found
@@ -70,15 +73,12 @@ def _jsonl_rows(path: Path) -> Iterable[tuple[str, Any]]:
             if line.strip():
                 try:
                     yield where, json.loads(line)
-                except json.JSONDecodeError as e:
-                    raise ValueError(f"{where}: not valid JSON ({e.msg}); restore or remove the line") from e
+                except (json.JSONDecodeError, RecursionError) as e:
+                    raise ValueError(f"{where}: not valid JSON ({e}); restore or remove the line") from e
 
 
 def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: not valid JSON ({e.msg} at line {e.lineno}); restore it") from e
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a list of rows was expected, got {type(rows).__name__}")
     return ((f"{path}, row {i}", row) for i, row in enumerate(rows, start=1))

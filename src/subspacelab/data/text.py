@@ -180,8 +180,8 @@ def _json_texts(path: Path) -> Iterator[str]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield _text_of(json.loads(line), path, number)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}, line {number}: not valid JSON ({e.msg}); restore it") from e
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise ValueError(f"{path}, line {number}: not valid JSON ({e}); restore it") from e
     except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: broken ({e}); restore it") from e
 
