@@ -38,6 +38,7 @@ def analyze(
     from dataclasses import replace
 
     from subspacelab.checkpoints import open_reference
+    from subspacelab.checkpoints.references import locate_reference
     from subspacelab.files import write_json
     from subspacelab.norms.analyze import analyze as run
     from subspacelab.norms.outcome import draw_pictures, track_analysis, write_comparison
@@ -45,6 +46,10 @@ def analyze(
     from subspacelab.norms.results import Analysis
     from subspacelab.tracking import open_run
 
+    if output.is_dir():
+        raise ValueError(f"--output {output}: a folder; give the name of a file")
+    for reference in model:
+        locate_reference(reference)  # one that means nothing is found before the first is read
     folder = output_dir or output.with_suffix("")
     analyses: list[Analysis] = []
     for reference in model:
