@@ -39,9 +39,13 @@ def replace_folder(final: Path) -> Iterator[Path]:
 def _partial_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
+    except OSError as e:
+        if e.errno is None or (e.filename is not None and partial.name not in Path(e.filename).parts):
+            raise
+        raise OSError(e.errno, e.strerror, str(path)) from e  # the system names the partial one, or none
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -61,9 +65,9 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads JSON; a broken file is a ValueError that names it."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: not valid JSON ({e.msg} at line {e.lineno}); restore or delete it") from e
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ValueError(f"{path}: not valid JSON ({e}); restore or delete it") from e
 
 
 def sha256_file(path: Path) -> str:
