@@ -6,12 +6,12 @@ adapter_model.safetensors, nullspace.json). Time: about 10 s on 2 cores for each
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import shutil
 import sys
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.errors import one_line_errors
+from subspacelab.files import move_folder
 from subspacelab.nullspace.build import build_adapter
 from subspacelab.nullspace.build_report import track_built
 from subspacelab.nullspace.config import BuildAdapterConfig
@@ -30,8 +30,7 @@ def main(method: str) -> None:
                 source, folder, method=method, rank=settings.rank or stage.rank, seed=seed, settings=settings
             )
             track_built(built, stage.tracker, seed=None if seed == settings.seeds[0] else seed)
-        OUT.mkdir(parents=True, exist_ok=True)
-        shutil.move(stage.work_dir / method, OUT / method)
+        move_folder(stage.work_dir / method, OUT / method)
 
 
 if __name__ == "__main__":

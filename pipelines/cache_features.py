@@ -6,13 +6,13 @@ meta.json). Time: 45 s on 2 cores for the demo's 800 pictures. A killed run cont
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import shutil
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.data.references import resolve_pictures
 from subspacelab.devices import choose_device
 from subspacelab.errors import one_line_errors
+from subspacelab.files import move_folder
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.config import CacheFeaturesConfig
 from subspacelab.stage import open_stage
@@ -28,7 +28,7 @@ def main() -> None:
         cache_features(
             resolve_reference("demo:base"), plan, place, device=choose_device(s.device), log=stage.tracker.log_metrics
         )
-        shutil.move(place, OUT)
+        move_folder(place, OUT)
 
 
 if __name__ == "__main__":

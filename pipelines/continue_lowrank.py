@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from subspacelab.errors import one_line_errors
+from subspacelab.files import move_folder, replace_folder
 from subspacelab.lowrank.config import ContinueLowrankConfig
 from subspacelab.stage import open_stage
 
@@ -23,9 +24,9 @@ def main(arch: str) -> None:
     with open_stage(
         "continue_lowrank", ContinueLowrankConfig, experiment="lowrank", item=arch, tracked=lambda p: p.epochs > 0
     ) as stage:
-        OUT.mkdir(parents=True, exist_ok=True)
         if stage.params.epochs == 0:
-            shutil.copytree(TRAINED / arch, OUT / arch)
+            with replace_folder(OUT / arch) as partial:
+                shutil.copytree(TRAINED / arch, partial, dirs_exist_ok=True)
             return
         from subspacelab.lowrank.features import Features  # not for nothing: they take seconds to import
         from subspacelab.lowrank.outcome import record_training
@@ -41,7 +42,7 @@ def main(arch: str) -> None:
             log=stage.tracker.log_metrics,
         )
         record_training(result, features, stage.tracker)
-        shutil.move(result.folder, OUT / arch)
+        move_folder(result.folder, OUT / arch)
 
 
 if __name__ == "__main__":

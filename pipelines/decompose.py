@@ -6,12 +6,12 @@ Time: seconds for the demo; about 14 minutes on 2 cores for Qwen2.5-VL-3B. A kil
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import shutil
 import sys
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.errors import one_line_errors
+from subspacelab.files import move_folder
 from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decompose import decompose
 from subspacelab.stage import open_stage
@@ -31,8 +31,7 @@ def main(checkpoint: str) -> None:
             device=settings.device,
             log=stage.tracker.log_metrics,
         )
-        OUT.mkdir(parents=True, exist_ok=True)
-        shutil.move(stage.work_dir / source.name, OUT / checkpoint)
+        move_folder(stage.work_dir / source.name, OUT / checkpoint)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ Time: about a minute each on 2 cores for the demo. A killed training continues t
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import shutil
 import sys
 from pathlib import Path
 
 from subspacelab.errors import one_line_errors
+from subspacelab.files import move_folder
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.outcome import record_training
@@ -34,8 +34,7 @@ def main(arch: str) -> None:
             log=stage.tracker.log_metrics,
         )
         record_training(result, features, stage.tracker)
-        OUT.mkdir(parents=True, exist_ok=True)
-        shutil.move(result.folder, OUT / arch)
+        move_folder(result.folder, OUT / arch)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,26 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import hashlib
 import multiprocessing
+import os
 import time
 
 import pytest
 import torch
 
 from subspacelab.checkpoints import write_tensors
-from subspacelab.files import read_json, remove_partials, replace_folder, sha256_file, write_beside, write_json
+from subspacelab.files import (
+    move_folder,
+    read_json,
+    remove_folder,
+    remove_partials,
+    remove_partials_of,
+    replace_folder,
+    sha256_file,
+    write_beside,
+    write_json,
+)
 
 
 def test_json_round_trip_is_sorted_and_repeatable(tmp_path):
@@ -36,6 +48,45 @@ def test_a_folder_is_replaced_whole(tmp_path):
         (partial / "half").write_text("half")
         raise RuntimeError("killed")
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["f", "f/new"]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_folder_moves_into_the_place_of_another_and_not_into_it(tmp_path, monkeypatch, far):
+    write_json(tmp_path / "work" / "new.json", 1)
+    write_json(tmp_path / "outs" / "x" / "old.json", 0)
+    replace = os.replace
+
+    def between_file_systems(source, final):
+        if (source.name, final.name) == ("work", "x"):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, final)
+
+    if far:
+        monkeypatch.setattr("subspacelab.files.os.replace", between_file_systems)
+    move_folder(tmp_path / "work", tmp_path / "outs" / "x")
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["outs", "outs/x", "outs/x/new.json"]
+
+
+class Killed(BaseException):
+    """What a kill is to a process that cannot clean up after it."""
+
+
+def test_what_a_removal_cut_short_leaves_has_another_name(tmp_path, monkeypatch):
+    for name in ("a.json", "b.json"):
+        write_json(tmp_path / "work" / name, 1)
+
+    def cut_short(path, **given):
+        if (path / "replaced").exists():
+            (path / "replaced" / "a.json").unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("subspacelab.files.shutil.rmtree", cut_short)
+        remove_folder(tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+    assert list(tmp_path.rglob("b.json"))
+    remove_partials_of(tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []
 
 
 def write_for_ever(path):

@@ -1,10 +1,14 @@
 """What surrounds a stage: declaration, parameters, guard, continuation."""
 
+import multiprocessing
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+from subspacelab.files import write_json
 from subspacelab.stage import continued_folder, fingerprint, open_stage, read_declaration
 
 DVC = """stages:
@@ -112,3 +116,66 @@ def test_other_inputs_mean_other_work(project):
 def test_two_runs_on_one_input_do_not_share_a_folder(project):
     with continued_folder("toy", "x") as first, continued_folder("toy", "x") as second:
         assert first != second
+
+
+def test_of_two_runs_on_one_input_the_killed_one_is_taken_up_whichever_it_was(project):
+    with continued_folder("toy", "x"), pytest.raises(RuntimeError), continued_folder("toy", "x") as second:
+        (second / "snapshot").write_text("step 3")
+        raise RuntimeError("killed")
+    with continued_folder("toy", "x") as again:
+        assert (again / "snapshot").read_text() == "step 3"
+    assert {p.suffix for p in Path(".cache/stages/toy").iterdir()} == {".lock"}
+
+
+def test_work_half_removed_is_not_taken_for_work(project, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def cut_short(path, **given):
+        if path.exists():
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed), opened() as stage:
+        write_json(stage.work_dir / "snapshot.json", 3)
+        patch.setattr("subspacelab.files.shutil.rmtree", cut_short)
+    with opened() as stage:
+        assert list(stage.work_dir.iterdir()) == []
+    assert {p.suffix for p in Path(".cache/stages/toy@a").iterdir()} == {".lock"}
+
+
+def test_what_a_kill_left_half_written_beside_the_outs_goes(project):
+    for left in ("out/.a.17.partial/a/half", ".out.json.17.partial/out.json", "out/.b.17.partial/b/half"):
+        write_json(project / left, 1)
+    with opened():
+        pass
+    assert [str(p.relative_to(project)) for p in project.rglob("*.partial")] == ["out/.b.17.partial"]
+
+
+def work_until_told(name):
+    with opened():
+        Path(f"{name}-begun").touch()
+        wait_for(f"{name}-ends")
+
+
+def wait_for(name, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not Path(name).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return Path(name).exists()
+
+
+@pytest.mark.parametrize("end", ["killed", "of itself"])
+def test_a_run_waits_for_the_orphan_of_a_killed_dvc(project, capfd, end):
+    fork = multiprocessing.get_context("fork")
+    orphan, second = (fork.Process(target=work_until_told, args=[name]) for name in ("orphan", "second"))
+    orphan.start()
+    assert wait_for("orphan-begun")
+    second.start()
+    assert not wait_for("second-begun", 0.5), "two processes write the same outs"
+    assert f"still at work in this folder (process {orphan.pid})" in capfd.readouterr().err
+    orphan.kill() if end == "killed" else Path("orphan-ends").touch()
+    assert wait_for("second-begun"), "a lock outlives its process"
+    Path("second-ends").touch()
+    for process in (orphan, second):
+        process.join(30)
+    assert second.exitcode == 0

@@ -1,5 +1,6 @@
-"""Files and folders that appear whole or not at all: written beside, then renamed."""
+"""Files and folders that appear, and go, whole or not at all: written beside, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -30,9 +31,33 @@ def replace_folder(final: Path) -> Iterator[Path]:
     with _partial_folder(final) as folder:
         (folder / final.name).mkdir()
         yield folder / final.name
-        if final.exists():
-            os.replace(final, folder / "replaced")  # renamed, not removed here: a kill finds the old one or the new
+        _put_aside(final, folder)
         os.replace(folder / final.name, final)
+
+
+def move_folder(source: Path, final: Path) -> None:
+    """Puts a folder in the place of `final`, whole or not at all, from another file system too."""
+    with replace_folder(final) as partial:
+        try:
+            os.replace(source, partial)
+        except OSError as e:
+            if e.errno != errno.EXDEV:
+                raise
+            shutil.copytree(source, partial, dirs_exist_ok=True)
+    if source.exists():
+        remove_folder(source)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder: what a kill leaves of it has another name, so that no half is taken for the whole."""
+    with _partial_folder(path) as folder:
+        _put_aside(path, folder)
+
+
+def _put_aside(path: Path, folder: Path) -> None:
+    """Out of the way by a rename: a kill leaves at `path` the old one or none, never a half."""
+    if path.exists():
+        os.replace(path, folder / "replaced")
 
 
 @contextmanager
@@ -53,6 +78,12 @@ def _partial_folder(path: Path) -> Iterator[Path]:
 def remove_partials(folder: Path) -> None:
     """Removes what killed processes left half-written below `folder`; only for who knows that nobody writes there."""
     for partial in list(folder.rglob(f".*{PARTIAL}")):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials_of(path: Path) -> None:
+    """Removes what killed processes left beside `path` of it alone; only for who knows that nobody writes it."""
+    for partial in list(path.parent.glob(f".{path.name}.*{PARTIAL}")):
         shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -4,14 +4,15 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
-from subspacelab.files import remove_partials, sha256_file
+from subspacelab.files import remove_folder, remove_partials, remove_partials_of, sha256_file
 from subspacelab.params import PARAMS, STUDIES, Study, read_params, read_yaml
 from subspacelab.tracking import InputGuard, Tracker, main_root, open_stage_run
 
@@ -102,6 +103,9 @@ def open_stage(
     logged = common | {name: asdict(section)}  # type: ignore[call-overload]
     full_name = f"{name}@{item}" if item else name
     with ExitStack() as stack:
+        stack.enter_context(alone_in_workspace(full_name))
+        for out in declared.outs:
+            remove_partials_of(out)
         tracker = stack.enter_context(
             open_stage_run(
                 full_name,
@@ -129,20 +133,60 @@ def fingerprint(stage: str, params: dict[str, Any], deps: list[Path]) -> str:
 
 
 @contextmanager
+def alone_in_workspace(stage: str) -> Iterator[None]:
+    """Waits until no earlier run of the stage writes to the outs of this workspace.
+
+    When DVC alone is killed its stage lives on, and would put its outs in the place of a later run's while DVC
+    hashes those.
+    """
+    workspace = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:16]
+    with (_work_root(stage) / f"workspace-{workspace}.lock").open("a+") as lock:
+        if not _locked(lock):
+            lock.seek(0)
+            owner = f"{stage}: an earlier run is still at work in this folder (process {lock.read() or 'unknown'})"
+            print(f"{owner}; waiting for its end", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        print(os.getpid(), end="", file=lock, flush=True)
+        yield
+
+
+@contextmanager
 def continued_folder(stage: str, name: str) -> Iterator[Path]:
     """A folder in the main repository's .cache for work in progress; it is removed on success, kept on failure.
 
     Two experiments may run the same stage on the same inputs at once: the second then works in a folder of its own.
     """
-    root = main_root() / ".cache" / "stages" / stage
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            folder = root / name
-        except BlockingIOError:
-            folder = root / f"{name}-{os.getpid()}"
+    root = _work_root(stage)
+    with ExitStack() as stack:
+        for folder in _work_folders(root, name):
+            lock = stack.enter_context((root / f"{folder.name}.lock").open("w"))
+            if _locked(lock):
+                break
+        remove_partials_of(folder)
         folder.mkdir(exist_ok=True)
         remove_partials(folder)
         yield folder
-        shutil.rmtree(folder)
+        remove_folder(folder)
+
+
+def _work_root(stage: str) -> Path:
+    root = main_root() / ".cache" / "stages" / stage
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _work_folders(root: Path, name: str) -> Iterator[Path]:
+    """Where the work `name` may be done: first the folders that a killed run has left, then new ones."""
+    yield from sorted(path for path in root.glob(f"{name}*") if path.is_dir())
+    yield root / name
+    yield from (root / f"{name}-{number}" for number in count(2))
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Takes the lock if it is free; it goes with the process, however that ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -18,6 +18,7 @@ from subspacelab.distributed import processes
 from subspacelab.files import read_json, remove_folder, remove_partials_of, sha256_file, write_json
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import STATE, FineTuning, fine_tune, num_steps
+from subspacelab.models.generation import padding_id
 from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
 from subspacelab.models.lora_factors import Factors
 from subspacelab.models.lora_folder import INITIAL, META, PREFIX, WEIGHTS, read_meta, write_adapter
@@ -28,13 +29,8 @@ from subspacelab.nullspace.places import CHECKPOINTS, TRAINED, base_of, require_
 from subspacelab.reports.progress import progress_bar
 
 JOB = "job.json"
-ELSEWHERE = (
-    "data",
-    "device",
-    "save_steps",
-    "knowledge",
-    "lr_by_method",
-)  # settings that change nothing in the result, or told apart
+# Settings that change nothing in the result, or that are told apart.
+ELSEWHERE = ("data", "device", "save_steps", "knowledge", "lr_by_method")
 
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -91,9 +87,9 @@ def train_adapter(
         _prepare(work_dir, job, done=False)  # only now: what is refused above leaves nothing behind
     group.wait()
     counts = _count_parameters(live)  # before FSDP, if any, leaves each process a part of them
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = padding_id(tokenizer)
     with progress_bar(f"train {meta['method']}", total=how.steps, unit="steps") as advance:
-        last = fine_tune(live, given.examples, work_dir, how=how, pad=pad or 0, log=_counting(log, advance))
+        last = fine_tune(live, given.examples, work_dir, how=how, pad=pad, log=_counting(log, advance))
     if group.is_main:
         trained = counts | _trained(given, how, last) | {"data": settings.data, "job": job}
         write_adapter(output_dir / TRAINED, _factors(live, adapter, last), live.meta | {"trained": trained})

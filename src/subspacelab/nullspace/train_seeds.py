@@ -1,6 +1,5 @@
 """One method over its seeds: every adapter that was built is trained, examined and recorded."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from subspacelab.data.instructions import read_instructions
 from subspacelab.devices import choose_device
+from subspacelab.files import move_folder
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.knowledge import Knowledge, measure_knowledge
 from subspacelab.nullspace.methods import method_of
@@ -36,7 +36,7 @@ def train_seeds(
     results: dict[int, TrainedAdapter] = {}
     for seed, adapter in adapters.items():
         log = _prefixed(tracker.log_metrics, "" if not results else f"seed-{seed}/")
-        place = work_dir / adapter.name
+        place = work_dir / trained.name / adapter.name
         results[seed] = train_adapter(adapter, place, rows=rows, settings=settings, seed=seed, log=log)
     base, found = None, dict[int, Knowledge]()
     if settings.knowledge is not None:
@@ -49,9 +49,7 @@ def train_seeds(
     write_knowledge(knowledge, base, found)
     for seed, result in results.items():
         record_training(result, found.get(seed), tracker)
-    trained.mkdir(parents=True, exist_ok=True)
-    for adapter in adapters.values():
-        shutil.move(work_dir / adapter.name, trained / adapter.name)
+    move_folder(work_dir / trained.name, trained)
     return found
 
 
