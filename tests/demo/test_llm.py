@@ -85,7 +85,6 @@ def test_a_killed_run_continues_to_the_same_bytes(corpus: Path, trained: Path, t
     assert (tmp_path / "work" / "snapshot.pt").is_file()
     train_llm(corpus, tmp_path / "out", tmp_path / "work", training=SMALL, seed=1, log=_ignore)
     assert _bytes(tmp_path / "out") == _bytes(trained)
-    assert not (tmp_path / "work" / "snapshot.pt").exists()
 
 
 @pytest.mark.slow

@@ -81,7 +81,6 @@ def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed
     with replace_folder(output_dir) as folder:
         save_qwen_vl(model, folder)
         write_tokenizer(tokenizer, folder)
-    snapshot.unlink(missing_ok=True)
 
 
 def _batch(pool: ScenePool, training: BaseTraining, seed: int, step: int) -> ScenePool:

@@ -105,7 +105,6 @@ def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTr
     with replace_folder(output_dir) as folder:
         save_llama(model, folder)
         write_llm_tokenizer(tokenizer, folder)
-    snapshot.unlink(missing_ok=True)
 
 
 def encode_lessons(tokenizer: Tokenizer, instructions: Sequence[Instruction]) -> Lessons:

@@ -84,7 +84,6 @@ def train_rl(
     with replace_folder(output_dir) as folder:
         save_qwen_vl(model, folder)
         write_tokenizer(tokenizer, folder)
-    snapshot.unlink(missing_ok=True)
 
 
 def _loss(

@@ -24,7 +24,7 @@ class FitPlan:
     clip: float
     """Largest gradient norm."""
     snapshot: Path
-    """Where a killed run continues from; removed by the caller once the result is written."""
+    """Where a killed run continues from; it goes with its folder, once all that follows the training is done."""
     snapshot_every: int
     """Steps between snapshots."""
     fingerprint: str
@@ -68,5 +68,5 @@ def fit(
             values = {"loss": loss, **curves, "gradient_norm": norm}
             log({k: float(v.detach()) for k, v in values.items()} | {"learning_rate": plan.learning_rate(step)}, done)
         after_step(done)
-        if done % plan.snapshot_every == 0 and done < plan.num_steps:
+        if done % plan.snapshot_every == 0 or done == plan.num_steps:
             write_snapshot(plan.snapshot, step=done, module=module, optimizer=optimizer, fingerprint=plan.fingerprint)
