@@ -11,3 +11,8 @@ for name in [n for n in os.environ if n.startswith(("DVC_", "MLFLOW_"))]:
     del os.environ[name]
 os.environ["TRACKING"] = "off"  # tests that track say so, with a store of their own
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores; must stand before torch is imported
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=None, help="kills of every long stage in tests/faults; 1 without")
+    parser.addoption("--kills-table", default=None, help="a file for the table of those kills, in Markdown")
