@@ -28,9 +28,15 @@ def greedy_answers(
     return answers
 
 
+def padding_id(tokenizer: Any) -> int:
+    """What fills up a batch, hidden by its mask: the tokenizer's padding, or else its end token, or else token 0."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return pad or 0
+
+
 def _batch_answers(model: Any, tokenizer: Any, queries: Sequence[str], max_new_tokens: int) -> list[str]:
     prompts = [tokenizer(prompt_of(query))["input_ids"] for query in queries]
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad = padding_id(tokenizer)
     length = max(map(len, prompts))
     input_ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)

@@ -1,7 +1,7 @@
 """Did the adapter stay in the null space, and did it learn? Measured on the model as it is now."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -66,32 +66,17 @@ def verify(
     method_of(meta["method"])
     source = base_of(meta, base)
     model = load_causal_lm(source.folder, device=device)
-    modules = dict(model.named_modules())
-    absent = [name for name in meta["targets"] if name not in modules]
-    if absent:
-        raise ValueError(f"{folder}: made for another base: {source.reference} has no layer {absent[0]}; give its own")
+    targets = _targets(model, meta["targets"], f"{folder}: made for another base: {source.reference}")
     texts = read_texts(settings.calib_dataset)
     windows = text_windows(source.folder, texts, settings.calib_loader_size, settings.seq_len, seed)
     chosen = choose_tokens(windows.attention_mask, settings.max_activation_samples, seed)
     probe = Probe(windows, chosen, settings.batch_size)
-    inputs = shared_inputs(model, {name: modules[name] for name in meta["targets"]}, windows)
+    inputs = shared_inputs(model, targets, windows)
     with progress_bar("verify", total=2 * len(windows.input_ids), unit="windows") as advance:
         old = _collect(model, inputs, probe, moments=False, progress=advance)
-        del model
+        del model, targets
         live = open_adapter(folder, base=base, device=device)
-        passes = list(in_passes(inputs, moment_bytes(device)))
-        found: dict[str, LayerStats] = {}
-        for together in passes:
-            now = _collect(
-                live.model.get_base_model(),
-                together,
-                probe,
-                moments=True,
-                progress=lambda n: advance(n / len(passes)),
-            )
-            for shared in together:
-                for name in shared.modules:
-                    found[name] = _one_layer(live, name, now[shared.name], old[shared.name], windows.num_tokens)
+        found = _live_stats(live, inputs, probe, old, progress=advance)
     stats = tuple(found[name] for name in meta["targets"])
     summary = summarise(stats, live, windows.num_tokens)
     return Verification(str(folder), settings.calib_dataset, len(stats), stats, summary, reading(summary))
@@ -110,6 +95,35 @@ def summarise(stats: Sequence[LayerStats], live: LiveAdapter, num_tokens: int) -
         **means,
         **norms,
     )
+
+
+def _targets(model: Any, names: Sequence[str], otherwise: str) -> dict[str, Any]:
+    """The modules of those names; `otherwise` begins the ValueError where one is missing."""
+    modules = dict(model.named_modules())
+    absent = [name for name in names if name not in modules]
+    if absent:
+        raise ValueError(f"{otherwise} has no layer {absent[0]}; give its own")
+    return {name: modules[name] for name in names}
+
+
+def _live_stats(
+    live: LiveAdapter,
+    inputs: Sequence[SharedInput],
+    probe: Probe,
+    old: Mapping[str, Inputs],
+    *,
+    progress: Callable[[float], object],
+) -> dict[str, LayerStats]:
+    """Every layer's statistics; of as many inputs at a time as there is memory for their moments."""
+    model = live.model.get_base_model()
+    found: dict[str, LayerStats] = {}
+    passes = list(in_passes(inputs, moment_bytes(model.device)))
+    for together in passes:
+        now = _collect(model, together, probe, moments=True, progress=lambda n: progress(n / len(passes)))
+        for shared in together:
+            for name in shared.modules:
+                found[name] = _one_layer(live, name, now[shared.name], old[shared.name], probe.windows.num_tokens)
+    return found
 
 
 def _collect(
