@@ -39,3 +39,15 @@ def test_a_curve_has_a_point_after_every_so_many_steps_and_after_the_last() -> N
 def test_a_setting_out_of_range_is_named(kind: type[Training], name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be .* got -1"):
         kind(**{name: -1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [(BaseTraining, "pool"), (BaseTraining, "batch_size"), (RlTraining, "group"), (RlTraining, "temperature")]
+    + [(LlmTraining, "recall_every"), (RlTraining, "held_out_every")],
+)
+def test_settings_with_which_a_training_could_not_end_are_refused_before_it_begins(
+    kind: type[Training], setting: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{setting} must be .* got 0"):
+        kind(**{setting: 0})

@@ -18,6 +18,7 @@ from subspacelab.demo.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer,
 from subspacelab.demo.training import GroundingTraining
 from subspacelab.files import replace_folder
 from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, save_qwen_vl, vision_tokens
+from subspacelab.params import require_at_least
 from subspacelab.training.fit import Log, fit
 from subspacelab.training.muon import muon_adamw
 
@@ -48,6 +49,12 @@ class BaseTraining(GroundingTraining):
     """Standard deviation of fresh weights."""
     sizes: QwenVLSizes = field(default_factory=QwenVLSizes)
     """The model's sizes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "batch_size")
+        if self.pool < self.batch_size:
+            raise ValueError(f"pool must be at least batch_size, {self.batch_size}, got {self.pool}")
 
 
 def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed: int, log: Log) -> None:

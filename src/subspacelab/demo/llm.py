@@ -18,6 +18,7 @@ from subspacelab.demo.llm_tokenizer import BOS_ID, EOS_ID, PAD_ID, build_llm_tok
 from subspacelab.demo.training import Training
 from subspacelab.files import replace_folder
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
+from subspacelab.params import require_at_least
 from subspacelab.training.fit import Log, fit
 
 IGNORED = -100
@@ -43,6 +44,11 @@ class LlmTraining(Training):
     """Steps between the points of the curve of recall."""
     sizes: LlamaSizes = field(default_factory=LlamaSizes)
     """The model's sizes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "questions", "windows", "seq_len", "vocab_size", "recall_every")
+        require_at_least(0, self, "weight_decay")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from subspacelab.demo.tokenizer import DemoTokenizer, read_tokenizer, write_toke
 from subspacelab.demo.training import GroundingTraining
 from subspacelab.files import replace_folder, sha256_file
 from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
+from subspacelab.params import require_at_least, require_positive
 from subspacelab.training.fit import Log, fit
 from subspacelab.training.muon import muon_adamw
 
@@ -46,6 +47,12 @@ class RlTraining(GroundingTraining):
     """Steps between the points of the curve of IoU."""
     snapshot_every: int = 20
     """Steps between snapshots."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "pictures")
+        require_at_least(2, self, "group")  # the advantage is told by the group's spread
+        require_positive(self, "temperature")
 
 
 def train_rl(

@@ -1,8 +1,9 @@
 """What can be set for the stages of room 2."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from subspacelab.params import require_at_least, require_positive
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,8 @@ class AllocatorConfig:
     def __post_init__(self) -> None:
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must be above 0 and at most 1, got {self.keep_ratio}")
-        if min(self.init_warmup, self.final_warmup) < 0 or self.mask_interval < 1:
-            raise ValueError(
-                f"init_warmup {self.init_warmup} and final_warmup {self.final_warmup} must be at least 0,"
-                f" mask_interval {self.mask_interval} at least 1"
-            )
+        require_at_least(0, self, "init_warmup", "final_warmup")
+        require_at_least(1, self, "mask_interval")
 
 
 @dataclass(frozen=True)
@@ -88,16 +86,11 @@ class TrainLowrankConfig:
     """torch.compile on a GPU; the CPU never compiles."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        require_at_least(1, self, "batch_size", "epochs", "patience")
+        require_at_least(0, self, "power_steps")
+        require_positive(self, "lr", "clip")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.power_steps < 0:
-            raise ValueError(f"power_steps must be at least 0, got {self.power_steps}")
 
 
 @dataclass(frozen=True)
@@ -108,8 +101,7 @@ class ContinueLowrankConfig:
     """Additional epochs; 0 hands the trained model on as it is."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs must be at least 0, got {self.epochs}")
+        require_at_least(0, self, "epochs")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What can be set for the stages of room 3."""
 
-import math
 from dataclasses import dataclass, field
+
+from subspacelab.params import require_at_least, require_positive
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,7 @@ class BuildSettings:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
-        for name in ("calib_loader_size", "seq_len", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least(1, self, "calib_loader_size", "seq_len", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class BuildAdapterConfig(BuildSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        require_at_least(1, self, "rank")
         if not self.seeds or not self.methods:
             raise ValueError("seeds and methods must name at least one each")
 
@@ -76,17 +74,11 @@ class TrainSettings:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation", "max_length", "save_steps", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("epochs", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        require_at_least(1, self, "batch_size", "gradient_accumulation", "max_length", "save_steps", "max_steps")
+        require_at_least(0, self, "weight_decay")
+        require_positive(self, "epochs", "lr")
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"warmup_ratio must lie in [0, 1], got {self.warmup_ratio}")
-        if self.weight_decay is not None and self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
 
 
 @dataclass(frozen=True)
@@ -111,10 +103,7 @@ class KnowledgeSettings:
     """Only the first facts and problems; null takes all."""
 
     def __post_init__(self) -> None:
-        for name in ("num_windows", "seq_len", "max_new_tokens", "batch_size", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        require_at_least(1, self, "num_windows", "seq_len", "max_new_tokens", "batch_size", "limit")
 
 
 @dataclass(frozen=True)
@@ -145,9 +134,7 @@ class VerifyAdapterConfig:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
-        for name in ("calib_loader_size", "max_activation_samples", "seq_len", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least(1, self, "calib_loader_size", "max_activation_samples", "seq_len", "batch_size")
 
 
 @dataclass(frozen=True)
