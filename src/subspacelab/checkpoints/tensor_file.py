@@ -1,5 +1,7 @@
 """One safetensors file: written whole or not at all, read whole."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +26,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str
             save_file(dense, partial, metadata=dict([metadata]))
             partial.chmod(mode)
         except SafetensorError as e:
-            raise OSError(f"{path}: cannot be written ({str(e).splitlines()[0]}); make room and run again") from e
+            raise _as_os_error(e, partial) from e
+
+
+def _as_os_error(e: SafetensorError, path: Path) -> OSError:
+    """What the system said, which safetensors tells in words only."""
+    number = re.search(r"os error (\d+)", str(e))
+    if number is None:
+        return OSError(f"{path}: cannot be written ({str(e).splitlines()[0]}); make room and run again")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
@@ -183,6 +184,15 @@ class _AdapterTrainer(Trainer):
         require_trainable(self._live.model, up=True, down=down)
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         return optimizer
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as e:  # of its files each is written by another library
+            folder = Path(self.args.output_dir)
+            shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            reason = str(e).partition("\n")[0]
+            raise OSError(f"{folder}: no checkpoint can be written ({reason}); make room and run again") from e
 
 
 class _Curves(TrainerCallback):

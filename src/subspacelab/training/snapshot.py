@@ -21,8 +21,13 @@ def write_snapshot(
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
     }
-    with write_beside(path) as partial:
-        torch.save(state, partial)
+    with write_beside(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as e:  # torch's own, under which lies what the system said
+            if isinstance(e.__context__, OSError):
+                raise e.__context__ from None
+            raise
 
 
 def resume_snapshot(path: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> int:
