@@ -51,8 +51,10 @@ def read_prefix(model: Any, tokenizer: DemoTokenizer, batch: dict[str, Tensor]) 
     return Prefix(logits, out.past_key_values, int(positions[0, 0, -1]) + 1)
 
 
-def read_bins(model: Any, tokenizer: DemoTokenizer, prefix: Prefix, bins: Int[Tensor, "rows n"]) -> Tensor:
-    """Logits [rows n 16] over the location tokens after each of `bins`; the cache grows by n."""
+def read_bins(
+    model: Any, tokenizer: DemoTokenizer, prefix: Prefix, bins: Int[Tensor, "rows n"]
+) -> Float[Tensor, "rows n 16"]:
+    """Logits over the location tokens after each of `bins`; the cache grows by n."""
     embeddings = model.get_input_embeddings()(bins + tokenizer.first_location)
     positions = (torch.arange(bins.shape[1]) + prefix.position).expand(3, len(bins), -1)
     out = model.model.language_model(
@@ -61,10 +63,13 @@ def read_bins(model: Any, tokenizer: DemoTokenizer, prefix: Prefix, bins: Int[Te
     return location_logits(model, tokenizer, out.last_hidden_state)
 
 
-def location_logits(model: Any, tokenizer: DemoTokenizer, hidden: Float[Tensor, "*batch dim"]) -> Tensor:
-    """Logits [*batch 16] of the location tokens only."""
+def location_logits(
+    model: Any, tokenizer: DemoTokenizer, hidden: Float[Tensor, "*batch dim"]
+) -> Float[Tensor, "*batch 16"]:
+    """Logits of the location tokens only."""
     first = tokenizer.first_location
-    return hidden @ model.lm_head.weight[first : first + NUM_BINS].T
+    logits: Tensor = hidden @ model.lm_head.weight[first : first + NUM_BINS].T
+    return logits
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -133,7 +133,7 @@ def window_lessons(windows: Windows) -> Lessons:
     return Lessons(windows.input_ids, windows.input_ids.masked_fill(~windows.attention_mask, IGNORED))
 
 
-def next_token_loss(model: Any, lessons: Lessons) -> Tensor:
+def next_token_loss(model: Any, lessons: Lessons) -> Float[Tensor, ""]:
     """Mean cross-entropy, in nats, of the targets, each predicted from the tokens before it."""
     logits = model(input_ids=lessons.input_ids, use_cache=False).logits[:, :-1]
     return F.cross_entropy(logits.flatten(0, 1), lessons.targets[:, 1:].flatten(), ignore_index=IGNORED)

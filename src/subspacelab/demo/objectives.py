@@ -37,7 +37,9 @@ def box_coverage(boxes: Float[Tensor, "batch 4"], size: int, side: int) -> Float
     return (overlap[1][:, :, None] * overlap[0][:, None, :]).flatten(1)
 
 
-def variance_covariance(tokens: Float[Tensor, "tokens dim"], deviation: float = 1.0) -> tuple[Tensor, Tensor]:
+def variance_covariance(
+    tokens: Float[Tensor, "tokens dim"], deviation: float = 1.0
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """VICReg's terms over a batch of tokens (arXiv 2105.04906).
 
     mean_j max(0, deviation - std_j), and sum_{i != j} R_ij^2 / dim with R the correlation matrix: standardised, so

@@ -36,7 +36,9 @@ def token_svd(x: Float[Tensor, "batch tokens dim"]) -> TokenSVD:
     return TokenSVD(u.flip(-1), energies.flip(-1).clamp_min(0))
 
 
-def project(x: Float[Tensor, "batch tokens dim"], basis: Tensor) -> Float[Tensor, "batch tokens dim"]:
-    """Q Q^T X for orthonormal columns Q [batch, tokens, k], in the basis' dtype."""
+def project(
+    x: Float[Tensor, "batch tokens dim"], basis: Float[Tensor, "batch tokens k"]
+) -> Float[Tensor, "batch tokens dim"]:
+    """Q Q^T X for a basis Q of orthonormal columns, in its dtype."""
     projected: Tensor = basis @ (basis.mT @ x.to(basis.dtype))
     return projected

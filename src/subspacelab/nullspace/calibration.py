@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from subspacelab.data.windows import Windows
@@ -202,7 +202,7 @@ def inputs_to(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor], ob
             hook.remove()
 
 
-def run_trunk(model: Any, ids: Tensor, mask: Tensor) -> None:
+def run_trunk(model: Any, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]) -> None:
     """The model without its head: no logits are wanted."""
     device = model.device
     trunk_of(model)(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)

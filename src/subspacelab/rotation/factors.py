@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -116,8 +117,8 @@ class Decomposition:
         u, s, vh = self._read_tensors(canonical_name, "U", "S", "Vh")
         return SVD(u, s, vh, self.weights[canonical_name].method)
 
-    def spectrum(self, canonical_name: str) -> Tensor:
-        """The singular values [r] alone."""
+    def spectrum(self, canonical_name: str) -> Float[Tensor, " r"]:
+        """The singular values alone."""
         return self._read_tensors(canonical_name, "S")[0]
 
     def _read_tensors(self, canonical_name: str, *keys: str) -> list[Tensor]:
