@@ -17,6 +17,7 @@ from subspacelab.params import PARAMS, STUDIES, Study, read_params, read_yaml
 from subspacelab.tracking import InputGuard, Tracker, main_root, open_stage_run
 
 DVC_FILE = Path("dvc.yaml")
+WORK = Path(".cache/stages")
 
 T = TypeVar("T")
 
@@ -139,8 +140,9 @@ def alone_in_workspace(stage: str) -> Iterator[None]:
     When DVC alone is killed its stage lives on, and would put its outs in the place of a later run's while DVC
     hashes those.
     """
-    workspace = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:16]
-    with (_work_root(stage) / f"workspace-{workspace}.lock").open("a+") as lock:
+    root = WORK / stage  # of the workspace: each temporary copy of an experiment has outs of its own
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "workspace.lock").open("a+") as lock:
         if not _locked(lock):
             lock.seek(0)
             owner = f"{stage}: an earlier run is still at work in this folder (process {lock.read() or 'unknown'})"
@@ -157,7 +159,8 @@ def continued_folder(stage: str, name: str) -> Iterator[Path]:
 
     Two experiments may run the same stage on the same inputs at once: the second then works in a folder of its own.
     """
-    root = _work_root(stage)
+    root = main_root() / WORK / stage
+    root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for folder in _work_folders(root, name):
             lock = stack.enter_context((root / f"{folder.name}.lock").open("w"))
@@ -168,12 +171,6 @@ def continued_folder(stage: str, name: str) -> Iterator[Path]:
         remove_partials(folder)
         yield folder
         remove_folder(folder)
-
-
-def _work_root(stage: str) -> Path:
-    root = main_root() / ".cache" / "stages" / stage
-    root.mkdir(parents=True, exist_ok=True)
-    return root
 
 
 def _work_folders(root: Path, name: str) -> Iterator[Path]:

@@ -124,9 +124,9 @@ class Doors:
         return time.monotonic()
 
     def _has_begun(self, stage: str, since: float) -> bool:
-        """Whether the stage has taken a lock, which is the first that it does: what came before was the import."""
-        locks = (self.folder / ".cache/stages" / stage).glob("workspace-*.lock")
-        return any(lock.stat().st_mtime > since for lock in locks)
+        """Whether the stage has taken its lock, which is the first that it does: what came before was the import."""
+        lock = self.folder / ".cache/stages" / stage / "workspace.lock"
+        return lock.exists() and lock.stat().st_mtime > since
 
     def _answer(self) -> int:
         assert self._server.stdout is not None

@@ -16,16 +16,16 @@ from tests.faults.doors import Doors
 pytestmark = pytest.mark.slow
 
 STAGES = (
-    "checkpoint_base",
-    "checkpoint_rl_stage1",
     "decompose@base",
     "cache_features",
     "train_lowrank@ResMLP",
     "train_lowrank@AdaLoRA",
-    "checkpoint_llm",
     "build_adapter@lora_null_v2",
     "build_adapter@corda",
     "train_adapter@lora_null_v2",
+    "checkpoint_llm",
+    "checkpoint_base",
+    "checkpoint_rl_stage1",
 )
 ONLY_IN_FULL = {"checkpoint_rl_stage1"}  # the loop and the snapshots are those of checkpoint_base
 COLUMNS = ("stage", "kills", "in mid-work", "found work", "same bytes", "unbroken", "continued (median)")
