@@ -15,9 +15,9 @@ from torch import Tensor
 from subspacelab.files import read_json, write_json
 from subspacelab.models import lora_freeze
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
-from subspacelab.models.lora_adapter import LiveAdapter, attach_adapter, open_adapter, save_adapter
+from subspacelab.models.lora_adapter import LiveAdapter, attach_adapter, open_adapter
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
-from subspacelab.models.lora_folder import base_digest
+from subspacelab.models.lora_folder import base_digest, write_adapter
 from subspacelab.models.lora_freeze import require_trainable, set_trainable
 
 CPU = torch.device("cpu")
@@ -64,6 +64,10 @@ def meta_of(model: Any, base: Path, kind: str) -> dict[str, Any]:
 def attach(base: Path, kind: str) -> LiveAdapter:
     model = load_causal_lm(base, device=CPU)
     return attach_adapter(model, random_factors(model, kind), meta_of(model, base, kind))
+
+
+def save_adapter(live: LiveAdapter, folder: Path, trained: Any = False) -> None:
+    write_adapter(folder, live.factors(), live.meta | {"trained": trained})
 
 
 def train(live: LiveAdapter, steps: int = 3, *, check: bool = True) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.models.lora_factors import Factors, original, residual
-from subspacelab.models.lora_folder import base_digest, lora_config, read_factors, read_meta, write_adapter
+from subspacelab.models.lora_folder import base_digest, lora_config, read_factors, read_meta
 from subspacelab.models.lora_freeze import ADAPTER, lora_layers, quiet_peft, set_trainable
 
 
@@ -92,12 +92,6 @@ def open_adapter(
     if trainable:
         set_trainable(live.model, up=True, down=not live.down_frozen)
     return live
-
-
-def save_adapter(live: LiveAdapter, folder: Path, *, trained: Mapping[str, Any] | None = None) -> None:
-    """Writes the adapter as it stands; `trained` says how it was trained and takes its place in `nullspace.json`."""
-    meta = live.meta if trained is None else live.meta | {"trained": dict(trained)}
-    write_adapter(folder, live.factors(), meta)
 
 
 def _reference(base: Mapping[str, Any]) -> str:
