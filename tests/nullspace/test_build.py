@@ -17,7 +17,7 @@ from subspacelab.files import read_json
 from subspacelab.linalg.principal_angles import principal_angles
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.models.lora_adapter import open_adapter
-from subspacelab.nullspace import build
+from subspacelab.nullspace import build, starts
 from subspacelab.nullspace.build import Built, build_adapter
 from subspacelab.nullspace.build_report import print_built, track_built
 from subspacelab.nullspace.config import BuildSettings
@@ -186,7 +186,7 @@ def test_without_calibration_only_methods_that_need_none(bases: Path, tmp_path: 
 
 def test_several_passes_give_the_same_bytes(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(bases, tmp_path / "one")
-    monkeypatch.setattr(build, "moment_bytes", lambda _: 1)
+    monkeypatch.setattr(starts, "moment_bytes", lambda _: 1)
     make(bases, tmp_path / "many")
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "many" / file.name).read_bytes()
