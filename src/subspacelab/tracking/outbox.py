@@ -54,13 +54,19 @@ class Outbox:
         self._work_off()
         left = [*self._lost, *self._waiting]
         if left:
-            write_records(self._spill, left)
-            _say(
-                f"{self._store} did not take {len(left)} record(s), kept in {self._spill}; no result is lost,"
-                " and 'subspacelab runs sync' delivers them"
-            )
+            _say(f"{self._store} did not take {len(left)} record(s), {self._keep(left)}")
         else:
             shutil.rmtree(copies_of(self._spill), ignore_errors=True)
+
+    def _keep(self, left: list[Record]) -> str:
+        """Writes what is left, and says where; that it cannot be written stops no work either."""
+        try:
+            write_records(self._spill, left)
+        except OSError as e:
+            return (
+                f"which are lost, for {e.filename or self._spill} cannot be written ({e.strerror}); no result is lost"
+            )
+        return f"kept in {self._spill}; no result is lost, and 'subspacelab runs sync' delivers them"
 
     def _work_off(self) -> None:
         while self._waiting:
