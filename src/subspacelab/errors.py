@@ -10,6 +10,7 @@ REMEDIES = {
     errno.ENOSPC: "make room and run again",
     errno.EDQUOT: "make room and run again",
     errno.EFBIG: "raise the limit of file sizes and run again",
+    errno.ENOENT: "check the path",
     errno.ENOTDIR: "give another place",
     errno.EEXIST: "give another place",
     errno.EISDIR: "give another place",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("pipelines/studies")
@@ -135,6 +135,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else "?"
         raise ValueError(f"{path}: not valid YAML at line {line}: {e.problem}") from e
+    except (YAMLError, RecursionError) as e:  # bytes that are no text, or nested beyond all reading
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(e).split())}); restore it") from e
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
     return values

@@ -144,9 +144,11 @@ def check(
     from subspacelab.experiments.metrics import compare_metrics, read_tolerances, require_equal
     from subspacelab.experiments.report import print_differences
     from subspacelab.files import read_json
+    from subspacelab.params import validate
 
-    expected = read_json(reference)
-    differences = compare_metrics(expected, _metrics_of(experiment), read_tolerances(tolerances))
+    expected = validate(dict[str, float], read_json(reference), where=str(reference))
+    allowed = read_tolerances(tolerances)
+    differences = compare_metrics(expected, _metrics_of(experiment), allowed)
     if differences:
         print_differences(differences)
     require_equal(differences, len(expected))
@@ -163,7 +165,8 @@ def write(
     from subspacelab.experiments.metrics import compared, read_tolerances
     from subspacelab.files import write_json
 
-    write_json(reference, compared(_metrics_of(experiment), read_tolerances(tolerances)))
+    allowed = read_tolerances(tolerances)
+    write_json(reference, compared(_metrics_of(experiment), allowed))
 
 
 def _metrics_of(name: str) -> dict[str, float]:

@@ -46,6 +46,9 @@ def read_tolerances(path: Path) -> list[Tolerance]:
     rows = read_yaml(path).get("tolerances")
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list 'tolerances'")
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: tolerances[{i}]: expected metrics, reason and a tolerance, got {row!r}")
     return [validate(Tolerance, row, where=f"{path}: tolerances[{i}]") for i, row in enumerate(rows)]
 
 
