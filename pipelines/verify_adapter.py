@@ -12,7 +12,7 @@ from pathlib import Path
 from subspacelab.devices import choose_device
 from subspacelab.errors import one_line_errors
 from subspacelab.nullspace.config import VerifyAdapterConfig
-from subspacelab.nullspace.places import TRAINED, seed_folders
+from subspacelab.nullspace.places import first_adapter
 from subspacelab.nullspace.report import track_verification
 from subspacelab.nullspace.stats import write_stats
 from subspacelab.nullspace.verify import verify
@@ -25,10 +25,8 @@ OUT = Path("reports/nullspace/verify")
 def main(item: str) -> None:
     method, _, state = item.rpartition("-")
     with open_stage("verify_adapter", VerifyAdapterConfig, experiment="nullspace", item=item) as stage:
-        first = next(iter(seed_folders(ADAPTERS / state / method).values()))
-        folder = first / TRAINED if state == "trained" else first
-        device = choose_device(stage.params.device)
-        found = verify(folder, stage.params, seed=stage.seed, device=device)
+        folder = first_adapter(ADAPTERS / state / method)
+        found = verify(folder, stage.params, seed=stage.seed, device=choose_device(stage.params.device))
         write_stats(OUT / f"{item}.json", found)
         track_verification(found, state, stage.tracker)
 

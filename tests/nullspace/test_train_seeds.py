@@ -15,7 +15,7 @@ from subspacelab.nullspace.compare_methods import compare_methods
 from subspacelab.nullspace.config import KnowledgeSettings, TrainAdapterConfig
 from subspacelab.nullspace.knowledge import Knowledge
 from subspacelab.nullspace.outcome import stage_model, write_knowledge
-from subspacelab.nullspace.places import base_of, seed_folders
+from subspacelab.nullspace.places import base_of, first_adapter, seed_folders
 from subspacelab.nullspace.stats import write_stats
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.params import validate
@@ -95,6 +95,16 @@ def test_a_misspelt_setting_is_refused_wherever_it_stands() -> None:
 def test_a_stage_without_adapters_before_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the stage before"):
         seed_folders(tmp_path)
+
+
+def test_the_first_seeds_adapter_is_the_trained_one_where_there_is_one(tmp_path: Path) -> None:
+    for seed in (12, 5):
+        (tmp_path / f"seed-{seed}").mkdir()
+    assert first_adapter(tmp_path) == tmp_path / "seed-5"
+    (tmp_path / "seed-12" / "ft").mkdir()
+    assert first_adapter(tmp_path) == tmp_path / "seed-5"
+    (tmp_path / "seed-5" / "ft").mkdir()
+    assert first_adapter(tmp_path) == tmp_path / "seed-5" / "ft"
 
 
 def test_a_model_for_the_tracker_carries_its_small_base_and_points_to_a_commit(place: Path, tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def seed_folders(folder: Path) -> dict[int, Path]:
     return dict(found)
 
 
+def first_adapter(folder: Path) -> Path:
+    """The adapter of the first seed in `folder`: as it was built, or its trained self where it was trained."""
+    first = next(iter(seed_folders(folder).values()))
+    return first / TRAINED if (first / TRAINED).is_dir() else first
+
+
 def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
     """The base model that an adapter's `nullspace.json` names, or `base` in its place."""
     if base is not None:
