@@ -1,6 +1,5 @@
 """One method over its seeds: every adapter that was built is trained, examined and recorded."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from subspacelab.nullspace.knowledge import Knowledge, measure_knowledge
 from subspacelab.nullspace.methods import method_of
 from subspacelab.nullspace.outcome import record_training, track_knowledge, write_knowledge
 from subspacelab.nullspace.places import seed_folders
-from subspacelab.nullspace.train import TrainedAdapter, train_adapter
+from subspacelab.nullspace.train import Log, TrainedAdapter, train_adapter
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
@@ -53,7 +52,5 @@ def train_seeds(
     return found
 
 
-def _prefixed(
-    log: Callable[[Mapping[str, float], int], None], prefix: str
-) -> Callable[[Mapping[str, float], int], None]:
+def _prefixed(log: Log, prefix: str) -> Log:
     return lambda metrics, step: log({f"{prefix}{name}": value for name, value in metrics.items()}, step)
