@@ -38,6 +38,8 @@ def connect(uri: str) -> MlflowClient:
     database = database_file(uri)
     if database and not database.exists():
         _create_database(database)
+    if database:
+        database.open("r+b").close()  # one that cannot be used fails at once; MLflow would try for minutes
     return MlflowClient(uri)
 
 

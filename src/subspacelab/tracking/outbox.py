@@ -122,11 +122,15 @@ def write_records(spill: Path, records: list[Record]) -> None:
 def read_records(spill: Path) -> list[Record]:
     """Reads what `write_records` wrote; a broken line is a ValueError that names it."""
     records = []
-    for number, line in enumerate(spill.read_text().splitlines(), start=1):
+    for number, line in enumerate(spill.read_bytes().splitlines(), start=1):
+        where, remedy = f"{spill}, line {number}", "delete the line or the file"
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{spill}, line {number}: not valid JSON ({e.msg}); delete the line or the file") from e
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{where}: not valid JSON ({e}); {remedy}") from e
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: a {type(record).__name__}, not a record; {remedy}")
+        records.append(record)
     return records
 
 

@@ -93,3 +93,5 @@ def set_mlflow_defaults() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Of a database that fails it shows the traceback, and then raises what is told here in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

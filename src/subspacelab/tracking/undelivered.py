@@ -37,6 +37,9 @@ def deliver_undelivered(client: Any, uri: str) -> list[Delivery]:
 
 def _deliver_file(client: Any, uri: str, file: Path) -> Delivery:
     run_id, records = file.stem, read_records(file)
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record.get("run_id"), str):
+            raise ValueError(f"{file}, line {number}: a record of no run; delete the line or the file")
     # A parent's status is worked out afterwards: it may have gone on with other stages since.
     parents = {r["run_id"] for r in records if "status" in r and r["run_id"] != run_id}
     waiting = [r for r in records if "status" not in r or r["run_id"] == run_id]
