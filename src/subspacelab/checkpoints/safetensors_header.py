@@ -56,8 +56,9 @@ def parse_header(header: bytes | bytearray, file: str, shard: str) -> list[Place
 
 
 def _placed(name: str, entry: dict[str, Any], data_start: int, shard: str) -> Placed:
-    start, stop = (int(offset) for offset in entry["data_offsets"])
-    shape, dtype = tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
+    (start, stop), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), str(entry["dtype"])
+    if not all(type(n) is int for n in (start, stop, *shape)):
+        raise ValueError(f"{name}: shape {entry['shape']} and offsets {entry['data_offsets']} are not integers")
     nbytes = math.prod(shape) * bits(dtype) // 8
     if start < 0 or min(shape, default=0) < 0 or stop - start != nbytes:
         raise ValueError(f"{name} of shape {list(shape)} and dtype {dtype} in {stop - start} bytes")
