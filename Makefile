@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup repro test test-fast lint smoke metrics-diff ci ui bench lock clean
+.PHONY: setup repro test test-fast cover lint smoke metrics-diff ci ui bench lock clean
 
 setup: $(BIN)/.locked  ## the virtual environment from requirements.lock
 
@@ -23,6 +23,9 @@ test: setup  ## everything, at most 15 minutes on 2 cores
 
 test-fast: setup  ## what needs no DVC, no server and no training
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+cover: setup  ## `make test` with the share of src/ that its own processes run; what stages run in clones does not count
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=subspacelab --cov-report=term:skip-covered
 
 lint: setup  ## style, types, and which way imports point
 	ruff check .
