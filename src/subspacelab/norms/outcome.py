@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from subspacelab.norms.compare import comparison_table
 from subspacelab.norms.depth import depth_curves
-from subspacelab.norms.pictures.comparison import draw_comparison
-from subspacelab.norms.pictures.depth import draw_norm_scales
-from subspacelab.norms.pictures.embeddings import draw_embedding_norms
+from subspacelab.norms.figures.comparison import draw_comparison
+from subspacelab.norms.figures.depth import draw_norm_scales
+from subspacelab.norms.figures.embeddings import draw_embedding_norms
 from subspacelab.norms.results import Analysis
 from subspacelab.reports.tables import write_csv
 

@@ -12,9 +12,9 @@ from subspacelab.files import write_json
 from subspacelab.reports.progress import progress_bar
 from subspacelab.reports.tables import write_csv
 from subspacelab.rotation.chain import Chain, open_chain
+from subspacelab.rotation.figures import draw_pictures
 from subspacelab.rotation.groups import Group, layer_index, make_groups
 from subspacelab.rotation.layer import Value, measure_weight
-from subspacelab.rotation.pictures import draw_pictures
 from subspacelab.rotation.plan import gflop
 from subspacelab.rotation.statistics import (
     curve_table,

@@ -5,11 +5,11 @@ from pathlib import Path
 import pandas as pd
 
 from subspacelab.rotation.chain import Chain
+from subspacelab.rotation.figures.angles import draw_principal_angles
+from subspacelab.rotation.figures.curves import draw_rotation_curves
+from subspacelab.rotation.figures.spectra import draw_spectra
+from subspacelab.rotation.figures.updates import draw_update_geometry
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.pictures.angles import draw_principal_angles
-from subspacelab.rotation.pictures.curves import draw_rotation_curves
-from subspacelab.rotation.pictures.spectra import draw_spectra
-from subspacelab.rotation.pictures.updates import draw_update_geometry
 
 
 def draw_pictures(

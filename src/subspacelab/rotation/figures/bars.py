@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from subspacelab.reports.figures import GREY, log_if_positive, say
+from subspacelab.rotation.figures.style import PAIR_STYLES
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.pictures.style import PAIR_STYLES
 
 
 def draw_by_group(

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from subspacelab.reports.figures import GREY, colour_and_marker, count_along, log_if_positive, open_figure, say
+from subspacelab.rotation.figures.style import place_of
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.pictures.style import place_of
 
 SIDES = {"U": "left singular vectors (U)", "Vh": "right singular vectors (Vh)"}
 

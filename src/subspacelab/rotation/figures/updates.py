@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from subspacelab.reports.figures import open_figure
+from subspacelab.rotation.figures.bars import draw_by_group
+from subspacelab.rotation.figures.style import PAIR_STYLES
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.pictures.bars import draw_by_group
-from subspacelab.rotation.pictures.style import PAIR_STYLES
 
 PANELS = {
     "update_norm": "‖ΔW‖ / ‖W‖ (Frobenius)",

@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from subspacelab.reports.figures import count_along, grid_of, log_if_positive, open_figure, say
+from subspacelab.rotation.figures.style import PAIR_STYLES, place_of
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.pictures.style import PAIR_STYLES, place_of
 
 SHADE = "#d9d9d9"
 ROUNDING = 1e-6  # degrees; what float64 leaves of 0 is far below, any change of float32 weights above

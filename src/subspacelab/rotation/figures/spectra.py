@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from subspacelab.reports.figures import COLOURS, grid_of, log_if_positive, open_figure
 from subspacelab.rotation.chain import Chain
+from subspacelab.rotation.figures.bars import draw_by_group
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.pictures.bars import draw_by_group
 
 MAX_PANELS = 8
 LineStyle = Literal["-", "--", ":"]
