@@ -120,6 +120,7 @@ class Trainer:
                 self.log(means, epoch)
 
     def train_epoch(self, epoch: int, advance: Callable[[float], None]) -> dict[str, float]:
+        """One pass over the training pictures; the means of the loss and its parts. `advance(1)` after each step."""
         # Seeded by the epoch, so that a training continued at its start draws the same dropout.
         torch.manual_seed(self.seed * 1_000_003 + epoch)
         self.model.train()
