@@ -27,7 +27,7 @@ STAGES = (
     "checkpoint_base",
     "checkpoint_rl_stage1",
 )
-ONLY_IN_FULL = {"checkpoint_rl_stage1"}  # the loop and the snapshots are those of checkpoint_base
+ONLY_IN_FULL = {"checkpoint_base", "checkpoint_rl_stage1"}  # the loop and the snapshots are those of checkpoint_llm
 COLUMNS = ("stage", "kills", "in mid-work", "found work", "same bytes", "unbroken", "continued (median)")
 
 
