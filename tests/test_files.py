@@ -71,6 +71,24 @@ class Killed(BaseException):
     """What a kill is to a process that cannot clean up after it."""
 
 
+def test_a_kill_between_the_two_renames_of_a_replacement_leaves_none_and_no_mixture(tmp_path, monkeypatch):
+    write_json(tmp_path / "x" / "old.json", 0)
+    replace = os.replace
+
+    def killed_at_the_second(source, final):
+        if final == tmp_path / "x":
+            raise Killed
+        replace(source, final)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed), replace_folder(tmp_path / "x") as partial:
+        write_json(partial / "new.json", 1)
+        patch.setattr("subspacelab.files.os.replace", killed_at_the_second)
+        patch.setattr("subspacelab.files.shutil.rmtree", lambda path, **given: None)
+    assert not (tmp_path / "x").exists()
+    remove_partials_of(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_removal_cut_short_leaves_has_another_name(tmp_path, monkeypatch):
     for name in ("a.json", "b.json"):
         write_json(tmp_path / "work" / name, 1)

@@ -67,6 +67,13 @@ def test_a_killed_run_continues_to_the_same_bytes(plan: FitPlan, tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_run_killed_after_its_last_step_takes_none_again(plan: FitPlan) -> None:
+    whole, _ = _train(replace(plan, snapshot_every=5))
+    again, curve = _train(plan)
+    assert curve == []
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
 def test_a_snapshot_of_another_training_is_not_continued(plan: FitPlan) -> None:
     with pytest.raises(Killed):
         _train(plan, kill_at=7)
