@@ -1,0 +1,139 @@
+"""Every command on inputs that are wrong: one line that names the thing and the remedy, and nothing changed on disk.
+
+The faults are the rows of malformed.py. The folder in which a fault is tried holds earlier results of every command,
+and must be the same afterwards to the last byte.
+"""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.faults import damage as d
+from tests.faults.malformed import FAULTS, PARAMS, PROJECT, USAGE, Row
+from tests.faults.workshop import COMMANDS, run, snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def named(row: Row) -> object:
+    """The row as pytest takes it."""
+    return pytest.param(*row, id=f"{row[0]}: {row[1]}")
+
+
+def check(code: int, err: str, said: str) -> None:
+    """One line, which says the parts of `said` in their order, and the exit code of a mistake or of wrong usage."""
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: ")
+    assert code == (2 if USAGE in err else 1)
+    position = 0
+    for part in said.split(" .. "):
+        position = err.find(part, position)
+        assert position >= 0, f"{part!r} is not where it should be in {err!r}"
+
+
+@pytest.mark.parametrize(("command", "what", "damage", "words", "said"), [named(row) for row in FAULTS])
+def test_a_fault_is_one_line_and_changes_nothing(
+    workshop: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    command: str,
+    what: str,
+    damage: d.Damage | None,
+    words: str,
+    said: str,
+) -> None:
+    place = shutil.copytree(workshop, tmp_path / "place")
+    monkeypatch.chdir(place)
+    if damage is not None:
+        damage()
+    before = snapshot(place)
+    capsys.readouterr()
+    code = run(f"{COMMANDS[command]} {words}")
+    check(code, capsys.readouterr().err, said)
+    assert snapshot(place) == before
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's own params.yaml, dvc.yaml and doors, with nothing built."""
+    place = tmp_path_factory.mktemp("project")
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, place)
+    shutil.copytree(ROOT / "pipelines", place / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    return place
+
+
+@pytest.mark.parametrize(("what", "damage", "said"), [pytest.param(*row, id=row[0]) for row in PARAMS])
+def test_parameters_that_are_wrong_stop_a_door_in_one_line(
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    what: str,
+    damage: d.Damage,
+    said: str,
+) -> None:
+    place = shutil.copytree(project, tmp_path / "place")
+    monkeypatch.chdir(place)
+    damage()
+    before = snapshot(place)
+    door, *words = ["scenes"] if "scenes" in what or "of the study" in what else ["decompose", "base"]
+    monkeypatch.setattr(sys, "argv", [f"pipelines/{door}.py", *words])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "pipelines"), *sys.path])
+    with pytest.raises(SystemExit) as e:
+        runpy.run_path(str(ROOT / "pipelines" / f"{door}.py"), run_name="__main__")
+    check(int(e.value.code or 0), capsys.readouterr().err, said)
+    assert snapshot(place) == before
+
+
+@pytest.mark.parametrize(("command", "what", "damage", "words", "said"), [named(row) for row in PROJECT])
+def test_the_commands_of_the_project_refuse_in_one_line(
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    command: str,
+    what: str,
+    damage: d.Damage | None,
+    words: str,
+    said: str,
+) -> None:
+    place = shutil.copytree(project, tmp_path / "place")
+    monkeypatch.chdir(place)
+    if damage is not None:
+        damage()
+    before = snapshot(place)
+    code = run(words or COMMANDS[command])
+    check(code, capsys.readouterr().err, said)
+    assert snapshot(place) == before
+
+
+ALONE = ("build: weight of another shape", "build: pickle that runs code", "cache: config of no tower")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ALONE)
+def test_a_process_of_its_own_says_no_more_than_that(workshop: Path, tmp_path: Path, fault: str) -> None:
+    """What libraries log goes past a test's own standard error: here nothing can."""
+    command, _, damage, words, said = next(row for row in FAULTS if f"{row[0]}: {row[1]}" == fault)
+    place = shutil.copytree(workshop, tmp_path / "place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert damage is not None
+        damage()
+    before = snapshot(place)
+    line = [sys.executable, "-m", "subspacelab", *COMMANDS[command].split(), *words.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True)
+    check(done.returncode, done.stderr, said)
+    assert not (place / "ran").exists()
+    assert snapshot(place) == before
+
+
+def test_every_command_has_its_rows() -> None:
+    assert {command for command, *_ in (*FAULTS, *PROJECT)} == set(COMMANDS)
