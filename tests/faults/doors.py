@@ -110,7 +110,7 @@ class Doors:
         return (self.folder / "doors.log").read_text()[-4000:]
 
     def _start(self, stage: str) -> float:
-        """Starts a stage, waits until it has a place for its work, and returns when that was."""
+        """Starts a stage, waits until it has begun to work, and returns when that was."""
         name, _, item = stage.partition("@")
         for out in read_declaration(name, item or None, ROOT / "dvc.yaml").outs:
             path = self.folder / out
