@@ -351,6 +351,7 @@ PARAMS: list[tuple[str, d.Damage, str]] = [
     ("study that does not exist", d.replaced("params.yaml", "study: demo", "study: nosuch"), "no such study 'nosuch'; there are"),
     ("study broken", d.put("pipelines/studies/demo.yaml", "checkpoints: {"), "demo.yaml: not valid YAML at line 1"),
     ("no dvc.yaml", d.remove("dvc.yaml"), "dvc.yaml is missing; run from the project's root"),
+    ("a file for the work folder", d.put(".cache", ""), ".cache/stages/decompose@base: Not a directory; give another place"),
 ]
 
 TOLERANCES, FIGURES = d.put("tolerances.yaml", "tolerances: []"), d.put("reference.json", "{}")
