@@ -85,3 +85,17 @@ def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "left.jsonl").write_text('{"number": 1}\n{"num\n')
     with pytest.raises(ValueError, match="left.jsonl, line 2: not valid JSON"):
         read_records(tmp_path / "left.jsonl")
+
+
+def test_records_that_no_disk_takes_are_said_to_be_lost_and_stop_no_work(tmp_path, capsys):
+    def fail(record):
+        raise Unreachable("gone")
+
+    (tmp_path / "untracked").touch()
+    outbox = Outbox("the store", tmp_path / "untracked" / "left.jsonl", fail)
+    outbox.send({"run_id": "a"})
+    outbox.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "did not take 1 record(s), which are lost, for" in lines[1]
+    assert "left.jsonl cannot be written (Not a directory); no result is lost" in lines[1]

@@ -78,6 +78,14 @@ def test_broken_database_is_one_line(bare_place):
     assert "\n" not in str(caught.value)
 
 
+def test_a_database_that_cannot_be_opened_fails_at_once(bare_place):
+    (bare_place.root / "mlruns" / "mlflow.db").mkdir(parents=True)
+    start = time.monotonic()
+    with pytest.raises(IsADirectoryError, match=r"mlflow\.db"), open_run("e", "x", params={}):
+        pytest.fail("work began")
+    assert time.monotonic() - start < 10  # MLflow would try for a minute and a half
+
+
 def test_deleted_experiment_comes_back(place):
     with open_run("rotation", "one", params={}):
         pass

@@ -109,3 +109,14 @@ def test_what_is_refused_stays_and_what_is_away_stays_whole(place, dead_store):
     (delivery,) = deliver_undelivered(place.client(), place.uri)
     assert (delivery.delivered, set(delivery.refused)) == (0, {"no such run"})
     assert [json.loads(line) for line in file.read_text().splitlines()] == before
+
+
+def test_a_record_of_no_run_is_named_by_its_line(place):
+    file = place.root / ".cache" / "untracked" / "left.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"run_id": "a", "tags": []}\n{"tags": []}\n')
+    with pytest.raises(ValueError, match="left.jsonl, line 2: a record of no run; delete"):
+        deliver_undelivered(place.client(), place.uri)
+    file.write_text("[1]\n")
+    with pytest.raises(ValueError, match="left.jsonl, line 1: a list, not a record; delete"):
+        deliver_undelivered(place.client(), place.uri)

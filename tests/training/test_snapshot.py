@@ -1,0 +1,22 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tests.faults.small_disk import file_size_limit
+from torch import nn
+
+from subspacelab.training.snapshot import write_snapshot
+
+
+def test_a_full_disk_is_the_systems_error_and_leaves_the_snapshot_before(tmp_path: Path) -> None:
+    module, path = nn.Linear(100, 100), tmp_path / "snapshot.pt"
+    optimizer = torch.optim.AdamW(module.parameters())
+    write_snapshot(path, step=1, module=module, optimizer=optimizer, fingerprint="a")
+    before = path.read_bytes()
+    with (
+        file_size_limit(len(before) // 2),
+        pytest.raises(OSError, match=r"File too large: '.*/snapshot.pt'$"),
+    ):
+        write_snapshot(path, step=2, module=module, optimizer=optimizer, fingerprint="a")
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["snapshot.pt"]
