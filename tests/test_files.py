@@ -2,14 +2,14 @@
 
 import errno
 import hashlib
-import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
-import torch
 
-from subspacelab.checkpoints import write_tensors
 from subspacelab.files import (
     move_folder,
     read_json,
@@ -107,23 +107,27 @@ def test_what_a_removal_cut_short_leaves_has_another_name(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def write_for_ever(path):
-    while True:
-        write_tensors(path, {"w": torch.zeros(1 << 22)})
+WRITE_FOR_EVER = """
+import sys, torch
+from pathlib import Path
+from subspacelab.checkpoints import write_tensors
+while True:
+    write_tensors(Path(sys.argv[1]), {"w": torch.zeros(1 << 22)})
+"""
 
 
-@pytest.mark.parametrize("moment", [0.02, 0.05, 0.1])
-def test_what_a_kill_leaves_of_a_tensor_file_is_all_found(tmp_path, moment):
+@pytest.mark.slow
+def test_what_a_kill_leaves_of_a_tensor_file_is_all_found(tmp_path):
     # safetensors writes to a file of a name of its own beside the one it was given
-    child = multiprocessing.get_context("fork").Process(target=write_for_ever, args=[tmp_path / "w.safetensors"])
-    child.start()
-    while not list(tmp_path.rglob("*.partial/*")):
-        time.sleep(0.001)
-    time.sleep(moment)
-    child.kill()
-    child.join()
-    remove_partials(tmp_path)
-    assert {path.name for path in tmp_path.rglob("*")} <= {"w.safetensors"}
+    for moment in (0.02, 0.05, 0.1):
+        child = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path / "w.safetensors")])
+        while child.poll() is None and not list(tmp_path.rglob("*.partial/*")):
+            time.sleep(0.001)
+        time.sleep(moment)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        remove_partials(tmp_path)
+        assert {path.name for path in tmp_path.rglob("*")} <= {"w.safetensors"}
 
 
 def test_broken_json_is_one_line_that_names_the_file(tmp_path):
