@@ -19,5 +19,5 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """The pipeline's file goes first: it takes half of the suite's time, and the other worker does the rest meanwhile."""
+    """The pipeline's file goes first: it takes half of the time, and the other worker does the rest meanwhile."""
     items.sort(key=lambda item: item.path.name != "test_smoke.py")
