@@ -9,6 +9,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,18 @@ def check(code: int, err: str, said: str) -> None:
         assert position >= 0, f"{part!r} is not where it should be in {err!r}"
 
 
+@contextmanager
+def damaged(whole: Path, place: Path, damage: d.Damage | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within: a damaged copy of `whole` as the working folder; whatever runs in it must leave every file as it was."""
+    shutil.copytree(whole, place)
+    monkeypatch.chdir(place)
+    if damage is not None:
+        damage()
+    before = snapshot(place)
+    yield
+    assert snapshot(place) == before
+
+
 @pytest.mark.parametrize(("command", "what", "damage", "words", "said"), [named(row) for row in FAULTS])
 def test_a_fault_is_one_line_and_changes_nothing(
     workshop: Path,
@@ -47,15 +61,10 @@ def test_a_fault_is_one_line_and_changes_nothing(
     words: str,
     said: str,
 ) -> None:
-    place = shutil.copytree(workshop, tmp_path / "place")
-    monkeypatch.chdir(place)
-    if damage is not None:
-        damage()
-    before = snapshot(place)
-    capsys.readouterr()
-    code = run(f"{COMMANDS[command]} {words}")
-    check(code, capsys.readouterr().err, said)
-    assert snapshot(place) == before
+    with damaged(workshop, tmp_path / "place", damage, monkeypatch):
+        capsys.readouterr()
+        code = run(f"{COMMANDS[command]} {words}")
+        check(code, capsys.readouterr().err, said)
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +87,13 @@ def test_parameters_that_are_wrong_stop_a_door_in_one_line(
     damage: d.Damage,
     said: str,
 ) -> None:
-    place = shutil.copytree(project, tmp_path / "place")
-    monkeypatch.chdir(place)
-    damage()
-    before = snapshot(place)
     door, *words = ["scenes"] if "scenes" in what or "of the study" in what else ["decompose", "base"]
     monkeypatch.setattr(sys, "argv", [f"pipelines/{door}.py", *words])
     monkeypatch.setattr(sys, "path", [str(ROOT / "pipelines"), *sys.path])
-    with pytest.raises(SystemExit) as e:
-        runpy.run_path(str(ROOT / "pipelines" / f"{door}.py"), run_name="__main__")
-    check(int(e.value.code or 0), capsys.readouterr().err, said)
-    assert snapshot(place) == before
+    with damaged(project, tmp_path / "place", damage, monkeypatch):
+        with pytest.raises(SystemExit) as e:
+            runpy.run_path(str(ROOT / "pipelines" / f"{door}.py"), run_name="__main__")
+        check(int(e.value.code or 0), capsys.readouterr().err, said)
 
 
 @pytest.mark.parametrize(("command", "what", "damage", "words", "said"), [named(row) for row in PROJECT])
@@ -103,14 +108,9 @@ def test_the_commands_of_the_project_refuse_in_one_line(
     words: str,
     said: str,
 ) -> None:
-    place = shutil.copytree(project, tmp_path / "place")
-    monkeypatch.chdir(place)
-    if damage is not None:
-        damage()
-    before = snapshot(place)
-    code = run(words or COMMANDS[command])
-    check(code, capsys.readouterr().err, said)
-    assert snapshot(place) == before
+    with damaged(project, tmp_path / "place", damage, monkeypatch):
+        code = run(words or COMMANDS[command])
+        check(code, capsys.readouterr().err, said)
 
 
 ALONE = ("build: weight of another shape", "build: pickle that runs code", "cache: config of no tower")
@@ -118,21 +118,19 @@ ALONE = ("build: weight of another shape", "build: pickle that runs code", "cach
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ALONE)
-def test_a_process_of_its_own_says_no_more_than_that(workshop: Path, tmp_path: Path, fault: str) -> None:
+def test_a_process_of_its_own_says_no_more_than_that(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     """What libraries log goes past a test's own standard error: here nothing can."""
     command, _, damage, words, said = next(row for row in FAULTS if f"{row[0]}: {row[1]}" == fault)
-    place = shutil.copytree(workshop, tmp_path / "place")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        assert damage is not None
-        damage()
-    before = snapshot(place)
+    assert damage is not None
+    place = tmp_path / "place"
     line = [sys.executable, "-m", "subspacelab", *COMMANDS[command].split(), *words.split()]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True)
-    check(done.returncode, done.stderr, said)
-    assert not (place / "ran").exists()
-    assert snapshot(place) == before
+    with damaged(workshop, place, damage, monkeypatch):
+        done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True)
+        check(done.returncode, done.stderr, said)
+        assert not (place / "ran").exists()
 
 
 def test_every_command_has_its_rows() -> None:

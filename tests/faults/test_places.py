@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 from tests.faults.workshop import COMMANDS, run, snapshot
-from tests.pipeline.conftest import Clone, make_clone
+from tests.pipeline.conftest import Clone, make_smoke_clone_in
 
 SEALED = {
     "decompose": "--output-dir sealed",
@@ -74,12 +74,7 @@ def test_a_store_that_cannot_be_written_to_is_one_line_before_any_work(sealed: P
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The project with the smoke study, of which nothing has run."""
-    made = make_clone(tmp_path_factory.mktemp("clone"))
-    params = made.path / "params.yaml"
-    params.write_text(params.read_text().replace("study: demo", "study: smoke"))
-    (made.path / "dvc.lock").unlink(missing_ok=True)
-    made.run("git", "commit", "-qam", "the smoke study")
-    return made
+    return make_smoke_clone_in(tmp_path_factory.mktemp("clone"))
 
 
 def start(clone: Clone, *words: str) -> subprocess.Popen:

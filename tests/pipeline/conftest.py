@@ -65,19 +65,21 @@ def make_clone(path: Path) -> Clone:
     return clone
 
 
+def make_smoke_clone_in(path: Path) -> Clone:
+    """A clone that is set to the smoke study and has run nothing yet."""
+    clone = make_clone(path)
+    params = clone.path / "params.yaml"
+    params.write_text(params.read_text().replace("study: demo", "study: smoke"))
+    (clone.path / "dvc.lock").unlink(missing_ok=True)
+    clone.run("git", "commit", "-qam", "the smoke study")
+    return clone
+
+
 @pytest.fixture(scope="session")
 def make_smoke_clone(tmp_path_factory) -> Callable[[], Clone]:
     """Makes a clone that is set to the smoke study and has run nothing yet."""
 
-    def make() -> Clone:
-        clone = make_clone(tmp_path_factory.mktemp("clone"))
-        params = clone.path / "params.yaml"
-        params.write_text(params.read_text().replace("study: demo", "study: smoke"))
-        (clone.path / "dvc.lock").unlink(missing_ok=True)
-        clone.run("git", "commit", "-qam", "the smoke study")
-        return clone
-
-    return make
+    return lambda: make_smoke_clone_in(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="session")
