@@ -6,11 +6,10 @@ Time: seconds; of a checkpoint on the hub only headers, embeddings and norm laye
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import sys
 from pathlib import Path
 
 from subspacelab.checkpoints import open_reference
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.files import write_json
 from subspacelab.norms.analyze import analyze
 from subspacelab.norms.config import AnalyzeNormsConfig
@@ -32,5 +31,4 @@ def main(checkpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1])
+    run_door(main)

@@ -6,11 +6,10 @@ adapter_model.safetensors, nullspace.json). Time: about 10 s on 2 cores for each
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import sys
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.files import move_folder
 from subspacelab.nullspace.build import build_adapter
 from subspacelab.nullspace.build_report import track_built
@@ -34,5 +33,4 @@ def main(method: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1])
+    run_door(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.data.references import resolve_pictures
 from subspacelab.devices import choose_device
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.files import move_folder
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.config import CacheFeaturesConfig
@@ -32,5 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_door(main)

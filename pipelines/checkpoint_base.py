@@ -11,7 +11,7 @@ from pathlib import Path
 from subspacelab.demo.base import BaseTraining, train_base
 from subspacelab.demo.from_hub import take_from_hub
 from subspacelab.demo.outcome import record_checkpoint
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.stage import open_stage
 
 OUT = Path("data/checkpoints/base")
@@ -26,5 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_door(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 from subspacelab.demo.from_hub import take_from_hub
 from subspacelab.demo.llm import LlmTraining, train_llm
 from subspacelab.demo.llm_outcome import record_llm
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.stage import open_stage
 
 CORPUS = Path("data/corpus")
@@ -27,5 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_door(main)

@@ -8,7 +8,7 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.nullspace.compare_methods import compare_methods
 from subspacelab.nullspace.config import BuildAdapterConfig, CompareStatsConfig
 from subspacelab.nullspace.report import print_comparison, print_knowledge, track_comparison, track_knowledge_table
@@ -31,5 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_door(main)

@@ -7,10 +7,9 @@ default) the trained model is handed on as it is, in a second. A killed training
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
 import shutil
-import sys
 from pathlib import Path
 
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.files import move_folder, replace_folder
 from subspacelab.lowrank.config import ContinueLowrankConfig
 from subspacelab.stage import open_stage
@@ -46,5 +45,4 @@ def main(arch: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1])
+    run_door(main)

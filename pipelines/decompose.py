@@ -6,11 +6,10 @@ Time: seconds for the demo; about 14 minutes on 2 cores for Qwen2.5-VL-3B. A kil
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import sys
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.files import move_folder
 from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decompose import decompose
@@ -35,5 +34,4 @@ def main(checkpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1])
+    run_door(main)

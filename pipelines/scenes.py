@@ -8,7 +8,7 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 from pathlib import Path
 
 from subspacelab.demo.scenes import ScenesConfig, write_scenes
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.stage import open_stage
 
 OUT = Path("data/scenes")
@@ -20,5 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_door(main)

@@ -7,10 +7,9 @@ demo. A killed training continues to the same bytes.
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import sys
 from pathlib import Path
 
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.stage import open_stage
@@ -33,5 +32,4 @@ def main(method: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1])
+    run_door(main)

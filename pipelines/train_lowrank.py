@@ -6,10 +6,9 @@ Time: about a minute each on 2 cores for the demo. A killed training continues t
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import sys
 from pathlib import Path
 
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.files import move_folder
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
@@ -38,5 +37,4 @@ def main(arch: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1])
+    run_door(main)

@@ -6,11 +6,10 @@ Out: reports/nullspace/verify/<method>-<state>.json. Time: about 10 s on 2 cores
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
 
-import sys
 from pathlib import Path
 
 from subspacelab.devices import choose_device
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.places import first_adapter
 from subspacelab.nullspace.report import track_verification
@@ -32,5 +31,4 @@ def main(item: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(sys.argv[1])
+    run_door(main)

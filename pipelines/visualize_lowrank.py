@@ -8,7 +8,7 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.errors import one_line_errors
+from subspacelab.doors import run_door
 from subspacelab.lowrank.config import VisualizeLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.report import track_views
@@ -28,5 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_door(main)

@@ -5,10 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from subspacelab.doors import run_process
 from subspacelab.errors import one_line_errors
 from subspacelab.experiments.commands import metrics, runs, sweep
 
@@ -70,3 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"error: {message} Try '{command} --help'.", file=sys.stderr)
             raise SystemExit(2) from e
     raise SystemExit(code or 0)
+
+
+def run() -> NoReturn:
+    """`main` as the whole of a process."""
+    run_process(main)

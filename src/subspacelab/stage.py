@@ -1,6 +1,7 @@
 """The surroundings of a DVC stage: parameters in, one tracked run around, inputs guarded, a killed run continued."""
 
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -119,6 +120,10 @@ def open_stage(
             )
         )
         work_dir = stack.enter_context(continued_folder(full_name, fingerprint(full_name, logged, declared.deps)))
+        if not gc.isenabled():
+            # The door turned it off for its imports, whose million objects are no garbage: never look at them again.
+            gc.freeze()
+            gc.enable()
         yield Stage(section, params.study, params.common.rank, params.common.seed, tracker, work_dir)
         guard.check()
 
