@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from subspacelab.lowrank.architectures import ALIASES, AdaLoRA, ModelSpec, build_model, canonical_arch
 from subspacelab.lowrank.architectures.adalora import SVDLinear
+from subspacelab.lowrank.architectures.linear import Linear
 
 TOKENS, DIM, RANK = 16, 12, 4
 NETWORKS = ("ResMLP", "MLP", "AdaLoRA")
@@ -124,7 +125,7 @@ def test_the_plain_stacks_have_the_originals_widths(arch: str) -> None:
     net = build_model(spec_of(arch), seed=0).net
     assert linear_widths(net.rows) == [(DIM, 1024), (1024, 256), (256, RANK)]
     assert linear_widths(net.columns) == [(TOKENS, 512), (512, 256), (256, RANK)]
-    assert {type(m) for m in net.rows if isinstance(m, nn.Linear)} == {SVDLinear if arch == "AdaLoRA" else nn.Linear}
+    assert {type(m) for m in net.rows if isinstance(m, nn.Linear)} == {SVDLinear if arch == "AdaLoRA" else Linear}
 
 
 def test_dropout_acts_in_training_alone() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from subspacelab.lowrank.architectures.adalora import AdaLoRA
 from subspacelab.lowrank.architectures.factors import FactorNet, Factors
+from subspacelab.lowrank.architectures.linear import Linear
 from subspacelab.lowrank.architectures.mlp import MLP
 from subspacelab.lowrank.architectures.resmlp import ResMLP
 from subspacelab.lowrank.architectures.sketch import Sketch
@@ -53,7 +54,7 @@ class LowRankModel(nn.Module):
         super().__init__()
         self.spec = spec
         self.net: FactorNet | Sketch = _BUILDERS[spec.arch](spec)
-        self.refine = nn.Linear(spec.dim, spec.dim) if spec.refine else nn.Identity()
+        self.refine = Linear(spec.dim, spec.dim) if spec.refine else nn.Identity()
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """A [batch, tokens, rank], B [batch, rank, dim] and A @ B for normalised features."""

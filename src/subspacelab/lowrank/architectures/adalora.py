@@ -5,9 +5,9 @@ from typing import cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from subspacelab.lowrank.architectures.factors import FactorNet, Factors
+from subspacelab.lowrank.architectures.linear import linear
 from subspacelab.lowrank.architectures.mlp import COLUMN_WIDTHS, ROW_WIDTHS, plain_stack
 
 DELTA_RANK = 8
@@ -24,8 +24,8 @@ class SVDLinear(nn.Linear):
         self.lora_B = nn.Parameter(INIT_STD * torch.randn(after, DELTA_RANK))
 
     def forward(self, x: Tensor) -> Tensor:
-        delta = F.linear(F.linear(x, self.lora_A), self.lora_B)
-        return F.linear(x, self.weight, self.bias) + ALPHA / (DELTA_RANK + 1e-5) * delta
+        delta = linear(linear(x, self.lora_A), self.lora_B)
+        return linear(x, self.weight, self.bias) + ALPHA / (DELTA_RANK + 1e-5) * delta
 
 
 class AdaLoRA(FactorNet):

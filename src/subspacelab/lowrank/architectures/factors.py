@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from subspacelab.lowrank.architectures.linear import linear
+
 
 class Factors(NamedTuple):
     """X is approximately A @ B."""
@@ -34,7 +36,7 @@ class FactorNet(nn.Module):
         """The two factors of each X."""
         a, b = self.rows(x), self.columns(x.mT)
         if self.P is not None and self.Q is not None:
-            a, b = a + x @ self.P, b + self.Q
+            a, b = a + linear(x, self.P.T), b + self.Q
         return Factors(a, b.mT)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import nn
 
 from subspacelab.lowrank.architectures.factors import FactorNet
+from subspacelab.lowrank.architectures.linear import Linear
 from subspacelab.lowrank.architectures.relu_dropout import ReluDropout
 
 ROW_WIDTHS = (1024, 256)
@@ -22,7 +23,7 @@ class MLP(FactorNet):
 
 
 def plain_stack(
-    widths: Sequence[int], dropout: float, linear: Callable[[int, int], nn.Module] = nn.Linear
+    widths: Sequence[int], dropout: float, linear: Callable[[int, int], nn.Module] = Linear
 ) -> nn.Sequential:
     """Layers of the given widths, ReLU and dropout after all but the last."""
     layers: list[nn.Module] = []

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from subspacelab.lowrank.architectures.factors import FactorNet
+from subspacelab.lowrank.architectures.linear import Linear
 from subspacelab.lowrank.architectures.relu_dropout import ReluDropout
 
 WIDTH, DEPTH = 256, 2
@@ -21,7 +22,7 @@ class ResidualStack(nn.Sequential):
 
     def __init__(self, before: int, after: int, dropout: float) -> None:
         blocks = [ResidualBlock(WIDTH, dropout) for _ in range(DEPTH)]
-        super().__init__(nn.Linear(before, WIDTH), *blocks, nn.LayerNorm(WIDTH), nn.Linear(WIDTH, after))
+        super().__init__(Linear(before, WIDTH), *blocks, nn.LayerNorm(WIDTH), Linear(WIDTH, after))
 
 
 class ResidualBlock(nn.Module):
@@ -29,7 +30,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.norm, self.linear, self.active = nn.LayerNorm(width), nn.Linear(width, width), ReluDropout(dropout)
+        self.norm, self.linear, self.active = nn.LayerNorm(width), Linear(width, width), ReluDropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         changed: Tensor = self.active(self.linear(self.norm(x)))

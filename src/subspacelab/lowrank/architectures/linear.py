@@ -1,0 +1,55 @@
+"""Linear layers whose products oneDNN makes on a CPU: torch's go to MKL, which uses AVX-512 on Intel's chips only."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + b for x [..., in], weight [out, in] and bias [out]."""
+    one_dnn = torch.backends.mkldnn.is_available() and x.device.type == "cpu"
+    if not (one_dnn and x.dtype == weight.dtype == torch.float32):
+        return F.linear(x, weight, bias)
+    y: Tensor = _OneDNN.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return y.view(*x.shape[:-1], -1)
+
+
+class _OneDNN(torch.autograd.Function):
+    """y = x W^T + b for x [rows, in]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return (
+            _product(gradient, weight.T) if ctx.needs_input_grad[0] else None,
+            _of_transposed(gradient, x) if ctx.needs_input_grad[1] else None,
+            gradient.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
+def _of_transposed(left: Tensor, right: Tensor) -> Tensor:
+    """left^T right, in pieces: oneDNN copies what is transposed, and slowly when its rows are long."""
+    pieces = [_product(a.T, b.T) for a, b in zip(left.split(1024), right.split(1024), strict=True)]
+    return torch.stack(pieces).sum(0) if len(pieces) > 1 else pieces[0]
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """left right^T + bias; the operator that torch.compile puts in the place of linear layers."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    return product
