@@ -66,6 +66,9 @@ def test_the_declaration_is_that_of_dvc_yaml(project):
     assert [str(p) for p in declared.sources] == ["pipelines/toy.py", "src/toy.py"]
     with pytest.raises(ValueError, match="no stage 'nosuch'"):
         read_declaration("nosuch")
+    Path("dvc.yaml").write_text("stage: {}\n")
+    with pytest.raises(ValueError, match=r"dvc\.yaml has no stage 'toy'; it has \[\]"):
+        read_declaration("toy", "a")
 
 
 def test_an_item_of_two_axes_is_taken_apart(project):

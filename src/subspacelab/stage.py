@@ -43,7 +43,7 @@ def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) 
 
     `item` is what DVC writes after the `@`: the value of each axis, joined by `-`; only the first may hold one itself.
     """
-    stages = read_yaml(path)["stages"]
+    stages = read_yaml(path).get("stages") or {}
     if name not in stages:
         raise ValueError(f"{path} has no stage {name!r}; it has {sorted(stages)}")
     stage = stages[name]
