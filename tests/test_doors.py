@@ -47,6 +47,17 @@ run_process(lambda: None)
     assert not Path(done.stdout.strip()).exists()
 
 
+def test_threads_that_are_still_at_work_are_waited_for():
+    body = """
+import threading, time
+def late():
+    time.sleep(0.5)
+    print("late")
+run_process(threading.Thread(target=late).start)
+"""
+    assert run(body, stdout=subprocess.PIPE).stdout == "late\n"
+
+
 def test_output_that_cannot_be_written_is_no_success():
     with Path("/dev/full").open("w") as full:
         # Without PYTHONUNBUFFERED the print succeeds, and the flush at the end does not.

@@ -4,6 +4,7 @@ import atexit
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +32,9 @@ def run_process(work: Callable[[], None]) -> NoReturn:
         work()
     except SystemExit as e:
         code = e.code
+    for thread in threading.enumerate():
+        if not (thread.daemon or thread is threading.current_thread()):
+            thread.join()
     atexit._run_exitfuncs()
     if isinstance(code, str) or not _flushed():
         sys.exit(code)  # Python itself says what is to be said
