@@ -47,9 +47,12 @@ run_process(lambda: None)
     assert not Path(done.stdout.strip()).exists()
 
 
-def test_threads_that_are_still_at_work_are_waited_for():
+def test_threads_at_work_are_waited_for_and_idle_ones_are_not():
     body = """
 import threading, time
+from concurrent.futures import ThreadPoolExecutor
+pool = ThreadPoolExecutor(1)
+pool.submit(int).result()
 def late():
     time.sleep(0.5)
     print("late")

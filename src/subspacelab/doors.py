@@ -32,9 +32,8 @@ def run_process(work: Callable[[], None]) -> NoReturn:
         work()
     except SystemExit as e:
         code = e.code
-    for thread in threading.enumerate():
-        if not (thread.daemon or thread is threading.current_thread()):
-            thread.join()
+    # What Python itself does first, in its order: idle pools end, threads at work are waited for, exit functions run.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     if isinstance(code, str) or not _flushed():
         sys.exit(code)  # Python itself says what is to be said
