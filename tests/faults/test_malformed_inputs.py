@@ -4,6 +4,7 @@ The faults are the rows of malformed.py. The folder in which a fault is tried ho
 and must be the same afterwards to the last byte.
 """
 
+import gc
 import os
 import runpy
 import shutil
@@ -17,6 +18,8 @@ import pytest
 from tests.faults import damage as d
 from tests.faults.malformed import FAULTS, PARAMS, PROJECT, USAGE, Row
 from tests.faults.workshop import COMMANDS, run, snapshot
+
+from subspacelab import doors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,6 +93,8 @@ def test_parameters_that_are_wrong_stop_a_door_in_one_line(
     door, *words = ["scenes"] if "scenes" in what or "of the study" in what else ["decompose", "base"]
     monkeypatch.setattr(sys, "argv", [f"pipelines/{door}.py", *words])
     monkeypatch.setattr(sys, "path", [str(ROOT / "pipelines"), *sys.path])
+    monkeypatch.setattr(doors, "run_process", lambda work: work())  # this process lives on
+    monkeypatch.setattr(gc, "disable", lambda: None)
     with damaged(project, tmp_path / "place", damage, monkeypatch):
         with pytest.raises(SystemExit) as e:
             runpy.run_path(str(ROOT / "pipelines" / f"{door}.py"), run_name="__main__")
