@@ -278,7 +278,8 @@ def test_a_deleted_run_does_not_stop_the_work(place, capsys):
 
 
 _SLEEPING = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and hand that on
 from subspacelab.tracking import open_stage_run
 with open_stage_run("s", "rotation", params={"rank": 8}, outs=[], study="demo") as tracker:
     tracker.log_metrics({"loss": 1.0})
