@@ -54,8 +54,7 @@ def run_door(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
     except BaseException:
         traceback.print_exc()
-        os._exit(1)
-    os._exit(0)  # at once: to take the libraries down would last a second, in which the stage has long ended
+    os._exit(1)  # a door ends its process itself
 
 
 if __name__ == "__main__":
