@@ -4,13 +4,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"  # ends the name of every folder that holds what is not yet whole
+_OURS = re.compile(r"\..+\.[0-9a-f]{32}\.partial", re.DOTALL)
 
 
 @contextmanager
@@ -18,17 +21,22 @@ def write_beside(path: Path) -> Iterator[Path]:
     """Yields a path of the same name in a folder of its own; moves it to `path` on success, removes it on failure.
 
     A folder, because some writers (safetensors) themselves write to a file of another name and rename it: a kill
-    leaves theirs too where `remove_partials` finds it.
+    leaves theirs too where `remove_partials` finds it. A symbolic link is written through, not replaced.
     """
-    with _partial_folder(path) as folder:
+    path = _through_links(path)
+    with partial_folder(path) as folder:
         yield folder / path.name
         os.replace(folder / path.name, path)
 
 
 @contextmanager
 def replace_folder(final: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `final`; it takes the place of `final` on success and goes on failure."""
-    with _partial_folder(final) as folder:
+    """Yields an empty folder beside `final`; it takes the place of `final` on success and goes on failure.
+
+    Only for a `final` that the caller knows to be its own. A symbolic link is written through, not replaced.
+    """
+    final = _through_links(final)
+    with partial_folder(final) as folder:
         (folder / final.name).mkdir()
         yield folder / final.name
         _put_aside(final, folder)
@@ -49,8 +57,11 @@ def move_folder(source: Path, final: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder: what a kill leaves of it has another name, so that no half is taken for the whole."""
-    with _partial_folder(path) as folder:
+    """Removes a folder: what a kill leaves of it has another name, so that no half is taken for the whole.
+
+    Only for a folder that the caller knows to be its own.
+    """
+    with partial_folder(path) as folder:
         _put_aside(path, folder)
 
 
@@ -60,10 +71,15 @@ def _put_aside(path: Path, folder: Path) -> None:
         os.replace(path, folder / "replaced")
 
 
+def _through_links(path: Path) -> Path:
+    return path.resolve() if path.is_symlink() else path
+
+
 @contextmanager
-def _partial_folder(path: Path) -> Iterator[Path]:
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` for work on it; it goes at the end, or with `remove_partials_of(path)`."""
+    # Not the process id: two containers on one volume may both be process 1.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -77,20 +93,25 @@ def _partial_folder(path: Path) -> Iterator[Path]:
 
 def remove_partials(folder: Path) -> None:
     """Removes what killed processes left half-written below `folder`; only for who knows that nobody writes there."""
-    for partial in list(folder.rglob(f".*{PARTIAL}")):
-        shutil.rmtree(partial, ignore_errors=True)
+    _remove_ours(folder.rglob(f".*{PARTIAL}"))
 
 
 def remove_partials_of(path: Path) -> None:
     """Removes what killed processes left beside `path` of it alone; only for who knows that nobody writes it."""
-    for partial in list(path.parent.glob(f".{path.name}.*{PARTIAL}")):
-        shutil.rmtree(partial, ignore_errors=True)
+    _remove_ours(p for p in path.parent.glob(f".*{PARTIAL}") if p.name.rsplit(".", 2)[0] == f".{path.name}")
+
+
+def _remove_ours(found: Iterator[Path]) -> None:
+    """Removes the folders whose name only `partial_folder` gives."""
+    for partial in list(found):
+        if _OURS.fullmatch(partial.name):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes sorted, indented JSON with a final newline, so that equal values are equal bytes."""
     with write_beside(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -1,0 +1,157 @@
+"""Where a command may write: not over its inputs, not over what others made, and not while another process does."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from subspacelab.files import (
+    partial_folder,
+    read_json,
+    remove_partials_of,
+    sha256_file,
+    write_beside,
+    write_json,
+)
+
+MANIFEST = ".subspacelab.json"
+"""In a folder of loose files (tables, pictures): who wrote which of them, from what, and their SHA-256."""
+
+
+def require_apart(place: Path, inputs: Iterable[Path]) -> None:
+    """ValueError if `place`, where output would go, is one of the `inputs` or lies within one of their folders."""
+    there = place.resolve()
+    for given in inputs:
+        source = given.resolve()
+        if there == source or source in there.parents:
+            raise ValueError(f"{place}: is, or lies within, the input {given}; give another place for the output")
+
+
+def require_own_entries(folder: Path, own: Collection[str], what: str) -> None:
+    """ValueError, naming it, if `folder` holds an entry whose name is not in `own`; `what` says what `own` makes up."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: a file, not {what}, and would be replaced; give another place")
+    others = sorted({path.name for path in folder.iterdir()} - set(own)) if folder.is_dir() else []
+    if others:
+        raise ValueError(f"{folder}: holds {others[0]!r}, no part of {what}, and would be replaced; give a new folder")
+
+
+def require_same_job(place: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """ValueError if what stands at `place` was made of another source or by other settings; it names both."""
+    for key in sorted({*found, *wanted}):
+        if found.get(key) != wanted.get(key):
+            raise ValueError(
+                f"{place}: holds a result of {key}={found.get(key)!r}, this one is of {key}={wanted.get(key)!r}; "
+                "give another place, or remove that result first"
+            )
+
+
+@contextmanager
+def sole_writer(place: Path) -> Iterator[None]:
+    """Keeps every other process off `place` for the time of the block; ValueError at once if one is at work there.
+
+    The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
+    share too; it goes with the process, however that ends.
+    """
+    place = place.resolve()
+    path = place.with_name(f".{place.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+", encoding="utf-8") as lock:
+            _lock_or_refuse(lock, place)
+            if not _is_still(path, lock):  # its owner removed it between our opening and our locking it
+                continue
+            lock.truncate(0)
+            print(os.getpid(), end="", file=lock, flush=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock_or_refuse(lock: IO[str], place: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        lock.seek(0)
+        raise ValueError(
+            f"{place}: another command is writing there (process {lock.read() or 'unknown'}); "
+            "wait for its end, or give another place"
+        ) from e
+
+
+def _is_still(path: Path, lock: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+class _Entry(BaseModel):
+    """What one command wrote into a folder."""
+
+    job: dict[str, Any]
+    files: dict[str, list[str]]
+    """Name to the SHA-256 of its bytes; two while it is being replaced."""
+
+
+@contextmanager
+def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Iterable[str] = ()) -> Iterator[Path]:
+    """Yields an empty folder for the loose files of a report; they appear in `folder` together, on success.
+
+    A file that stands in their way is replaced only if the manifest says that this `command` wrote it, for the same
+    `job` (its sources and settings), and its bytes are still those; all else is a ValueError that names it. `names`
+    are those that are known before the work, so that they are refused before it.
+    """
+    with sole_writer(folder / MANIFEST):
+        manifest = _read_manifest(folder / MANIFEST)
+        before = manifest.get(command)
+        wanted = json.loads(json.dumps(dict(job), default=str))
+        if before is not None:
+            require_same_job(folder, before.job, wanted)
+        own = before.files if before else {}
+        _require_own_files(folder, names, own)
+        remove_partials_of(folder / "report")
+        with partial_folder(folder / "report") as scratch:
+            yield scratch
+            new = {str(p.relative_to(scratch)): sha256_file(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
+            _require_own_files(folder, new, own)
+            # Both digests while the files move: a kill between two of them leaves no file without its proof.
+            both = {name: [*own.get(name, []), digest] for name, digest in new.items()}
+            _write_manifest(folder, manifest | {command: _Entry(job=wanted, files=own | both)})
+            for name in new:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with write_beside(folder / name) as partial:
+                    shutil.move(scratch / name, partial)
+            only = {name: [digest] for name, digest in new.items()}
+            _write_manifest(folder, manifest | {command: _Entry(job=wanted, files=own | only)})
+
+
+def _require_own_files(folder: Path, names: Iterable[str], own: Mapping[str, list[str]]) -> None:
+    for name in names:
+        path = folder / name
+        if os.path.lexists(path) and not (path.is_file() and sha256_file(path) in own.get(name, [])):
+            raise ValueError(
+                f"{path}: not written by this command, or changed since, and would be replaced; "
+                "give another folder, or move it away first"
+            )
+
+
+def _read_manifest(path: Path) -> dict[str, _Entry]:
+    if not path.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, _Entry]).validate_python(read_json(path))
+    except ValidationError as e:
+        raise ValueError(f"{path}: not a manifest of subspacelab; give another folder, or move it away first") from e
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, _Entry]) -> None:
+    write_json(folder / MANIFEST, {command: entry.model_dump() for command, entry in manifest.items()})
