@@ -40,9 +40,9 @@ def test_the_same_job_replaces_its_own_files_and_leaves_all_others(tmp_path):
 @pytest.mark.parametrize("make", [lambda p: p.write_text("mine"), lambda p: p.mkdir(), lambda p: p.symlink_to("gone")])
 def test_what_others_made_is_refused_before_the_work(tmp_path, make):
     make(tmp_path / "table")
-    with pytest.raises(ValueError, match="table: not written by this command"):
-        with report_folder(tmp_path, "rotation compare", JOB, ["table"]):
-            pytest.fail("the work began")
+    refused = pytest.raises(ValueError, match="table: not written by this command")
+    with refused, report_folder(tmp_path, "rotation compare", JOB, ["table"]):
+        pytest.fail("the work began")
     assert os.listdir(tmp_path) == ["table"]
 
 
@@ -139,9 +139,9 @@ def test_the_second_writer_is_refused_and_the_lock_goes_with_the_first(tmp_path)
         child = context.Process(target=_hold, args=(tmp_path / "out", ready, end))
         child.start()
         assert ready.wait(60)
-        with pytest.raises(ValueError, match=rf"out: another command is writing there \(process {child.pid}\)"):
-            with sole_writer(tmp_path / "out"):
-                pytest.fail("two writers at once")
+        refused = pytest.raises(ValueError, match=rf"out: another command is writing there \(process {child.pid}\)")
+        with refused, sole_writer(tmp_path / "out"):
+            pytest.fail("two writers at once")
         child.kill() if how == "kill" else end.set()
         child.join()
         with sole_writer(tmp_path / "out"):
@@ -151,9 +151,9 @@ def test_the_second_writer_is_refused_and_the_lock_goes_with_the_first(tmp_path)
 
 def test_the_lock_is_that_of_the_place_however_it_is_written(tmp_path):
     (tmp_path / "link").symlink_to("out")
-    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another command"):
-        with sole_writer(tmp_path / "link"):
-            pytest.fail("two writers at once")
+    refused = pytest.raises(ValueError, match="another command")
+    with sole_writer(tmp_path / "out"), refused, sole_writer(tmp_path / "link"):
+        pytest.fail("two writers at once")
 
 
 def test_a_symbolic_link_is_written_through(tmp_path):
