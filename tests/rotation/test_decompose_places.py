@@ -286,6 +286,9 @@ def test_a_refused_weight_leaves_an_earlier_result(model: Path, tmp_path: Path) 
     run(model, tmp_path / "out")
     write(model, **{UP: torch.full((6, 4), torch.inf)})
     assert UP in refused(tmp_path / "out", model)
+    for entries in (torch.full((6, 4), 1e38), torch.full((6, 4), 1e300, dtype=torch.float64)):
+        write(model, **{UP: entries})
+        assert f"{UP}: entries up to 1e" in refused(tmp_path / "out", model)
     write(model, **{UP: torch.zeros(6, 4, dtype=torch.int8)})
     assert "quantised" in refused(tmp_path / "out", model)
 

@@ -134,18 +134,22 @@ def _look(checkpoint: Checkpoint, parts: Iterable[Part], earlier: Earlier, origi
     """Reads each matrix, and what is there of its factors, once; ValueError for what cannot be or may not be done."""
     work = _Work({}, [])
     for part in parts:
-        digest = _finite_digest(checkpoint, part)
+        digest = _sound_digest(checkpoint, part)
         earlier.require_source(origin, checkpoint.source, part.weight, digest)
         work.digests[part] = digest
-        if not _still_holds(earlier.folder, part, digest, settings):
+        if not _still_holds(earlier, part, digest, settings):
             earlier.require_own(part.file)
             work.todo.append(part)
     return work
 
 
-def _finite_digest(checkpoint: Checkpoint, part: Part) -> str:
+def _sound_digest(checkpoint: Checkpoint, part: Part) -> str:
+    """The digest of a matrix whose factors can be had: its norm, and so its singular values, are float32 numbers."""
     tensor = part.read(checkpoint)
     require_finite(part.weight, tensor)
+    largest = max(abs(bound.item()) for bound in tensor.aminmax())
+    if largest * math.sqrt(tensor.numel()) > torch.finfo(torch.float32).max:
+        raise ValueError(f"{part.weight}: entries up to {largest:.3g}, too large for factors in float32; leave it out")
     return tensor_digest(tensor)
 
 
@@ -180,9 +184,12 @@ def _decompose_parts(checkpoint: Checkpoint, work: _Work, folder: Path, settings
         _require_done(folder, part, digest, settings)
 
 
-def _still_holds(folder: Path, part: Part, digest: str, settings: Settings) -> bool:
-    record = read_record(folder / part.file)
-    return record is not None and _is_of(record, part, digest, settings) and factors_hold(folder, record)
+def _still_holds(earlier: Earlier, part: Part, digest: str, settings: Settings) -> bool:
+    """Whether factors and record are there, are of this matrix, and are what was written."""
+    record = read_record(earlier.folder / part.file)
+    if record is None or record != earlier.records.get(part.weight, record):
+        return False
+    return _is_of(record, part, digest, settings) and factors_hold(earlier.folder, record)
 
 
 def _is_of(record: FactorRecord, part: Part, digest: str, settings: Settings) -> bool:
