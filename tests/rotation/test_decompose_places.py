@@ -167,7 +167,7 @@ def test_a_further_selection_is_added_and_one_that_no_longer_holds_goes(model: P
     ("settings", "said"),
     [
         ({"rank": 2}, "rank=3, this one is of rank=2"),
-        ({}, "rank=3, this one is of rank=None"),
+        ({}, "rank=3, this one is of rank='all'"),
         ({"rank": 3, "method": "gram"}, "method='auto', this one is of method='gram'"),
         ({"rank": 2, "include": "k_proj"}, "rank=3, this one is of rank=2"),
     ],

@@ -70,8 +70,8 @@ def decompose(
 
     A tensor of shape [a, b, c, ...] is the matrix [a, b*c*...], fused experts [experts, a, b] are a matrix each,
     `name[e]`. `rank` keeps the leading triples only. Factor files whose source digest, rank, method and own digests
-    still hold are kept, so interrupted work continues. Started by
-    `accelerate launch`, the processes share the weights by cost. `log(metrics, step)` gets the errors of each weight.
+    still hold are kept, so interrupted work continues. Started by `accelerate launch`, the processes share the weights
+    by cost. `log(metrics, step)` gets the errors of each weight.
 
     Raises ValueError for a setting that does not fit, for a tensor that is quantised or not finite, naming it, and
     for a folder that holds factors of another source or of other settings, or a file where they would go: all this

@@ -84,9 +84,11 @@ class Earlier:
     def require_settings(self, rank: int | None, method: str) -> None:
         """ValueError, naming both, if factors are there that were made by other settings."""
         for record in self.records.values():
+            wanted = {"rank": rank or "all", "method": method}
             same_rank = record.rank == (rank or min(record.matrix_shape))
-            found = {"rank": rank if same_rank else record.rank, "method": record.requested_method}
-            require_same_job(self.folder, found, {"rank": rank, "method": method})
+            kept = "all" if record.is_full else record.rank
+            found = {"rank": wanted["rank"] if same_rank else kept, "method": record.requested_method}
+            require_same_job(self.folder, found, wanted)
 
     def require_source(self, origin: Origin, source: Source, weight: str, digest: str | None) -> None:
         """ValueError, naming both, if `weight` is there of another source and other entries than `digest` (None: gone).
