@@ -13,7 +13,7 @@ from tests.faults.workshop import snapshot
 from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
-from subspacelab.checkpoints import Source, resolve_reference
+from subspacelab.checkpoints import Source, resolve_reference, write_reference
 from subspacelab.ownership import sole_writer
 from subspacelab.rotation.decompose import decompose
 from subspacelab.rotation.earlier import UNFINISHED
@@ -51,6 +51,11 @@ def test_an_output_that_is_the_input_is_refused(model: Path) -> None:
     assert "lies within, the input" in refused(model.parent, model)
     (model.parent.parent / "link").symlink_to(model.parent)
     assert "lies within, the input" in refused(model.parent.parent / "link", model)
+
+
+def test_a_pointer_to_the_input_is_no_place_for_output(model: Path, tmp_path: Path) -> None:
+    write_reference(tmp_path / "pointers" / "base", resolve_reference(str(model)))
+    assert "stands for a checkpoint" in refused(tmp_path / "pointers", tmp_path / "pointers" / "base")
 
 
 def _folder(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from subspacelab.checkpoints import Source
+from subspacelab.checkpoints.references import POINTER_NAME
 from subspacelab.files import read_json, write_json
 from subspacelab.ownership import require_same_job
 from subspacelab.rotation.factors import INDEX, FactorRecord, read_decomposition, read_record
@@ -118,6 +119,8 @@ def read_earlier(folder: Path) -> Earlier:
     """What earlier runs left in `folder`; ValueError for an index, or a list of unfinished work, that is none."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: a file, where a folder of factors would go; give another --output-dir")
+    if (folder / POINTER_NAME).exists():
+        raise ValueError(f"{folder}: stands for a checkpoint ({POINTER_NAME}); give another --output-dir")
     for path in (folder / INDEX, folder / UNFINISHED):
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise ValueError(f"{path}: no plain file, and would be replaced; give another --output-dir")
