@@ -59,7 +59,7 @@ def sole_writer(place: Path) -> Iterator[None]:
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
     share too; it goes with the process, however that ends.
     """
-    place = place.resolve()
+    place = place.resolve() if place.is_symlink() else place  # errors name it as it was typed
     path = place.with_name(f".{place.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:

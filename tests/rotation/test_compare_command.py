@@ -58,7 +58,7 @@ def test_the_same_comparison_replaces_its_own_files_and_no_other(few: Folders, t
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"rank": 5}, "rank=4, this one is of rank=5"), ({"module": ["a=lm_head"]}, "modules={}"), ({}, "base=")],
+    [({"rank": 5}, "rank=4, this one is of rank=5"), ({"module": ["a=k_proj"]}, "matches no weight"), ({}, "base=")],
 )
 def test_another_comparison_is_refused_before_any_work(
     few: Folders, tmp_path: Path, settings: dict[str, Any], said: str

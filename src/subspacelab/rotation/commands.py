@@ -80,13 +80,16 @@ def compare(
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.compare import FILES
     from subspacelab.rotation.compare import compare as run
+    from subspacelab.rotation.groups import make_groups
     from subspacelab.rotation.report import print_comparison, track_comparison
     from subspacelab.tracking import open_run
 
     modules = parse_modules(module or [])
     settings = {"rank": rank, "modules": modules, "seed": seed}
     require_apart(output_dir, [base, stage1, stage2])
-    job = settings | open_chain(base, stage1, stage2).places(output_dir)
+    chain = open_chain(base, stage1, stage2)
+    make_groups(chain.names, modules)  # that each pattern means something
+    job = settings | chain.places(output_dir)
     params = {"base": base, "stage1": stage1, "stage2": stage2, **settings}
     with (
         report_folder(output_dir, "rotation compare", job, FILES) as folder,
@@ -118,7 +121,7 @@ def parse_modules(given: list[str]) -> dict[str, str]:
             )
         if name in parsed:
             raise ValueError(
-                f"--module {entry!r}: {name!r} is given twice; list its patterns with commas, or rename one"
+                f"--module {entry!r}: {name!r} is given twice; join its patterns by commas, or rename one"
             )
         parsed[name] = patterns
     return parsed
