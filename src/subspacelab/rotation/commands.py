@@ -120,8 +120,6 @@ def parse_modules(given: list[str]) -> dict[str, str]:
                 f"--module {entry!r}: expected NAME=PATTERN, such as 'qkv=visual.blocks.{{}}.attn.qkv.weight'"
             )
         if name in parsed:
-            raise ValueError(
-                f"--module {entry!r}: {name!r} is given twice; join its patterns by commas, or rename one"
-            )
+            raise ValueError(f"--module {entry!r}: {name!r} is given twice; join its patterns by commas, or rename one")
         parsed[name] = patterns
     return parsed
