@@ -50,8 +50,12 @@ def test_float32_bases_of_one_space_show_no_angle():
 @pytest.mark.parametrize(("m", "k"), [(40, 7), (20, 15), (9, 9), (30, 1)])
 def test_agrees_with_scipy(m, k):
     a, b = gaussian(m, k, 1), gaussian(m, k, 2)
-    reference = scipy.linalg.subspace_angles(a.numpy(), b.numpy())[::-1].copy()
-    torch.testing.assert_close(principal_angles(a, b), torch.from_numpy(reference), rtol=1e-9, atol=1e-12)
+    found, shared = principal_angles(a, b), max(0, 2 * k - m)
+    # Dimensions: spaces of 2k > m directions share 2k - m. scipy is no reference there: it may take those angles by
+    # arccos, which has 0 to sqrt(2 eps) = 2e-8 only, on some CPUs.
+    assert (found[:shared] < 1e-12).all()
+    reference = torch.from_numpy(scipy.linalg.subspace_angles(a.numpy(), b.numpy())[::-1].copy())
+    torch.testing.assert_close(found[shared:], reference[shared:], rtol=1e-9, atol=1e-12)
 
 
 def test_symmetric_ascending_and_triangle_inequality():

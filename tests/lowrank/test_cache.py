@@ -75,7 +75,8 @@ def test_one_unreadable_picture_in_a_hundred_is_left_out_and_reported(source: So
     features = Features(tmp_path / "out")
     assert "050.png" not in set(features.index["dataset_id"])
     rest = load_vision_tower(source, CPU).features(square(list(read_pictures(folder))[51], 56).pixels[None])
-    assert torch.equal(features.read([50]), rest)
+    # Alone against in a batch: products of another height may add up in another order.
+    torch.testing.assert_close(features.read([50]), rest, rtol=0, atol=1e-6)
 
 
 def test_more_than_one_in_a_hundred_is_an_error(source: Source, tmp_path: Path) -> None:

@@ -199,4 +199,6 @@ def test_a_tracked_training_has_curves_pictures_and_a_model_that_answers(place: 
     x = np.random.default_rng(0).standard_normal((3, 16, 12)).astype(np.float32)
     with torch.inference_mode():
         expected = load_model(place / "results" / "Sketch").model.reconstruct(torch.from_numpy(x)).numpy()
-    np.testing.assert_array_equal(mlflow.pyfunc.load_model(str(folder)).predict(x), expected)
+    found = mlflow.pyfunc.load_model(str(folder)).predict(x)
+    # The same network elsewhere in memory, where MKL may add in another order: float32 rounding.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -39,7 +39,9 @@ def test_model_and_tokenizer_come_back(tmp_path: Path) -> None:
     model, before = load_causal_lm(folder, device=CPU), tiny_model("qwen2")
     ids = torch.arange(20)[None]
     assert not model.training
-    assert torch.equal(model(input_ids=ids).logits, before(input_ids=ids).logits)
+    assert all(torch.equal(p, before.state_dict()[name]) for name, p in model.state_dict().items())
+    # Equal weights, but read from a file they lie elsewhere in memory, where MKL may add in another order.
+    torch.testing.assert_close(model(input_ids=ids).logits, before(input_ids=ids).logits)
     assert load_tokenizer(folder)("ad")["input_ids"] == [3, 6]
 
 

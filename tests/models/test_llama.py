@@ -33,7 +33,9 @@ def test_the_folder_is_an_ordinary_one_in_shards(tmp_path: Path) -> None:
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     ids = torch.arange(8)[None]
-    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert all(torch.equal(p, model.state_dict()[name]) for name, p in loaded.state_dict().items())
+    # Equal weights, but read from a file they lie elsewhere in memory, where MKL may add in another order.
+    torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
     config = AutoConfig.from_pretrained(tmp_path)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 1, 2)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1

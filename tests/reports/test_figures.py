@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,7 @@ from subspacelab.reports.figures import (
     COLOURS,
     colour_and_marker,
     count_along,
+    drawn_name,
     grid_of,
     log_if_positive,
     open_figure,
@@ -43,6 +45,32 @@ def test_a_figure_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_pyplot_is_never_imported() -> None:
     code = "import sys, subspacelab.reports.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("model.layers.0", "model.layers.0"),
+        (r"$\frac{$", r"\$\frac{\$"),
+        ("a$b", r"a\$b"),
+        ("[/x]", "[/x]"),
+        ("_hidden", " _hidden"),
+        ("a\x1b[31m\nb", "a?[31m?b"),
+        ("x" * 30 + "y" * 300, "x" * 24 + "…" + "y" * 24),
+        ("中文", "中文"),
+    ],
+)
+def test_names_from_outside_are_drawn_as_they_are(name: str, drawn: str, tmp_path: Path) -> None:
+    assert drawn_name(name) == drawn
+    with warnings.catch_warnings(), open_figure(tmp_path / "a.png", (8, 6)) as figure:
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="Glyph")  # as open_figure itself does
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], label=drawn_name(name))
+        axes.set_title(drawn_name(name))
+        axes.set_xticks([0, 1], [drawn_name(name)] * 2, rotation=40)
+        axes.legend()
+        figure.canvas.draw()
 
 
 def test_nothing_positive_stays_linear(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,13 @@ from tests.rotation.chains import chain_tensors, decompose_chain
 
 from subspacelab.rotation.compare import Comparison, compare
 
-MODULES = {"block 0": "visual.blocks.0.attn.qkv,model.layers.0.mlp.up_proj"}
+MODULES = {
+    "block 0": "visual.blocks.0.attn.qkv,model.layers.0.mlp.up_proj",
+    # Labels that would be a formula, markup, or hidden from legends.
+    r"$\frac{$": "visual.blocks.{}.attn.qkv",
+    "[x]": "model.layers.{}.mlp.up_proj",
+    "_y": "model.layers.0.mlp.up_proj",
+}
 Curves = list[tuple[int, dict[str, float]]]
 
 
@@ -25,12 +32,14 @@ def curves() -> Curves:
 def comparison(
     folders: tuple[Path, Path, Path], curves: Curves, tmp_path_factory: pytest.TempPathFactory
 ) -> Comparison:
-    """The whole comparison of `folders`, with k = 8 and one further group."""
-    return compare(
-        *folders,
-        tmp_path_factory.mktemp("out"),
-        k=8,
-        modules=MODULES,
-        log_curve=lambda metrics, step: curves.append((step, dict(metrics))),
-        device="cpu",
-    )
+    """The whole comparison of `folders`, with k = 8 and further groups; nothing in it warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return compare(
+            *folders,
+            tmp_path_factory.mktemp("out"),
+            k=8,
+            modules=MODULES,
+            log_curve=lambda metrics, step: curves.append((step, dict(metrics))),
+            device="cpu",
+        )

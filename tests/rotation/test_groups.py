@@ -38,6 +38,17 @@ def test_experts_of_a_layer_are_one_group() -> None:
     assert list(group.members.values()) == [0, 0, 0, 1, 1, 1]
 
 
+def test_experts_of_one_tensor_are_one_group_with_their_layer() -> None:
+    names = [f"model.layers.{i}.mlp.experts.gate_up_proj[{e}]" for i in range(2) for e in range(11)]
+    (group,) = make_groups(names)
+    assert group.label == "model.layers.mlp.experts.gate_up_proj"
+    assert [layer for _, layer in sorted(group.members.items())] == [0] * 11 + [1] * 11
+    stem = "model.layers.{}.mlp.experts.gate_up_proj"
+    assert find_weights(stem, names) == find_weights(stem + "[{}]", names) == group.members
+    assert find_weights(stem + "[{1-2}]", names) == {f"{stem.format(i)}[{e}]": i for i in range(2) for e in (1, 2)}
+    assert find_weights(stem.format(1) + "[{}]", names) == {f"{stem.format(1)}[{e}]": None for e in range(11)}
+
+
 def test_numbers_that_are_no_layers_stay_literal() -> None:
     assert layer_index("visual.merger.mlp.2.weight") is None
     assert layer_index("visual.blocks.17.attn.qkv.weight") == 17

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from subspacelab.linalg.svd import svd
@@ -37,6 +38,19 @@ def test_a_gap_past_the_last_value_is_undefined() -> None:
     gap = measure_weight("w", chain(20, 12), k=3, seed=0)["gap_k"]
     s = chain(20, 12)[0].svd.S
     assert gap == s[2].item() / s[3].item()
+
+
+@pytest.mark.parametrize(("gap", "blank"), [(1.04, True), (1.06, False)])
+def test_the_largest_angle_is_told_where_the_gap_at_k_determines_it(gap: float, blank: bool) -> None:
+    s = torch.linspace(2, 1, 8)
+    s[:4] += gap * s[4] - s[3]
+    base = torch.diag(s)
+    row = measure_weight("w", (weight(base), weight(base + 1e-3), weight(base - 1e-3)), k=4, seed=0)
+    assert row["gap_k"] == pytest.approx(gap, rel=1e-6)
+    largest = {c: row[c] is None for c in row if "angle_max" in c}
+    assert set(largest.values()) == {blank}
+    assert {"angle_max_01", "angle_max_12_U", "angle_max_02_Vh", "floor_angle_max", "floor_angle_max_U"} < set(largest)
+    assert all(row[c] is not None for c in row if "angle_mean" in c)
 
 
 def test_a_zero_base_has_undefined_ratios_and_no_error() -> None:

@@ -1,8 +1,13 @@
+from typing import Literal
+
 import pytest
 import torch
+from torch import Tensor
 
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.weights import recover_entries
+from subspacelab.rotation.weights import Weight, recover_entries, subtract
+
+CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 
 @pytest.mark.parametrize("shape", [(96, 40), (40, 96)])
@@ -22,3 +27,57 @@ def test_float32_entries_come_back_but_for_rounding() -> None:
     w = torch.randn(64, 48, generator=torch.Generator().manual_seed(1))
     got = recover_entries(svd(w), "F32")
     assert (got - w).norm() / w.norm() < 2e-7  # float32 rounding of U, S and Vh
+
+
+def had_back(w: Tensor, method: Literal["gram", "lapack"] = "gram") -> Weight:
+    factors = svd(w, method=method)
+    return Weight(factors, recover_entries(factors, CODES[w.dtype]))
+
+
+def matrix(kind: str) -> Tensor:
+    """Entries of very different sizes, as weights have them, and harder ones."""
+    generator = torch.Generator().manual_seed(3)
+    w = 0.02 * torch.randn(160, 96, generator=generator)
+    if kind == "half_zero":
+        w[torch.rand(w.shape, generator=generator) < 0.5] = 0
+    elif kind == "outliers":
+        w[:, 3] *= 1000
+        w[:5] *= 300
+    elif kind == "zero_rows":
+        w[100:] = 0
+    elif kind == "rows_over_6_decades":
+        w *= torch.logspace(0, -6, len(w))[:, None]
+    elif kind == "rank_3":
+        w = w[:, :3] @ w[:3]
+    elif kind == "constant":
+        w[:] = 1
+    return w
+
+
+KINDS = ["plain", "half_zero", "outliers", "zero_rows", "rows_over_6_decades", "rank_3", "constant"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_difference_of_types_or_methods_is_an_update(kind: str) -> None:
+    w = matrix(kind).to(torch.bfloat16)
+    stored = [
+        had_back(w.to(dtype), method) for dtype in CODES if dtype != torch.float16 for method in ("gram", "lapack")
+    ]
+    for other in stored[1:]:
+        assert not subtract(other, stored[0]).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", CODES)
+def test_the_planted_share_of_unchanged_entries_comes_back(kind: str, dtype: torch.dtype) -> None:
+    w = matrix(kind).to(dtype)
+    moved = torch.rand(w.shape, generator=torch.Generator().manual_seed(4)) < 0.005
+    # One step of bf16 and fp16; float32 factors do not show one of float32, but 1e-4 of an entry.
+    step = max(torch.finfo(dtype).eps, 1e-4)
+    b = torch.where(moved, (w.double() * (1 + step) + (w == 0) * 1e-3).to(dtype), w)
+    update = subtract(had_back(b), had_back(w))
+    truth = (b == w).double().mean().item()
+    # The rare entry near 0 whose step is below what the factors tell.
+    assert (update == 0).double().mean().item() == pytest.approx(truth, abs=3e-4)
+    exact = (b.double() - w.double()).norm()
+    assert (update.double() - (b.double() - w.double())).norm() <= 0.01 * exact

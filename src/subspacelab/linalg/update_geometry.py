@@ -25,16 +25,6 @@ def principal_energy(delta: Float[Tensor, "m n"], u: Float[Tensor, "m k"], v: Fl
     return inside / energy * (m / k) * (n / k) if energy > 0 else 0.0
 
 
-def unchanged_share(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"], eta: float = 1e-3) -> float:
-    """Share of entries with |b - a| <= eta max(|a|, |b|): unchanged beyond bf16 rounding (2511.08567, section 2)."""
-    rows = chunk_rows(a)
-    unchanged = 0
-    for chunk_a, chunk_b in zip(a.split(rows), b.split(rows), strict=True):
-        x, y = chunk_a.double(), chunk_b.double()
-        unchanged += int(((y - x).abs() <= eta * torch.maximum(x.abs(), y.abs())).sum())
-    return unchanged / a.numel()
-
-
 def update_cosine(da: Float[Tensor, "m n"], db: Float[Tensor, "m n"]) -> float:
     """<da, db> / (||da||_F ||db||_F): does the second update go on where the first went; 0 if either is 0."""
     rows = chunk_rows(da)

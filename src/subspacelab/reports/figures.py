@@ -1,5 +1,6 @@
 """Figures that look alike: one style, colours that colour-blind readers tell apart, equal data to equal bytes."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from subspacelab.files import write_beside
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#8c8c8c"
+LONGEST_NAME = 48  # letters of a name from outside that are drawn
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -43,12 +45,25 @@ def open_figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     No state of pyplot is touched, no user's matplotlibrc is read, and the file holds no version or time.
     """
     style: dict[Any, Any] = dict(matplotlib.rcParamsDefault) | STYLE | {"backend": "agg"}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; that is no news for the terminal.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         with write_beside(path) as partial:
             figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+
+
+def drawn_name(name: str) -> str:
+    """A name from outside (a weight, a model, a group) as text to draw: no formula, one line, not too long.
+
+    Dollars would make it a formula, a first underscore keep it out of legends, 300 letters leave no room for the rest.
+    """
+    shown = "".join(c if c.isprintable() else "?" for c in name)
+    if len(shown) > LONGEST_NAME:
+        shown = f"{shown[: LONGEST_NAME // 2]}…{shown[-LONGEST_NAME // 2 :]}"
+    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
 
 def grid_of(num_panels: int, max_columns: int) -> tuple[int, int]:

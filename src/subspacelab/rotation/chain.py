@@ -1,5 +1,6 @@
 """Three decomposed checkpoints of one model, matched by canonical names."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ class Chain:
         """Role to reference and revision."""
         return {role: c.source for role, c in zip(ROLES, self.checkpoints, strict=True)}
 
+    def places(self, beside: Path) -> dict[str, str]:
+        """Role to what it is and where, seen from `beside`: two sources of one name are two."""
+        return {
+            role: f"{os.path.relpath(c.folder.resolve(), beside.resolve())} of {c.source.get('reference')}"
+            + (f"@{revision}" if (revision := c.source.get("revision")) else "")
+            for role, c in zip(ROLES, self.checkpoints, strict=True)
+        }
+
     def shape(self, name: str) -> tuple[int, int]:
         """Shape of a weight as a matrix."""
         return self.checkpoints[0].weights[name].matrix_shape
@@ -36,9 +45,19 @@ class Chain:
         """Whether all singular triples of a weight were kept."""
         return self.checkpoints[0].weights[name].is_full
 
+    def storage(self, name: str) -> tuple[str, str, str]:
+        """The types that a weight is stored in, as safetensors names them."""
+        base, stage1, stage2 = (checkpoint.weights[name].storage_dtype for checkpoint in self.checkpoints)
+        return base, stage1, stage2
+
     def read(self, name: str, device: torch.device) -> tuple[Weight, Weight, Weight]:
-        """One weight of the three checkpoints, with its entries where the factors are complete."""
-        base, stage1, stage2 = (_read_weight(checkpoint, name, device) for checkpoint in self.checkpoints)
+        """One weight of the three checkpoints, with its entries where the factors are complete.
+
+        Checkpoints that store the same bytes share one set of factors, so that what did not move is exactly equal.
+        """
+        digests = [checkpoint.weights[name].source_digest for checkpoint in self.checkpoints]
+        read = {d: _read_weight(c, name, device) for d, c in dict(zip(digests, self.checkpoints, strict=True)).items()}
+        base, stage1, stage2 = (read[digest] for digest in digests)
         return base, stage1, stage2
 
 

@@ -77,18 +77,30 @@ def compare(
 
     Writes layers.csv, modules.csv, curves.csv, metrics.json and four pictures.
     """
+    from subspacelab.ownership import report_folder, require_apart
+    from subspacelab.rotation.chain import open_chain
+    from subspacelab.rotation.compare import FILES
     from subspacelab.rotation.compare import compare as run
+    from subspacelab.rotation.groups import make_groups
     from subspacelab.rotation.report import print_comparison, track_comparison
     from subspacelab.tracking import open_run
 
     modules = parse_modules(module or [])
-    params = {"base": base, "stage1": stage1, "stage2": stage2, "rank": rank, "modules": modules, "seed": seed}
-    with open_run("rotation", "compare", params=params, enabled=track) as tracker:
+    settings = {"rank": rank, "modules": modules, "seed": seed}
+    require_apart(output_dir, [base, stage1, stage2])
+    chain = open_chain(base, stage1, stage2)
+    make_groups(chain.names, modules)  # that each pattern means something
+    job = settings | chain.places(output_dir)
+    params = {"base": base, "stage1": stage1, "stage2": stage2, **settings}
+    with (
+        report_folder(output_dir, "rotation compare", job, FILES) as folder,
+        open_run("rotation", "compare", params=params, enabled=track) as tracker,
+    ):
         result = run(
             base,
             stage1,
             stage2,
-            output_dir,
+            folder,
             k=rank,
             modules=modules,
             seed=seed,
@@ -101,12 +113,14 @@ def compare(
 
 def parse_modules(given: list[str]) -> dict[str, str]:
     """`["vision block 0=visual.blocks.0.attn.qkv"]` as a mapping; without a name or a pattern a ValueError."""
-    parsed = {}
+    parsed: dict[str, str] = {}
     for entry in given:
         name, _, patterns = entry.partition("=")
         if not name or not patterns:
             raise ValueError(
                 f"--module {entry!r}: expected NAME=PATTERN, such as 'qkv=visual.blocks.{{}}.attn.qkv.weight'"
             )
+        if name in parsed:
+            raise ValueError(f"--module {entry!r}: {name!r} is given twice; join its patterns by commas, or rename one")
         parsed[name] = patterns
     return parsed

@@ -1,5 +1,6 @@
 """Three decomposed checkpoints of one model compared, weight by weight: base -> stage 1 -> stage 2."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from subspacelab.devices import choose_device, float64_place
 from subspacelab.files import write_json
 from subspacelab.reports.progress import progress_bar
 from subspacelab.reports.tables import write_csv
-from subspacelab.rotation.chain import Chain, open_chain
+from subspacelab.rotation.chain import ROLES, Chain, open_chain
 from subspacelab.rotation.figures import draw_pictures
 from subspacelab.rotation.groups import Group, layer_index, make_groups
-from subspacelab.rotation.layer import Value, measure_weight
+from subspacelab.rotation.layer import MIN_GAP, Value, measure_weight
 from subspacelab.rotation.plan import gflop
 from subspacelab.rotation.statistics import (
     curve_table,
@@ -24,6 +25,10 @@ from subspacelab.rotation.statistics import (
     module_table,
 )
 
+FILES = (
+    *("layers.csv", "modules.csv", "curves.csv", "metrics.json"),
+    *("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png"),
+)
 LogCurve = Callable[[Mapping[str, float], int], None]
 
 
@@ -120,8 +125,25 @@ def measure_chain(
 
 
 def note_limits(layers: pd.DataFrame, chain: Chain) -> list[str]:
-    """What these numbers cannot say, in sentences: of truncated factors, of k covering a side, of square weights."""
-    notes = []
+    """What these numbers cannot say, in sentences: of types, gaps, truncated factors, whole sides, square weights."""
+    notes = [
+        f"{count} weights are stored as {', '.join(f'{t} in {role}' for role, t in zip(ROLES, types, strict=True))}: "
+        "their updates hold the rounding from one type to the other"
+        for types, count in Counter(map(chain.storage, chain.names)).items()
+        if len(set(types)) > 1
+    ]
+    wide = sum(chain.is_full(name) and not {"F16", "BF16"}.issuperset(chain.storage(name)) for name in chain.names)
+    if wide:
+        notes.append(
+            f"in {wide} weights stored in 32 bits or more, an entry that moved by less than their float32 factors can "
+            "tell (some 5e-7 of a typical entry) counts as unchanged and is no part of the update"
+        )
+    narrow = int((layers["gap_k"] < MIN_GAP).sum())
+    if narrow:
+        notes.append(
+            f"in {narrow} weights the gap sigma_k / sigma_(k+1) is below {MIN_GAP}: the leading k directions are "
+            "hardly determined, and angle_max_* is empty"
+        )
     truncated = sum(not chain.is_full(name) for name in chain.names)
     if truncated:
         notes.append(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from subspacelab.checkpoints import canonical_name
 
+EXPERT = re.compile(r"\[\d+\]$")  # ends the name of an expert of a fused tensor
 PLACEHOLDER = re.compile(r"\{(?:(\d+)-(\d+))?\}")
 NUMBERED = re.compile(r"(?<![^.])(layers?|blocks?|resblocks|h|experts)\.\d+(?=\.|$)")
 
@@ -50,15 +51,16 @@ class Group:
 def find_weights(pattern: str, names: Iterable[str]) -> dict[str, int | None]:
     """The names that `pattern` means, with the layer in place of its first `{}` (None without one).
 
-    `{}` is any index, `{0-11}` one from 0 to 11; everything else is literal, in any layout of the model, and a
-    final `.weight` may be left out. Raises ValueError for other braces and for a pattern that means nothing.
+    `{}` is any index, `{0-11}` one from 0 to 11; everything else is literal, in any layout of the model. A final
+    `.weight` may be left out, and so may the number of an expert in brackets, which then is any. Raises ValueError for
+    other braces and for a pattern that means nothing.
     """
     literal = canonical_name(pattern.strip())
     if re.search(r"[{}]", PLACEHOLDER.sub("", literal)):
         raise ValueError(f"pattern {pattern!r}: braces hold nothing or a range, as in {{}} or {{0-11}}")
     ranges = [(int(low or 0), int(high) if high else None) for low, high in PLACEHOLDER.findall(literal)]
     parts = PLACEHOLDER.split(literal)[::3]
-    compiled = re.compile(r"(\d+)".join(map(re.escape, parts)) + r"(?:\.weight)?")
+    compiled = re.compile(r"(\d+)".join(map(re.escape, parts)) + r"(?:\.weight)?(?:\[\d+\])?")
     found: dict[str, int | None] = {}
     for name in names:
         match = compiled.fullmatch(name)
@@ -66,7 +68,7 @@ def find_weights(pattern: str, names: Iterable[str]) -> dict[str, int | None]:
             continue
         indices = [int(index) for index in match.groups()]
         if all(low <= i and (high is None or i <= high) for i, (low, high) in zip(indices, ranges, strict=True)):
-            found[name] = indices[0] if indices else None
+            found[name] = indices[0] if indices and not parts[0].endswith("[") else None
     if not found:
         raise ValueError(f"pattern {pattern!r} matches no weight that all three checkpoints have")
     return found
@@ -80,7 +82,7 @@ def layer_index(name: str) -> int | None:
 
 def default_groups(names: Iterable[str]) -> dict[str, str]:
     """A group for every pattern among `names`: label to comma-separated patterns, the known ones first."""
-    patterns = sorted({NUMBERED.sub(r"\1.{}", name) for name in names})
+    patterns = _patterns(names)
     labelled: dict[str, list[str]] = {}
     for pattern in sorted(patterns, key=_rank):
         labelled.setdefault(_label(pattern), []).append(pattern)
@@ -107,10 +109,11 @@ def make_groups(names: Iterable[str], modules: Mapping[str, str] | None = None) 
             try:
                 members |= find_weights(pattern, names)
             except ValueError as e:
-                raise ValueError(f"module {label!r}: {e}; there are {', '.join(_examples(names))}") from e
+                raise ValueError(f"module {label!r}: {e}; there are {', '.join(_patterns(names))}") from e
         groups.append(Group(label, members))
     return groups
 
 
-def _examples(names: Iterable[str]) -> list[str]:
-    return sorted({NUMBERED.sub(r"\1.{}", name) for name in names})
+def _patterns(names: Iterable[str]) -> list[str]:
+    """What `names` have in common: any layer is `{}`, and the experts of one tensor are one."""
+    return sorted({NUMBERED.sub(r"\1.{}", EXPERT.sub("", name)) for name in names})

@@ -19,6 +19,7 @@ PAIRS = {"01": (0, 1), "12": (1, 2), "02": (0, 2)}
 SIDES = ("U", "Vh")
 CHANGE_FIELDS = tuple(Change.__dataclass_fields__)
 LARGEST_DEFAULT_K = 64
+MIN_GAP = 1.05  # below, any small update turns some of the leading k directions far: the largest angle tells nothing
 
 
 def pair_column(field: str, pair: str) -> str:
@@ -38,7 +39,8 @@ def generator_for(seed: int, *names: str) -> torch.Generator:
 def measure_weight(name: str, chain: tuple[Weight, Weight, Weight], *, k: int | None, seed: int) -> dict[str, Value]:
     """All measures of weight `name` along base, stage 1, stage 2; None where one is undefined or not to be had.
 
-    `k` leading directions are compared, or all there are if fewer (None: 64).
+    `k` leading directions are compared, or all there are if fewer (None: 64). Where the gap s_k / s_(k+1) of the base
+    is below 1.05, `angle_max_*` is None.
     """
     base = chain[0].svd
     (m, r), n = base.U.shape, base.Vh.shape[1]
@@ -47,8 +49,11 @@ def measure_weight(name: str, chain: tuple[Weight, Weight, Weight], *, k: int | 
     row |= _rotation_columns(name, chain, seed)
     changes = {pair: asdict(measure_change(chain[a], chain[b], k)) for pair, (a, b) in PAIRS.items()}
     row |= {pair_column(field, pair): changes[pair][field] for field in CHANGE_FIELDS for pair in PAIRS}
-    row |= {"gap_k": spectral_gap(base.S, k), "cosine_01_12": measure_course(*chain)}
+    gap = spectral_gap(base.S, k)
+    row |= {"gap_k": gap, "cosine_01_12": measure_course(*chain)}
     row |= _floor_columns(name, chain[0], k, seed)
+    if gap < MIN_GAP:
+        row |= {column: None for column in row if "angle_max" in column}
     return {column: _finite(value) for column, value in row.items()}
 
 

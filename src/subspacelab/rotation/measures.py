@@ -12,8 +12,8 @@ from subspacelab.linalg.intruders import intruder_dimensions
 from subspacelab.linalg.orthonormal import random_orthonormal
 from subspacelab.linalg.principal_angles import principal_angles
 from subspacelab.linalg.spectra import normalised_spectral_shift, stable_rank
-from subspacelab.linalg.update_geometry import principal_energy, unchanged_share, update_cosine
-from subspacelab.rotation.weights import Weight
+from subspacelab.linalg.update_geometry import principal_energy, update_cosine
+from subspacelab.rotation.weights import Weight, subtract
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ def measure_rotation(
 class Change:
     """How checkpoint b of a weight differs from checkpoint a; the names are those of the columns."""
 
-    angle_max: float
-    """Largest principal angle of the leading k directions, of both sides, degrees."""
-    angle_max_U: float
-    """The left side's, degrees."""
-    angle_max_Vh: float
-    """The right side's, degrees."""
     angle_mean: float
-    """Mean principal angle over both sides, degrees."""
+    """Mean principal angle of the leading k directions over both sides, degrees."""
     angle_mean_U: float
     """The left side's, degrees."""
     angle_mean_Vh: float
+    """The right side's, degrees."""
+    angle_max: float
+    """Largest principal angle of both sides, degrees."""
+    angle_max_U: float
+    """The left side's, degrees."""
+    angle_max_Vh: float
     """The right side's, degrees."""
     nss: float
     """Normalised spectral shift ||s_b - s_a|| / ||s_a||."""
@@ -72,7 +72,7 @@ class Change:
     update_stable_rank: float | None
     """||D||_F^2 / ||D||_2^2 of D = W_b - W_a; 0 without an update."""
     unchanged: float | None
-    """Share of entries unchanged beyond bf16 rounding."""
+    """Share of entries stored unchanged, as far as the factors tell (see `weights.subtract`)."""
     principal_energy: float | None
     """Share of ||D||_F^2 inside the leading-k frame of a, over that of a random update; 0 without an update."""
 
@@ -83,12 +83,12 @@ def measure_change(a: Weight, b: Weight, k: int) -> Change:
     right = principal_angles(a.V[:, :k], b.V[:, :k]).rad2deg()
     left_mean, right_mean = left.mean().item(), right.mean().item()
     return Change(
-        angle_max=max(left.max().item(), right.max().item()),
-        angle_max_U=left.max().item(),
-        angle_max_Vh=right.max().item(),
         angle_mean=(left_mean + right_mean) / 2,
         angle_mean_U=left_mean,
         angle_mean_Vh=right_mean,
+        angle_max=max(left.max().item(), right.max().item()),
+        angle_max_U=left.max().item(),
+        angle_max_Vh=right.max().item(),
         nss=normalised_spectral_shift(a.svd.S, b.svd.S),
         intruders=intruder_dimensions(a.svd.U, b.svd.U),
         **_measure_update(a, b, k),
@@ -98,23 +98,18 @@ def measure_change(a: Weight, b: Weight, k: int) -> Change:
 def _measure_update(a: Weight, b: Weight, k: int) -> dict[str, float | None]:
     if a.dense is None or b.dense is None:
         return dict.fromkeys(("update_norm", "update_stable_rank", "unchanged", "principal_energy"))
-    update = subtract(b.dense, a.dense)
+    update = subtract(b, a)
     size = torch.linalg.vector_norm(a.svd.S.double()).item()  # ||W_a||_F, from its singular values
     return {
         "update_norm": torch.linalg.vector_norm(update, dtype=torch.float64).item() / (size or math.nan),
         "update_stable_rank": stable_rank(update),
-        "unchanged": unchanged_share(a.dense, b.dense),
+        "unchanged": 1 - int(update.count_nonzero()) / update.numel(),
         "principal_energy": principal_energy(update, a.svd.U[:, :k], a.V[:, :k]),
     }
-
-
-def subtract(b: Float[Tensor, "m n"], a: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """B - A in float32: exact for neighbouring bf16, fp16 or fp32 entries (Sterbenz), else rounded by 6e-8."""
-    return b.float() - a.float()
 
 
 def measure_course(w0: Weight, w1: Weight, w2: Weight) -> float | None:
     """cos(W_1 - W_0, W_2 - W_1): 1 where the second stage goes on, -1 where it goes back, 0 without an update."""
     if w0.dense is None or w1.dense is None or w2.dense is None:
         return None
-    return update_cosine(subtract(w1.dense, w0.dense), subtract(w2.dense, w1.dense))
+    return update_cosine(subtract(w1, w0), subtract(w2, w1))

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 HEADLINE = (
     *("rotation_mse_U", "rotation_mse_Vh", "random_mse_U", "random_mse_Vh"),
-    *("angle_max_01", "angle_max_12", "angle_max_02", "floor_angle_max"),
+    *("angle_mean_01", "angle_mean_12", "angle_mean_02", "floor_angle_mean"),
     *("update_norm_01", "update_norm_12", "update_norm_02", "cosine_01_12"),
 )
-IDENTITY = "[dim]identity[/dim]"
+IDENTITY = "identity"
 
 
 def print_decomposition(decomposition: Decomposition, console: Console | None = None) -> None:
@@ -55,7 +55,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console=console,
     )
     print_table(
-        "How far did the weights move? Angles (degrees) 0-1, 1-2, 0-2; the rest 0-2",
+        "How far did the weights move? Mean angles (degrees) 0-1, 1-2, 0-2; the rest 0-2",
         ["group", "01", "12", "02", "floor", "norm", "same", "energy", "cos"],
         [_update_row(label, summary) for label, summary in groups.items()],
         console=console,
@@ -102,8 +102,8 @@ def _composition_row(label: str, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _update_row(label: str, summary: Mapping[str, Any]) -> list[str]:
-    columns = [f"angle_max_{pair}" for pair in PAIRS]
-    columns += ["floor_angle_max", "update_norm_02", "unchanged_02", "principal_energy_02", "cosine_01_12"]
+    columns = [f"angle_mean_{pair}" for pair in PAIRS]
+    columns += ["floor_angle_mean", "update_norm_02", "unchanged_02", "principal_energy_02", "cosine_01_12"]
     return [label, *(show_number(_mean(summary, column), 2) for column in columns)]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from subspacelab.lowrank.features import CachedPicture
 from subspacelab.lowrank.figures.style import colour_of
-from subspacelab.reports.figures import COLOURS, open_figure
+from subspacelab.reports.figures import COLOURS, drawn_name, open_figure
 
 Maps = NDArray[np.float32]  # [channels, side, side]
 
@@ -92,7 +92,7 @@ def draw_rank_curve(
 def draw_picture(axes: Any, picture: CachedPicture) -> None:
     """The picture, with its box where the data set has one."""
     axes.imshow(picture.pixels)
-    axes.set_title(picture.dataset_id, fontsize=7)
+    axes.set_title(drawn_name(picture.dataset_id), fontsize=7)
     if picture.bbox is not None:
         x, y, width, height = picture.bbox
         axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=COLOURS[1], linewidth=1.5))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from subspacelab.norms.depth import depth_curves
 from subspacelab.norms.results import Analysis
-from subspacelab.reports.figures import COLOURS, count_along, log_if_positive, open_figure, say
+from subspacelab.reports.figures import COLOURS, count_along, drawn_name, log_if_positive, open_figure, say
 
 LINES = ("-", "--", ":", "-.")
 TOWERS = ("text", "vision")
@@ -24,7 +24,9 @@ def draw_comparison(path: Path, analyses: Sequence[Analysis]) -> Path:
         _draw_norms(panels[0], analyses)
         for axes, tower in zip(panels[1:], towers, strict=True):
             _draw_tower(axes, analyses, tower)
-        handles = [panels[0].plot([], [], color=colour_of(i), label=a.name)[0] for i, a in enumerate(analyses)]
+        handles = [
+            panels[0].plot([], [], color=colour_of(i), label=drawn_name(a.name))[0] for i, a in enumerate(analyses)
+        ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     return path
 
@@ -63,11 +65,11 @@ def _draw_tower(axes: Axes, analyses: Sequence[Analysis], tower: str) -> None:
             axes.plot(x, curve.abs_means, color=colour_of(i), linestyle=line)
             labels.setdefault(line, []).append(curve.label)
     for line, names in labels.items():
-        axes.plot([], [], color="black", linestyle=line, label=" / ".join(dict.fromkeys(names)))
+        axes.plot([], [], color="black", linestyle=line, label=" / ".join(map(drawn_name, dict.fromkeys(names))))
     values = [value for curves in of_model for curve in curves for value in curve.abs_means]
     if max(values) > 20 * min(values):
         log_if_positive(axes, values, plain=True)
     if same:
         count_along(axes)
-    axes.set(title=tower, xlabel="block" if same else "relative depth", ylabel="mean |scale|")
+    axes.set(title=drawn_name(tower), xlabel="block" if same else "relative depth", ylabel="mean |scale|")
     axes.legend()

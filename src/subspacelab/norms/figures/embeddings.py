@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from subspacelab.norms.results import Analysis
-from subspacelab.reports.figures import COLOURS, grid_of, open_figure, say
+from subspacelab.reports.figures import COLOURS, drawn_name, grid_of, open_figure, say
 
 BINS = 80
 
@@ -29,7 +29,7 @@ def draw_embedding_norms(path: Path, analysis: Analysis) -> Path:
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
             axes.set_ylim(0.7, 6 * axes.get_ylim()[1])  # room for the legend
-            axes.set_title(f"{embedding.layer.name}, {embedding.layer.kind}")
+            axes.set_title(f"{drawn_name(str(embedding.layer.name))}, {embedding.layer.kind}")
             axes.set(xlabel="L2 norm", ylabel="vectors")
             axes.legend()
         for axes in panels[len(analysis.embeddings) :]:
@@ -37,5 +37,5 @@ def draw_embedding_norms(path: Path, analysis: Analysis) -> Path:
         if not analysis.embeddings:
             panels[0].set_axis_on()
             say(panels[0], "no embedding is analysed in this family")
-        figure.suptitle(f"{analysis.model_name}: norms of embedding vectors", fontsize=11)
+        figure.suptitle(f"{drawn_name(analysis.model_name)}: norms of embedding vectors", fontsize=11)
     return path

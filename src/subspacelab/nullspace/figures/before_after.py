@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from subspacelab.nullspace.stats import Verification
-from subspacelab.reports.figures import GREY, colour_and_marker, count_along, log_if_positive, open_figure
+from subspacelab.reports.figures import GREY, colour_and_marker, count_along, drawn_name, log_if_positive, open_figure
 
 Pair = tuple[Verification, Verification]
 
@@ -39,7 +39,7 @@ def _panel(axes: Axes, pairs: Sequence[Pair], metric: str) -> None:
         for found, line in ((before, "--"), (after, "-")):
             curve = [getattr(s, metric) for s in found.stats]
             if max(curve) > NOTHING:
-                label = found.summary.method if found is after else None
+                label = drawn_name(found.summary.method) if found is after else None
                 fill = "full" if found is after else "none"
                 axes.plot(curve, line, label=label, color=colour, marker=marker, markersize=3, fillstyle=fill)
                 values += curve

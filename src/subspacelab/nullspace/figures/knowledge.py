@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from subspacelab.reports.figures import COLOURS, MARKERS, open_figure, say
+from subspacelab.reports.figures import COLOURS, MARKERS, drawn_name, open_figure, say
 
 
 def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
@@ -25,7 +25,7 @@ def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
                 color="#000000" if is_base else COLOURS[(i - 1) % (len(COLOURS) - 1)],
                 markersize=11 if is_base else 7,
                 capsize=3,
-                label=row["method"],
+                label=drawn_name(row["method"]),
             )
         axes.set(xlabel="new task: share of unseen problems solved", ylabel="old knowledge: share of facts recalled")
         axes.set_xlim(-0.03, max(1.06 * float((table["task_mean"] + table["task_std"]).max()), 0.2))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from subspacelab.nullspace.stats import Verification
-from subspacelab.reports.figures import GREY, colour_and_marker, count_along, log_if_positive, open_figure
+from subspacelab.reports.figures import GREY, colour_and_marker, count_along, drawn_name, log_if_positive, open_figure
 
 
 def draw_bx_ratio(path: Path, found: Sequence[Verification], built: Verification) -> Path:
@@ -18,7 +18,7 @@ def draw_bx_ratio(path: Path, found: Sequence[Verification], built: Verification
         for i, verification in enumerate(found):
             curve = [s.BX_ratio_all_tokens for s in verification.stats]
             colour, marker = colour_and_marker(i)
-            axes.plot(curve, label=verification.summary.method, linewidth=1, color=colour, marker=marker)
+            axes.plot(curve, label=drawn_name(verification.summary.method), linewidth=1, color=colour, marker=marker)
         axes.plot([s.BX_ratio_random for s in built.stats], color=GREY, linestyle=":", label="a random B")
         optimum = [s.BX_ratio_optimum for s in built.stats]
         axes.plot(optimum, color="#000000", linestyle="--", linewidth=1, label="optimum on the base")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from subspacelab.reports.figures import count_along, grid_of, log_if_positive, open_figure, say
+from subspacelab.reports.figures import count_along, drawn_name, grid_of, log_if_positive, open_figure, say
 from subspacelab.rotation.figures.style import PAIR_STYLES, place_of
 from subspacelab.rotation.groups import Group
 
@@ -17,15 +17,15 @@ ROUNDING = 1e-6  # degrees; what float64 leaves of 0 is far below, any change of
 
 
 def draw_principal_angles(path: Path, curves: pd.DataFrame, groups: Sequence[Group]) -> Path:
-    """A panel per group: largest and mean angle of the three pairs in degrees, what bf16 alone does shaded."""
+    """A panel per group: mean and largest angle of the three pairs in degrees, what bf16 alone does shaded."""
     drawn = [group for group in groups if group.is_curve]
     rows, columns = grid_of(max(1, len(drawn)), 4)
     with open_figure(path, (2.9 * columns + 0.4, 2.2 * rows + 0.9)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, group in zip(panels.flat, drawn, strict=False):
             _draw_panel(axes, curves[curves["module"] == group.label])
-            axes.set_title(group.label)
-            axes.set_xlabel(place_of(group))
+            axes.set_title(drawn_name(group.label))
+            axes.set_xlabel(drawn_name(place_of(group)))
         for axes in panels.flat[len(drawn) :]:
             axes.set_axis_off()
         if not drawn:
@@ -52,14 +52,14 @@ def _set_scale(axes: Axes, curves: pd.DataFrame) -> None:
 def _draw_panel(axes: Axes, rows: pd.DataFrame) -> None:
     x = rows["layer"].astype(int)
     for pair in PAIR_STYLES:
-        axes.plot(x, rows[f"angle_max_{pair.key}"], color=pair.colour, marker=pair.marker)
-        mean = rows[f"angle_mean_{pair.key}"]
-        axes.plot(x, mean, color=pair.colour, marker=pair.marker, markersize=3, linestyle="--", linewidth=1)
+        axes.plot(x, rows[f"angle_mean_{pair.key}"], color=pair.colour, marker=pair.marker)
+        largest = rows[f"angle_max_{pair.key}"]
+        axes.plot(x, largest, color=pair.colour, marker=pair.marker, markersize=3, linestyle="--", linewidth=1)
     # From far below, as the axis is logarithmic and cuts it off.
-    axes.fill_between(x, 1e-30, rows["floor_angle_max"], color=SHADE, alpha=0.6, linewidth=0, zorder=0)
-    axes.plot(x, rows["floor_angle_mean"], color="#5f5f5f", linestyle=":", linewidth=1.2)
+    axes.fill_between(x, 1e-30, rows["floor_angle_mean"], color=SHADE, alpha=0.6, linewidth=0, zorder=0)
+    axes.plot(x, rows["floor_angle_max"], color="#5f5f5f", linestyle=":", linewidth=1.2)
     count_along(axes)
-    if all((rows[f"angle_max_{pair.key}"] < ROUNDING).all() for pair in PAIR_STYLES):
+    if all((rows[f"angle_mean_{pair.key}"] < ROUNDING).all() for pair in PAIR_STYLES):
         say(axes, "all angles are 0:\nequal, or k covers both sides")
 
 
@@ -69,7 +69,7 @@ def _key() -> list[Line2D | Patch]:
     ]
     return [
         *pairs,
-        Line2D([], [], color="black", linestyle="--", linewidth=1, label="dashed: mean, solid: largest"),
-        Patch(color=SHADE, alpha=0.6, label="bf16 floor, largest"),
-        Line2D([], [], color="#5f5f5f", linestyle=":", label="bf16 floor, mean"),
+        Line2D([], [], color="black", linestyle="--", linewidth=1, label="largest, where the gap at k is wide"),
+        Patch(color=SHADE, alpha=0.6, label="bf16 floor, mean"),
+        Line2D([], [], color="#5f5f5f", linestyle=":", label="bf16 floor, largest"),
     ]

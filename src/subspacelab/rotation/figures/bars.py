@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from subspacelab.reports.figures import GREY, log_if_positive, say
+from subspacelab.reports.figures import GREY, drawn_name, log_if_positive, say
 from subspacelab.rotation.figures.style import PAIR_STYLES
 from subspacelab.rotation.groups import Group
 
@@ -39,7 +39,7 @@ def draw_by_group(
     if log:
         log_if_positive(axes, [*shown, *floor], plain=True)
     axes.set_ylabel(label)
-    axes.set_xticks(range(len(groups)), [group.label for group in groups], rotation=40, ha="right")
+    axes.set_xticks(range(len(groups)), [drawn_name(group.label) for group in groups], rotation=40, ha="right")
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(visible=False, axis="x")
     if legend:

@@ -7,7 +7,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from subspacelab.reports.figures import GREY, colour_and_marker, count_along, log_if_positive, open_figure, say
+from subspacelab.reports.figures import (
+    GREY,
+    colour_and_marker,
+    count_along,
+    drawn_name,
+    log_if_positive,
+    open_figure,
+    say,
+)
 from subspacelab.rotation.figures.style import place_of
 from subspacelab.rotation.groups import Group
 
@@ -25,7 +33,7 @@ def draw_rotation_curves(path: Path, curves: pd.DataFrame, groups: Sequence[Grou
         for row, (place, labels) in zip(panels, places.items(), strict=False):
             for axes, side in zip(row, SIDES, strict=True):
                 _draw_panel(axes, curves, labels, side)
-                axes.set_xlabel(place)
+                axes.set_xlabel(drawn_name(place))
             row[0].set_ylabel("mean squared entry of R₁R₂ - R₃")
             handles = [_handle(i, label) for i, label in enumerate(labels)]
             row[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -63,7 +71,7 @@ def _draw_panel(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: s
 
 def _handle(i: int, label: str) -> Line2D:
     colour, marker = colour_and_marker(i)
-    return Line2D([], [], color=colour, marker=marker, label=label)
+    return Line2D([], [], color=colour, marker=marker, label=drawn_name(label))
 
 
 def _key() -> list[Line2D]:

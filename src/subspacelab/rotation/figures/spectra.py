@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from subspacelab.reports.figures import COLOURS, grid_of, log_if_positive, open_figure
+from subspacelab.reports.figures import COLOURS, drawn_name, grid_of, log_if_positive, open_figure
 from subspacelab.rotation.chain import Chain
 from subspacelab.rotation.figures.bars import draw_by_group
 from subspacelab.rotation.groups import Group
@@ -35,7 +35,7 @@ def draw_spectra(path: Path, layers: pd.DataFrame, groups: Sequence[Group], chai
             name = list(group.members)[len(group.members) // 2]
             _draw_spectrum(axes, chain, name)
             layer = group.members[name]
-            axes.set_title(group.label if layer is None else f"{group.label}, layer {layer}")
+            axes.set_title(drawn_name(group.label) + ("" if layer is None else f", layer {layer}"))
         for axes in panels.flat[len(chosen) :]:
             axes.set_axis_off()
         for row in panels:
