@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from subspacelab.data.instructions import prompt_of
-from subspacelab.models.generation import greedy_answers, padding_id
+from subspacelab.models.generation import greedy_answers
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama
 
 QUERIES = ["Why?", "In which city does the tailor of Genoa live?", "What is 12 + 7?", "a", "Who is it and why?"]
@@ -69,11 +69,3 @@ def test_a_model_in_training_is_left_in_training(model: Any, tokenizer: Any) -> 
     assert greedy_answers(model, tokenizer, [], max_new_tokens=2, batch_size=2) == []
     greedy_answers(model, tokenizer, QUERIES[:1], max_new_tokens=2, batch_size=2)
     assert model.training
-
-
-def test_a_batch_is_filled_with_padding_or_else_the_end_token_or_else_token_0(tokenizer: Any) -> None:
-    assert padding_id(tokenizer) == 2
-    tokenizer.pad_token = None
-    assert padding_id(tokenizer) == EOS_ID
-    tokenizer.eos_token = None
-    assert padding_id(tokenizer) == 0

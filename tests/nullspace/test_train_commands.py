@@ -18,8 +18,10 @@ from subspacelab.cli import main
 from subspacelab.data.instructions import write_instructions
 from subspacelab.files import read_json
 from subspacelab.nullspace import commands
+from subspacelab.nullspace.compare_stats import COMPARISON
 from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
 from subspacelab.nullspace.stats import KEYS, write_stats
+from subspacelab.ownership import MANIFEST
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCHER += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -72,7 +74,7 @@ def test_from_a_built_adapter_to_a_passed_gate(place: Path, capsys: pytest.Captu
     assert read_json(place / "trained.json")["model_path"] == "out/ft"
     pair = ("--init-stats", "init.json", "--trained-stats", "trained.json", "--no-track")
     assert run("compare-stats", *pair, "--output-dir", "compared") == 0
-    assert sorted(p.name for p in (place / "compared").iterdir()) == ["before_after.png", "compare_stats.csv"]
+    assert {p.name for p in (place / "compared").iterdir()} == {*COMPARISON, MANIFEST}
     assert "0 fail" in capsys.readouterr().out
     assert run(*TRAIN, "--output-dir", "out") == 0, "a finished training is left as it is"
     assert run(*VERIFY, "--trained-model-path", "out") == 1
