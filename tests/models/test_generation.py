@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from subspacelab.data.instructions import prompt_of
 from subspacelab.models.generation import greedy_answers
@@ -69,3 +69,24 @@ def test_a_model_in_training_is_left_in_training(model: Any, tokenizer: Any) -> 
     assert greedy_answers(model, tokenizer, [], max_new_tokens=2, batch_size=2) == []
     greedy_answers(model, tokenizer, QUERIES[:1], max_new_tokens=2, batch_size=2)
     assert model.training
+
+
+def test_a_template_that_ends_texts_does_not_end_the_prompt(model: Any, tokenizer: Any) -> None:
+    wanted = greedy_answers(model, tokenizer, QUERIES, max_new_tokens=LONGEST, batch_size=5)
+    ended = [("<s>", 0), ("</s>", EOS_ID)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ended
+    )
+    assert tokenizer("a")["input_ids"][-1] == EOS_ID
+    assert greedy_answers(model, tokenizer, QUERIES, max_new_tokens=LONGEST, batch_size=5) == wanted
+
+
+def test_answers_end_where_the_positions_do_and_a_longer_prompt_is_refused(tokenizer: Any) -> None:
+    config = GPT2Config(n_positions=24, n_embd=8, n_layer=1, n_head=2, vocab_size=len(tokenizer), eos_token_id=None)
+    with torch.random.fork_rng():
+        model = GPT2LMHeadModel(config).eval()
+    tokenizer.eos_token = None
+    (answer,) = greedy_answers(model, tokenizer, ["a"], max_new_tokens=99, batch_size=1)  # the prompt has 21 tokens
+    assert len(tokenizer(answer)["input_ids"]) <= 5
+    with pytest.raises(ValueError, match="25 tokens are more than the model has positions, 24: shorten the query"):
+        greedy_answers(model, tokenizer, ["abcde"], max_new_tokens=1, batch_size=1)

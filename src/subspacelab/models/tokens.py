@@ -30,9 +30,9 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def prefix_of(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text: its begin token, or nothing."""
-    text = "a"
+def prefix_of(tokenizer: Any, text: str) -> list[int]:
+    """What the tokenizer puts before every text, such as its begin token, seen on one."""
+    text = text[:PART]
     whole, (plain,) = tokenizer(text)["input_ids"], encode(tokenizer, [text])
     start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
     return list(whole[:start])
@@ -40,7 +40,7 @@ def prefix_of(tokenizer: Any) -> list[int]:
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """Each prompt with what the tokenizer puts before it; what it would put behind does not belong in the midst."""
-    prefix = prefix_of(tokenizer)
+    prefix = prefix_of(tokenizer, prompts[0])
     return [prefix + ids for ids in encode(tokenizer, prompts)]
 
 
