@@ -87,6 +87,6 @@ def test_answers_end_where_the_positions_do_and_a_longer_prompt_is_refused(token
         model = GPT2LMHeadModel(config).eval()
     tokenizer.eos_token = None
     (answer,) = greedy_answers(model, tokenizer, ["a"], max_new_tokens=99, batch_size=1)  # the prompt has 21 tokens
-    assert len(tokenizer(answer)["input_ids"]) <= 5
+    assert 0 < len(answer.split()) <= 4  # of which the last is never read
     with pytest.raises(ValueError, match="25 tokens are more than the model has positions, 24: shorten the query"):
         greedy_answers(model, tokenizer, ["abcde"], max_new_tokens=1, batch_size=1)
