@@ -216,9 +216,8 @@ def compare_stats(
     init, trained = read_stats(init_stats), read_stats(trained_stats)
     params = {"init_stats": init_stats, "trained_stats": trained_stats}
     report = report_folder(output_dir, "nullspace compare-stats", params, COMPARISON) if output_dir else nullcontext()
-    name = f"compare {init.summary.method}"
+    table, name = run(init, trained), f"compare {init.summary.method}"
     with report as folder, open_run("nullspace", name, params=params, enabled=track) as tracker:
-        table = run(init, trained)
         pictures = [write_comparison(folder, table, init, trained)] if folder else []
         track_comparison(table, pictures, tracker)
     print_comparison(table)

@@ -16,7 +16,7 @@ from subspacelab.data.windows import Windows
 from subspacelab.devices import float64_place
 from subspacelab.linalg.null_space import row_space
 from subspacelab.models.causal_lm import load_causal_lm
-from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
+from subspacelab.models.lora_adapter import LiveAdapter, open_adapter, require_base
 from subspacelab.models.lora_factors import Factors
 from subspacelab.models.lora_folder import read_factors, read_meta
 from subspacelab.nullspace.activations import Inputs, choose_tokens, collect_inputs
@@ -70,13 +70,14 @@ def verify(
     method_of(meta["method"])
     source = base_of(meta, base)
     model = load_causal_lm(source.folder, device=device)
-    targets = _targets(model, meta["targets"], f"{folder}: made for another base: {source.reference}")
+    factors = read_factors(folder, meta)
+    require_base(model, factors, meta, source.reference, folder)
+    targets = {name: model.get_submodule(name) for name in meta["targets"]}
     texts, note = unseen_texts(settings.calib_dataset)
     windows = text_windows(source.folder, texts, settings.calib_loader_size, settings.seq_len, seed)
     chosen = choose_tokens(windows.attention_mask, settings.max_activation_samples, seed)
     probe = Probe(windows, chosen, settings.batch_size)
     inputs = shared_inputs(model, targets, windows)
-    factors = read_factors(folder, meta)
     bases = {shared.name: {name: row_space(factors[name].B) for name in shared.modules} for shared in inputs}
     with progress_bar("verify", total=2 * len(windows.input_ids), unit="windows") as advance:
         old = _collect(model, inputs, probe, bases=bases, progress=advance)
@@ -122,15 +123,6 @@ def summarise(stats: Sequence[LayerStats], live: LiveAdapter, sample: Sample, nu
         **means,
         **norms,
     )
-
-
-def _targets(model: Any, names: Sequence[str], otherwise: str) -> dict[str, Any]:
-    """The modules of those names; `otherwise` begins the ValueError where one is missing."""
-    modules = dict(model.named_modules())
-    absent = [name for name in names if name not in modules]
-    if absent:
-        raise ValueError(f"{otherwise} has no layer {absent[0]}; give its own")
-    return {name: modules[name] for name in names}
 
 
 def _live_stats(
