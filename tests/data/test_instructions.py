@@ -53,6 +53,8 @@ def test_the_demo_is_read_from_its_place_or_said_not_to_be_made(
         ('\n{"query": "a", "response": " "}', "line 2: `query` or `response` is empty"),
         ('{"query": "a", "response": "b"}\n{"query": ', "line 2: not valid JSON"),
         ("[1]", "line 1: .* got list"),
+        ('{"query": "a \\ud83d", "response": "b"}', "line 1: holds half a surrogate pair"),
+        ('{"query": "a", "response": ["b"]}', "line 1: .* must be there and be text"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, content: str, message: str) -> None:
@@ -73,3 +75,15 @@ def test_what_is_neither_file_nor_name_is_refused_with_the_names(tmp_path: Path)
 
 def test_the_prompt_holds_the_query_and_ends_with_a_line_break() -> None:
     assert prompt_of("Why?") == "Question: Why?\nAnswer:\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_a_byte_order_mark_is_obeyed(tmp_path: Path, name: str, encoding: str) -> None:
+    row = {"query": "Où ?", "response": "là"}
+    content = json.dumps([row] if name.endswith(".json") else row, ensure_ascii=False)
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    assert read_instructions(str(tmp_path / name)) == [Instruction("Où ?", "là")]
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{name}: not UTF-8 text"):
+        read_instructions(str(tmp_path / name))

@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -131,7 +133,7 @@ def test_bad_input_is_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.docx").write_text("text")
     _parquet(tmp_path / "other.parquet", "content", ["a"])
     for name, message in {
-        "bad.parquet": "not a parquet file",
+        "bad.parquet": "not a parquet file that can be read",
         "bad.jsonl": "line 2: a row with `text` was expected",
         "bad.json.gz": "broken",
         "latin.txt": "not UTF-8 text",
@@ -156,3 +158,94 @@ def test_a_folder_without_the_split_asked_for_says_what_there_is(tmp_path: Path)
     _parquet(tmp_path / "train.parquet", "text", ["a"])
     with pytest.raises(ValueError, match=r"no file of the test split; there are \['train.parquet'\]"):
         read_texts(str(tmp_path), split="test")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.json.gz", "X.TXT"])
+def test_a_byte_order_mark_is_obeyed_and_is_no_text(tmp_path: Path, name: str, encoding: str) -> None:
+    text = "où 深" * 3
+    content = (text if name.lower().endswith("txt") else json.dumps({"text": text}) + "\n").encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert "".join(read_texts(str(tmp_path / name)) + read_texts(str(tmp_path / name), split="test")) == text
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a b", None, "c d"]),
+        pa.array(["a b", "", "c d"], pa.large_string()),
+        pa.array(["a b", None, "c d"]).dictionary_encode(),
+    ],
+)
+def test_columns_that_hold_text_are_read_however_they_hold_it(tmp_path: Path, column: pa.Array, split: str) -> None:
+    pq.write_table(pa.table({"n": [1, 2, 3], "text": column}), tmp_path / f"{split}.parquet")
+    assert read_texts(str(tmp_path), split=split) == ["a b", "c d"]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (pa.array([1, 2]), "holds int64, not text"),
+        (pa.array([["a"], ["b", "c"]]), "list<.*>, not text"),
+        (pa.array([b"a", b"\xff"]), "holds binary, not text"),
+        (pa.array([{"a": "b"}]), "struct<.*>, not text"),
+        (pa.array([None, None]), "it holds no text"),
+        (
+            pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")),
+            "can be read",
+        ),
+    ],
+)
+def test_columns_of_another_type_are_refused_with_file_and_column(tmp_path: Path, column: pa.Array, said: str) -> None:
+    for name in ("text", "sentence"):
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({name: column}), path)
+        with pytest.raises(ValueError, match=said) as caught:
+            read_texts(str(path))
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row", ['{"text": null}', '{"text": ["a"]}', '{"text": 3}', '"a"', '{"text": "a \\ud83d b"}', "1" * 5000]
+)
+def test_rows_of_another_type_are_refused_with_file_and_row(tmp_path: Path, row: str) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n' + row)
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: ") as caught:
+        read_texts(str(tmp_path / "x.jsonl"))
+    assert str(caught.value).isascii()
+    assert "\n" not in str(caught.value)
+
+
+def test_pipes_devices_and_what_unpacks_to_too_much_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("pipe.txt", "zero.txt"):
+        with pytest.raises(ValueError, match=f"{name}: not a regular file"):
+            read_texts(str(tmp_path / name))
+    with (tmp_path / "sparse.txt").open("wb") as file:
+        file.truncate(1 << 34)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a" * 1_000_000))
+    pq.write_table(pa.table({"text": ["a" * 1000] * 2000}), tmp_path / "bomb.parquet")
+    pq.write_table(pa.table({"text": [""] * 20_000}), tmp_path / "rows.parquet")
+    for place in ("text", "text_files"):
+        monkeypatch.setattr(f"subspacelab.data.{place}.MAX_UNPACKED", 1_000_000)
+    for name in ("sparse.txt", "bomb.jsonl.gz", "bomb.parquet", "rows.parquet"):
+        with pytest.raises(ValueError, match=f"{name}: holds more text than is read of one file"):
+            read_texts(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damage_of_packed_files_is_named(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    path = tmp_path / "x.jsonl.gz"
+    _json_lines(path, [f"document {i}" for i in range(50)])
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(10, len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="x.jsonl.gz") as caught:
+        read_texts(str(path))
+    assert "\n" not in str(caught.value)

@@ -47,5 +47,5 @@ def test_less_than_one_window_is_padded_and_masked() -> None:
 def test_sizes_below_one_and_no_text_are_refused() -> None:
     with pytest.raises(ValueError, match="seq_len: 0 must be at least 1"):
         token_windows(DOCUMENTS, num_windows=1, seq_len=0, seed=0, separator=None)
-    with pytest.raises(ValueError, match="no token in 2 documents"):
+    with pytest.raises(ValueError, match="no token in the text"):
         token_windows([[], []], num_windows=1, seq_len=4, seed=0, separator=1)

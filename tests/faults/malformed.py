@@ -231,7 +231,7 @@ BUILD: list[Row] = [
          "lm: no tokenizer that can be read .. restore its tokenizer files"),
         ("tokenizer that is none", d.put("lm/tokenizer.json", '{"model": 5}'), "", "lm: no tokenizer that can be read"),
         ("text empty", d.put("text.txt", ""), "", "text.txt: it holds no text .. give one that does"),
-        ("text not UTF-8", d.put("text.txt", b"abc \xff"), "", "text.txt: not UTF-8 text (byte 4); convert it"),
+        ("text not UTF-8", d.put("text.txt", b"abc \xff"), "", "text.txt: not UTF-8 text .. convert it"),
         ("no such text", None, "--calib-dataset no.txt", "no.txt: no such text; give wikitext2"),
         ("text of another kind", None, "--calib-dataset norms.json", "norms.json: unknown kind of text file; give one of"),
         ("parquet that is none", d.put("t.parquet", "zz"), "--calib-dataset t.parquet", "t.parquet: not a parquet file .. rest"),
@@ -292,10 +292,10 @@ TRAIN: list[Row] = [
 
 VERIFY: list[Row] = [
     ("verify", "text empty", d.put("text.txt", ""), "", "text.txt: it holds no text .. give one that does"),
-    ("verify", "text not UTF-8", d.put("text.txt", b"\xff"), "", "text.txt: not UTF-8 text (byte 0); convert it"),
+    ("verify", "text not UTF-8", d.put("text.txt", b"\xff"), "", "text.txt: not UTF-8 text .. convert it"),
     ("verify", "no tokens", None, "--max-activation-samples 0", "max_activation_samples must be at least 1, got 0"),
-    ("verify", "a folder where the file goes", None, "--save-stats images", "images: Is a directory; give another place"),
-    ("verify", "a file where the folder goes", d.put("file", ""), "--save-stats file/s.json", "file/s.json: Not a dir"),
+    ("verify", "a folder where the file goes", None, "--save-stats images", "images: no statistics of this version"),
+    ("verify", "a file where the folder goes", d.put("file", ""), "--save-stats file/s.json", "file: File exists; give another"),
 ]
 
 STATS: list[Row] = [
@@ -309,8 +309,8 @@ STATS: list[Row] = [
         ("missing key", d.set_json("stats/init.json", summary=None), "", "stats/init.json.summary: Field required"),
         ("another number of layers", d.set_json("stats/init.json", num_layers=7), "", "stats has 3; write it again"),
         ("swapped", None, "--init-stats stats/trained.json", "init has trained=True .. give the statistics"),
-        ("another report", None, "--init-stats norms.json", "norms.json: stats must be a list .. write it again"),
-        ("a file where the folder goes", d.put("file", ""), "--output-dir file", "Not a directory; give another place"),
+        ("another report", None, "--init-stats norms.json", "norms.json.device: no such key"),
+        ("a file where the folder goes", d.put("file", ""), "--output-dir file", "file: File exists; give another place"),
     ]
 ]
 

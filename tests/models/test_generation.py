@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from subspacelab.data.instructions import prompt_of
-from subspacelab.models.generation import greedy_answers, padding_id
+from subspacelab.models.generation import greedy_answers
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama
 
 QUERIES = ["Why?", "In which city does the tailor of Genoa live?", "What is 12 + 7?", "a", "Who is it and why?"]
@@ -71,9 +71,22 @@ def test_a_model_in_training_is_left_in_training(model: Any, tokenizer: Any) -> 
     assert model.training
 
 
-def test_a_batch_is_filled_with_padding_or_else_the_end_token_or_else_token_0(tokenizer: Any) -> None:
-    assert padding_id(tokenizer) == 2
-    tokenizer.pad_token = None
-    assert padding_id(tokenizer) == EOS_ID
+def test_a_template_that_ends_texts_does_not_end_the_prompt(model: Any, tokenizer: Any) -> None:
+    wanted = greedy_answers(model, tokenizer, QUERIES, max_new_tokens=LONGEST, batch_size=5)
+    ended = [("<s>", 0), ("</s>", EOS_ID)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ended
+    )
+    assert tokenizer("a")["input_ids"][-1] == EOS_ID
+    assert greedy_answers(model, tokenizer, QUERIES, max_new_tokens=LONGEST, batch_size=5) == wanted
+
+
+def test_answers_end_where_the_positions_do_and_a_longer_prompt_is_refused(tokenizer: Any) -> None:
+    config = GPT2Config(n_positions=24, n_embd=8, n_layer=1, n_head=2, vocab_size=len(tokenizer), eos_token_id=None)
+    with torch.random.fork_rng():
+        model = GPT2LMHeadModel(config).eval()
     tokenizer.eos_token = None
-    assert padding_id(tokenizer) == 0
+    (answer,) = greedy_answers(model, tokenizer, ["a"], max_new_tokens=99, batch_size=1)  # the prompt has 21 tokens
+    assert 0 < len(answer.split()) <= 4  # of which the last is never read
+    with pytest.raises(ValueError, match="25 tokens are more than the model has positions, 24: shorten the query"):
+        greedy_answers(model, tokenizer, ["abcde"], max_new_tokens=1, batch_size=1)

@@ -8,6 +8,7 @@ from tests.language_models import FAMILIES, tiny_model, write_tiny_lm
 from torch import Tensor
 
 from subspacelab.data.windows import Windows
+from subspacelab.linalg.null_space import null_ratio
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.nullspace.activations import choose_tokens, collect_inputs
 
@@ -53,7 +54,9 @@ def test_inputs_are_those_of_each_window_run_alone_and_unpadded(tmp_path: Path, 
     windows = windows_of(lengths, 12)
     chosen = choose_tokens(windows.attention_mask, 18, seed=3)
     name, linear = list(target_linears(model).items())[-1]
-    found = collect_inputs(model, {name: linear}, windows, chosen, moments=True, batch_size=2)[name]
+    q = torch.eye(linear.in_features, dtype=torch.float64)[:3]
+    bases = {name: {name: q, "other": q[:1]}}
+    found = collect_inputs(model, {name: linear}, windows, chosen, moments=True, bases=bases, batch_size=2)[name]
     alone: list[Tensor] = []
     hook = linear.register_forward_pre_hook(lambda _, given: alone.append(given[0].reshape(-1, given[0].shape[-1])))
     with torch.no_grad():
@@ -67,6 +70,8 @@ def test_inputs_are_those_of_each_window_run_alone_and_unpadded(tmp_path: Path, 
     everything = torch.cat(alone).double()
     assert found.moment is not None
     torch.testing.assert_close(found.moment, everything.T @ everything, rtol=1e-4, atol=1e-4)
+    # Both are float64 sums over the same tokens, in another order.
+    assert found.ratios == pytest.approx({name: null_ratio(found.moment, q), "other": null_ratio(found.moment, q[:1])})
 
 
 def test_hooks_are_gone_afterwards_even_when_a_pass_fails() -> None:

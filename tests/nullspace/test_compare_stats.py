@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tests.nullspace.verifications import LAYERS, init_of, layer_of, trained_of
+from tests.nullspace.verifications import LAYERS, init_of, layer_of, summary_of, trained_of
 
 from subspacelab.nullspace.compare_stats import FAIL, NOT_APPLICABLE, PASS, compare_stats, failures, write_comparison
 from subspacelab.nullspace.stats import Verification
@@ -90,6 +90,7 @@ def test_rounding_of_a_residual_is_no_change_at_the_start() -> None:
         ((with_layer(init_of(), 0, layer="other"), trained_of()), "is not the same in both"),
         ((init_of(rank=8), trained_of()), "rank"),
         ((replace(init_of(), calib_dataset="c4"), trained_of()), "c4"),
+        ((init_of({"sample": replace(summary_of().sample, seed=1)}), trained_of()), "differ in seed 1 and 233"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(pair: tuple[Verification, Verification], said: str) -> None:

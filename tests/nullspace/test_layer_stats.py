@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from subspacelab.linalg.null_space import null_space
 from subspacelab.linalg.orthonormal import random_orthonormal
 from subspacelab.models.lora_factors import Factors, original
 from subspacelab.nullspace.activations import Inputs
@@ -27,7 +28,7 @@ def inputs_of(seed: int = 3) -> Inputs:
     """All tokens are sampled; the first two are sinks a hundred times as long."""
     x = random(TOKENS, DIM, seed=seed)
     x[:2] *= 100
-    return Inputs(x, x[:2], x.double().T @ x.double())
+    return Inputs(x, x[:2], x.double().T @ x.double(), {"layer": 0.25})
 
 
 def plain_layer(**changes: object) -> Layer:
@@ -52,13 +53,15 @@ def test_ratios_of_orthonormal_rows_are_those_of_b_itself() -> None:
     norm = np.linalg.norm
     assert found.B_orthonormal
     assert (found.samples, found.in_features, found.rank, found.out_features) == (TOKENS, DIM, RANK, OUT)
-    assert found.BX_ratio == pytest.approx(norm(x @ b.T, axis=1).mean() / norm(x, axis=1).mean(), rel=1e-9)
-    assert found.BX_ratio == pytest.approx(found.BX_norm / found.X_norm, rel=1e-9)
+    assert found.BX_ratio == pytest.approx(norm(x @ b.T) / norm(x), rel=1e-6)
+    assert found.BX_ratio == found.BX_ratio_frobenius == found.BX_ratio_all_tokens
+    # B is stored in float32, so that its rows are orthonormal to 6e-8.
+    assert found.BX_ratio_mean_norms == pytest.approx(norm(x @ b.T, axis=1).mean() / norm(x, axis=1).mean(), rel=1e-6)
+    assert found.BX_ratio_mean_norms == pytest.approx(found.BX_norm / found.X_norm, rel=1e-6)
+    assert found.base_BX_ratio == 0.25
     assert found.ABX_ratio == pytest.approx(norm(x @ b.T @ a.T, axis=1).mean() / norm(x, axis=1).mean(), rel=1e-9)
     assert found.DeltaX_ratio == pytest.approx(found.ABX_ratio, rel=1e-9)
     assert found.adapter_contribution == pytest.approx(found.ABX_norm / found.FullOutput_norm, rel=1e-12)
-    # Sampled tokens are all tokens here.
-    assert found.BX_ratio_all_tokens == pytest.approx(found.BX_ratio_frobenius, rel=1e-9)
     rest = x[2:]
     assert found.BX_ratio_without_sinks == pytest.approx(norm(rest @ b.T) / norm(rest), rel=1e-6)
     values = np.linalg.eigvalsh(x.T @ x)
@@ -73,9 +76,9 @@ def test_rows_of_another_scale_are_orthonormalised_and_it_is_said() -> None:
     scaled = replace(plain_layer(), factors=Factors(random(OUT, RANK, seed=6), mixed @ rows()))
     found = layer_stats(scaled, inputs_of(), inputs_of(4), 1)
     assert not found.B_orthonormal
-    for name in ("BX_ratio", "BX_ratio_frobenius", "BX_ratio_median", "BX_ratio_all_tokens", "base_BX_ratio"):
+    for name in ("BX_ratio", "BX_ratio_mean_norms", "BX_ratio_median", "BX_ratio_without_sinks"):
         assert getattr(found, name) == pytest.approx(getattr(plain, name), rel=1e-5), name
-    assert found.BX_ratio != pytest.approx(found.BX_norm / found.X_norm, rel=0.05)
+    assert found.BX_ratio_mean_norms != pytest.approx(found.BX_norm / found.X_norm, rel=0.05)
 
 
 def test_the_change_is_told_from_what_the_adapter_holds_of_the_weights() -> None:
@@ -119,3 +122,26 @@ def test_rounding_of_the_residual_is_no_violation() -> None:
     found = layer_stats(untrained, inputs_of(), inputs_of(4), 1)
     assert found.bound == 0
     assert 0 < found.bound_left < 1e-6  # type: ignore[operator]
+
+
+def test_the_optimum_is_of_the_same_tokens_so_that_no_b_is_below_it() -> None:
+    live = inputs_of()
+    assert live.moment is not None
+    best = null_space(live.moment, RANK)
+    few = replace(live, sample=live.sample[:5])  # norms are of five tokens, the ratio and its optimum of all
+    layer = plain_layer(factors=Factors(random(OUT, RANK, seed=6), best.basis.float()))
+    found = layer_stats(layer, few, replace(inputs_of(4), sample=inputs_of(4).sample[:5]), 1)
+    # B is stored in float32: 6e-8 of each of its entries.
+    assert found.BX_ratio == pytest.approx(found.BX_ratio_optimum, rel=1e-5)
+    assert found.BX_ratio >= found.BX_ratio_optimum * (1 - 1e-9)
+
+
+def test_inputs_that_are_zero_or_not_finite_are_refused_and_zero_ones_of_the_base_make_no_nan() -> None:
+    x, layer = random(TOKENS, DIM, seed=3), plain_layer()
+    zero = Inputs(0 * x, 0 * x[:2], 0 * (x.T @ x).double(), {"layer": 0.0})
+    with pytest.raises(ValueError, match="inputs are zero"):
+        layer_stats(layer, zero, inputs_of(4), 1)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        layer_stats(layer, replace(inputs_of(), moment=torch.full((DIM, DIM), torch.nan).double()), zero, 1)
+    found = layer_stats(layer, inputs_of(), zero, 1)
+    assert (found.base_BX_ratio, found.base_DeltaX_ratio, found.base_bound_left, found.base_bound) == (0, 0, 0, 0)

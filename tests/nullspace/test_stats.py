@@ -33,6 +33,10 @@ def broken(change: str) -> Any:
         del content["stats"][1]["BX_ratio"]
     elif change == "text for a number":
         content["stats"][2]["A_weight_norm"] = "much"
+    elif change == "NaN":
+        content["stats"][0]["X_norm"] = float("nan")
+    elif change == "unknown grade":
+        content["verdicts"][0]["grade"] = "splendid"
     elif change == "stats are no list":
         content["stats"] = {"a": 1}
     elif change == "layer is no object":
@@ -53,8 +57,10 @@ def broken(change: str) -> Any:
         ("unknown key of the summary", "summary.extra"),
         ("layer without BX_ratio", "stats.1.BX_ratio"),
         ("text for a number", "stats.2.A_weight_norm"),
-        ("stats are no list", "must be a list"),
-        ("layer is no object", "stats.0 must be an object"),
+        ("NaN", "stats.0.X_norm"),
+        ("unknown grade", "verdicts.0.grade"),
+        ("stats are no list", "stats.a: no such key"),
+        ("layer is no object", "stats.0: Input should be an object"),
         ("another number of layers", "num_layers is 4, stats has 3"),
         ("no layers", "num_layers is 0"),
     ],

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,15 +12,17 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.nullspace.trainings import ROWS, write_adapter_of, write_base
+from tests.nullspace.trainings import ROWS, contents, write_adapter_of, write_base
 from tests.nullspace.verifications import init_of, trained_of
 
 from subspacelab.cli import main
 from subspacelab.data.instructions import write_instructions
 from subspacelab.files import read_json
 from subspacelab.nullspace import commands
+from subspacelab.nullspace.compare_stats import COMPARISON
 from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
 from subspacelab.nullspace.stats import KEYS, write_stats
+from subspacelab.ownership import MANIFEST
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCHER += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -72,7 +75,7 @@ def test_from_a_built_adapter_to_a_passed_gate(place: Path, capsys: pytest.Captu
     assert read_json(place / "trained.json")["model_path"] == "out/ft"
     pair = ("--init-stats", "init.json", "--trained-stats", "trained.json", "--no-track")
     assert run("compare-stats", *pair, "--output-dir", "compared") == 0
-    assert sorted(p.name for p in (place / "compared").iterdir()) == ["before_after.png", "compare_stats.csv"]
+    assert {p.name for p in (place / "compared").iterdir()} == {*COMPARISON, MANIFEST}
     assert "0 fail" in capsys.readouterr().out
     assert run(*TRAIN, "--output-dir", "out") == 0, "a finished training is left as it is"
     assert run(*VERIFY, "--trained-model-path", "out") == 1
@@ -129,3 +132,45 @@ def test_two_processes_train_what_one_trains(place: Path) -> None:
     assert second["final_loss"] == pytest.approx(first["final_loss"], rel=1e-3)
     assert second | {"final_loss": 0} == first | {"final_loss": 0}
     assert sorted(p.name for p in (place / "two").iterdir()) == ["ft"]
+
+
+def test_statistics_replace_only_those_of_the_same_adapter_and_tokens(
+    place: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prepare(place)
+    verify = (*VERIFY, "--trained-model-path", "built", "--save-stats")
+    assert run(*verify, "stats.json") == 0
+    first = (place / "stats.json").read_bytes()
+    assert run(*verify, "stats.json") == 0
+    assert (place / "stats.json").read_bytes() == first
+    (place / "mine.json").write_text('{"mine": 1}')
+    shutil.copy(place / "text.txt", place / "other.txt")
+    shutil.copytree(place / "built", place / "twin")
+    others = (("--trained-model-path", "twin"), ("--seed", "5"), ("--seq-len", "15"), ("--calib-dataset", "other.txt"))
+    before = contents(place)
+    for arguments, said in (
+        ((*verify, "mine.json"), "mine.json: no statistics of this version"),
+        ((*verify, "built/nullspace.json"), "is, or lies within, the input built"),
+        ((*verify, "lm/config.json"), "is, or lies within, the input"),
+        ((*verify, "text.txt"), "is, or lies within, the input text.txt"),
+        *(((*verify, "stats.json", *other), "stats.json: holds a result of") for other in others),
+    ):
+        capsys.readouterr()
+        assert run(*arguments) == 1, said
+        assert said in capsys.readouterr().err
+        assert contents(place) == before
+
+
+def test_a_comparison_replaces_only_its_own_files(place: Path, capsys: pytest.CaptureFixture) -> None:
+    write_stats(place / "init.json", init_of())
+    write_stats(place / "trained.json", trained_of())
+    pair = ("compare-stats", "--init-stats", "init.json", "--trained-stats", "trained.json", "--no-track")
+    assert run(*pair, "--output-dir", "out") == 0
+    first = contents(place / "out")
+    assert run(*pair, "--output-dir", "out") == 0
+    assert contents(place / "out") == first
+    (place / "mine").mkdir()
+    (place / "mine" / "before_after.png").write_bytes(b"holiday")
+    assert run(*pair, "--output-dir", "mine") == 1
+    assert "not written by this command" in capsys.readouterr().err
+    assert contents(place / "mine") == {"before_after.png": b"holiday"}

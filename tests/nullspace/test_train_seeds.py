@@ -122,7 +122,7 @@ def write_study(folder: Path) -> None:
     for i, method in enumerate(("lora", "lora_null_v2")):
         kind = {"method": method, "down_frozen": method != "lora"}
         write_stats(folder / f"verify/{method}-init.json", init_of(kind))
-        write_stats(folder / f"verify/{method}-trained.json", trained_of(kind, BX_ratio_all_tokens=0.5 - 0.4 * i))
+        write_stats(folder / f"verify/{method}-trained.json", trained_of(kind))
         seeds = {s: Knowledge(0.4 * i + s / 100, 0.5, 0.9, 0.6, 0.3, 2.0) for s in (1, 2, 3)}
         write_knowledge(folder / f"knowledge/{method}.json", Knowledge(1.0, 1.0, 0.0, 0.0, 0.0, 0.0), seeds)
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from subspacelab.nullspace.stats import LayerStats, Summary, Verification
+from subspacelab.nullspace.stats import LayerStats, Sample, Summary, Verification
 from subspacelab.nullspace.verdicts import reading
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj")
@@ -29,9 +29,10 @@ def layer_of(name: str, **changes: Any) -> LayerStats:
         A_weight_norm=1.5,
         Residual_weight_norm=8.0,
         B_orthonormal=True,
-        BX_ratio_frobenius=0.041,
+        BX_ratio_frobenius=0.04,
+        BX_ratio_all_tokens=0.04,
+        BX_ratio_mean_norms=0.041,
         BX_ratio_median=0.039,
-        BX_ratio_all_tokens=0.042,
         BX_ratio_without_sinks=0.043,
         BX_ratio_random=0.5,
         BX_ratio_optimum=0.03,
@@ -54,6 +55,7 @@ def summary_of(**changes: Any) -> Summary:
         trained=True,
         down_frozen=True,
         starts_at_zero=True,
+        sample=Sample(seed=233, calib_loader_size=16, seq_len=128, max_activation_samples=100, note=""),
         num_tokens=2048,
         BX_ratio=0.04,
         ABX_ratio=0.02,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from subspacelab.data.hub_files import fetch_data_file
-from subspacelab.files import read_json, write_beside
+from subspacelab.data.text_files import json_lines, json_list, require_characters
+from subspacelab.files import write_beside
 
 DEMO = {
     "demo:arithmetic": Path("data/corpus/arithmetic-train.jsonl"),
@@ -50,11 +51,8 @@ def read_instructions(reference: str) -> list[Instruction]:
         path = fetch_data_file(reference, HUB[reference])
     elif not path.is_file() or path.suffix not in (".jsonl", ".json"):
         raise ValueError(f"{reference}: no such instructions; give a .jsonl or .json file, or one of {[*HUB, *DEMO]}")
-    try:
-        rows = _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
-        found = [_instruction(row, where) for where, row in rows]
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not UTF-8 text (byte {e.start}); convert it") from e
+    rows = json_list(path) if path.suffix == ".json" else json_lines(path)
+    found = [_instruction(row, where) for where, row in rows]
     if not found:
         raise ValueError(f"{path}: it holds no row; give rows {{query, response}}")
     return found
@@ -63,25 +61,8 @@ def read_instructions(reference: str) -> list[Instruction]:
 def write_instructions(path: Path, instructions: Iterable[Instruction]) -> None:
     """Writes `.jsonl` rows `{query, response}`, which `read_instructions` reads."""
     with write_beside(path) as partial:
-        partial.write_text("".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in instructions))
-
-
-def _jsonl_rows(path: Path) -> Iterable[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            if line.strip():
-                try:
-                    yield where, json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as e:
-                    raise ValueError(f"{where}: not valid JSON ({e}); restore or remove the line") from e
-
-
-def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: a list of rows was expected, got {type(rows).__name__}")
-    return ((f"{path}, row {i}", row) for i, row in enumerate(rows, start=1))
+        lines = (json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in instructions)
+        partial.write_text("".join(lines), encoding="utf-8")
 
 
 def _instruction(row: Any, where: str) -> Instruction:
@@ -90,4 +71,4 @@ def _instruction(row: Any, where: str) -> Instruction:
         raise ValueError(f"{where}: `query` and `response` must be there and be text; got {keys}")
     if not row["query"].strip() or not row["response"].strip():
         raise ValueError(f"{where}: `query` or `response` is empty; fill it or remove the row")
-    return Instruction(row["query"], row["response"])
+    return Instruction(*(require_characters(row[key], where) for key in ("query", "response")))

@@ -1,7 +1,5 @@
 """Documents of plain text: the usual calibration sets, the demo's corpus, or a person's own file."""
 
-import gzip
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from subspacelab.data.hub_files import fetch_data_file
+from subspacelab.data.text_files import (
+    MAX_BYTES,
+    MAX_UNPACKED,
+    ROW,
+    json_lines,
+    open_text,
+    require_characters,
+    require_text_file,
+    too_much,
+)
 
 Split = Literal["train", "test"]
 
@@ -17,6 +25,10 @@ CORPUS = Path("data/corpus")
 COLUMNS = ("text", "sentence")
 SUFFIXES = (".txt", ".parquet", ".json.gz", ".jsonl.gz", ".jsonl")
 HEADING = re.compile(r" = [^=].* = \n?")
+
+
+class NoSuchPart(ValueError):
+    """A text has nothing of the split that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +92,16 @@ def read_texts(reference: str, *, split: Split = "train") -> list[str]:
             f"{reference}: no such text; give {names}, or a {', '.join(SUFFIXES)} file or a folder of them"
         )
     if not texts:
-        raise ValueError(f"{reference}: it holds no text ({split}); give one that does")
+        raise NoSuchPart(f"{reference}: it holds no text ({split}); give one that does")
     return texts
 
 
 def _local_texts(path: Path, split: Split) -> list[str]:
     """A file, or the split's files of a folder in the order of their names."""
-    if path.is_file():
+    if not path.is_dir():
+        require_text_file(path)
         return _part(_file_texts(path), split)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(SUFFIXES))
     if not files:
         raise ValueError(f"{path}: no text file in this folder; it must hold some of {', '.join(SUFFIXES)}")
     named = {name: [p for p in files if _says(name, p.relative_to(path))] for name in ("train", "test", "validation")}
@@ -97,7 +110,7 @@ def _local_texts(path: Path, split: Split) -> list[str]:
             return [text for p in named[name] for text in _file_texts(p)]
     if any(named.values()):
         there = [p.relative_to(path).as_posix() for p in files[:4]]
-        raise ValueError(f"{path}: no file of the {split} split; there are {there}")
+        raise NoSuchPart(f"{path}: no file of the {split} split; there are {there}")
     return _part([text for p in files for text in _file_texts(p)], split)
 
 
@@ -120,11 +133,13 @@ def _part(texts: list[str], split: Split) -> list[str]:
 
 def _file_texts(path: Path, limit: int | None = None) -> list[str]:
     """The documents of one file, by its suffix; of JSON lines the first `limit`."""
-    if path.name.endswith(".txt"):
-        return paragraphs(_decoded(path))
-    if path.name.endswith(".parquet"):
+    name = path.name.lower()
+    if name.endswith(".txt"):
+        with open_text(path) as file:
+            return paragraphs(file.read())
+    if name.endswith(".parquet"):
         return _parquet_texts(path)
-    if path.name.endswith(SUFFIXES):
+    if name.endswith(SUFFIXES):
         return list(islice(_json_texts(path), limit))
     raise ValueError(f"{path}: unknown kind of text file; give one of {', '.join(SUFFIXES)}")
 
@@ -150,44 +165,60 @@ def articles(rows: Iterable[str]) -> list[str]:
     return [text for text in map("".join, joined) if text.strip()]
 
 
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not UTF-8 text (byte {e.start}); convert it") from e
-
-
 def _parquet_texts(path: Path) -> list[str]:
     """Column `text`: documents, or wikitext's lines. Column `sentence`: PTB's consecutive sentences, one document."""
     import pyarrow as pa
+
+    require_text_file(path)
+    try:
+        column, rows = _parquet_rows(path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        reason = str(e).partition("\n")[0]
+        raise ValueError(f"{path}: not a parquet file that can be read ({reason}); restore it") from e
+    return articles(rows) if column == "text" else ["\n".join(rows)]
+
+
+def _parquet_rows(path: Path) -> tuple[str, list[str]]:
+    """The name of the column of text and its rows, null as nothing."""
     import pyarrow.parquet as pq
 
-    try:
-        names = pq.read_schema(path).names
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
         column = next((name for name in COLUMNS if name in names), None)
         if column is None:
             raise ValueError(f"{path}: its columns are {names}; one of {list(COLUMNS)} is needed")
-        rows = [row or "" for row in pq.read_table(path, columns=[column])[column].to_pylist()]
-    except pa.ArrowInvalid as e:
-        raise ValueError(f"{path}: not a parquet file ({str(e).splitlines()[0]}); restore it") from e
-    return articles(rows) if column == "text" else ["\n".join(rows)]
+        kind = file.schema_arrow.field(names.index(column)).type
+        if not _holds_text(kind):
+            raise ValueError(f"{path}: column `{column}` holds {kind}, not text; write each row as one string")
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        parts = [group.column(i) for group in groups for i in range(group.num_columns)]
+        largest = max((c.total_uncompressed_size for c in parts if c.path_in_schema == column), default=0)
+        if largest > MAX_UNPACKED or file.metadata.num_rows * ROW > MAX_UNPACKED:
+            raise too_much(path)
+        rows: list[str] = []
+        left = MAX_UNPACKED
+        # No row is longer than its part of the column, but any number may be equal to one that is stored once.
+        batch_size = min(1024, MAX_BYTES // max(largest, 1))
+        for batch in file.iter_batches(batch_size, columns=[column]):
+            found = [row or "" for row in batch.column(0).to_pylist()]
+            left -= sum(len(row) + ROW for row in found)
+            if left < 0:
+                raise too_much(path)
+            rows += found
+    return column, rows
+
+
+def _holds_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return any(is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_null))
 
 
 def _json_texts(path: Path) -> Iterator[str]:
     """The `text` of each row of JSON lines, compressed or not."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _text_of(json.loads(line), path, number)
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise ValueError(f"{path}, line {number}: not valid JSON ({e}); restore it") from e
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: broken ({e}); restore it") from e
-
-
-def _text_of(row: Any, path: Path, number: int) -> str:
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f"{path}, line {number}: a row with `text` was expected; got {str(row)[:60]}")
-    return text
+    for where, row in json_lines(path):
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: a row with `text` was expected; got {repr(row)[:60]}")
+        yield require_characters(text, where)

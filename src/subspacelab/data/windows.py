@@ -1,6 +1,6 @@
 """Documents as token ids cut into windows of one length, for calibration and for measuring drift."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,8 @@ class Windows:
     """False on padding, which only a text shorter than one window has."""
     shortage: str = ""
     """Says how many tokens there were and how many were asked for, if there were too few; else empty."""
+    prefix: tuple[str, ...] = ()
+    """Names of the tokens that each begins with, as the tokenizer puts them before a text."""
 
     @property
     def num_tokens(self) -> int:
@@ -28,26 +30,43 @@ class Windows:
 def token_windows(
     documents: Sequence[Sequence[int]], *, num_windows: int, seq_len: int, seed: int, separator: int | None
 ) -> Windows:
+    """`cut_windows` of the documents joined in their order."""
+    return cut_windows([join(documents, separator)], num_windows=num_windows, seq_len=seq_len, seed=seed)
+
+
+def join(documents: Iterable[Sequence[int]], separator: int | None) -> list[int]:
+    """The tokens of all documents that have some, `separator` after each if there is one."""
+    ending = [] if separator is None else [separator]
+    return [token for document in documents if document for token in [*document, *ending]]
+
+
+def cut_windows(
+    stretches: Sequence[Sequence[int]], *, num_windows: int, seq_len: int, seed: int, prefix: Sequence[int] = ()
+) -> Windows:
     """Draws `num_windows` windows of `seq_len` tokens that do not overlap, in an order drawn from `seed`.
 
-    The documents are joined in their order, `separator` after each if there is one, and cut from the start. With
-    fewer tokens than asked for there are fewer windows, and `shortage` says so; with less than one window's, that one
-    is padded on the right. ValueError when there is no token at all, or a size is below 1.
+    Each stretch is cut from its start; `prefix` stands before each window, as a part of its length. With fewer tokens
+    than asked for there are fewer windows, and `shortage` says so; with less than one window's, that one is padded
+    on the right. ValueError when there is no token at all, or a size leaves no room.
     """
-    for name, value in (("num_windows", num_windows), ("seq_len", seq_len)):
-        if value < 1:
-            raise ValueError(f"{name}: {value} must be at least 1")
-    ending = [] if separator is None else [separator]
-    ids = torch.tensor([token for document in documents if document for token in [*document, *ending]])
-    if not len(ids):
-        raise ValueError(f"no token in {len(documents)} documents; give a text that is not empty")
+    for name, value, least in (("num_windows", num_windows, 1), ("seq_len", seq_len, len(prefix) + 1)):
+        if value < least:
+            raise ValueError(f"{name}: {value} must be at least {least}")
+    length, total = seq_len - len(prefix), sum(map(len, stretches))
+    if not total:
+        raise ValueError("no token in the text; give one that is not empty")
+    cut = torch.cat([torch.tensor(s[: len(s) // length * length]).long().view(-1, length) for s in stretches])
     shortage = ""
-    if len(ids) < num_windows * seq_len:
-        asked = f"{num_windows} x {seq_len} = {num_windows * seq_len} were asked for"
-        shortage = f"the text has {len(ids)} tokens, {asked}; {max(1, len(ids) // seq_len)} windows are taken"
-    if len(ids) < seq_len:
-        mask = torch.arange(seq_len) < len(ids)
-        return Windows(torch.nn.functional.pad(ids, (0, seq_len - len(ids)))[None], mask[None], shortage)
-    cut = ids[: len(ids) // seq_len * seq_len].view(-1, seq_len)
+    if len(cut) < num_windows:
+        asked = f"{num_windows} x {length} = {num_windows * length} were asked for"
+        shortage = f"the text has {total} tokens, {asked}; {max(1, len(cut))} windows are taken"
     order = torch.randperm(len(cut), generator=torch.Generator().manual_seed(seed))[:num_windows]
-    return Windows(cut[order], torch.ones(len(order), seq_len, dtype=torch.bool), shortage)
+    mask = torch.ones(max(1, len(order)), seq_len, dtype=torch.bool)
+    if len(cut):
+        body = cut[order]
+    else:
+        rest = torch.tensor(max(stretches, key=len))
+        body = torch.nn.functional.pad(rest, (0, length - len(rest)))[None]
+        mask[0, len(prefix) + len(rest) :] = False
+    front = torch.tensor(prefix).long().expand(len(body), -1)
+    return Windows(torch.cat([front, body], 1), mask, shortage)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from subspacelab.data.instructions import prompt_of
+from subspacelab.models.tokens import encode_prompts, max_positions, padding_id, require_readable
 
 
 @torch.no_grad()
@@ -14,8 +15,9 @@ def greedy_answers(
 ) -> list[str]:
     """The model's most likely answer to each query, without the prompt, up to its end token.
 
-    Prompts (`prompt_of`) are padded on the left, so that every row's answer starts at the same position. A model in
-    training mode is asked in evaluation mode and put back.
+    Prompts (`prompt_of`) are padded on the left, so that every row's answer starts at the same position; answers end
+    where the model's positions do. A model in training mode is asked in evaluation mode and put back. ValueError for
+    a prompt that the model has no room or no embedding for.
     """
     training = model.training
     model.eval()
@@ -28,22 +30,19 @@ def greedy_answers(
     return answers
 
 
-def padding_id(tokenizer: Any) -> int:
-    """What fills up a batch, hidden by its mask: the tokenizer's padding, or else its end token, or else token 0."""
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return pad or 0
-
-
 def _batch_answers(model: Any, tokenizer: Any, queries: Sequence[str], max_new_tokens: int) -> list[str]:
-    prompts = [tokenizer(prompt_of(query))["input_ids"] for query in queries]
-    pad = padding_id(tokenizer)
+    prompts = encode_prompts(tokenizer, [prompt_of(query) for query in queries])
+    require_readable(model.config, tokenizer, prompts, remedy="shorten the query")
+    pad = padding_id(model.config, tokenizer)
     length = max(map(len, prompts))
+    limit = max_positions(model.config)
+    room = limit - length + 1 if limit else max_new_tokens  # the last token is never read
     input_ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     generated = model.generate(
         input_ids=input_ids,
         attention_mask=mask,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=min(max_new_tokens, room),
         do_sample=False,
         temperature=None,  # a stored generation config may set these; a greedy answer has no use for them
         top_p=None,

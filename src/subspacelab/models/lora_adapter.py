@@ -87,7 +87,7 @@ def open_adapter(
     source = resolve_reference(base or _reference(meta["base"]))
     factors = read_factors(folder, meta)
     model = load_causal_lm(source.folder, device=device or torch.device("cpu"))
-    _require_base(model, factors, meta, source.reference, folder)
+    require_base(model, factors, meta, source.reference, folder)
     live = attach_adapter(model, factors, meta)
     if trainable:
         set_trainable(live.model, up=True, down=not live.down_frozen)
@@ -99,7 +99,7 @@ def _reference(base: Mapping[str, Any]) -> str:
     return f"{reference}@{revision}" if revision and not Path(reference).exists() else reference
 
 
-def _require_base(
+def require_base(
     model: Any, factors: Mapping[str, Factors], meta: Mapping[str, Any], reference: str, folder: Path
 ) -> None:
     """ValueError unless every module is there in its shape, and the first has the weights that were built on."""

@@ -1,7 +1,9 @@
-"""What a verification needs of the layers' inputs: a few tokens as they are, all of them as a second moment."""
+"""What a verification needs of the layers' inputs: a few tokens as they are, all of them as sums."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ class Inputs:
     """The first token of each window."""
     moment: Float[Tensor, "dim dim"] | None
     """X^T X over all tokens, float64; None if it was not asked for."""
+    ratios: dict[str, float] = field(default_factory=dict)
+    """Module that reads this input -> ||Q X||_F / ||X||_F over all tokens, for each Q that was given."""
 
 
 def choose_tokens(mask: Bool[Tensor, "n length"], num_samples: int, seed: int) -> Bool[Tensor, "n length"]:
@@ -52,15 +56,22 @@ def collect_inputs(
     windows: Windows,
     chosen: Bool[Tensor, "n length"],
     *,
-    moments: bool,
+    moments: bool = False,
+    bases: Mapping[str, Mapping[str, Float[Tensor, "r dim"]]] | None = None,
     batch_size: int,
     progress: Callable[[float], object] = lambda _: None,
 ) -> dict[str, Inputs]:
-    """Runs the windows through the model and keeps of each layer's input what `Inputs` says; padding never enters."""
+    """Runs the windows through the model and keeps of each layer's input what `Inputs` says; padding never enters.
+
+    `bases` holds, for an input's name, modules and the orthonormal rows Q whose ratios are wanted.
+    """
     seen: dict[str, Tensor] = {}
     samples: dict[str, list[Tensor]] = {name: [] for name in layers}
     sinks: dict[str, list[Tensor]] = {name: [] for name in layers}
     sums: dict[str, SecondMoment] = {}
+    whole: dict[str, float] = defaultdict(float)  # ||X||_F^2 of an input
+    inside: dict[str, float] = defaultdict(float)  # ||Q X||_F^2 of a module
+    bases = bases or {}
     with inputs_to(layers, seen.__setitem__):
         for rows in torch.arange(len(windows.input_ids)).split(batch_size):
             mask = windows.attention_mask[rows].to(model.device)
@@ -69,10 +80,21 @@ def collect_inputs(
                 x = given.view(*mask.shape, -1)
                 samples[name].append(x[chosen[rows].to(x.device)].cpu())
                 sinks[name].append(x[torch.arange(len(x)), mask.int().argmax(1)].cpu())
+                place = float64_place(x.device)
                 if moments:
-                    sums.setdefault(name, SecondMoment(x.shape[-1], float64_place(x.device))).add(x[mask])
+                    sums.setdefault(name, SecondMoment(x.shape[-1], place)).add(x[mask])
+                if name in bases:
+                    tokens = x[mask].to(place).double()
+                    whole[name] += tokens.square().sum().item()
+                    for module, q in bases[name].items():
+                        inside[module] += (tokens @ q.to(place).T).square().sum().item()
             progress(len(rows))
     return {
-        name: Inputs(torch.cat(samples[name]), torch.cat(sinks[name]), sums[name].matrix() if moments else None)
+        name: Inputs(
+            torch.cat(samples[name]),
+            torch.cat(sinks[name]),
+            sums[name].matrix() if moments else None,
+            {module: math.sqrt(inside[module] / (whole[name] or 1)) for module in bases.get(name, ())},
+        )
         for name in layers
     }

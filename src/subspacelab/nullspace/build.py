@@ -133,7 +133,7 @@ def _calibration_json(settings: BuildSettings, windows: Windows | None) -> dict[
     if windows is None:
         return None
     keys = ("calib_dataset", "calib_loader_size", "seq_len")
-    asked = {key: asdict(settings)[key] for key in keys}
+    asked = {key: asdict(settings)[key] for key in keys} | {"prefix": list(windows.prefix)}
     split = split_windows(windows)
     sizes = {"num_windows": len(split.calibration), "num_held_out_windows": len(split.held_out)}
     return asked | sizes | {"num_tokens": int(windows.attention_mask[split.calibration].sum())}

@@ -79,10 +79,9 @@ def split_windows(windows: Windows) -> Split:
     """Every eighth window is held out (at least one), the others go to the halves by turns; three are needed."""
     total = len(windows.input_ids)
     if total < 3:
-        raise ValueError(
-            f"calibration needs at least 3 windows (two halves, one held out), the text gives {total}:"
-            " shorten --seq-len or give a longer text"
-        )
+        remedy = "shorten --seq-len or give a longer text" if windows.shortage else "raise --calib-loader-size"
+        given = "the text gives" if windows.shortage else "asked for are"
+        raise ValueError(f"calibration needs at least 3 windows (two halves, one held out), {given} {total}: {remedy}")
     num_held_out = max(1, total // HELD_OUT)
     kept = list(range(total - num_held_out))
     return Split(kept[::2], kept[1::2], list(range(len(kept), total)))
@@ -93,10 +92,10 @@ def require_enough_tokens(windows: Windows, split: Split, inputs: Sequence[Share
     widest = max(inputs, key=lambda shared: shared.width)
     found, needed = int(windows.attention_mask[split.calibration].sum()), TOKENS_PER_DIM * widest.width
     if found < needed:
+        remedy = "Give a longer text" if windows.shortage else "Raise --calib-loader-size or --seq-len"
         raise ValueError(
             f"{found} calibration tokens for {widest.name}, {widest.width} dimensions wide: {needed} are needed"
-            f" ({TOKENS_PER_DIM} per dimension). Raise --calib-loader-size or --seq-len, give a longer text,"
-            " or insist with --allow-few-tokens"
+            f" ({TOKENS_PER_DIM} per dimension). {remedy}, or insist with --allow-few-tokens"
         )
 
 

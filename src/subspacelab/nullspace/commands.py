@@ -163,19 +163,28 @@ def verify(
     A block per layer, averages, and a verdict per metric with its likely causes.
     """
     flags = locals()
+    from contextlib import ExitStack
     from dataclasses import asdict
 
     from subspacelab.devices import choose_device
     from subspacelab.nullspace.config import VerifyAdapterConfig
     from subspacelab.nullspace.report import print_verification, track_verification
-    from subspacelab.nullspace.stats import write_stats
+    from subspacelab.nullspace.stats import require_own_stats, write_stats
+    from subspacelab.nullspace.verify import inputs_of, sample_of
     from subspacelab.nullspace.verify import verify as run
+    from subspacelab.ownership import require_apart, sole_writer
     from subspacelab.params import settings_from_flags
     from subspacelab.tracking import open_run
 
     settings = settings_from_flags(VerifyAdapterConfig, flags, where="verify")
     params = asdict(settings) | {"trained_model_path": trained_model_path, "seed": seed, "base": base}
-    with open_run("nullspace", f"verify {trained_model_path.name}", params=params, enabled=track) as tracker:
+    with ExitStack() as stack:
+        if save_stats is not None:
+            require_apart(save_stats, inputs_of(trained_model_path, calib_dataset, base))
+            stack.enter_context(sole_writer(save_stats))
+            require_own_stats(save_stats, trained_model_path, calib_dataset, sample_of(settings, seed))
+        name = f"verify {trained_model_path.name}"
+        tracker = stack.enter_context(open_run("nullspace", name, params=params, enabled=track))
         found = run(trained_model_path, settings, seed=seed, device=choose_device(device), base=base)
         track_verification(found, "trained" if found.summary.trained else "init", tracker)
         if save_stats is not None:
@@ -195,17 +204,21 @@ def compare_stats(
 
     Both files come from `nullspace verify --save-stats`.
     """
+    from contextlib import nullcontext
+
+    from subspacelab.nullspace.compare_stats import COMPARISON, failures, write_comparison
     from subspacelab.nullspace.compare_stats import compare_stats as run
-    from subspacelab.nullspace.compare_stats import failures, write_comparison
     from subspacelab.nullspace.report import print_comparison, track_comparison
     from subspacelab.nullspace.stats import read_stats
+    from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
 
     init, trained = read_stats(init_stats), read_stats(trained_stats)
     params = {"init_stats": init_stats, "trained_stats": trained_stats}
-    with open_run("nullspace", f"compare {init.summary.method}", params=params, enabled=track) as tracker:
-        table = run(init, trained)
-        pictures = [write_comparison(output_dir, table, init, trained)] if output_dir else []
+    report = report_folder(output_dir, "nullspace compare-stats", params, COMPARISON) if output_dir else nullcontext()
+    table, name = run(init, trained), f"compare {init.summary.method}"
+    with report as folder, open_run("nullspace", name, params=params, enabled=track) as tracker:
+        pictures = [write_comparison(folder, table, init, trained)] if folder else []
         track_comparison(table, pictures, tracker)
     print_comparison(table)
     if len(failures(table)):

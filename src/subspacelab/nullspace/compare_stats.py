@@ -1,7 +1,7 @@
 """Before and after training: which expectations of a null-space adapter held, layer by layer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,8 @@ from subspacelab.nullspace.figures.before_after import draw_before_after
 from subspacelab.nullspace.stats import LayerStats, Summary, Verification
 from subspacelab.reports.tables import write_csv
 
+COMPARISON = ("compare_stats.csv", "before_after.png")
+"""What `write_comparison` writes."""
 SUMMARY = "summary"
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
 SAME_NORM = 1e-6  # relative: the norm of equal float32 tensors, computed on two machines
@@ -81,9 +83,9 @@ def failures(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_comparison(output_dir: Path, table: pd.DataFrame, init: Verification, trained: Verification) -> Path:
-    """Writes compare_stats.csv and before_after.png to `output_dir`; returns the picture."""
-    write_csv(output_dir / "compare_stats.csv", table)
-    return draw_before_after(output_dir / "before_after.png", [(init, trained)])
+    """Writes `COMPARISON` to `output_dir`; returns the picture."""
+    write_csv(output_dir / COMPARISON[0], table)
+    return draw_before_after(output_dir / COMPARISON[1], [(init, trained)])
 
 
 def _require_pair(init: Verification, trained: Verification) -> None:
@@ -100,6 +102,9 @@ def _require_pair(init: Verification, trained: Verification) -> None:
         odd = sorted(set(layers) ^ set(others)) or ["the order of the layers"]
         raise ValueError(f"{odd[0]} is not the same in both files; compare one adapter with itself")
     ranks = {s.rank for s in init.stats} ^ {s.rank for s in trained.stats}
-    if ranks or init.calib_dataset != trained.calib_dataset:
-        what = f"rank {sorted(ranks)}" if ranks else f"text {init.calib_dataset!r} and {trained.calib_dataset!r}"
-        raise ValueError(f"the two differ in {what}; verify both alike")
+    if ranks:
+        raise ValueError(f"the two differ in rank {sorted(ranks)}; verify both alike")
+    tokens = [asdict(found.summary.sample) | {"text": found.calib_dataset} for found in (init, trained)]
+    for key, value in tokens[0].items():
+        if value != tokens[1][key]:
+            raise ValueError(f"the two differ in {key} {value!r} and {tokens[1][key]!r}; verify both alike")

@@ -6,6 +6,7 @@ from typing import Any
 
 from subspacelab.data.instructions import Instruction, prompt_of
 from subspacelab.models.fine_tuning import Example, encode_example
+from subspacelab.models.tokens import encode_prompts, encode_responses
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ def encode_rows(tokenizer: Any, rows: Sequence[Instruction], max_length: int) ->
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    prompts = tokenizer([prompt_of(row.query) for row in rows])["input_ids"]
-    responses = tokenizer([row.response for row in rows], add_special_tokens=False)["input_ids"]
+    prompts = [prompt_of(row.query) for row in rows]
+    responses = encode_responses(tokenizer, prompts, [row.response for row in rows])
     encoded = [
         encode_example(prompt, response, tokenizer.eos_token_id, max_length)
-        for prompt, response in zip(prompts, responses, strict=True)
+        for prompt, response in zip(encode_prompts(tokenizer, prompts), responses, strict=True)
     ]
     kept = [example for example in encoded if example is not None]
     if not kept:

@@ -19,6 +19,7 @@ from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, trunk_o
 from subspacelab.models.generation import greedy_answers
 from subspacelab.models.lora_folder import PREFIX, WEIGHTS, read_meta
 from subspacelab.models.plain_lora import load_plain
+from subspacelab.models.tokens import encode
 from subspacelab.nullspace.config import KnowledgeSettings
 from subspacelab.nullspace.places import base_of, require_adapter
 from subspacelab.nullspace.windows import text_windows
@@ -104,7 +105,7 @@ def _examine(model: Any, tokenizer: Any, exam: Exam, *, drift: float, update: fl
 
 def ask(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: KnowledgeSettings) -> list[str]:
     """Greedy answers, one token longer than the longest response: enough to see that one does not stop."""
-    responses = tokenizer([row.response for row in rows], add_special_tokens=False)["input_ids"]
+    responses = encode(tokenizer, [row.response for row in rows])
     longest = max(map(len, responses)) + 1
     return greedy_answers(
         model,
@@ -142,8 +143,11 @@ def _pair(windows: Windows) -> tuple[Tensor, Tensor]:
 
 
 def relative_change(new: Float[Tensor, "tokens dim"], old: Float[Tensor, "tokens dim"]) -> float:
-    """||new - old||_F / ||old||_F, in float64."""
-    return float((new.double() - old.double()).norm() / old.double().norm())
+    """||new - old||_F / ||old||_F, in float64; ValueError where the old ones are all zero."""
+    whole = float(old.double().norm())
+    if not whole:
+        raise ValueError("the base's last hidden states are all zero, so that no drift exists; its weights are damaged")
+    return float((new.double() - old.double()).norm()) / whole
 
 
 def update_norm(folder: Path) -> float:

@@ -53,15 +53,18 @@ class Layer:
 def layer_stats(layer: Layer, live: Inputs, base: Inputs, num_tokens: int) -> LayerStats:
     """All of one layer; `live` are its inputs in the adapted model, with moments, `base` those in the frozen base.
 
-    Raises ValueError, naming the layer, when the bound is violated: then B, or the base, is not what it says it is.
+    ValueError for inputs that are all zero, NaN or infinite, and when the bound is violated: then B, or the base, is
+    not what it says it is.
     """
     f = layer.factors
     b, x, old, moment = f.B, live.sample.to(f.B.device), base.sample.to(f.B.device), live.moment
     assert moment is not None
+    if not moment.diagonal().isfinite().all():
+        raise ValueError("NaN or infinity among its inputs; the training diverged, or the checkpoint is damaged")
     norms = token_norms(x, f.A, b, layer.residual)
-    orthonormal = is_orthonormal(b)
-    basis = b.double() if orthonormal else row_space(b)
+    basis = row_space(b)
     ratios = null_ratios(x, basis)
+    null_ratio_of_all = null_ratio(moment, basis)
     update = layer.update
     bound, base_bound = (_bound(layer, update, inputs) if layer.down_frozen else None for inputs in (x, old))
     return LayerStats(
@@ -71,23 +74,24 @@ def layer_stats(layer: Layer, live: Inputs, base: Inputs, num_tokens: int) -> La
         rank=b.shape[0],
         out_features=f.A.shape[0],
         **vars(norms),
-        BX_ratio=ratios.mean,
+        BX_ratio=null_ratio_of_all,
         ABX_ratio=norms.ABX_norm / norms.X_norm,
         adapter_contribution=_share(norms.ABX_norm, norms.FullOutput_norm),
         B_weight_norm=float(b.double().norm()),
         A_weight_norm=float(f.A.double().norm()),
         Residual_weight_norm=float(layer.residual.double().norm()),
-        B_orthonormal=orthonormal,
-        BX_ratio_frobenius=ratios.frobenius,
+        B_orthonormal=is_orthonormal(b),
+        BX_ratio_frobenius=null_ratio_of_all,
+        BX_ratio_all_tokens=null_ratio_of_all,
+        BX_ratio_mean_norms=ratios.mean,
         BX_ratio_median=ratios.median,
-        BX_ratio_all_tokens=null_ratio(moment, basis),
         BX_ratio_without_sinks=null_ratio(moment - _gram(live.sinks.to(b.device)), basis),
         BX_ratio_random=random_ratio(*b.shape),
         BX_ratio_optimum=optimal_ratio(torch.linalg.eigvalsh(moment), b.shape[0]),
         tokens_per_dimension=num_tokens / b.shape[1],
         DeltaX_ratio=mean_norm(x.double() @ update.T) / norms.X_norm,
-        base_BX_ratio=null_ratios(old, basis).mean,
-        base_DeltaX_ratio=mean_norm(old.double() @ update.T) / mean_norm(old),
+        base_BX_ratio=base.ratios[layer.name],
+        base_DeltaX_ratio=_share(mean_norm(old.double() @ update.T), mean_norm(old)),
         bound_left=bound.left if bound else None,
         bound=bound.right if bound else None,
         base_bound_left=base_bound.left if base_bound else None,
@@ -113,5 +117,5 @@ def _gram(x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "dim dim"]:
 
 
 def _share(part: float, whole: float) -> float:
-    """part / whole, 0 / 0 being 0: an adapter that adds nothing to nothing."""
+    """part / whole, 0 / 0 being 0: what adds nothing to nothing."""
     return part / whole if whole else 0.0

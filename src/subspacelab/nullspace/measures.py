@@ -31,12 +31,10 @@ class TokenNorms:
 
 @dataclass(frozen=True)
 class NullRatios:
-    """Three ratios of ||Q x|| to ||x||; one token of huge norm moves the first two and leaves the third."""
+    """Two ratios of ||Q x|| to ||x||; one token of huge norm moves the first and leaves the second."""
 
     mean: float
     """mean ||Q x|| / mean ||x||."""
-    frobenius: float
-    """||Q X||_F / ||X||_F."""
     median: float
     """median of ||Q x|| / ||x||."""
 
@@ -83,8 +81,7 @@ def null_ratios(x: Float[Tensor, "tokens in"], basis: Float[Tensor, "k in"]) -> 
     if not whole.any():
         raise ValueError(f"all {len(x)} inputs are zero, so that no ratio to them exists; verify on other data")
     single = inside[whole > 0] / whole[whole > 0]
-    frobenius = inside.square().sum().sqrt() / whole.square().sum().sqrt()
-    return NullRatios(float(inside.mean() / whole.mean()), float(frobenius), float(single.median()))
+    return NullRatios(float(inside.mean() / whole.mean()), float(single.median()))
 
 
 def update_bound(
@@ -99,6 +96,6 @@ def update_bound(
     or a residual that does not fit its base breaks the bound.
     """
     x = x.double()
-    whole = x.norm()
+    whole = x.norm().clamp_min(torch.finfo(x.dtype).tiny)  # 0 / 0 is 0
     most = torch.linalg.matrix_norm(a_change.double(), 2) * (x @ b.double().T).norm()
     return UpdateBound(float((x @ update.double().T).norm() / whole), float(most / whole))

@@ -62,11 +62,11 @@ def layer_block(s: LayerStats) -> str:
         *_named(s, {"X_norm": "‖x‖", "BX_norm": "‖Bx‖", "ABX_norm": "‖ABx‖", "ResidualX_norm": "‖W_res x‖"}),
         *_named(s, {"FullOutput_norm": "‖W_res x + ABx‖"}),
         f"  null space{basis}",
-        f"    ‖Bx‖/‖x‖    {show_number(s.BX_ratio)} {_mark('BX_ratio', s)}"
+        f"    ‖BX‖/‖X‖    {show_number(s.BX_ratio)} {_mark('BX_ratio', s)}"
         f"  {show_number(s.times_better_than_random, 2)} times better than random ({show_number(s.BX_ratio_random)});"
         f" optimum {show_number(s.BX_ratio_optimum)}, {show_number(s.tokens_per_dimension, 2)} tokens per dimension",
-        f"                Frobenius {show_number(s.BX_ratio_frobenius)}, median {show_number(s.BX_ratio_median)};"
-        f" all tokens {show_number(s.BX_ratio_all_tokens)}, without sinks {show_number(s.BX_ratio_without_sinks)}",
+        f"                without sinks {show_number(s.BX_ratio_without_sinks)}; of single tokens: mean norms"
+        f" {show_number(s.BX_ratio_mean_norms)}, median {show_number(s.BX_ratio_median)}",
         f"    ‖ABx‖/‖x‖   {show_number(s.ABX_ratio)} {_mark('ABX_ratio', s)}"
         f"  ‖ΔW x‖/‖x‖ {show_number(s.DeltaX_ratio)}{_bound(s)}",
         f"  adapter's share of the output {100 * s.adapter_contribution:.3g} % {_mark('adapter_contribution', s)}",
@@ -84,10 +84,11 @@ def summary_block(found: Verification) -> str:
     return "\n".join(
         [
             f"Summary: {s.method}, {state}, {found.num_layers} layers, {s.num_tokens} tokens of {found.calib_dataset}",
-            f"  ‖Bx‖/‖x‖                     {show_number(s.BX_ratio)}"
+            f"  ‖BX‖/‖X‖                     {show_number(s.BX_ratio)}"
             f"  (random {show_number(s.BX_ratio_random)}, optimum {show_number(s.BX_ratio_optimum)})",
             f"  ‖ABx‖/‖x‖                    {show_number(s.ABX_ratio)}",
             f"  adapter's share of the output {100 * s.adapter_contribution:.3g} %",
+            *([f"  note: {s.sample.note}"] if s.sample.note else []),
             "",
         ]
     )

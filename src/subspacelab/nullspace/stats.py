@@ -1,18 +1,23 @@
 """The statistics file of `verify`: what is in it, written and read as a pair."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from subspacelab.files import read_json, write_json
+from subspacelab.ownership import require_same_job
 from subspacelab.params import validate
 
+Grade = Literal["good", "fair", "bad"]
 KEYS = ("model_path", "calib_dataset", "num_layers", "stats", "summary", "verdicts")
 
 
 @dataclass(frozen=True)
 class LayerStats:
     """One layer's norms and ratios; unless said otherwise over the sampled tokens, on the model as it is."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     layer: str
     """Module name."""
@@ -35,7 +40,7 @@ class LayerStats:
     FullOutput_norm: float
     """mean ||W_res x + A B x||, without the layer's bias."""
     BX_ratio: float
-    """mean ||B x|| / mean ||x||, by an orthonormal basis of B's rows where they are not orthonormal themselves."""
+    """||Q X||_F / ||X||_F over all tokens of the data, Q an orthonormal basis of B's rows, as in `build`'s report."""
     ABX_ratio: float
     """mean ||A B x|| / mean ||x||."""
     adapter_contribution: float
@@ -47,19 +52,21 @@ class LayerStats:
     Residual_weight_norm: float
     """||W_res||_F."""
     B_orthonormal: bool
-    """Whether B B^T = I, so that BX_ratio is that of B itself."""
+    """Whether B B^T = I, so that Q is B itself but for rounding."""
     BX_ratio_frobenius: float
-    """||B X||_F / ||X||_F."""
-    BX_ratio_median: float
-    """median of ||B x|| / ||x||."""
+    """BX_ratio, under an earlier name."""
     BX_ratio_all_tokens: float
-    """||B X||_F / ||X||_F over all tokens of the data."""
+    """BX_ratio, under an earlier name."""
+    BX_ratio_mean_norms: float
+    """mean ||Q x|| / mean ||x||."""
+    BX_ratio_median: float
+    """median of ||Q x|| / ||x||."""
     BX_ratio_without_sinks: float
-    """The same without the first token of each window, which attention uses as a sink."""
+    """BX_ratio without the first token of each window, which attention uses as a sink."""
     BX_ratio_random: float
     """sqrt(rank / in_features): root mean square over random B with orthonormal rows."""
     BX_ratio_optimum: float
-    """sqrt(sum of the smallest `rank` eigenvalues / trace) of these tokens: no B of orthonormal rows is below it."""
+    """sqrt(sum of the smallest `rank` eigenvalues / trace) of all tokens: no B of orthonormal rows is below it."""
     tokens_per_dimension: float
     """All tokens over in_features; well below 8 the optimum is that of chance."""
     DeltaX_ratio: float
@@ -84,10 +91,28 @@ class LayerStats:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Which tokens were measured."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    seed: int
+    """Of windows and tokens."""
+    calib_loader_size: int
+    """Windows that were asked for."""
+    seq_len: int
+    """Tokens in a window."""
+    max_activation_samples: int
+    """Tokens that norms are averaged over."""
+    note: str
+    """Says what the text was too short for; else empty."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """The layers in a few numbers; ratios are means over layers."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     method: str
     """How the adapter was built."""
@@ -97,6 +122,8 @@ class Summary:
     """Whether its method leaves B as it was built."""
     starts_at_zero: bool
     """Whether its method starts from A = 0, so that W_res = W."""
+    sample: Sample
+    """Which tokens these are."""
     num_tokens: int
     """Tokens of the data, of which each layer's sample is drawn."""
     BX_ratio: float
@@ -128,14 +155,14 @@ class Summary:
 class Verdict:
     """What one number of the summary means."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     metric: str
     """Name of the number."""
     value: float
     """The number."""
-    grade: str
-    """good, fair or bad."""
+    grade: Grade
+    """What it is worth."""
     text: str
     """The verdict in words, with likely causes."""
 
@@ -170,19 +197,26 @@ def read_stats(path: Path) -> Verification:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object with the keys {list(KEYS)}, got {type(content).__name__}")
-    found = validate(Verification, _only_known(content, path), where=str(path))
+    found = validate(Verification, content, where=str(path))
     if found.num_layers != len(found.stats) or not found.stats:
         raise ValueError(f"{path}: num_layers is {found.num_layers}, stats has {len(found.stats)}; write it again")
     return found
 
 
-def _only_known(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The content as it is, once every layer and the summary are objects of known keys."""
-    stats = content.get("stats")
-    if not isinstance(stats, list):
-        raise ValueError(f"{path}: stats must be a list of layers, got {type(stats).__name__}; write it again")
-    for i, entry in enumerate(stats):
-        if not isinstance(entry, dict):
-            raise ValueError(f"{path}: stats.{i} must be an object, got {type(entry).__name__}; write it again")
-        validate(LayerStats, entry, where=f"{path}: stats.{i}")
-    return content
+def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: Sample) -> None:
+    """ValueError if something stands at `path` but the statistics of this adapter on these tokens: it is replaced."""
+    if not os.path.lexists(path):
+        return
+    try:
+        found = read_stats(path)
+    except ValueError as e:
+        raise ValueError(f"{path}: no statistics of this version, and would be replaced; give another file") from e
+    require_same_job(
+        path,
+        _job(found.model_path, found.calib_dataset, found.summary.sample),
+        _job(str(model_path), calib_dataset, sample),
+    )
+
+
+def _job(model_path: str, calib_dataset: str, sample: Sample) -> dict[str, Any]:
+    return asdict(sample) | {"model_path": str(Path(model_path).resolve()), "calib_dataset": calib_dataset, "note": ""}

@@ -18,10 +18,10 @@ from subspacelab.distributed import processes
 from subspacelab.files import read_json, remove_folder, remove_partials_of, sha256_file, write_json
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import STATE, FineTuning, fine_tune, num_steps
-from subspacelab.models.generation import padding_id
 from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
 from subspacelab.models.lora_factors import Factors
 from subspacelab.models.lora_folder import INITIAL, META, PREFIX, WEIGHTS, read_meta, write_adapter
+from subspacelab.models.tokens import padding_id, require_readable
 from subspacelab.nullspace.config import TrainSettings
 from subspacelab.nullspace.examples import Examples, encode_rows
 from subspacelab.nullspace.methods import method_of
@@ -83,11 +83,13 @@ def train_adapter(
     given = encode_rows(tokenizer, rows, settings.max_length)
     how = _fine_tuning(len(given.examples), meta["method"], settings, seed)
     live = open_adapter(adapter, base=base, trainable=True, device=device)
+    ids = [example.input_ids for example in given.examples]
+    require_readable(live.model.config, tokenizer, ids, remedy="lower --max-length")
     if group.is_main:
         _prepare(work_dir, job, done=False)  # only now: what is refused above leaves nothing behind
     group.wait()
     counts = _count_parameters(live)  # before FSDP, if any, leaves each process a part of them
-    pad = padding_id(tokenizer)
+    pad = padding_id(live.model.config, tokenizer)
     with progress_bar(f"train {meta['method']}", total=how.steps, unit="steps") as advance:
         last = fine_tune(live, given.examples, work_dir, how=how, pad=pad, log=_counting(log, advance))
     if group.is_main:

@@ -6,7 +6,7 @@ inputs of width 11008. So the first verdict always says how many times better th
 
 from dataclasses import dataclass
 
-from subspacelab.nullspace.stats import Summary, Verdict
+from subspacelab.nullspace.stats import Grade, Summary, Verdict
 
 HARDLY_BETTER = 1.5
 """A B within this factor of a random one has found no null space, whatever the threshold says."""
@@ -21,7 +21,7 @@ class Threshold:
     bad: float
     """Bad lies beyond this."""
 
-    def grade(self, value: float) -> str:
+    def grade(self, value: float) -> Grade:
         """good, fair or bad; small is good where `good` is the smaller of the two."""
         sign = 1 if self.good > self.bad else -1
         if sign * value > sign * self.good:

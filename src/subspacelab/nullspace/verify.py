@@ -11,20 +11,21 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from subspacelab.data.text import read_texts
+from subspacelab.data.text import NoSuchPart, read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.devices import float64_place
+from subspacelab.linalg.null_space import row_space
 from subspacelab.models.causal_lm import load_causal_lm
-from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
+from subspacelab.models.lora_adapter import LiveAdapter, open_adapter, require_base
 from subspacelab.models.lora_factors import Factors
-from subspacelab.models.lora_folder import read_meta
+from subspacelab.models.lora_folder import read_factors, read_meta
 from subspacelab.nullspace.activations import Inputs, choose_tokens, collect_inputs
 from subspacelab.nullspace.calibration import SharedInput, in_passes, moment_bytes, shared_inputs
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.layer_stats import Layer, layer_stats
 from subspacelab.nullspace.methods import method_of
 from subspacelab.nullspace.places import base_of, require_adapter
-from subspacelab.nullspace.stats import LayerStats, Summary, Verification
+from subspacelab.nullspace.stats import LayerStats, Sample, Summary, Verification
 from subspacelab.nullspace.verdicts import reading
 from subspacelab.nullspace.windows import text_windows
 from subspacelab.reports.progress import progress_bar
@@ -56,7 +57,10 @@ def verify(
     device: torch.device | None = None,
     base: str | None = None,
 ) -> Verification:
-    """Measures every layer of the adapter in `folder` on tokens of `settings.calib_dataset`.
+    """Measures every layer of the adapter in `folder` on the test part of `settings.calib_dataset`.
+
+    Calibration takes its windows of the train part. A text without a test part is measured on what may have been
+    calibrated on, and a note says so.
 
     Inputs are those of the live model, and for the bound also the frozen base's: the base runs first and is gone
     before the adapter is opened, so that one model is in memory at a time. ValueError for a folder without an
@@ -66,23 +70,46 @@ def verify(
     method_of(meta["method"])
     source = base_of(meta, base)
     model = load_causal_lm(source.folder, device=device)
-    targets = _targets(model, meta["targets"], f"{folder}: made for another base: {source.reference}")
-    texts = read_texts(settings.calib_dataset)
+    factors = read_factors(folder, meta)
+    require_base(model, factors, meta, source.reference, folder)
+    targets = {name: model.get_submodule(name) for name in meta["targets"]}
+    texts, note = unseen_texts(settings.calib_dataset)
     windows = text_windows(source.folder, texts, settings.calib_loader_size, settings.seq_len, seed)
     chosen = choose_tokens(windows.attention_mask, settings.max_activation_samples, seed)
     probe = Probe(windows, chosen, settings.batch_size)
     inputs = shared_inputs(model, targets, windows)
+    bases = {shared.name: {name: row_space(factors[name].B) for name in shared.modules} for shared in inputs}
     with progress_bar("verify", total=2 * len(windows.input_ids), unit="windows") as advance:
-        old = _collect(model, inputs, probe, moments=False, progress=advance)
+        old = _collect(model, inputs, probe, bases=bases, progress=advance)
         del model, targets
         live = open_adapter(folder, base=base, device=device)
         found = _live_stats(live, inputs, probe, old, progress=advance)
     stats = tuple(found[name] for name in meta["targets"])
-    summary = summarise(stats, live, windows.num_tokens)
+    sample = sample_of(settings, seed, note="; ".join(filter(None, (note, windows.shortage))))
+    summary = summarise(stats, live, sample, windows.num_tokens)
     return Verification(str(folder), settings.calib_dataset, len(stats), stats, summary, reading(summary))
 
 
-def summarise(stats: Sequence[LayerStats], live: LiveAdapter, num_tokens: int) -> Summary:
+def unseen_texts(reference: str) -> tuple[list[str], str]:
+    """The test part of a text, which no calibration takes; where there is none, the train part and a note."""
+    try:
+        return read_texts(reference, split="test"), ""
+    except NoSuchPart:
+        return read_texts(reference), f"{reference} has no test part: calibration may have seen these tokens"
+
+
+def inputs_of(folder: Path, calib_dataset: str, base: str | None) -> list[Path]:
+    """What a verification reads: the adapter, the text and the base, as far as they are on this disk."""
+    reference = read_meta(require_adapter(folder))["base"]["reference"] if base is None else base
+    return [path for path in (folder, Path(calib_dataset), Path(reference)) if path.exists()]
+
+
+def sample_of(settings: VerifyAdapterConfig, seed: int, note: str = "") -> Sample:
+    """What a verification by these settings measures."""
+    return Sample(seed, settings.calib_loader_size, settings.seq_len, settings.max_activation_samples, note)
+
+
+def summarise(stats: Sequence[LayerStats], live: LiveAdapter, sample: Sample, num_tokens: int) -> Summary:
     """Means of the ratios and root sums of squares of the weight norms over the layers."""
     means = {name: fmean(getattr(s, name) for s in stats) for name in MEANS}
     norms = {name: math.hypot(*(getattr(s, name) for s in stats)) for name in NORMS}
@@ -91,19 +118,11 @@ def summarise(stats: Sequence[LayerStats], live: LiveAdapter, num_tokens: int) -
         trained=bool(live.meta["trained"]),
         down_frozen=live.down_frozen,
         starts_at_zero=not live.initial,
+        sample=sample,
         num_tokens=num_tokens,
         **means,
         **norms,
     )
-
-
-def _targets(model: Any, names: Sequence[str], otherwise: str) -> dict[str, Any]:
-    """The modules of those names; `otherwise` begins the ValueError where one is missing."""
-    modules = dict(model.named_modules())
-    absent = [name for name in names if name not in modules]
-    if absent:
-        raise ValueError(f"{otherwise} has no layer {absent[0]}; give its own")
-    return {name: modules[name] for name in names}
 
 
 def _live_stats(
@@ -126,19 +145,9 @@ def _live_stats(
     return found
 
 
-def _collect(
-    model: Any, inputs: Sequence[SharedInput], probe: Probe, *, moments: bool, progress: Any
-) -> Mapping[str, Inputs]:
+def _collect(model: Any, inputs: Sequence[SharedInput], probe: Probe, **wanted: Any) -> Mapping[str, Inputs]:
     layers = {shared.name: model.get_submodule(shared.name) for shared in inputs}
-    return collect_inputs(
-        model,
-        layers,
-        probe.windows,
-        probe.chosen,
-        moments=moments,
-        batch_size=probe.batch_size,
-        progress=progress,
-    )
+    return collect_inputs(model, layers, probe.windows, probe.chosen, batch_size=probe.batch_size, **wanted)
 
 
 def _one_layer(live: LiveAdapter, name: str, now: Inputs, old: Inputs, num_tokens: int) -> LayerStats:

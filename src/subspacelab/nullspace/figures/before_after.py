@@ -21,7 +21,7 @@ def draw_before_after(path: Path, pairs: Sequence[Pair]) -> Path:
         _panel(left, pairs, "BX_ratio")
         _panel(right, pairs, "DeltaX_ratio")
         left.plot([s.BX_ratio_random for s in pairs[0][0].stats], color=GREY, linestyle=":")
-        left.set_ylabel("null-space ratio, mean ‖Bx‖ / mean ‖x‖")
+        left.set_ylabel("null-space ratio ‖BX‖ / ‖X‖")
         right.set_ylabel("learned, mean ‖ΔW x‖ / mean ‖x‖")
         key = [
             Line2D([], [], color=GREY, linestyle=":", label="a random B"),
