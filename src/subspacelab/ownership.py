@@ -12,6 +12,7 @@ from typing import IO, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from subspacelab.files import (
+    is_partial,
     partial_folder,
     read_json,
     remove_partials_of,
@@ -37,7 +38,8 @@ def require_own_entries(folder: Path, own: Collection[str], what: str) -> None:
     """ValueError, naming it, if `folder` holds an entry whose name is not in `own`; `what` says what `own` makes up."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: a file, not {what}, and would be replaced; give another place")
-    others = sorted({path.name for path in folder.iterdir()} - set(own)) if folder.is_dir() else []
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(name for name in names - set(own) if not is_partial(name))
     if others:
         raise ValueError(f"{folder}: holds {others[0]!r}, no part of {what}, and would be replaced; give a new folder")
 

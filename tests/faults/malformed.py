@@ -116,7 +116,7 @@ CACHE: list[Row] = [
         ("no config", d.remove(CONFIG), "", "config.json says 'no model_type'; features need"),
         ("config of another family", d.set_json(CONFIG, model_type="llama"), "", "config.json says 'llama'; features need"),
         ("config of no tower", d.set_json(CONFIG, vision_config="x"), "", "config.json describes no vision tower .. restore"),
-        ("config of no heads", d.set_json(CONFIG, vision_config={"num_heads": 0}), "", "describes no vision tower .. restore"),
+        ("config of no heads", d.set_json(CONFIG, vision_config={"num_heads": 0}), "", "num_heads is 0, not at .. restore"),
         ("processor is a list", d.put("checkpoints/base/preprocessor_config.json", "[]"), "", "holds a list .. restore"),
         ("parquet without pictures", d.table(PARQUET, [{"question": "q"}]), "", "x.parquet: columns ['image', .. missing"),
         ("parquet of paths out of it", d.table(PARQUET, [ROW | {"image": {"bytes": None, "path": "../text.txt"}}]), "",
