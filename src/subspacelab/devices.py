@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
 T = TypeVar("T")
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,13 +29,18 @@ def float64_place(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def or_on_cpu(solve: Callable[[Tensor], T], matrix: Tensor, what: str) -> T:
-    """`solve(matrix)`, on the CPU if the GPU's memory does not hold what it needs; one line says so."""
+def solve(solver: Callable[..., T], *matrices: Tensor) -> T:
+    """`solver` of float64 on the matrices where they lie; on the CPU for mps, and for a GPU that has no room for it.
+
+    The second is said in one line. What comes back lies where it was computed.
+    """
+    placed = [m.to(float64_place(m.device)) for m in matrices]
     try:
-        return solve(matrix)
+        return solver(*placed)
     except torch.OutOfMemoryError:
-        print(f"{what}: out of GPU memory; computed on the CPU", file=sys.stderr)
-    return solve(matrix.cpu())  # out of the handler, whose traceback would hold the GPU's memory
+        sizes = " and ".join(str(list(m.shape)) for m in matrices)
+        print(f"note: no room on the GPU to solve for {sizes}; computed on the CPU", file=sys.stderr)
+        return solver(*(m.cpu() for m in placed))
 
 
 def compiled_or_eager(model: nn.Module, device: torch.device) -> Callable[..., Any]:
@@ -44,6 +49,6 @@ def compiled_or_eager(model: nn.Module, device: torch.device) -> Callable[..., A
         torch.compile(torch.relu)(torch.ones(1, device=device))
     except (RuntimeError, ImportError, OSError) as e:
         reason = " ".join(str(e).split())[:200]
-        print(f"torch.compile does not work here ({reason}); training without it", file=sys.stderr)
+        print(f"note: torch.compile does not work here ({reason}); training without it", file=sys.stderr)
         return model
     return torch.compile(model)

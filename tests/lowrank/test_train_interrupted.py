@@ -1,5 +1,6 @@
 """A training that was killed, wherever it was, ends with the bytes of an unbroken one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,12 @@ def _flip(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["last.safetensors", "best_state.safetensors"])
-@pytest.mark.parametrize("spoil", [_flip, lambda _: b"not a state", lambda content: content.replace(b"steps", b"stepz")])
-def test_a_damaged_state_is_named_and_nothing_changes(features: Features, tmp_path: Path, name: str, spoil: Any) -> None:
+@pytest.mark.parametrize(
+    "spoil", [_flip, lambda _: b"not a state", lambda content: content.replace(b"steps", b"stepz")]
+)
+def test_a_damaged_state_is_named_and_nothing_changes(
+    features: Features, tmp_path: Path, name: str, spoil: Any
+) -> None:
     folder = train_tiny(features, tmp_path, epochs=1).folder
     (folder / name).write_bytes(spoil((folder / name).read_bytes()))
     before = contents(folder)
@@ -130,6 +135,16 @@ def test_a_damaged_state_is_named_and_nothing_changes(features: Features, tmp_pa
         resume_training(features, tmp_path, arch="Sketch", epochs=1, device="cpu")
     assert "\n" not in str(e.value)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["best_model.safetensors", "best_model.json", "history.json"])
+def test_what_a_finished_training_has_left_is_mended(features: Features, tmp_path: Path, name: str) -> None:
+    folder = train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random").folder
+    before = contents(folder)
+    for content in (b"junk", _flip(before[name])):
+        (folder / name).write_bytes(content)
+        train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random")
+        assert contents(folder) == before
 
 
 def test_a_model_is_no_state(features: Features, tmp_path: Path) -> None:

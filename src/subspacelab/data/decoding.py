@@ -59,7 +59,7 @@ def has_known_format(encoded: bytes) -> bool:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion clips every value above 255, so that a 16-bit picture is white and one of [0, 1] black."""
+    """Pillow's own conversion clips what is above 255: a 16-bit picture is white then, and one of [0, 1] black."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image, dtype=np.float64)
@@ -72,7 +72,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _range(values: np.ndarray, *, whole: bool) -> tuple[float, float]:
     """Black and white of one-channel pictures of more than 8 bits."""
     low, high = float(values.min()), float(values.max())
-    white = next((w for w in ((65535,) if whole else (1, 255)) if 0 <= low and high <= w), None)
+    white = next((w for w in ((65535,) if whole else (1, 255)) if low >= 0 and high <= w), None)
     return (low, high) if white is None else (0, white)
 
 

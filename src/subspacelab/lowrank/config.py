@@ -6,7 +6,7 @@ from typing import Literal
 from subspacelab.params import require_at_least, require_positive
 
 MAX_POWER_STEPS = 1000
-"""Each applies X X^T: singular values that differ by 1 % are 1e4 apart in it after a thousand, and float32 has ended."""
+"""More cost time and nothing else: what a sketch finds has converged after some dozens."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.devices import float64_place, or_on_cpu
+from subspacelab.devices import float64_place, solve
 from subspacelab.linalg.gram import gram
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.normalisation import Kind, Normalisation
@@ -43,5 +43,5 @@ def feature_statistics(
     if not square:
         raise ValueError(f"{features.folder}: the training pictures' features are all zero; cache them again")
     scale = square**0.5 if kind == "rms" else 1.0
-    basis = or_on_cpu(torch.linalg.eigh, total, "PCA basis of the features").eigenvectors.flip(1)
+    basis = solve(torch.linalg.eigh, total).eigenvectors.flip(1)
     return FeatureStatistics(Normalisation(kind, scale), basis.cpu())
