@@ -61,7 +61,7 @@ def sole_writer(place: Path) -> Iterator[None]:
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
     share too; it goes with the process, however that ends. Folders made for it go again if nothing came into them.
     """
-    place = place.resolve()
+    place = place.resolve() if place.is_symlink() else place  # errors name it as it was typed
     path = place.with_name(f".{place.name}.lock")
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from tests.lowrank.caches import write_pictures
-from tests.lowrank.trainings import contents
+from tests.lowrank.trainings import contents, train_tiny
 from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
@@ -175,3 +175,12 @@ def test_a_second_writer_is_refused(source: Source, tmp_path: Path) -> None:
     with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another command is writing there"):
         _cache(source, write_pictures(tmp_path / "in", 3), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_training_on_a_damaged_cache(source: Source, tmp_path: Path) -> None:
+    _cache(source, write_pictures(tmp_path / "in", 5), tmp_path / "out")
+    shard = tmp_path / "out" / shard_name(1)
+    shard.write_bytes(shard.read_bytes()[:-16] + bytes(16))
+    with pytest.raises(ValueError, match=f"{shard_name(1)}: changed or damaged since it was cached; cache again"):
+        train_tiny(Features(tmp_path / "out"), tmp_path / "results")
+    assert not (tmp_path / "results").exists()

@@ -1,6 +1,5 @@
 """A training that was killed, wherever it was, ends with the bytes of an unbroken one."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

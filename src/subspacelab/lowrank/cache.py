@@ -94,7 +94,7 @@ def cache_features(
     total = count_pictures(plan.pictures, limit=plan.limit)
     _require_pictures(plan, total)
     tower = load_vision_tower(source, device, plan.image_size)
-    output_dir = output_dir.resolve()  # a symbolic link is written through
+    output_dir = output_dir.resolve() if output_dir.is_symlink() else output_dir  # a link is written through
     with sole_writer(output_dir) if group.is_main else nullcontext():
         if group.is_main:
             _claim(output_dir, _job_of(source, plan, tower))

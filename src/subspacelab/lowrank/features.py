@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from subspacelab.checkpoints.safetensors_header import LENGTH_BYTES, Placed, header_length, parse_header
 from subspacelab.data.decoding import decode_rgb
 from subspacelab.data.grounding import require_bounded
-from subspacelab.files import read_json
+from subspacelab.files import read_json, sha256_file
 from subspacelab.lowrank.splits import Split, split_rows
 from subspacelab.params import validate
 
@@ -106,6 +106,14 @@ class Features:
 
     def __len__(self) -> int:
         return self.meta.count
+
+    def require_whole(self) -> None:
+        """ValueError for a shard that is no longer what was cached, by the digest in the record beside it."""
+        for name in self._shards:
+            path = self.folder / name
+            record = path.with_suffix(".json")
+            if record.is_file() and _read_digests(record).get(name) != sha256_file(path):
+                raise ValueError(f"{path}: changed or damaged since it was cached; cache again")
 
     def split(self, seed: int) -> dict[Split, list[int]]:
         """Rows of the train, validation and test pictures of a seed."""
@@ -205,6 +213,19 @@ def _read_index(path: Path, meta: FeatureMeta) -> pd.DataFrame:
         raise ValueError(f"{path.parent}: {INDEX} has {len(index)} rows, {META} says {meta.count}; cache again")
     found: pd.DataFrame = index.to_pandas()
     return found
+
+
+class _Digests(BaseModel):
+    """Of a shard's record, what is asked here."""
+
+    digests: dict[str, str]
+
+
+def _read_digests(record: Path) -> dict[str, str]:
+    try:
+        return _Digests.model_validate(read_json(record)).digests
+    except ValidationError as e:
+        raise ValueError(f"{record}: not the record of a shard; cache again") from e
 
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:

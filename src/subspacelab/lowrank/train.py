@@ -85,8 +85,9 @@ def train(
 
 @contextmanager
 def _sole_training(folder: Path, features: Features, device: str) -> Iterator[Processes]:
-    """Keeps other commands off `folder`, and removes there what a killed one has left half-written."""
+    """Keeps other commands off `folder`, and removes there what a killed one has left; for features that are whole."""
     require_apart(folder, [features.folder])
+    features.require_whole()
     group = processes(cpu=choose_device(device).type == "cpu")
     if not group.is_main:
         yield group
