@@ -141,7 +141,7 @@ CACHE: list[Row] = [
         ("size of no tokens", None, "--image-size 50", "image_size: 50 is not a multiple of 28; 448 gives"),
         ("none of the pictures", None, "--limit 0", f"'--limit' .. {USAGE}"),
         ("unknown device", None, "--device tpu", "device='tpu': allowed are"),
-        ("a file where the folder goes", d.put("file", ""), "--output-dir file", "file: File exists; give another place"),
+        ("a file where the folder goes", d.put("file", ""), "--output-dir file", "file: a file, not a .. give another place"),
     ]
 ]
 
@@ -180,7 +180,7 @@ LOWRANK: list[Row] = [
     ("train-lowrank", "continued at another rank", None, "--resume --rank 3", "holds rank 4, asked for 3; choose another"),
     ("train-lowrank", "continued on other features", d.set_json("features/meta.json", model="other"), "--resume",
      "trained on other features .. train on these anew"),
-    ("train-lowrank", "a file where the folder goes", d.put("file", ""), "--results-dir file", "Not a directory; give"),
+    ("train-lowrank", "a file where the folder goes", d.put("file", ""), "--results-dir file", "file: .. give another place"),
     ("train-lowrank", "a file for the logs", d.both(d.remove("log"), d.put("log", "")), "--results-dir new", "log: Not a dir"),
     ("compare-lowrank", "results of another architecture", d.set_json("results/Sketch/best_model.json", arch="MLP"), "",
      "results/Sketch: weights and best_model.json do not fit .. train it again"),
@@ -190,18 +190,18 @@ LOWRANK: list[Row] = [
      "results/Sketch: .. 1 NaN .. train it again"),
     ("compare-lowrank", "model without its weights", d.remove("results/Sketch/best_model.safetensors"), "",
      "best_model.safetensors: missing or broken .. restore"),
-    ("compare-lowrank", "not trained", None, "--arch MLP", "results/MLP: no trained model there .. train it"),
+    ("compare-lowrank", "not trained", None, "--arch MLP --output-dir anew", "results/MLP: no trained model there .. train it"),
     ("compare-lowrank", "no results", d.empty("results"), "", "results: no trained"),
-    ("compare-lowrank", "a file where the folder goes", d.put("file", ""), "--output-dir file", "Not a directory; give"),
+    ("compare-lowrank", "a file where the folder goes", d.put("file", ""), "--output-dir file", "file: .. give another place"),
     ("visualize", "unknown architecture", None, "--arch nosuch", "arch 'nosuch': no such architecture; there are"),
     ("visualize", "picture there is not", None, "--image-idx 99", "image_idx: 99, there are test pictures 0 to"),
-    ("visualize", "channels there are not", None, "--channels 0", "channels: 0, the features have 1 to 12"),
+    ("visualize", "channels there are not", None, "--channels 0 --output-dir anew", "channels: 0, the features have 1 to 12"),
     ("visualize", "pictures broken", d.both(*(d.put(f"features/pictures-0000{i}.parquet", "zz") for i in range(3))), "",
      "features/pictures-0000 .. no picture of row .. cache again"),
     ("visualize", "pictures that are none", d.both(*(
         d.table(f"features/pictures-0000{i}.parquet", [{"image": b"zz", "bbox": None}] * 8) for i in range(3))), "",
      "features/pictures-0000 .. no picture of row .. cache again"),
-    ("visualize", "a file where the folder goes", d.put("file", ""), "--output-dir file", "Not a directory; give"),
+    ("visualize", "a file where the folder goes", d.put("file", ""), "--output-dir file", "file: .. give another place"),
 ]
 
 BUILD: list[Row] = [

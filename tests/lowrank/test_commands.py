@@ -147,7 +147,10 @@ def test_a_report_replaces_its_own_files_only(place: Path, capsys: pytest.Captur
         assert run(command, *common, "--output-dir", "own") == 0
         before = contents(place / "own")
         for refused, words in (
-            ((*common, "--arch", "Sketch", "--output-dir", "own"), "own: holds a result of arch=None, this one is of"),
+            (
+                (*common, "--arch", "Sketch", "--output-dir", "own"),
+                "own: holds a result of arch=[], this one",
+            ),
             ((*common, "--output-dir", "features"), "features: is, or lies within, the input features"),
             ((*common, "--output-dir", "results/Sketch"), "is, or lies within, the input results/Sketch"),
         ):

@@ -54,7 +54,7 @@ class CachePlan:
     batch_size: int = 8
     """Pictures per pass of the tower."""
     name: str | None = None
-    """Of the pictures, by which a cache of others is told from one of these; their path if left out."""
+    """Of the pictures, by which a cache of others is told from one of these; their path from the cache if left out."""
 
 
 class _Entry(BaseModel):
@@ -97,7 +97,7 @@ def cache_features(
     output_dir = output_dir.resolve() if output_dir.is_symlink() else output_dir  # a link is written through
     with sole_writer(output_dir) if group.is_main else nullcontext():
         if group.is_main:
-            _claim(output_dir, _job_of(source, plan, tower))
+            _claim(output_dir, _job_of(source, plan, tower, output_dir))
         group.wait()
         identity = f"{tower.digest} {plan.image_size}"
         with progress_bar("vision features", total=total, unit="pictures") as advance:
@@ -127,12 +127,12 @@ class _Job(BaseModel):
     limit: int | None
 
 
-def _job_of(source: Source, plan: CachePlan, tower: VisionTower) -> _Job:
+def _job_of(source: Source, plan: CachePlan, tower: VisionTower, folder: Path) -> _Job:
     return _Job(
         model=_model_name(source),
         revision=source.revision,
         weights=tower.digest,
-        pictures=plan.name or str(plan.pictures.resolve()),
+        pictures=plan.name or os.path.relpath(plan.pictures.resolve(), folder.resolve()),
         image_size=plan.image_size,
         limit=plan.limit,
     )

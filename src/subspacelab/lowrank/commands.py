@@ -1,5 +1,6 @@
 """`subspacelab lowrank ...`: the commands of room 2."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -176,7 +177,7 @@ def compare(
 
     where = output_dir or results_dir / "comparison"
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "raw_inputs": raw_inputs}
-    job = _job(features, results_dir, arch, rank=rank, raw_inputs=raw_inputs)
+    job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=raw_inputs)
     with open_run("lowrank", f"compare r{rank}", params=params, enabled=track) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
@@ -212,7 +213,7 @@ def visualize(
 
     where = output_dir or results_dir / "pictures"
     # Not the picture: those of several stand side by side.
-    job = _job(features, results_dir, arch, rank=rank, channels=channels)
+    job = _job(where, features, results_dir, arch, rank=rank, channels=channels)
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "image_idx": image_idx}
     with open_run("lowrank", f"visualize r{rank}", params=params, enabled=track) as tracker:
         cached = Features(features)
@@ -225,9 +226,15 @@ def visualize(
         typer.echo(picture)
 
 
-def _job(features: Path, results_dir: Path, archs: list[str] | None, **settings: object) -> dict[str, object]:
-    """What a report is made of; the places as they are, wherever one stands."""
-    return {"features": features.resolve(), "results_dir": results_dir.resolve(), "arch": archs, **settings}
+def _job(
+    where: Path, features: Path, results_dir: Path, archs: list[str] | None, **settings: object
+) -> dict[str, object]:
+    """What a report is made of; the places as seen from it, so that all may move together."""
+    from subspacelab.lowrank.architectures import canonical_arch
+
+    places = {"features": features, "results_dir": results_dir}
+    seen = {name: os.path.relpath(place.resolve(), where.resolve()) for name, place in places.items()}
+    return {**seen, "arch": [canonical_arch(name) for name in archs or ()], **settings}
 
 
 def _require_apart(where: Path, features: Path, results_dir: Path) -> None:
