@@ -23,7 +23,7 @@ OUT = Path("data/features")
 def main() -> None:
     with open_stage("cache_features", CacheFeaturesConfig, experiment="lowrank") as stage:
         s = stage.params
-        plan = CachePlan(resolve_pictures(s.images), s.image_size, s.limit, s.batch_size)
+        plan = CachePlan(resolve_pictures(s.images), s.image_size, s.limit, s.batch_size, name=s.images)
         place = stage.work_dir / OUT.name
         cache_features(
             resolve_reference("demo:base"), plan, place, device=choose_device(s.device), log=stage.tracker.log_metrics

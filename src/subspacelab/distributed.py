@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)  # one process may still be at its largest matrix when the others are done
 
@@ -27,6 +30,16 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this process is the one that writes what exists once."""
         return self.rank == 0
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, in every process; all must call it."""
+        if self.count == 1:
+            return value
+        from torch.distributed import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values, src=0)
+        return values[0]
 
 
 def is_main_process() -> bool:

@@ -107,10 +107,14 @@ def remove_partials_of(path: Path) -> None:
 
 
 def _remove_ours(found: Iterator[Path]) -> None:
-    """Removes the folders whose name only `partial_folder` gives."""
     for partial in list(found):
-        if _OURS.fullmatch(partial.name):
+        if is_partial(partial.name):
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_partial(name: str) -> bool:
+    """Whether `name` is one that only `partial_folder` gives: what a killed process of ours has left."""
+    return _OURS.fullmatch(name) is not None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from subspacelab.files import (
+    is_partial,
     partial_folder,
     read_json,
     remove_partials_of,
@@ -37,7 +38,8 @@ def require_own_entries(folder: Path, own: Collection[str], what: str) -> None:
     """ValueError, naming it, if `folder` holds an entry whose name is not in `own`; `what` says what `own` makes up."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: a file, not {what}, and would be replaced; give another place")
-    others = sorted({path.name for path in folder.iterdir()} - set(own)) if folder.is_dir() else []
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(name for name in names - set(own) if not is_partial(name))
     if others:
         raise ValueError(f"{folder}: holds {others[0]!r}, no part of {what}, and would be replaced; give a new folder")
 
@@ -57,10 +59,11 @@ def sole_writer(place: Path) -> Iterator[None]:
     """Keeps every other process off `place` for the time of the block; ValueError at once if one is at work there.
 
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
-    share too; it goes with the process, however that ends.
+    share too; it goes with the process, however that ends. Folders made for it go again if nothing came into them.
     """
     place = Path(os.path.realpath(place)) if place.is_symlink() else place  # errors name it as it was typed
     path = place.with_name(f".{place.name}.lock")
+    new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("a+", encoding="utf-8") as lock:
@@ -73,6 +76,9 @@ def sole_writer(place: Path) -> Iterator[None]:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+                with suppress(OSError):  # not empty
+                    for folder in new:
+                        folder.rmdir()
             return
 
 

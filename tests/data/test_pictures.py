@@ -1,4 +1,6 @@
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -6,9 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import load_image
 
 from subspacelab.data.grounding import GroundingRow, write_grounding
-from subspacelab.data.pictures import Picture, count_pictures, read_pictures, square
+from subspacelab.data.pictures import (
+    Picture,
+    count_pictures,
+    describe_skipped,
+    looks_like_a_picture,
+    read_pictures,
+    skipped_files,
+    square,
+)
 
 CORNERS = ([1, 2, 11, 22], [0, 0, 40, 30], [5.5, 6, 7, 8.5])
 BOXES = [(1.0, 2.0, 10.0, 20.0), (0.0, 0.0, 40.0, 30.0), (5.5, 6.0, 1.5, 2.5)]
@@ -93,11 +105,146 @@ def test_square_is_lanczos_and_scales_the_box() -> None:
     assert square(Picture("p", _png(0)), 56).bbox is None
 
 
-def test_grey_and_transparent_pictures_become_rgb() -> None:
-    for mode in ("L", "RGBA", "P"):
-        buffer = BytesIO()
-        _image(0).convert(mode).save(buffer, "PNG")
-        assert square(Picture("p", buffer.getvalue()), 28).pixels.shape == (28, 28, 3)
+def _encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _pixels(encoded: bytes) -> np.ndarray:
+    """The picture as it is decoded: a square of 28 is not resized."""
+    return square(Picture("p", encoded), 28).pixels.numpy()
+
+
+RAMP = np.linspace(0, 1, 28 * 28).reshape(28, 28)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ((RAMP * 65535).astype(np.uint16), "PNG"),
+        ((RAMP * 65535).astype(np.uint16), "TIFF"),
+        ((RAMP * 65535).astype(">u2"), "TIFF"),
+        ((RAMP * 65535).astype(np.uint16), "PPM"),
+        ((RAMP * 65535).astype(np.uint16), "JPEG2000"),
+        ((RAMP * 65535).astype(np.int32), "TIFF"),
+        ((RAMP * 1e6 - 5e5).astype(np.int32), "TIFF"),
+        (RAMP.astype(np.float32), "TIFF"),
+        (RAMP.astype(np.float32), "PPM"),
+        ((RAMP * 255).astype(np.float32), "TIFF"),
+        ((RAMP * 65535).astype(np.float32), "TIFF"),
+        ((RAMP * 2 - 1).astype(np.float32), "TIFF"),
+    ],
+)
+def test_a_ramp_from_black_to_white_stays_one(values: np.ndarray, kind: str) -> None:
+    pixels = _pixels(_encoded(Image.fromarray(values), kind))
+    # Whole numbers are cut before they are scaled, and JPEG 2000 is lossless here: one grey at most.
+    np.testing.assert_allclose(pixels, np.repeat(RAMP[..., None] * 255, 3, axis=2), rtol=0, atol=1)
+
+
+def test_a_dark_picture_of_16_bits_stays_dark() -> None:
+    dark = _pixels(_encoded(Image.fromarray((RAMP * 6553.5).astype(np.uint16))))
+    assert dark.max() == 25
+
+
+@pytest.mark.parametrize("value", [0, 1, 128, 65535])
+def test_a_picture_of_one_grey_is_of_that_grey(value: int) -> None:
+    of_16 = _encoded(Image.fromarray(np.full((28, 28), value, np.uint16)))
+    of_floats = _encoded(Image.fromarray(np.full((28, 28), value / 65535, np.float32)), "TIFF")
+    for encoded in (of_16, of_floats):
+        assert (_pixels(encoded) == round(value / 257)).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
+def test_opaque_pictures_are_as_the_processor_makes_them(mode: str) -> None:
+    kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    image = Image.fromarray(_pixels(_png(0))).convert(mode)
+    encoded = _encoded(image, kind)
+    expected = convert_to_rgb(Image.open(BytesIO(encoded)), return_numpy=True)
+    assert np.array_equal(_pixels(encoded), expected)
+
+
+def test_what_is_transparent_is_white_as_the_processor_makes_it() -> None:
+    rgba = np.zeros((28, 28, 4), np.uint8)
+    rgba[:, 14:, 3], rgba[:, 20:, 0] = 128, 255
+    images = [Image.fromarray(rgba), Image.fromarray(rgba).convert("LA")]
+    palette = Image.fromarray(rgba[..., :3]).convert("P")
+    encoded = [_encoded(image) for image in images]
+    encoded += [_encoded(palette, transparency=0), _encoded(palette, "GIF", transparency=0)]
+    encoded += [_encoded(palette, transparency=bytes([0, 128] + [255] * 254))]
+    for content in encoded:
+        expected = convert_to_rgb(Image.open(BytesIO(content)), return_numpy=True)
+        assert (expected[0, 0] == 255).all()
+        assert np.array_equal(_pixels(content), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_picture_is_upright_as_the_loader_makes_it(tmp_path: Path, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = _encoded(_image(0), kind, exif=exif)
+    (tmp_path / "x").write_bytes(encoded)
+    upright = load_image(str(tmp_path / "x"))
+    assert (upright.width, upright.height) == ((40, 30) if orientation < 5 else (30, 40))
+    result = square(Picture("p", encoded, (0.0, 0.0, 15.0, 15.0)), 60)
+    assert np.array_equal(result.pixels.numpy(), np.asarray(upright.resize((60, 60), Image.Resampling.LANCZOS)))
+    assert result.bbox == ((0, 0, 22.5, 30) if orientation < 5 else (0, 0, 30, 22.5))
+
+
+def test_of_several_frames_the_first_is_taken() -> None:
+    frames = [Image.new("RGB", (28, 28), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "TIFF", "WEBP", "PNG"):
+        encoded = _encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        red, _, blue = _pixels(encoded)[0, 0]
+        assert (red > 250, blue < 5) == (True, True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_picture_with_values_that_are_no_numbers_is_named(value: float) -> None:
+    broken = np.where(RAMP > 0.5, value, RAMP).astype(np.float32)
+    with pytest.raises(ValueError, match=r"p: not a picture that can be read \(NaN or infinity among its pixels\)"):
+        _pixels(_encoded(Image.fromarray(broken), "TIFF"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_pictures_are_read_or_named_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 28 * 28 - 1)
+    assert _pixels(_encoded(Image.new("L", (28, 28)))).shape == (28, 28, 3)
+    large = Picture("p", _encoded(Image.new("L", (56, 56))))
+    assert not looks_like_a_picture(large)
+    with pytest.raises(ValueError, match="p: not a picture that can be read .*decompression bomb"):
+        square(large, 28)
+
+
+def test_a_format_that_another_program_would_decode_is_none() -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    assert not looks_like_a_picture(Picture("p", postscript))
+
+
+def test_every_suffix_that_is_read_is_found_and_the_others_are_counted(tmp_path: Path) -> None:
+    kinds = {"a.GIF": "GIF", "b.jfif": "JPEG", "c.ppm": "PPM", "d.avif": "AVIF", "e.tga": "TGA", "f.jp2": "JPEG2000"}
+    for name, kind in kinds.items():
+        (tmp_path / name).write_bytes(_encoded(_image(0), kind))
+    for name in ("g.heic", "h.HEIC", "notes.txt", "LICENSE", "i.eps"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [p.dataset_id for p in read_pictures(tmp_path)] == list(kinds)
+    assert skipped_files(tmp_path) == {".heic": 2, ".txt": 1, "": 1, ".eps": 1}
+    assert describe_skipped(Counter({".heic": 2, "": 1})) == "3 files (2 .heic, 1 without a suffix)"
+    for name in kinds:
+        (tmp_path / name).unlink()
+    assert "5 files (2 .heic" in _refusal(tmp_path)
+
+
+def test_names_that_are_no_text_are_spelt_out(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(_png(0))
+    assert [p.dataset_id for p in read_pictures(tmp_path)] == ["caf\\udce9.png"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(_png(0))
+    (tmp_path / "x.jsonl").write_text(_line("0.png", CORNERS[0]), encoding="utf-8-sig")
+    assert [p.bbox for p in read_pictures(tmp_path / "x.jsonl")] == BOXES[:1]
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", _png(0)[:200], b"\x89PNG\r\n\x1a\n" + bytes(40)])
@@ -138,12 +285,19 @@ def test_a_file_without_a_row_is_refused_as_an_empty_folder_is(tmp_path: Path) -
         ('{"query": "no picture"}', "expected an object with 'image' and 'response'"),
         ('{"image": [], "response": ""}', "expected an object with 'image' and 'response'"),
         ('{"image": [3]}', "expected an object with 'image' and 'response'"),
+        ('{"image": null}', "expected an object with 'image' and 'response'"),
+        ("1" * 5000, "expected an object with 'image' and 'response'"),
+        ('{"image": "\\ud800.png"}', "no picture '\\ud800.png'"),
+        (_line("x" * 300), "no picture 'xxx"),
         (_line("gone.png", CORNERS[0]), "no picture 'gone.png'"),
         (_line("../0.png", CORNERS[0]), "'../0.png' lies outside"),
         (_line("/etc/passwd", CORNERS[0]), "'/etc/passwd' lies outside"),
         (_line("0.png", [1, 2, 3]), "bbox_2d [1, 2, 3] is not [x1, y1, x2, y2]"),
         (_line("0.png", [1, 2, 3, "far"]), "is not [x1, y1, x2, y2]"),
         (_line("0.png", [1, 2, 3, None]), "is not [x1, y1, x2, y2]"),
+        (_line("0.png", [1, 2, 3, float("nan")]), "is not [x1, y1, x2, y2]"),
+        (_line("0.png", [1, 2, 3, True]), "is not [x1, y1, x2, y2]"),
+        (_line("0.png", [1, 2, 3, 10**400]), "is not [x1, y1, x2, y2]"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: str, words: str) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from tests.lowrank.caches import write_pictures
-from tests.lowrank.trainings import contents
+from tests.lowrank.trainings import contents, train_tiny
 from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from subspacelab.data.pictures import read_pictures, square
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.features import META, FeatureMeta, Features, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
+from subspacelab.ownership import sole_writer
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("two_pictures_a_shard")
@@ -87,11 +88,13 @@ def test_more_than_one_in_a_hundred_is_an_error(source: Source, tmp_path: Path) 
     assert not (tmp_path / "out" / META).exists()
 
 
-def test_a_smaller_cache_leaves_no_shards_of_the_larger(source: Source, tmp_path: Path) -> None:
+def test_a_set_that_shrank_leaves_no_shards_of_the_larger(source: Source, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "in", 7)
     _cache(source, folder, tmp_path / "out")
-    assert _cache(source, folder, tmp_path / "out", limit=3).count == 3
-    _cache(source, folder, tmp_path / "fresh", limit=3)
+    for i in range(3, 7):
+        (folder / f"{i:03d}.png").unlink()
+    assert _cache(source, folder, tmp_path / "out").count == 3
+    _cache(source, folder, tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
@@ -128,3 +131,57 @@ def test_a_list_without_pictures_is_refused(source: Source, tmp_path: Path) -> N
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(ValueError, match="x.jsonl"):
         _cache(source, tmp_path / "x.jsonl", tmp_path / "out")
+
+
+def test_no_output_goes_into_the_pictures_or_the_checkpoint(source: Source, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", 3)
+    (tmp_path / "link").symlink_to(folder)
+    for out in (folder, folder / "features", tmp_path / "link", source.folder / "features"):
+        before = contents(folder)
+        with pytest.raises(ValueError, match="lies within, the input"):
+            _cache(source, folder, out)
+        assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "features-00000.safetensors", "meta.json", "job.json/x"])
+def test_a_folder_of_others_is_refused_by_name(source: Source, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "out" / name
+    place.parent.mkdir(parents=True)
+    place.write_text("mine")
+    with pytest.raises(ValueError, match=f"out: holds '{name.split('/')[0]}', no part of a feature cache") as e:
+        _cache(source, write_pictures(tmp_path / "in", 3), tmp_path / "out")
+    assert "\n" not in str(e.value)
+    assert contents(tmp_path / "out") == {name: b"mine"}
+
+
+def test_what_was_put_into_a_cache_is_refused_by_name(source: Source, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", 3)
+    _cache(source, folder, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    before = contents(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"holds 'notes.txt'"):
+        _cache(source, folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_link_is_written_through(source: Source, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "in", 3)
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")  # nothing there yet
+    _cache(source, folder, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert len(Features(tmp_path / "elsewhere")) == 3
+
+
+def test_a_second_writer_is_refused(source: Source, tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another command is writing there"):
+        _cache(source, write_pictures(tmp_path / "in", 3), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_training_on_a_damaged_cache(source: Source, tmp_path: Path) -> None:
+    _cache(source, write_pictures(tmp_path / "in", 5), tmp_path / "out")
+    shard = tmp_path / "out" / shard_name(1)
+    shard.write_bytes(shard.read_bytes()[:-16] + bytes(16))
+    with pytest.raises(ValueError, match=f"{shard_name(1)}: changed or damaged since it was cached; cache again"):
+        train_tiny(Features(tmp_path / "out"), tmp_path / "results")
+    assert not (tmp_path / "results").exists()

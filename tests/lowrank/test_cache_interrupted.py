@@ -1,6 +1,8 @@
 """What is computed when a cache is made again: after a break, a loss, or a change."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +72,18 @@ def test_a_complete_cache_is_not_computed_again(source: Source, tmp_path: Path, 
     assert contents(tmp_path / "out") == first
 
 
-@pytest.mark.parametrize("name", [shard_name(1), "pictures-00001.parquet"])
-def test_caching_again_mends_a_lost_or_truncated_shard(source: Source, tmp_path: Path, calls: Calls, name: str) -> None:
+def _zero(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 16] = bytes(16)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [shard_name(1), "pictures-00001.parquet", "features-00001.json"])
+def test_caching_again_mends_a_lost_or_damaged_shard(source: Source, tmp_path: Path, calls: Calls, name: str) -> None:
     folder = write_pictures(tmp_path / "in", 5)
     _cache(source, folder, tmp_path / "out")
     first = contents(tmp_path / "out")
-    for spoil in (Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-100])):
+    for spoil in (Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-100]), _zero):
         spoil(tmp_path / "out" / name)
         calls.count = 0
         _cache(source, folder, tmp_path / "out")
@@ -83,22 +91,61 @@ def test_caching_again_mends_a_lost_or_truncated_shard(source: Source, tmp_path:
         assert calls.count == 1
 
 
-def test_other_pictures_another_size_or_another_checkpoint_are_computed(
+@pytest.mark.parametrize("name", ["index.parquet", "meta.json"])
+def test_caching_again_mends_what_is_said_to_need_it(source: Source, tmp_path: Path, calls: Calls, name: str) -> None:
+    folder = write_pictures(tmp_path / "in", 5)
+    _cache(source, folder, tmp_path / "out")
+    first = contents(tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(b"junk")
+    calls.count = 0
+    _cache(source, folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == first
+    assert calls.count == 0
+
+
+def test_a_changed_picture_is_computed_and_more_pictures_are_added(
     source: Source, tmp_path: Path, calls: Calls
 ) -> None:
+    folder, out = write_pictures(tmp_path / "in", 6), tmp_path / "out"
+    cache_features(source, CachePlan(folder, image_size=56, limit=4), out, device=CPU)
+    (folder / "003.png").write_bytes(encoded_picture(np.random.default_rng(9)))
+    for limit, computed in ((4, 1), (6, 1), (None, 0)):
+        calls.count = 0
+        cache_features(source, CachePlan(folder, image_size=56, limit=limit), out, device=CPU)
+        assert calls.count == computed
+    _cache(source, folder, tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_another_job_in_the_folder_is_refused_with_both_names(source: Source, tmp_path: Path) -> None:
     folder, out = write_pictures(tmp_path / "in", 4), tmp_path / "out"
     _cache(source, folder, out)
-    (folder / "003.png").write_bytes(encoded_picture(np.random.default_rng(9)))
-    calls.count = 0
+    before = contents(out)
+    write_pictures(tmp_path / "others", 4, seed=1)
+    (tmp_path / "b").mkdir()
+    same = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "b" / source.name, seed=1)))
+    other = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "other", seed=1)))
+    plan = CachePlan(folder, image_size=56)
+    for model, asked, said in (
+        (source, replace(plan, image_size=84), "image_size=56, .* image_size=84"),
+        (source, replace(plan, limit=2), "limit=None, .* limit=2"),
+        (source, replace(plan, pictures=tmp_path / "others"), "pictures='.*/in', .* pictures='.*/others'"),
+        (other, plan, "model='tiny', .* model='other'"),
+        (same, plan, "weights='.*', .* weights='.*'"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a result of {said}; give another place") as e:
+            cache_features(model, asked, out, device=CPU)
+        assert "\n" not in str(e.value)
+        assert contents(out) == before
+
+
+def test_the_same_checkpoint_elsewhere_continues(source: Source, tmp_path: Path, calls: Calls) -> None:
+    folder, out = write_pictures(tmp_path / "in", 4), tmp_path / "out"
     _cache(source, folder, out)
-    assert calls.count == 1
-    cache_features(source, CachePlan(folder, image_size=84), out, device=CPU)
-    assert calls.count == 3
-    other = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "tiny", seed=1)))
-    cache_features(other, CachePlan(folder, image_size=84), out, device=CPU)
-    assert calls.count == 5
-    cache_features(other, CachePlan(folder, image_size=84), tmp_path / "fresh", device=CPU)
-    assert contents(out) == contents(tmp_path / "fresh")
+    moved = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "moved")))
+    calls.count = 0
+    cache_features(moved, CachePlan(folder, image_size=56), out, device=CPU)
+    assert (calls.count, Features(out).meta.model) == (0, "moved")
 
 
 def test_a_corrected_box_of_the_same_picture_is_taken_over(source: Source, tmp_path: Path) -> None:
@@ -110,15 +157,47 @@ def test_a_corrected_box_of_the_same_picture_is_taken_over(source: Source, tmp_p
     assert Features(tmp_path / "out").picture(1).bbox == pytest.approx((28, 28, 28, 28))
 
 
-def test_a_shard_half_replaced_is_not_taken_for_the_one_before(
+def test_a_refusal_in_mid_work_leaves_the_earlier_cache(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = write_pictures(tmp_path / "a", 4), write_pictures(tmp_path / "b", 4, seed=1)
-    _cache(source, first, tmp_path / "out")
-    expected = contents(tmp_path / "out")
+    folder, out = write_pictures(tmp_path / "in", 6), tmp_path / "out"
+    _cache(source, folder, out)
+    before = contents(out)
+    good = {i: (folder / f"{i:03d}.png").read_bytes() for i in (1, 5)}
+    (folder / "001.png").write_bytes(encoded_picture(np.random.default_rng(9)))
+    (folder / "005.png").write_bytes(good[5][:200])  # looks like a picture
+    with pytest.raises(ValueError, match="1 of 6 pictures cannot be read"):
+        _cache(source, folder, out)
+    assert {name: out.joinpath(name).read_bytes() for name in before} == before
+    assert len(Features(out)) == 6
+    for i, content in good.items():
+        (folder / f"{i:03d}.png").write_bytes(content)
+    _cache(source, folder, out)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_cache_killed_while_shards_are_replaced_continues_to_the_same_bytes(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    folder, out = write_pictures(tmp_path / "in", 4), tmp_path / "out"
+    _cache(source, folder, out)
+    write_pictures(folder, 4, seed=1)
+    _cache(source, folder, tmp_path / "fresh")
+    moves, move = [], os.replace
+
+    def kill(made: Path, place: Path) -> None:
+        if Path(made).parent.name == "pending":
+            moves.append(made)
+            if len(moves) == call:
+                raise KeyboardInterrupt
+        move(made, place)
+
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_write_pictures", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(cache.os, "replace", kill)
         with pytest.raises(KeyboardInterrupt):
-            _cache(source, second, tmp_path / "out")
-    _cache(source, first, tmp_path / "out")
-    assert contents(tmp_path / "out") == expected
+            _cache(source, folder, out)
+    with pytest.raises(ValueError, match="no feature cache there"):
+        Features(out)
+    _cache(source, folder, out)
+    assert contents(out) == contents(tmp_path / "fresh")

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from tests.lowrank.caches import write_random_cache
+from tests.lowrank.trainings import contents
 
 from subspacelab.cli import main
 from subspacelab.files import read_json
 from subspacelab.lowrank import commands, handlog
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
+from subspacelab.ownership import MANIFEST
 
 PICTURES = {"train_val_loss_comparison.png", "loss_curves.png", "error_heatmap.png", "B_row_norms.png"}
 MODEL = {"best_model.safetensors", "best_model.json", "best_state.safetensors", "last.safetensors", "history.json"}
@@ -126,14 +128,43 @@ def test_comparing_and_seeing(place: Path, capsys: pytest.CaptureFixture) -> Non
     for method in ("SVD", "MLP", "Sketch", "PCA basis", "random sketch"):
         assert method in said
     comparison = place / "results" / "comparison"
-    assert {path.name for path in comparison.iterdir()} == {"comparison.csv", "metrics.json", "svd_nn_comparison.png"}
+    written = {"comparison.csv", "metrics.json", "svd_nn_comparison.png"}
+    assert {path.name for path in comparison.iterdir()} == written | {MANIFEST}
     assert run("compare", *common, "--arch", "MLP", "--arch", "Sketch", "--raw-inputs", "--output-dir", "raw") == 0
     assert read_json(place / "raw" / "metrics.json")["normalisation"] == "none"
     capsys.readouterr()
     assert run("visualize", *common, "--image-idx", "1", "--channels", "2") == 0
     names = ["channels_1.png", "errors_1.png", "overlay_1.png", "rank_curve.png"]
     assert capsys.readouterr().out.split() == [f"results/pictures/{name}" for name in names]
-    assert {path.name for path in (place / "results" / "pictures").iterdir()} == {*names, "rank_curve.json"}
+    assert {path.name for path in (place / "results" / "pictures").iterdir()} == {*names, "rank_curve.json", MANIFEST}
+
+
+def test_a_report_replaces_its_own_files_only(place: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train("--arch", "Sketch") == 0
+    common = ("--features", "features", "--rank", "4", "--no-track")
+    for command, picture in (("compare", "svd_nn_comparison.png"), ("visualize", "rank_curve.png")):
+        assert run(command, *common, "--output-dir", "own") == 0
+        before = contents(place / "own")
+        for refused, words in (
+            (
+                (*common, "--arch", "Sketch", "--output-dir", "own"),
+                "own: holds a result of arch=[], this one",
+            ),
+            ((*common, "--output-dir", "features"), "features: is, or lies within, the input features"),
+            ((*common, "--output-dir", "results/Sketch"), "is, or lies within, the input results/Sketch"),
+        ):
+            capsys.readouterr()
+            assert run(command, *refused) == 1
+            assert words in capsys.readouterr().err
+        assert contents(place / "own") == before
+        (place / "theirs").mkdir(exist_ok=True)
+        (place / "theirs" / picture).write_text("mine")
+        assert run(command, *common, "--output-dir", "theirs") == 1
+        assert f"theirs/{picture}: not written by this command" in capsys.readouterr().err
+        assert (place / "theirs" / picture).read_text() == "mine"
+    # A second picture stands beside the first, and what both have is written again.
+    assert run("visualize", *common, "--image-idx", "1", "--output-dir", "own") == 0
+    assert {"channels_0.png", "channels_1.png"} <= contents(place / "own").keys()
 
 
 @pytest.mark.parametrize("command", ["train", "compare", "visualize"])
@@ -151,6 +182,7 @@ def test_a_folder_without_a_cache_is_one_line(command: str, capsys: pytest.Captu
         (["--rank", "13"], "rank: 13 of a [16, 12] matrix"),
         (["--dropout", "1"], "dropout must lie in [0, 1)"),
         (["--normalisation", "batch"], "train.normalisation"),
+        (["--seed", str(10**30)], "seed: 1000000000000000000000000000000 is not between"),
         (["--use-rank-allocator", "--arch", "AdaLoRA"], "do not fit into the 10 steps"),
         (["--resume"], "nothing to resume"),
     ],

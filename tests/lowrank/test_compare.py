@@ -145,7 +145,7 @@ def test_one_scale_for_all_changes_no_cosine_of_the_svd(features: Features, resu
         ({"normalisation": {"kind": "rms", "scale": 7.0}}, "MLP: its normalisation differs from that of ResMLP"),
         ({"rank": 5}, "MLP: weights and best_model.json do not fit"),
         ({"arch": "Sketch"}, "MLP: weights and best_model.json do not fit"),
-        ({"normalisation": {"colour": 1}}, "best_model.json: does not describe a model"),
+        ({"normalisation": {"colour": 1}}, "best_model.json.normalisation.colour: no such key"),
     ],
 )
 def test_models_that_share_no_measure_are_refused(features: Features, copied: Path, changed: dict, said: str) -> None:

@@ -75,7 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no_meta": (lambda folder: (folder / META).unlink(), "no feature cache there (meta.json is missing)"),
     "broken_meta": (lambda folder: (folder / META).write_text("{"), f"{META}: not valid JSON"),
     "list_for_meta": (lambda folder: (folder / META).write_text("[]"), f"{META}: not the meta.json of a feature"),
-    "unknown_field": (_edit_meta(colour="red"), "unexpected keyword argument 'colour'"),
+    "unknown_field": (_edit_meta(colour="red"), "meta.json.colour: no such key, got 'red'"),
     "other_count": (_edit_meta(count=25), f"{INDEX} has 24 rows, {META} says 25"),
     "other_width": (_edit_meta(dim=13), "F32 [8, 16, 12] does not fit meta.json"),
     "other_tokens": (_edit_meta(tokens=25), "F32 [8, 16, 12] does not fit meta.json"),

@@ -7,12 +7,17 @@ import torch
 from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import ALLOCATOR, RANK, SEED, settings_of, train_tiny
 
+from subspacelab.devices import compiled_or_eager
+from subspacelab.distributed import Processes
 from subspacelab.files import read_json
+from subspacelab.lowrank import trainer
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.config import ContinueLowrankConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.splits import split_rows
 from subspacelab.lowrank.state import load_model
+from subspacelab.lowrank.statistics import feature_statistics
+from subspacelab.lowrank.trainer import require_even_shares
 from subspacelab.params import validate
 
 KEYS = {"epoch", "train_loss", "train_mse", "learning_rate", "val_mse", "val_cosine"}
@@ -131,6 +136,68 @@ def test_a_training_that_diverges_in_its_last_step_says_so_too(features: Feature
     with pytest.raises(ValueError, match=r"MLP diverged.*lower lr \(1e\+30") as e:
         train_tiny(features, tmp_path, "MLP", lr=1e30, batch_size=100, epochs=1)  # one step: its gradient is finite
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_pictures", "num_processes"), [(8, 100, 16), (6, 100, 4), (4, 3, 4), (1, 100, 2)]
+)
+def test_processes_that_would_share_unevenly_are_refused_with_the_numbers(
+    batch_size: int, num_pictures: int, num_processes: int
+) -> None:
+    said = f"batch_size: {batch_size} pictures of {num_pictures} .* do not divide by {num_processes} processes"
+    with pytest.raises(ValueError, match=said):
+        require_even_shares(batch_size, num_pictures, num_processes)
+
+
+def test_processes_that_share_evenly_are_not() -> None:
+    require_even_shares(7, 2, 1)
+    require_even_shares(8, 100, 4)
+
+
+def test_sixteen_processes_train_nothing_and_say_so(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "processes", lambda cpu: Processes(0, 16))
+    with pytest.raises(ValueError, match="do not divide by 16 processes"):
+        train_tiny(features, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_processes_decide_by_the_main_ones_validation(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = iter([3.0, 2.0, 2.5, 2.6])
+    monkeypatch.setattr(Processes, "from_main", lambda self, value: value | {"val_mse": next(heard)})
+    progress = train_tiny(features, tmp_path, "MLP", epochs=9, patience=2).progress
+    assert (progress.best_epoch, progress.epoch) == (2, 4)
+    assert [entry["val_mse"] for entry in progress.history] == [3.0, 2.0, 2.5, 2.6]
+
+
+def test_float64_sums_are_where_float64_is(features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(features, "train")
+    on_cpu, for_mps = (feature_statistics(features, rows, "rms", torch.device(d)) for d in ("cpu", "mps"))
+    assert torch.equal(on_cpu.basis, for_mps.basis)
+    asked = []
+    monkeypatch.setattr(trainer, "float64_place", lambda device: asked.append(device) or torch.device("cpu"))
+    train_tiny(features, tmp_path, epochs=1)
+    assert asked == [torch.device("cpu")]
+
+
+def test_a_gpu_without_a_compiler_trains_eagerly_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def compile(function):
+        def fail(*_: object) -> None:
+            raise RuntimeError("Failed to find C compiler.\nPlease set CC.")
+
+        return fail
+
+    model = torch.nn.Identity()
+    monkeypatch.setattr(torch, "compile", compile)
+    assert compiled_or_eager(model, torch.device("cpu")) is model
+    err = capsys.readouterr().err
+    assert "torch.compile does not work here (Failed to find C compiler. Please set CC.)" in err
+    assert err.count("\n") == 1
 
 
 def test_rank_and_architecture_are_checked_first(features: Features, tmp_path: Path) -> None:

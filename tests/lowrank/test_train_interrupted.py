@@ -8,6 +8,8 @@ from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, killed_in, train_tiny
 
 from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.train import resume_training
+from subspacelab.ownership import sole_writer
 
 jobs = pytest.mark.parametrize(("arch", "given"), JOBS, ids=JOB_NAMES)
 
@@ -59,30 +61,93 @@ def test_a_finished_training_is_left_as_it_is(
     assert again.progress == first.progress
 
 
-@pytest.mark.parametrize("changed", [{"lr": 2e-3}, {"seed": 4}, {"rank": RANK + 1}, {"epochs": 2}, {"lambda_B": 0.1}])
-def test_the_state_of_another_training_is_not_continued(
-    features: Features, tmp_path: Path, changed: dict[str, Any]
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"lr": 2e-3}, "lr=0.001, .* lr=0.002"),
+        ({"seed": 4}, "seed=3, .* seed=4"),
+        ({"rank": RANK + 1}, "rank=4, .* rank=5"),
+        ({"epochs": 2}, "epochs=3, .* epochs=2"),
+        ({"lambda_B": 0.1}, "lambda_B=0.0001, .* lambda_B=0.1"),
+    ],
+)
+def test_another_training_in_the_folder_is_refused_with_both_settings(
+    features: Features, tmp_path: Path, changed: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(Killed):
-        train_tiny(features, tmp_path / "mixed", log=kill_at(2))
-    mixed = train_tiny(features, tmp_path / "mixed", **changed)
-    assert contents(mixed.folder) == contents(train_tiny(features, tmp_path / "alone", **changed).folder)
+        train_tiny(features, tmp_path, log=kill_at(1))
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"Sketch: holds a result of {said}; give another place") as e:
+        train_tiny(features, tmp_path, **changed)
+    assert "\n" not in str(e.value)
+    assert contents(tmp_path) == before
 
 
-def test_features_that_changed_are_trained_on_from_the_start(tmp_path: Path) -> None:
-    one = write_random_cache(tmp_path / "one")
-    other = write_random_cache(tmp_path / "other", count=27)
-    with pytest.raises(Killed):
-        train_tiny(one, tmp_path / "mixed", log=kill_at(2))
-    mixed = train_tiny(other, tmp_path / "mixed")
-    assert contents(mixed.folder) == contents(train_tiny(other, tmp_path / "alone").folder)
+def test_a_training_on_other_features_is_refused(tmp_path: Path) -> None:
+    one, other = write_random_cache(tmp_path / "one"), write_random_cache(tmp_path / "other", count=27)
+    before = contents(train_tiny(one, tmp_path / "results", epochs=1).folder)
+    with pytest.raises(ValueError, match="Sketch: trained on other features than those in .*other; choose another"):
+        train_tiny(other, tmp_path / "results", epochs=1)
+    assert contents(tmp_path / "results" / "Sketch") == before
 
 
-def test_a_broken_state_is_named(features: Features, tmp_path: Path) -> None:
-    result = train_tiny(features, tmp_path, epochs=1)
-    model = (result.folder / "best_model.safetensors").read_bytes()
-    for content in (b"not a state", model):
-        (result.folder / "last.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match=r"last\.safetensors") as e:
-            train_tiny(features, tmp_path, epochs=1)
-        assert "\n" not in str(e.value)
+@pytest.mark.parametrize("name", ["notes.txt", "best_model.safetensors", "loss_curves.png"])
+def test_a_folder_of_others_is_refused_by_name(features: Features, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "Sketch" / name
+    place.parent.mkdir()
+    place.write_text("mine")
+    with pytest.raises(ValueError, match=f"Sketch: holds '{name}', no part of a training that can be continued"):
+        train_tiny(features, tmp_path)
+    assert contents(tmp_path) == {f"Sketch/{name}": b"mine"}
+
+
+def test_results_do_not_go_into_the_features(tmp_path: Path) -> None:
+    features = write_random_cache(tmp_path / "cache")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="lies within, the input"):
+        train_tiny(features, tmp_path / "cache")
+    assert contents(tmp_path) == before
+
+
+def test_a_second_writer_is_refused(features: Features, tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "Sketch"), pytest.raises(ValueError, match="another command is writing there"):
+        train_tiny(features, tmp_path)
+    assert not (tmp_path / "Sketch").exists()
+
+
+def _flip(content: bytes) -> bytes:
+    """One bit of the last tensor."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "best_state.safetensors"])
+@pytest.mark.parametrize(
+    "spoil", [_flip, lambda _: b"not a state", lambda content: content.replace(b"steps", b"stepz")]
+)
+def test_a_damaged_state_is_named_and_nothing_changes(
+    features: Features, tmp_path: Path, name: str, spoil: Any
+) -> None:
+    folder = train_tiny(features, tmp_path, epochs=1).folder
+    (folder / name).write_bytes(spoil((folder / name).read_bytes()))
+    before = contents(folder)
+    with pytest.raises(ValueError, match=name) as e:
+        resume_training(features, tmp_path, arch="Sketch", epochs=1, device="cpu")
+    assert "\n" not in str(e.value)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["best_model.safetensors", "best_model.json", "history.json"])
+def test_what_a_finished_training_has_left_is_mended(features: Features, tmp_path: Path, name: str) -> None:
+    folder = train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random").folder
+    before = contents(folder)
+    for content in (b"junk", _flip(before[name])):
+        (folder / name).write_bytes(content)
+        train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random")
+        assert contents(folder) == before
+
+
+def test_a_model_is_no_state(features: Features, tmp_path: Path) -> None:
+    folder = train_tiny(features, tmp_path, epochs=1).folder
+    (folder / "last.safetensors").write_bytes((folder / "best_model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"last\.safetensors: not a training's state"):
+        train_tiny(features, tmp_path, epochs=1)

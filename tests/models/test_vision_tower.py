@@ -16,7 +16,7 @@ from subspacelab.data.patches import patchify
 from subspacelab.demo.model import build_model
 from subspacelab.demo.tokenizer import build_tokenizer
 from subspacelab.models.qwen_vl import QwenVLSizes, load_qwen_vl, save_qwen_vl
-from subspacelab.models.vision_tower import PROCESSOR_NAME, VisionTower, load_vision_tower
+from subspacelab.models.vision_tower import NESTED_PROCESSOR_NAME, PROCESSOR_NAME, VisionTower, load_vision_tower
 
 SIZES = QwenVLSizes(16, 2, 2, 16, 32, 2, 2, 32)
 CPU = torch.device("cpu")
@@ -137,13 +137,71 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
         _tower(write_tiny_qwen_vl(tmp_path, tensors=tensors))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("image_mean", [0.5, 0.5, 0.5]), ("image_std", [1, 1, 1]), ("patch_size", 16), ("merge_size", 4)]
-)
+PROCESSOR_FAULTS = [("image_mean", [0.5, 0.5, 0.5]), ("image_std", [1, 1, 1]), ("patch_size", 16), ("merge_size", 4)]
+PROCESSOR_FAULTS += [("temporal_patch_size", 1), ("do_normalize", False), ("rescale_factor", 1.0)]
+
+
+@pytest.mark.parametrize(("key", "value"), PROCESSOR_FAULTS)
 def test_a_processor_with_other_settings_is_refused(saved: Path, tmp_path: Path, key: str, value: object) -> None:
     folder = tmp_path / "other"
     shutil.copytree(saved, folder)
     settings = json.loads((folder / PROCESSOR_NAME).read_text())
     (folder / PROCESSOR_NAME).write_text(json.dumps(settings | {key: value}))
-    with pytest.raises(ValueError, match=f"{PROCESSOR_NAME}: {key} is .* is supported"):
+    with pytest.raises(ValueError, match=f"/{PROCESSOR_NAME}: {key} is .* is supported"):
         _tower(folder)
+    # transformers 5 looks into the other file first.
+    (folder / NESTED_PROCESSOR_NAME).write_text(json.dumps({"image_processor": settings}))
+    _tower(folder)
+    (folder / PROCESSOR_NAME).write_text(json.dumps(settings))
+    (folder / NESTED_PROCESSOR_NAME).write_text(json.dumps({"image_processor": settings | {key: value}}))
+    with pytest.raises(ValueError, match=f"/{NESTED_PROCESSOR_NAME}: {key} is .* is supported"):
+        _tower(folder)
+    (folder / NESTED_PROCESSOR_NAME).write_text(json.dumps({"processor_class": "Qwen2_5_VLProcessor"}))
+    _tower(folder)
+
+
+@pytest.mark.parametrize("settings", [{"min_pixels": 4000}, {"size": {"shortest_edge": 4000}}, {"max_pixels": 3000}])
+def test_a_size_that_the_processor_would_change_is_refused(saved: Path, tmp_path: Path, settings: dict) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(saved, folder)
+    (folder / PROCESSOR_NAME).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="image_size 56 has 3136; choose another image_size"):
+        load_vision_tower(resolve_reference(str(folder)), CPU, 56)
+    load_vision_tower(resolve_reference(str(folder)), CPU)
+
+
+def test_a_weight_without_a_place_is_named(tmp_path: Path) -> None:
+    for name in ("visual.merger.extra.weight", "visual.blocks.1.attn.q_norm.weight"):
+        tensors = tiny_qwen_vl_tensors() | {name: torch.ones(5)}
+        with pytest.raises(ValueError, match=rf"{name} has no place in the tower \(1 such weights\)"):
+            _tower(write_tiny_qwen_vl(tmp_path, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("depth", 10**9, "config.json says 1000000000 blocks of the tower, the files hold 2"),
+        ("depth", 1, "config.json says 1 blocks of the tower, the files hold 2"),
+        ("hidden_size", 2**20, "shape .*, config.json says"),
+        ("intermediate_size", 2**40, "shape .*, config.json says"),
+        ("out_hidden_size", 2**40, "shape .*, config.json says"),
+        ("window_size", 2**40, "window_size 1099511627776 is not from 28"),
+        ("num_heads", 5, "5 heads of the tower do not share 32"),
+        ("patch_size", 16, "patch_size is 16, only 14 is supported"),
+        ("depth", "many", "describes no vision tower"),
+    ],
+)
+def test_declared_sizes_are_checked_before_memory_is_asked_for(
+    tmp_path: Path, key: str, value: object, said: str
+) -> None:
+    folder = write_tiny_qwen_vl(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"][key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said) as e:
+        _tower(folder)
+    assert "\n" not in str(e.value)
+
+
+def test_features_of_a_float64_checkpoint_are_stored_in_float32(tmp_path: Path) -> None:
+    assert _tower(write_tiny_qwen_vl(tmp_path, dtype=torch.float64)).features(_images(1)).dtype == torch.float32

@@ -1,15 +1,16 @@
 """Pictures with a question and a box, in the parquet schema of textVQA_groundingtask_bbox."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
+from subspacelab.data.decoding import decode_rgb
 from subspacelab.files import write_beside
 
 SCHEMA = pa.schema(
@@ -22,6 +23,11 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
+MAX_EXPANSION = 1000
+"""Times that a column may unpack beyond its bytes in the file, and the most values per row of a column of lists: a
+picture packs two to a hundred times, and what unpacks to gigabytes from some bytes is no data set."""
+SMALL_BYTES = 1 << 26
+"""What a column may unpack to, however few its bytes in the file."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,7 @@ class GroundingRow:
 
     def image(self) -> Image.Image:
         """The picture in RGB; bytes that are none are a ValueError that names the row."""
-        try:
-            return Image.open(BytesIO(self.image_bytes)).convert("RGB")
-        except (UnidentifiedImageError, OSError) as e:
-            raise ValueError(f"row {self.dataset_id}: its picture cannot be read ({e}); restore the data set") from e
+        return decode_rgb(self.image_bytes, f"row {self.dataset_id}")
 
 
 def write_grounding(path: Path, rows: Iterable[GroundingRow], *, rows_per_group: int = 100) -> int:
@@ -73,14 +76,22 @@ def read_grounding(path: Path, *, limit: int | None = None, batch_rows: int = 32
         raise ValueError(f"limit: {limit} must be at least 1; leave it out to read every row")
     left = limit
     for file in grounding_files(path):
+        _check_columns(file, pq.read_schema(file).names)
+        for number, record in enumerate(_records(file, batch_rows), 1):
+            yield _row(file, number, record)
+            left = None if left is None else left - 1
+            if left == 0:
+                return
+
+
+def _records(file: Path, batch_rows: int) -> Iterator[dict[str, Any]]:
+    """Rows as they stand, a batch in memory at a time."""
+    try:
         with pq.ParquetFile(file) as parquet:
-            _check_columns(file, parquet.schema_arrow.names)
             for batch in parquet.iter_batches(batch_rows, columns=list(COLUMNS)):
-                for record in batch.to_pylist():
-                    yield _row(file, record)
-                    left = None if left is None else left - 1
-                    if left == 0:
-                        return
+                yield from batch.to_pylist()
+    except (OSError, ValueError, ArithmeticError, pa.ArrowException) as e:  # pages, text and dates that are damaged
+        raise ValueError(f"{file}: damaged ({str(e).splitlines()[0]}); restore it") from e
 
 
 def grounding_files(path: Path) -> list[Path]:
@@ -89,11 +100,29 @@ def grounding_files(path: Path) -> list[Path]:
     if not files or not all(f.is_file() for f in files):
         raise ValueError(f"{path}: no parquet file there; pass a .parquet file or a folder that holds some")
     for file in files:
-        try:
-            pq.read_metadata(file)
-        except pa.ArrowInvalid as e:
-            raise ValueError(f"{file}: not a parquet file ({str(e).splitlines()[0]}); restore it") from e
+        require_bounded(file, COLUMNS)
     return files
+
+
+def require_bounded(file: Path, columns: Sequence[str]) -> int:
+    """Rows of a parquet file; ValueError if it is none, or if `columns` unpack to more than such a file holds."""
+    try:
+        found = pq.read_metadata(file)
+    except (pa.ArrowException, OSError) as e:
+        raise ValueError(f"{file}: not a parquet file ({str(e).splitlines()[0]}); restore it") from e
+    size, rows = file.stat().st_size, int(found.num_rows)
+    for group in (found.row_group(i) for i in range(found.num_row_groups)):
+        for column in (group.column(i) for i in range(group.num_columns)):
+            if column.path_in_schema.partition(".")[0] not in columns:
+                continue
+            unpacked, values = column.total_uncompressed_size, column.num_values
+            too_large = unpacked > max(SMALL_BYTES, MAX_EXPANSION * column.total_compressed_size)
+            if too_large or values > MAX_EXPANSION * group.num_rows or rows > size:
+                raise ValueError(
+                    f"{file}: {column.path_in_schema!r} unpacks to {values} values and {unpacked} bytes in {rows} rows,"
+                    f" from a file of {size} bytes; it is damaged, or made to fill the memory: restore it"
+                )
+    return rows
 
 
 def count_grounding(path: Path) -> int:
@@ -117,19 +146,40 @@ def _record(row: GroundingRow) -> dict[str, Any]:
     }
 
 
-def _row(file: Path, record: dict[str, Any]) -> GroundingRow:
-    name, box, answer = str(record["dataset_id"]), record["bbox"], record["answer"]
-    if box is None or len(box) != 4:
-        raise ValueError(f"{file}: row {name}: bbox {box} is not [x, y, width, height]; correct or drop the row")
-    x, y, width, height = (float(v) for v in box)
-    image = record["image"]
-    if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
-        raise ValueError(f"{file}: row {name}: no bytes in 'image'; put the picture itself there or drop the row")
+class _Image(BaseModel):
+    bytes: bytes
+    path: str | None = None
+
+
+class _Record(BaseModel):
+    """A row as its file has it, its numbers as numbers."""
+
+    image: _Image
+    question: str
+    answer: str | list[str]
+    dataset_id: str | int
+    bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+
+
+def _row(file: Path, number: int, record: dict[str, Any]) -> GroundingRow:
+    try:
+        row = _Record.model_validate(record | {"bbox": _as_tuple(record["bbox"])}, strict=True)
+    except ValidationError as e:
+        problem = e.errors()[0]
+        where, got = ".".join(map(str, problem["loc"])), repr(problem["input"])[:80]
+        raise ValueError(
+            f"{file}: row {number} ({str(record['dataset_id'])[:80]!r}): {where}: {problem['msg']}, got {got};"
+            " correct or drop the row"
+        ) from e
     return GroundingRow(
-        image_bytes=image["bytes"],
-        image_path=image.get("path") or "",
-        question=record["question"],
-        answers=(answer,) if isinstance(answer, str) else tuple(answer),
-        dataset_id=name,
-        bbox=(x, y, width, height),
+        image_bytes=row.image.bytes,
+        image_path=row.image.path or "",
+        question=row.question,
+        answers=(row.answer,) if isinstance(row.answer, str) else tuple(row.answer),
+        dataset_id=str(row.dataset_id),
+        bbox=row.bbox,
     )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

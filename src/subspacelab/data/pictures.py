@@ -2,22 +2,22 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
+from subspacelab.data.decoding import decode_rgb, has_known_format, picture_suffixes
 from subspacelab.data.grounding import count_grounding, read_grounding
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 Box = tuple[float, float, float, float]
 
@@ -50,11 +50,11 @@ class SquarePicture:
 
 
 def square(picture: Picture, size: int) -> SquarePicture:
-    """Decodes to RGB and resizes to `size` x `size` by LANCZOS; bytes that are no picture are a ValueError."""
-    try:
-        image = Image.open(BytesIO(picture.image_bytes)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:  # what Pillow's decoders raise
-        raise ValueError(f"{picture.dataset_id}: not a picture that can be read ({e})") from e
+    """Decodes to RGB and resizes to `size` x `size` by LANCZOS; bytes that are no picture are a ValueError.
+
+    A box counts in the pixels of the upright picture, as people see it.
+    """
+    image = decode_rgb(picture.image_bytes, picture.dataset_id)
     x_scale, y_scale = size / image.width, size / image.height
     pixels = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.LANCZOS)))
     if picture.bbox is None:
@@ -65,11 +65,7 @@ def square(picture: Picture, size: int) -> SquarePicture:
 
 def looks_like_a_picture(picture: Picture) -> bool:
     """Whether the first bytes are those of a format that is known; the rest is not decoded."""
-    try:
-        Image.open(BytesIO(picture.image_bytes)).close()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
-    return True
+    return has_known_format(picture.image_bytes)
 
 
 def read_pictures(path: Path, *, limit: int | None = None) -> Iterator[Picture]:
@@ -84,7 +80,7 @@ def read_pictures(path: Path, *, limit: int | None = None) -> Iterator[Picture]:
     if path.suffix == ".jsonl":
         found = _read_jsonl(path)
     elif _is_plain_folder(path):
-        found = (Picture(file.relative_to(path).as_posix(), file.read_bytes()) for file in _picture_files(path))
+        found = (Picture(_id(file.relative_to(path).as_posix()), file.read_bytes()) for file in _picture_files(path))
     else:
         found = (Picture(row.dataset_id, row.image_bytes, row.bbox) for row in read_grounding(path))
     return islice(found, limit)
@@ -107,11 +103,31 @@ def _is_plain_folder(path: Path) -> bool:
     return path.is_dir() and not (any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")))
 
 
+def skipped_files(path: Path) -> Counter[str]:
+    """Suffix to number of the files in a plain folder that are not taken for pictures; nothing for all else."""
+    files = path.rglob("*") if _is_plain_folder(path) else ()
+    suffixes = (file.suffix.lower() for file in files if file.is_file())
+    return Counter(suffix for suffix in suffixes if suffix not in picture_suffixes())
+
+
+def describe_skipped(skipped: Counter[str]) -> str:
+    """E.g. `3 files (2 .txt, 1 without a suffix)`."""
+    kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in skipped.most_common())
+    return f"{skipped.total()} files ({kinds})"
+
+
 def _picture_files(path: Path) -> list[Path]:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in picture_suffixes() and file.is_file())
     if not files:
-        raise ValueError(f"{path}: neither parquet files nor pictures ({', '.join(SUFFIXES)}) in it")
+        skipped = skipped_files(path)
+        others = f"; its {describe_skipped(skipped)} are of no format that is read" if skipped else ""
+        raise ValueError(f"{path}: neither parquet files nor pictures (.png, .jpg, ...) in it{others}")
     return files
+
+
+def _id(name: str) -> str:
+    """A file's name as text: the system allows bytes in it that are none."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -119,38 +135,66 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; pass a parquet file or folder, a .jsonl, or a folder of pictures")
     try:
-        lines = enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
+        lines = enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1)
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not UTF-8 text (byte {e.start}); convert it") from e
     return [(number, line) for number, line in lines if line.strip()]
+
+
+class _Row(BaseModel):
+    """A line of a JSONL."""
+
+    image: str | Annotated[list[str], Field(min_length=1)]
+    """A path beside the file, or a list of which the first is taken."""
+    response: Any = None
+    """What may hold a box."""
+
+    @property
+    def name(self) -> str:
+        return self.image if isinstance(self.image, str) else self.image[0]
+
+
+_CORNERS = TypeAdapter(tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat])
 
 
 def _read_jsonl(path: Path) -> Iterator[Picture]:
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-            name = row["image"][0] if isinstance(row["image"], list) else row["image"]
-            file = path.parent / name
-        except (json.JSONDecodeError, RecursionError, KeyError, IndexError, TypeError) as e:
-            raise ValueError(f"{where}: expected an object with 'image' and 'response' ({e!r}); correct it") from e
+            row = _Row.model_validate(json.loads(line), strict=True)
+        except ValidationError as e:
+            reason = f"{'.'.join(map(str, e.errors()[0]['loc']))} {e.errors()[0]['msg']}".strip()
+            raise ValueError(f"{where}: expected an object with 'image' and 'response' ({reason}); correct it") from e
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{where}: expected an object with 'image' and 'response' ({e}); correct it") from e
+        yield Picture(_id(row.name), _file_beside(path, row.name, where).read_bytes(), _box(row.response, where))
+
+
+def _file_beside(path: Path, name: str, where: str) -> Path:
+    """The picture that a line of `path` names; ValueError if there is none, or it lies elsewhere."""
+    file = path.parent / name
+    try:
         if "\0" in name or Path(name).is_absolute() or not file.resolve().is_relative_to(path.parent.resolve()):
             raise ValueError(f"{where}: picture {name!r} lies outside {path.parent}; put it beside the file")
-        if not file.is_file():
-            raise ValueError(f"{where}: no picture {name!r} in {path.parent}; restore it or drop the line")
-        yield Picture(name, file.read_bytes(), _box(row.get("response"), where))
+        found = file.is_file()
+    except (OSError, UnicodeEncodeError):  # a name that no file can have
+        found = False
+    if not found:
+        raise ValueError(f"{where}: no picture {name!r} in {path.parent}; restore it or drop the line")
+    return file
 
 
 def _box(response: Any, where: str) -> Box | None:
     """The box x, y, width, height of a response that holds one, or None."""
     try:
         content = json.loads(response) if isinstance(response, str) else response
-        corners = content["bbox_2d"] if isinstance(content, dict) else None
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, RecursionError):  # words, and not JSON
         return None
+    corners = content.get("bbox_2d") if isinstance(content, dict) else None
     if corners is None:
         return None
-    if not isinstance(corners, list) or len(corners) != 4 or not all(isinstance(v, int | float) for v in corners):
-        raise ValueError(f"{where}: bbox_2d {corners!r} is not [x1, y1, x2, y2]; correct it")
-    x1, y1, x2, y2 = (float(v) for v in corners)
+    try:
+        x1, y1, x2, y2 = _CORNERS.validate_json(json.dumps(corners), strict=True)
+    except ValidationError as e:
+        raise ValueError(f"{where}: bbox_2d {corners!r} is not [x1, y1, x2, y2]; correct it") from e
     return x1, y1, x2 - x1, y2 - y1

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -11,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from PIL import Image
+from pydantic import BaseModel, ValidationError
 
 from subspacelab.checkpoints import Source, write_tensors
 from subspacelab.data.pictures import (
@@ -22,15 +26,19 @@ from subspacelab.data.pictures import (
     square,
 )
 from subspacelab.distributed import processes
-from subspacelab.files import read_json, remove_partials, sha256_file, write_beside, write_json
+from subspacelab.files import read_json, remove_folder, remove_partials, sha256_file, write_beside, write_json
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
+from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.reports.progress import progress_bar
 
 Log = Callable[[Mapping[str, float], int], None]
 SHARD_PICTURES = 64
 UNREADABLE_SHARE = 0.01  # more than this is an error: it is the wrong path, or a broken data set
 JPEG_QUALITY = 90  # of the pictures kept for looking at
+JOB = "job.json"  # what the cache is made of: by it the folder is known to be ours
+PENDING = "pending"  # shards that are made, until all are: an earlier cache stays whole meanwhile
+_OWN = re.compile(rf"{JOB}|{PENDING}|{META}|{INDEX}|features-\d{{5,}}\.(json|safetensors)|pictures-\d{{5,}}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,26 @@ class CachePlan:
     """Only the first pictures."""
     batch_size: int = 8
     """Pictures per pass of the tower."""
+    name: str | None = None
+    """Of the pictures, by which a cache of others is told from one of these; their path from the cache if left out."""
+
+
+class _Entry(BaseModel):
+    dataset_id: str
+    sha256: str
+
+
+class _Record(BaseModel):
+    """What a shard holds; written last, so that with it the shard is complete."""
+
+    made_from: str
+    """Digest of the weights, the size and the pictures."""
+    entries: list[_Entry]
+    """The pictures in it, row by row."""
+    unreadable: list[str]
+    """Those that were left out."""
+    digests: dict[str, str]
+    """Its files' SHA-256; no files if no picture could be read."""
 
 
 def cache_features(
@@ -52,35 +80,90 @@ def cache_features(
 ) -> FeatureMeta:
     """Writes the merged tokens of every picture to shards, with the pictures beside them, index.parquet and meta.json.
 
-    Complete shards of the same checkpoint, size and pictures are kept. Started by `accelerate launch`, the processes
-    share the shards. A picture that cannot be read is left out and reported; more than 1 % of them is a ValueError,
-    as is an image size that is no multiple of 28.
+    Whole shards of the same pictures are kept. An earlier cache of the same checkpoint, pictures and settings is
+    replaced when all is made; a folder that holds anything else is a ValueError. Started by `accelerate launch`, the
+    processes share the shards. A picture that cannot be read is left out and reported; more than 1 % of them is a
+    ValueError, as is an image size that is no multiple of 28.
     """
     if plan.image_size < 28 or plan.image_size % 28:
         raise ValueError(f"image_size: {plan.image_size} is not a multiple of 28; 448 gives 256 tokens")
     if plan.batch_size < 1:
         raise ValueError(f"batch_size: {plan.batch_size} must be at least 1")
+    require_apart(output_dir, [plan.pictures, source.folder])
     group = processes(cpu=device.type == "cpu")
     total = count_pictures(plan.pictures, limit=plan.limit)
     _require_pictures(plan, total)
-    tower = load_vision_tower(source, device)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if group.is_main:
-        (output_dir / META).unlink(missing_ok=True)
-    identity = f"{_identity(source)} {plan.image_size}"
-    with progress_bar("vision features", total=total, unit="pictures") as advance:
-        for number, pictures in enumerate(_shards(plan)):
-            if number % group.count == group.rank:
-                _cache_shard(output_dir, number, pictures, tower, plan, identity)
-            advance(len(pictures))
-    group.wait()
-    if group.is_main:
-        _finish(output_dir, -(-total // SHARD_PICTURES), source, plan)
-    group.wait()
-    meta = FeatureMeta(**json.loads((output_dir / META).read_text()))
+    tower = load_vision_tower(source, device, plan.image_size)
+    output_dir = output_dir.resolve() if output_dir.is_symlink() else output_dir  # a link is written through
+    with sole_writer(output_dir) if group.is_main else nullcontext():
+        if group.is_main:
+            _claim(output_dir, _job_of(source, plan, tower, output_dir))
+        group.wait()
+        identity = f"{tower.digest} {plan.image_size}"
+        with progress_bar("vision features", total=total, unit="pictures") as advance:
+            for number, pictures in enumerate(_shards(plan)):
+                if number % group.count == group.rank:
+                    _cache_shard(output_dir, number, pictures, tower, plan, identity)
+                advance(len(pictures))
+        group.wait()
+        if group.is_main:
+            _finish(output_dir, -(-total // SHARD_PICTURES), source, plan)
+        group.wait()
+    meta = FeatureMeta(**read_json(output_dir / META))
     if log is not None and group.is_main:
         log({"pictures": meta.count, "unreadable": len(meta.unreadable), "tokens": meta.tokens, "dim": meta.dim}, 0)
     return meta
+
+
+class _Job(BaseModel):
+    """What a cache is made of."""
+
+    model: str
+    revision: str | None
+    weights: str
+    """Digest: two checkpoints may have one name."""
+    pictures: str
+    image_size: int
+    limit: int | None
+
+
+def _job_of(source: Source, plan: CachePlan, tower: VisionTower, folder: Path) -> _Job:
+    return _Job(
+        model=_model_name(source),
+        revision=source.revision,
+        weights=tower.digest,
+        pictures=plan.name or os.path.relpath(plan.pictures.resolve(), folder.resolve()),
+        image_size=plan.image_size,
+        limit=plan.limit,
+    )
+
+
+def _model_name(source: Source) -> str:
+    return source.name if Path(source.reference).is_absolute() else source.reference
+
+
+def _claim(folder: Path, job: _Job) -> None:
+    """Makes `folder` that of `job`; a ValueError, before anything changes, if it is another's."""
+    own: list[str] = []
+    if (folder / JOB).is_file():
+        found = _read_job(folder / JOB)
+        if found.weights == job.weights:  # called by another name
+            found.model = job.model
+        if job.limit is None or (found.limit is not None and found.limit <= job.limit):  # more pictures are added
+            found.limit = job.limit
+        require_same_job(folder, found.model_dump(), job.model_dump())
+        own = [path.name for path in folder.iterdir() if _OWN.fullmatch(path.name)]
+    require_own_entries(folder, own, "a feature cache that this command began")
+    if folder.is_dir():
+        remove_partials(folder)
+    write_json(folder / JOB, job.model_dump())
+
+
+def _read_job(path: Path) -> _Job:
+    try:
+        return _Job.model_validate(read_json(path), strict=True)
+    except ValidationError as e:
+        raise ValueError(f"{path}: not the job of a feature cache; give another folder, or remove this one") from e
 
 
 def _require_pictures(plan: CachePlan, total: int) -> None:
@@ -103,17 +186,13 @@ def _shards(plan: CachePlan) -> Iterator[list[Picture]]:
         yield pictures
 
 
-def _identity(source: Source) -> str:
-    """Digest of the checkpoint's files: features of other weights must not be taken for these."""
-    files = sorted(p for p in source.folder.rglob("*") if p.is_file()) if source.folder.is_dir() else [source.folder]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
 def _record_path(folder: Path, number: int) -> Path:
     return folder / f"features-{number:05d}.json"
+
+
+def _shard_files(folder: Path, number: int) -> tuple[Path, Path]:
+    shard = shard_name(number)
+    return folder / shard, folder / pictures_name(shard)
 
 
 def _cache_shard(
@@ -121,34 +200,46 @@ def _cache_shard(
 ) -> None:
     described = [[p.dataset_id, p.digest, p.bbox] for p in pictures]
     wanted = hashlib.sha256(json.dumps([identity, described]).encode()).hexdigest()
-    record = _record_path(folder, number)
-    if _is_complete(record, wanted):
+    pending = _record_path(folder / PENDING, number)
+    if _is_complete(folder, number, wanted):
+        pending.unlink(missing_ok=True)
         return
-    files = [folder / shard_name(number), folder / pictures_name(shard_name(number))]
-    for file in (record, *files):  # the record first: without it the shard is neither the old nor the new one
+    if _is_complete(folder / PENDING, number, wanted):
+        return
+    features_file, pictures_file = files = _shard_files(folder / PENDING, number)
+    for file in (pending, *files):
         file.unlink(missing_ok=True)
     squares, unreadable = _decoded(pictures, plan.image_size)
-    entries = [{"dataset_id": picture.dataset_id, "sha256": picture.digest} for picture, _ in squares]
+    entries = [_Entry(dataset_id=picture.dataset_id, sha256=picture.digest) for picture, _ in squares]
     if squares:
         images = torch.stack([s.pixels for _, s in squares])
         features = torch.cat([tower.features(batch) for batch in images.split(plan.batch_size)])
         if not torch.isfinite(features).all():
             bad = next(p for (p, _), x in zip(squares, features, strict=True) if not torch.isfinite(x).all())
             raise ValueError(f"{bad.dataset_id}: the vision tower gives NaN or Inf for this picture; leave it out")
-        write_tensors(files[0], {TENSOR: features})
-        _write_pictures(files[1], [s for _, s in squares])
-    # The record comes last: with it the shard is complete.
-    sizes = {file.name: file.stat().st_size for file in files if file.exists()}
-    write_json(record, {"made_from": wanted, "entries": entries, "unreadable": unreadable, "sizes": sizes})
+        write_tensors(features_file, {TENSOR: features})
+        _write_pictures(pictures_file, [s for _, s in squares])
+    digests = {file.name: sha256_file(file) for file in files if squares}
+    record = _Record(made_from=wanted, entries=entries, unreadable=unreadable, digests=digests)
+    write_json(pending, record.model_dump())
 
 
-def _is_complete(record: Path, wanted: str) -> bool:
+def _is_complete(folder: Path, number: int, wanted: str) -> bool:
     """Whether the shard was made from the same, and its files are still whole."""
-    content = read_json(record) if record.is_file() else {}
-    if content.get("made_from") != wanted:
+    try:
+        record = _read_record(folder, number)
+    except (OSError, ValueError):  # none, or a damaged one
         return False
-    files = {record.with_name(name): size for name, size in content["sizes"].items()}
-    return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
+    files = {file.name: file for file in _shard_files(folder, number)}
+    return (
+        record.made_from == wanted
+        and record.digests.keys() == (files.keys() if record.entries else set())
+        and all(files[name].is_file() and sha256_file(files[name]) == digest for name, digest in record.digests.items())
+    )
+
+
+def _read_record(folder: Path, number: int) -> _Record:
+    return _Record.model_validate(read_json(_record_path(folder, number)), strict=True)
 
 
 def _decoded(pictures: list[Picture], size: int) -> tuple[list[tuple[Picture, SquarePicture]], list[str]]:
@@ -172,30 +263,41 @@ def _write_pictures(path: Path, squares: list[SquarePicture]) -> None:
 
 
 def _finish(folder: Path, num_shards: int, source: Source, plan: CachePlan) -> None:
-    """Joins the shards' records to the index, and writes meta.json last: with it the cache is complete."""
-    rows, unreadable = [], []
-    for number in range(num_shards):
-        record = json.loads(_record_path(folder, number).read_text())
-        unreadable += record["unreadable"]
-        rows += [
-            {
-                "dataset_id": entry["dataset_id"],
-                "sha256": entry["sha256"],
-                "shard": shard_name(number),
-                "offset": offset,
-            }
-            for offset, entry in enumerate(record["entries"])
-        ]
+    """Puts the new shards in their places, joins all to the index, and writes meta.json last: then it is complete."""
+    pending = [number for number in range(num_shards) if _record_path(folder / PENDING, number).is_file()]
+    records = [_read_record(folder / PENDING if n in pending else folder, n) for n in range(num_shards)]
+    unreadable = [name for record in records for name in record.unreadable]
+    rows = [
+        {"dataset_id": entry.dataset_id, "sha256": entry.sha256, "shard": shard_name(number), "offset": offset}
+        for number, record in enumerate(records)
+        for offset, entry in enumerate(record.entries)
+    ]
     _require_few(plan, unreadable, len(rows) + len(unreadable))
+    (folder / META).unlink(missing_ok=True)
+    for number in pending:
+        _take_over(folder, number)
+    _remove_leftovers(folder, num_shards)
     index = pd.DataFrame(rows)
     index.insert(0, "row", range(len(index)))
     _write_parquet(folder / INDEX, index)
-    _remove_leftovers(folder, num_shards)
     first = read_header(folder / index["shard"][0]).info
     _, tokens, dim = first.shape
-    reference = source.name if Path(source.reference).is_absolute() else source.reference
-    meta = FeatureMeta(reference, source.revision, plan.image_size, tokens, dim, first.dtype, len(index), unreadable)
+    name = _model_name(source)
+    meta = FeatureMeta(name, source.revision, plan.image_size, tokens, dim, first.dtype, len(index), unreadable)  # type: ignore[arg-type]
     write_json(folder / META, meta.as_json())
+
+
+def _take_over(folder: Path, number: int) -> None:
+    """Moves a shard out of the pending ones, its record last: without it the shard is neither the old nor the new."""
+    record = _record_path(folder, number)
+    record.unlink(missing_ok=True)
+    for path in (*_shard_files(folder, number), record):
+        made = folder / PENDING / path.name
+        if made.is_file():
+            with write_beside(path) as partial:
+                os.replace(made, partial)
+        else:  # of a shard without one readable picture
+            path.unlink(missing_ok=True)
 
 
 def _write_parquet(path: Path, table: pd.DataFrame) -> None:
@@ -204,11 +306,11 @@ def _write_parquet(path: Path, table: pd.DataFrame) -> None:
 
 
 def _remove_leftovers(folder: Path, num_shards: int) -> None:
-    """Shards of an earlier, larger cache, and what a killed run left half-written."""
-    remove_partials(folder)
+    """Shards of an earlier, larger cache, by their records, and what is left of the pending ones."""
     current = {_record_path(folder, number).stem for number in range(num_shards)}
     for record in folder.glob("features-*.json"):
         if record.stem not in current:
-            shard = shard_name(int(record.stem.rpartition("-")[2]))
-            for path in (record, folder / shard, folder / pictures_name(shard)):
+            for path in (record, *_shard_files(folder, int(record.stem.rpartition("-")[2]))):
                 path.unlink(missing_ok=True)
+    if (folder / PENDING).exists():
+        remove_folder(folder / PENDING)

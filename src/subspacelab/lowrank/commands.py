@@ -1,5 +1,6 @@
 """`subspacelab lowrank ...`: the commands of room 2."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +44,7 @@ def cache(
     An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
     """
     from subspacelab.checkpoints import resolve_reference
+    from subspacelab.data.pictures import describe_skipped, skipped_files
     from subspacelab.data.references import resolve_pictures
     from subspacelab.devices import choose_device
     from subspacelab.distributed import is_main_process
@@ -58,6 +60,9 @@ def cache(
         meta = cache_features(source, plan, output_dir, device=choose_device(device), log=tracker.log_metrics)
     if is_main_process():
         print_cache(meta)
+        skipped = skipped_files(plan.pictures)
+        if skipped:
+            typer.echo(f"not taken for pictures: {describe_skipped(skipped)}")
 
 
 @app.command()
@@ -161,15 +166,24 @@ def compare(
 
     Writes comparison.csv, metrics.json and svd_nn_comparison.png.
     """
+    from dataclasses import replace
+
+    from subspacelab.lowrank.compare import PICTURE
     from subspacelab.lowrank.compare import compare as run
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.report import print_comparison, track_comparison
+    from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
 
     where = output_dir or results_dir / "comparison"
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "raw_inputs": raw_inputs}
+    job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=raw_inputs)
     with open_run("lowrank", f"compare r{rank}", params=params, enabled=track) as tracker:
-        result = run(Features(features), results_dir, where, archs=arch or (), rank=rank, raw_inputs=raw_inputs)
+        cached = Features(features)
+        _require_apart(where, features, results_dir)
+        with report_folder(where, "lowrank compare", job, ("comparison.csv", "metrics.json", PICTURE)) as made:
+            result = run(cached, results_dir, made, archs=arch or (), rank=rank, raw_inputs=raw_inputs)
+        result = replace(result, output_dir=where, picture=where / result.picture.name)
         track_comparison(result, tracker)
     print_comparison(result)
 
@@ -188,17 +202,44 @@ def visualize(
     track: Track = True,
 ) -> None:
     """Maps of channels and errors on the picture's plane, and the cosine over the rank."""
+    from dataclasses import replace
+
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.report import track_views
+    from subspacelab.lowrank.visualize import file_names
     from subspacelab.lowrank.visualize import visualize as run
+    from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
 
     where = output_dir or results_dir / "pictures"
+    # Not the picture: those of several stand side by side.
+    job = _job(where, features, results_dir, arch, rank=rank, channels=channels)
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "image_idx": image_idx}
     with open_run("lowrank", f"visualize r{rank}", params=params, enabled=track) as tracker:
-        views = run(
-            Features(features), results_dir, where, archs=arch or (), rank=rank, image_idx=image_idx, channels=channels
-        )
+        cached = Features(features)
+        _require_apart(where, features, results_dir)
+        with report_folder(where, "lowrank visualize", job, file_names(image_idx)) as made:
+            views = run(cached, results_dir, made, archs=arch or (), rank=rank, image_idx=image_idx, channels=channels)
+        views = replace(views, pictures=[where / picture.name for picture in views.pictures])
         track_views(views, tracker)
     for picture in views.pictures:
         typer.echo(picture)
+
+
+def _job(
+    where: Path, features: Path, results_dir: Path, archs: list[str] | None, **settings: object
+) -> dict[str, object]:
+    """What a report is made of; the places as seen from it, so that all may move together."""
+    from subspacelab.lowrank.architectures import canonical_arch
+
+    places = {"features": features, "results_dir": results_dir}
+    seen = {name: os.path.relpath(place.resolve(), where.resolve()) for name, place in places.items()}
+    return {**seen, "arch": [canonical_arch(name) for name in archs or ()], **settings}
+
+
+def _require_apart(where: Path, features: Path, results_dir: Path) -> None:
+    """ValueError if a report would go among the features or beside a network's weights."""
+    from subspacelab.lowrank.architectures import ALIASES
+    from subspacelab.ownership import require_apart
+
+    require_apart(where, [features, *(results_dir / arch for arch in ALIASES)])

@@ -20,6 +20,7 @@ from subspacelab.reports.progress import progress_bar
 from subspacelab.reports.tables import write_csv
 
 BATCH = 16
+PICTURE = "svd_nn_comparison.png"
 MEASURES = ("cosine", "mse", "relative_error", "explained_variance", "share_of_svd")
 
 
@@ -64,7 +65,7 @@ def compare(
     }
     write_csv(output_dir / "comparison.csv", images)
     write_json(output_dir / "metrics.json", metrics)
-    picture = draw_comparison(output_dir / "svd_nn_comparison.png", images, rank)
+    picture = draw_comparison(output_dir / PICTURE, images, rank)
     return Comparison(images, metrics, output_dir, picture)
 
 

@@ -5,6 +5,9 @@ from typing import Literal
 
 from subspacelab.params import require_at_least, require_positive
 
+MAX_POWER_STEPS = 1000
+"""More cost time and nothing else: what a sketch finds has converged after some dozens."""
+
 
 @dataclass(frozen=True)
 class CacheFeaturesConfig:
@@ -87,7 +90,8 @@ class TrainLowrankConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size", "epochs", "patience")
-        require_at_least(0, self, "power_steps")
+        if not 0 <= self.power_steps <= MAX_POWER_STEPS:
+            raise ValueError(f"power_steps must be at least 0 and at most {MAX_POWER_STEPS}, got {self.power_steps}")
         require_positive(self, "lr", "clip")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")

@@ -1,25 +1,39 @@
 """A cache of vision features: safetensors shards [n, tokens, dim], an index, and how it was made."""
 
+import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
-from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from subspacelab.checkpoints.safetensors_header import LENGTH_BYTES, Placed, header_length, parse_header
-from subspacelab.files import read_json
+from subspacelab.data.decoding import decode_rgb
+from subspacelab.data.grounding import require_bounded
+from subspacelab.files import read_json, sha256_file
 from subspacelab.lowrank.splits import Split, split_rows
 from subspacelab.params import validate
 
 INDEX, META = "index.parquet", "meta.json"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("dataset_id", pa.string()),
+        ("sha256", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+    ]
+)
+PICTURES_SCHEMA = pa.schema([("image", pa.binary()), ("bbox", pa.list_(pa.float64(), 4))])
 TENSOR = "features"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -32,15 +46,15 @@ class FeatureMeta:
     """Reference of the checkpoint."""
     revision: str | None
     """Its commit, for one of the hub."""
-    image_size: int
+    image_size: Annotated[int, Field(ge=1)]
     """Pixels per side of the squared pictures."""
-    tokens: int
+    tokens: Annotated[int, Field(ge=1)]
     """Merged tokens per picture; a square number."""
-    dim: int
+    dim: Annotated[int, Field(ge=1)]
     """Width d of a token."""
-    dtype: str
-    """Storage type: F32, BF16 or F16."""
-    count: int
+    dtype: Literal["F32", "BF16", "F16"]
+    """Storage type."""
+    count: Annotated[int, Field(ge=1)]
     """Pictures in the cache."""
     unreadable: list[str]
     """dataset_id of each picture that could not be read and was left out."""
@@ -48,7 +62,7 @@ class FeatureMeta:
     @property
     def side(self) -> int:
         """Tokens per side of the picture."""
-        return int(self.tokens**0.5)
+        return math.isqrt(self.tokens)
 
     def as_json(self) -> dict[str, Any]:
         """The content of meta.json."""
@@ -80,12 +94,8 @@ class Features:
         """Where the cache lies."""
         self.meta = _read_meta(folder / META)
         """How it was made."""
-        self.index = _read_index(folder / INDEX)
+        self.index = _read_index(folder / INDEX, self.meta)
         """row, dataset_id, sha256, shard, offset."""
-        if len(self.index) != self.meta.count:
-            raise ValueError(
-                f"{folder}: {INDEX} has {len(self.index)} rows, {META} says {self.meta.count}; cache again"
-            )
         self._shards = {name: _Shard(folder, name, self.meta) for name in sorted(set(self.index["shard"]))}
         for name, offsets in self.index.groupby("shard")["offset"]:
             if not offsets.between(0, self._shards[name].count - 1).all():
@@ -97,6 +107,14 @@ class Features:
     def __len__(self) -> int:
         return self.meta.count
 
+    def require_whole(self) -> None:
+        """ValueError for a shard that is no longer what was cached, by the digest in the record beside it."""
+        for name in self._shards:
+            path = self.folder / name
+            record = path.with_suffix(".json")
+            if record.is_file() and _read_digests(record).get(name) != sha256_file(path):
+                raise ValueError(f"{path}: changed or damaged since it was cached; cache again")
+
     def split(self, seed: int) -> dict[Split, list[int]]:
         """Rows of the train, validation and test pictures of a seed."""
         return split_rows(list(self.index["sha256"]), seed)
@@ -106,12 +124,13 @@ class Features:
         shard, offset = self._places[row]
         path = self.folder / pictures_name(shard)
         try:
-            found = pd.read_parquet(path, columns=["image", "bbox"]).iloc[offset]
-            box = None if found["bbox"] is None else tuple(float(v) for v in found["bbox"])
-            image = np.asarray(Image.open(BytesIO(found["image"])).convert("RGB"))
-        except (OSError, ValueError, TypeError, LookupError) as e:  # what pyarrow and Pillow raise is among them
+            found = _read_table(path, PICTURES_SCHEMA)
+            image, box = (found[name][offset].as_py() for name in PICTURES_SCHEMA.names)
+            pixels = np.asarray(decode_rgb(image, "a kept picture"))
+            corners = None if box is None else tuple(float(v) for v in box)
+        except (ValueError, LookupError, TypeError) as e:
             raise ValueError(f"{path}: no picture of row {row} ({str(e).splitlines()[0]}); cache again") from e
-        return CachedPicture(self.index["dataset_id"][row], image, box)
+        return CachedPicture(self.index["dataset_id"][row], pixels, corners)
 
     def will_need(self, rows: Sequence[int]) -> None:
         """Tells the system which rows are read next."""
@@ -184,20 +203,49 @@ def read_header(path: Path) -> Placed:
         raise ValueError(f"{path}: truncated or no feature shard ({e}); cache again") from e
 
 
-def _read_index(path: Path) -> pd.DataFrame:
+def _read_index(path: Path, meta: FeatureMeta) -> pd.DataFrame:
+    """The index in its own types; its rows are those of meta.json, and their features fit into the shards' bytes."""
     try:
-        return pd.read_parquet(path, columns=["row", "dataset_id", "sha256", "shard", "offset"])
-    except (OSError, ValueError) as e:  # pyarrow's errors are among them
+        index = _read_table(path, INDEX_SCHEMA)
+    except ValueError as e:
         raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); cache again") from e
+    if len(index) != meta.count:
+        raise ValueError(f"{path.parent}: {INDEX} has {len(index)} rows, {META} says {meta.count}; cache again")
+    found: pd.DataFrame = index.to_pandas()
+    return found
+
+
+class _Digests(BaseModel):
+    """Of a shard's record, what is asked here."""
+
+    digests: dict[str, str]
+
+
+def _read_digests(record: Path) -> dict[str, str]:
+    try:
+        return _Digests.model_validate(read_json(record)).digests
+    except ValidationError as e:
+        raise ValueError(f"{record}: not the record of a shard; cache again") from e
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, in its types; a ValueError says what is not so. Only `bbox` may be null."""
+    require_bounded(path, schema.names)
+    try:
+        table = pq.read_table(path, columns=schema.names).select(schema.names).cast(schema)
+    except (OSError, LookupError, pa.ArrowException) as e:
+        raise ValueError(str(e)) from e
+    empty = next((name for name in schema.names if name != "bbox" and table[name].null_count), None)
+    if empty is not None:
+        raise ValueError(f"null in column {empty!r}")
+    return table
 
 
 def _read_meta(path: Path) -> FeatureMeta:
     content = read_json(path)
-    try:
-        FeatureMeta(**content)
-    except TypeError as e:
-        raise ValueError(f"{path}: not the {META} of a feature cache ({e}); cache again") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not the {META} of a feature cache; cache again")
     meta = validate(FeatureMeta, content, where=str(path))
-    if meta.dtype not in DTYPES or min(meta.tokens, meta.dim, meta.count) < 1:
-        raise ValueError(f"{path}: dtype must be one of {list(DTYPES)}, tokens, dim and count at least 1; cache again")
+    if meta.side**2 != meta.tokens:
+        raise ValueError(f"{path}: tokens {meta.tokens} is not a square number; cache again")
     return meta

@@ -1,9 +1,10 @@
 """One normalisation of the features, stored with the model and used wherever the model is."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ class Normalisation:
 
     kind: Kind = "none"
     """rms: all features by one number, which changes neither ranks nor cosines; layernorm: each token; none."""
-    scale: float = 1.0
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """The root mean square of the training features, for rms; else 1."""
 
     def apply(self, raw: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:

@@ -1,19 +1,25 @@
 """A training on disk: weights, optimizer, scheduler and history in one file, and the finished model beside it."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from subspacelab.checkpoints import read_tensors, require_finite, write_tensors
+from subspacelab.checkpoints.safetensors_shard import SafetensorsShard
 from subspacelab.files import read_json, write_json
 from subspacelab.lowrank.architectures import LowRankModel, ModelSpec
-from subspacelab.lowrank.normalisation import Normalisation
+from subspacelab.params import validate
 
 BEST_MODEL, BEST_STATE, LAST = "best_model", "best_state.safetensors", "last.safetensors"
+MAX_SEED = 1 << 40
+"""Seeds are multiplied by a million and must stay within 64 bits."""
 _KEY = "training"
 
 
@@ -33,7 +39,7 @@ class Progress:
     """Optimizer steps done."""
     finished: bool = False
     """Whether it came to its end (the last epoch, or early stopping)."""
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, int | float]] = field(default_factory=list)
     """One entry per epoch: losses, learning rate, live rank."""
     scheduler: dict[str, Any] = field(default_factory=dict)
     """State of ReduceLROnPlateau."""
@@ -73,23 +79,46 @@ def write_training(
     tensors |= {f"allocator/{name}": tensor for name, tensor in allocator.items()}
     record = {"job": job, "progress": asdict(progress), "groups": optimizer.state_dict()["param_groups"]}
     record["spec"] = asdict(model.spec)
-    write_tensors(path, tensors, (_KEY, json.dumps(record, sort_keys=True)))
+    text = json.dumps(record, sort_keys=True)
+    # One value: several are written in an order that changes.
+    write_tensors(path, tensors, (_KEY, json.dumps({"record": text, "sha256": _digest(text, tensors)})))
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the record and of each tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {flat.dtype} {list(flat.shape)}\n".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_training(path: Path) -> SavedTraining:
-    """Reads what `write_training` wrote; anything else is a ValueError that names the file."""
+    """Reads what `write_training` wrote, to the last bit; anything else is a ValueError that names the file."""
     tensors, metadata = read_tensors(path)
+    remedy = "restore it, or delete the folder and train again"
     try:
-        record = json.loads(metadata[_KEY])
-        progress = Progress(**record["progress"])
-        return SavedTraining(record["job"], record["groups"], _spec_of(record["spec"]), progress, tensors)
-    except (KeyError, TypeError, json.JSONDecodeError) as e:
-        raise ValueError(f"{path}: not a training's state ({e!r}); delete it and train again") from e
+        sealed = TypeAdapter(dict[str, str]).validate_json(metadata.get(_KEY, "{}"))
+        if sealed.get("sha256") != _digest(sealed.get("record", ""), tensors):
+            raise ValueError(f"{path}: not a training's state, or damaged since it was written; {remedy}")
+        record = _RECORD.validate_json(sealed["record"])
+    except ValidationError as e:
+        raise ValueError(f"{path}: not a training's state ({e.errors()[0]['msg']}); {remedy}") from e
+    return SavedTraining(record.job, record.groups, record.spec, record.progress, tensors)
 
 
-def _spec_of(content: dict[str, Any]) -> ModelSpec:
-    known = {f.name: content[f.name] for f in fields(ModelSpec)}
-    return ModelSpec(**known | {"normalisation": Normalisation(**content["normalisation"])})
+@dataclass(frozen=True)
+class _Record:
+    """What a state says beside its tensors."""
+
+    job: dict[str, Any]
+    groups: list[dict[str, Any]]
+    spec: ModelSpec
+    progress: Progress
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 def restore(saved: SavedTraining, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -132,17 +161,41 @@ def load_model(folder: Path) -> TrainedModel:
     if not path.is_file():
         raise ValueError(f"{folder}: no trained model there ({path.name} is missing); train it with `lowrank train`")
     content = read_json(path)
-    try:
-        epoch, seed = int(content["epoch"]), int(content["seed"])
-        model = LowRankModel(_spec_of(content))
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"{path}: does not describe a model ({e!r}); train it again") from e
-    tensors, _ = read_tensors(folder / f"{BEST_MODEL}.safetensors")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: does not describe a model; train it again")
+    of_spec = {f.name for f in fields(ModelSpec)}
+    spec = validate(ModelSpec, {k: v for k, v in content.items() if k in of_spec}, where=str(path))
+    training = validate(_Training, {k: v for k, v in content.items() if k not in of_spec}, where=str(path))
+    weights = folder / f"{BEST_MODEL}.safetensors"
+    _require_shapes(weights, spec)
+    model = LowRankModel(spec)
+    tensors, _ = read_tensors(weights)
     for name, tensor in tensors.items():
         require_finite(f"{folder}: {name}", tensor)
+    model.load_state_dict(tensors)
+    return TrainedModel(model.eval(), training.epoch, training.seed)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What best_model.json says beside the model."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    val_mse: float
+    seed: Annotated[int, Field(gt=-MAX_SEED, lt=MAX_SEED)]
+
+
+def _require_shapes(weights: Path, spec: ModelSpec) -> None:
+    """ValueError unless the file holds the weights of `spec`, in float32: before memory is asked for."""
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
-        raise ValueError(f"{folder}: weights and {BEST_MODEL}.json do not fit ({reason}); train it again") from e
-    return TrainedModel(model.eval(), epoch, seed)
+        found = {info.name: (info.dtype, info.shape) for info in SafetensorsShard.list_tensors(weights)}
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{weights}: missing or broken ({str(e).splitlines()[0]}); restore it") from e
+    with torch.device("meta"):
+        wanted = {name: ("F32", tuple(weight.shape)) for name, weight in LowRankModel(spec).state_dict().items()}
+    wrong = next((name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{weights.parent}: weights and {BEST_MODEL}.json do not fit ({wrong}: {found.get(wrong, 'missing')} in the"
+            f" file, {wanted.get(wrong, 'none')} by {BEST_MODEL}.json); train it again"
+        )

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from subspacelab.devices import choose_device
-from subspacelab.distributed import processes
-from subspacelab.files import replace_folder, sha256_file
+from subspacelab.distributed import Processes, processes
+from subspacelab.files import remove_partials, replace_folder, sha256_file
 from subspacelab.lowrank.architectures import (
     canonical_arch,
     require_rank,
@@ -19,11 +21,13 @@ from subspacelab.lowrank.features import INDEX, META, Features
 from subspacelab.lowrank.state import (
     BEST_STATE,
     LAST,
+    MAX_SEED,
     Progress,
     SavedTraining,
     read_training,
 )
 from subspacelab.lowrank.trainer import Log, Trainer
+from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,51 @@ def train(
     """Trains `arch` at `rank` into `results_dir/<arch>`, or takes up there what the same training has left.
 
     Validation MSE decides what is best, when the learning rate is halved, and when to stop. `log(metrics, epoch)` gets
-    the curves. Raises ValueError for settings that do not fit the features, and when the training diverges.
+    the curves. Raises ValueError for settings that do not fit the features, when the training diverges, and, before
+    anything changes, for a folder that holds another training or anything else.
     """
     arch = canonical_arch(arch)
     require_rank(rank, features.meta.tokens, features.meta.dim)
+    if not -MAX_SEED < seed < MAX_SEED:
+        raise ValueError(f"seed: {seed} is not between -2^40 and 2^40")
     folder = results_dir / arch
     job = training_job(features, arch, rank, seed, settings)
-    begun = _begun(folder)
-    same = begun if begun is not None and begun.job == job else None
-    trainer = Trainer(features, folder, job, settings, log, same)
-    if same is None:
-        trainer.progress.until = settings.epochs
-    trainer.run()
+    with _sole_training(folder, features, settings.device):
+        begun = _begun(folder)
+        if begun is None:
+            require_own_entries(folder, (), "a training that can be continued")
+        else:
+            _require_features(folder, begun, features)
+            require_same_job(folder, _flat(begun.job), _flat(job))
+        trainer = Trainer(features, folder, job, settings, log, begun)
+        if begun is None:
+            trainer.progress.until = settings.epochs
+            trainer.save_start()  # from now on the folder is known to be this training's
+        trainer.run()
     return TrainingResult(folder, trainer.progress)
+
+
+@contextmanager
+def _sole_training(folder: Path, features: Features, device: str) -> Iterator[Processes]:
+    """Keeps other commands off `folder`, and removes there what a killed one has left; for features that are whole."""
+    require_apart(folder, [features.folder])
+    features.require_whole()
+    group = processes(cpu=choose_device(device).type == "cpu")
+    if not group.is_main:
+        yield group
+        return
+    with sole_writer(folder):
+        if (folder / LAST).is_file():
+            remove_partials(folder)
+        yield group
+
+
+def _flat(job: dict[str, Any]) -> dict[str, Any]:
+    """A job's settings under the names of their flags; features have a message of their own."""
+    settings = dict(job["settings"])
+    allocator = {f"allocator_{key}": value for key, value in settings.pop("allocator").items()}
+    derived = ("settings", "features", "allocator_steps")
+    return {key: value for key, value in job.items() if key not in derived} | settings | allocator
 
 
 def resume_training(
@@ -89,24 +125,33 @@ def resume_training(
     """
     arch = canonical_arch(arch)
     folder = results_dir / arch
-    group = processes(cpu=choose_device(device).type == "cpu")
-    if source is not None and group.is_main and not (folder / LAST).is_file():
-        with replace_folder(folder) as partial:
-            shutil.copytree(source, partial, dirs_exist_ok=True)
-    group.wait()
-    begun, best = _begun(folder), _best_to_resume(folder, arch, rank)
-    if best.job["features"] != _features_digest(features):
-        raise ValueError(f"{folder}: trained on other features than those in {features.folder}; train on these anew")
-    resumed = begun is not None and begun.job["resumed_from"] is not None and begun.job["epochs"] == epochs
-    if begun is not None and resumed and (source is not None or not begun.progress.finished):
-        trainer = Trainer(features, folder, begun.job, _settings_of(begun.job, device, compile), log, begun)
-    else:
-        job = best.job | {"resumed_from": best.progress.epoch, "epochs": epochs}
-        trainer = Trainer(features, folder, job, _settings_of(job, device, compile), log, best)
-        trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
-        trainer.save_start()
-    trainer.run()
+    with _sole_training(folder, features, device) as group:
+        if source is not None and group.is_main and not (folder / LAST).is_file():
+            require_apart(folder, [source])
+            require_own_entries(folder, (), "a training that can be continued")
+            with replace_folder(folder) as partial:
+                shutil.copytree(source, partial, dirs_exist_ok=True)
+        group.wait()
+        begun, best = _begun(folder), _best_to_resume(folder, arch, rank)
+        _require_features(folder, best, features)
+        resumed = begun is not None and begun.job["resumed_from"] is not None and begun.job["epochs"] == epochs
+        if begun is not None and resumed and (source is not None or not begun.progress.finished):
+            trainer = Trainer(features, folder, begun.job, _settings_of(begun.job, device, compile), log, begun)
+        else:
+            job = best.job | {"resumed_from": best.progress.epoch, "epochs": epochs}
+            trainer = Trainer(features, folder, job, _settings_of(job, device, compile), log, best)
+            trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
+            trainer.save_start()
+        trainer.run()
     return TrainingResult(folder, trainer.progress)
+
+
+def _require_features(folder: Path, saved: SavedTraining, features: Features) -> None:
+    if saved.job["features"] != _features_digest(features):
+        raise ValueError(
+            f"{folder}: trained on other features than those in {features.folder}; choose another --results-dir to "
+            "train on these anew"
+        )
 
 
 def _begun(folder: Path) -> SavedTraining | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subspacelab.devices import choose_device
+from subspacelab.devices import choose_device, compiled_or_eager, float64_place
 from subspacelab.distributed import Processes, processes
 from subspacelab.files import write_json
 from subspacelab.lowrank.allocator import RankAllocator, make_schedule
@@ -19,7 +19,16 @@ from subspacelab.lowrank.batches import batches_of, epoch_order, read_batches
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.losses import orthogonality_of_a, size_of_b
-from subspacelab.lowrank.state import BEST_STATE, LAST, Progress, SavedTraining, restore, write_model, write_training
+from subspacelab.lowrank.state import (
+    BEST_STATE,
+    LAST,
+    Progress,
+    SavedTraining,
+    read_training,
+    restore,
+    write_model,
+    write_training,
+)
 from subspacelab.lowrank.statistics import feature_statistics
 from subspacelab.reports.progress import progress_bar
 
@@ -44,8 +53,10 @@ class Trainer:
         self.features, self.folder, self.job, self.settings, self.log = features, folder, job, settings, log
         self.device = choose_device(self.settings.device)
         self.group = processes(cpu=self.device.type == "cpu")
+        self.place = float64_place(self.device)
         self.seed = int(job["seed"])
         self.rows = features.split(self.seed)
+        require_even_shares(settings.batch_size, len(self.rows["train"]), self.group.count)
         self.progress = Progress()
         model = build_model(saved.spec, seed=self.seed) if saved else self._fresh_model()
         self.model = model.to(self.device)
@@ -84,15 +95,13 @@ class Trainer:
 
     def _wrapped(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
         """The model as it is called: data-parallel in several processes, compiled on a GPU."""
-        model: Any = self.model
-        if self.group.count > 1:
-            from accelerate import Accelerator
-
-            model = Accelerator(cpu=self.device.type == "cpu").prepare_model(model)
+        model: nn.Module = self.model
+        if self.group.count > 1:  # not by accelerate, whose own configuration could change precision and more
+            model = nn.parallel.DistributedDataParallel(model)
         # QR, which Sketch lives on, does not compile.
         if self.device.type == "cuda" and self.settings.compile and self.job["arch"] != "Sketch":
-            model = torch.compile(model)
-        return model  # type: ignore[no-any-return]
+            return compiled_or_eager(model, self.device)
+        return model
 
     def _take(self, saved: SavedTraining) -> None:
         restore(saved, self.model, self.optimizer)
@@ -104,6 +113,8 @@ class Trainer:
     def run(self) -> None:
         """Epoch after epoch until the last one or until the validation MSE has stopped improving."""
         p = self.progress
+        if p.finished and self.group.is_main:
+            self._write_best_again()
         num_batches = len(batches_of(self.rows["train"], self.settings.batch_size))
         with progress_bar(
             f"train {self.job['arch']}", total=(p.until - p.epoch) * num_batches, unit="steps"
@@ -179,16 +190,22 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Mean squared error and cosine of the validation pictures, in float32 without dropout."""
+        """Mean squared error and cosine of the validation pictures, in float32 without dropout.
+
+        The main process's in all of them: they decide on the learning rate and the end, and GPUs may differ in the
+        last bits.
+        """
         self.model.eval()
         batches = batches_of(self.rows["validation"], self.settings.batch_size)
-        squares = cosines = torch.zeros((), dtype=torch.float64, device=self.device)
+        squares = cosines = torch.zeros((), dtype=torch.float64, device=self.place)
         for x in read_batches(self.features, batches, self.model.spec.normalisation, self.device):
             approximation = self.model(x)[2]
-            squares = squares + (approximation - x).square().mean(dim=(1, 2)).double().sum()
-            cosines = cosines + F.cosine_similarity(approximation.flatten(1), x.flatten(1)).double().sum()
+            square = (approximation - x).square().mean(dim=(1, 2))
+            cosine = F.cosine_similarity(approximation.flatten(1), x.flatten(1))
+            squares = squares + square.to(self.place).double().sum()
+            cosines = cosines + cosine.to(self.place).double().sum()
         count = len(self.rows["validation"])
-        return {"val_mse": squares.item() / count, "val_cosine": cosines.item() / count}
+        return self.group.from_main({"val_mse": squares.item() / count, "val_cosine": cosines.item() / count})
 
     def _save(self, val_mse: float) -> None:
         p = self.progress
@@ -207,6 +224,14 @@ class Trainer:
             self._write(LAST)  # last of all: a kill before it repeats this epoch, to the same bytes
         self.group.wait()
 
+    def _write_best_again(self) -> None:
+        """What a finished training has left, from its best state: it may have been damaged since."""
+        best = read_training(self.folder / BEST_STATE)
+        model = build_model(best.spec, seed=self.seed)
+        model.load_state_dict(best.part("model"))
+        write_model(self.folder, model, epoch=best.progress.epoch, val_mse=best.progress.best_mse, seed=self.seed)
+        write_json(self.folder / HISTORY, self.progress.history)
+
     def save_start(self) -> None:
         """Makes a resume what is taken up from now on: a kill in its first epoch must not begin it elsewhere."""
         if self.group.is_main:
@@ -218,8 +243,17 @@ class Trainer:
         write_training(self.folder / name, self.job, self.progress, self.model, self.optimizer, allocator)
 
 
+def require_even_shares(batch_size: int, num_pictures: int, num_processes: int) -> None:
+    """ValueError, with the numbers, unless every process has the same part of a batch, and one at all."""
+    if num_processes > 1 and (batch_size % num_processes or num_pictures < num_processes):
+        raise ValueError(
+            f"batch_size: {batch_size} pictures of {num_pictures} for training do not divide by {num_processes}"
+            f" processes; choose a multiple of {num_processes}, or fewer processes"
+        )
+
+
 def _share_of(batches: list[list[int]], group: Processes) -> list[list[int]]:
-    """This process's part of every batch; what does not divide is left out, so that all take the same steps."""
+    """This process's part of every batch; of the last, smaller one, what does not divide is left out."""
     if group.count == 1:
         return batches
     even = [batch[: len(batch) - len(batch) % group.count] for batch in batches]

@@ -31,6 +31,12 @@ BATCH = 16
 CURVE = (8, 16, 32, 64, 128, 256)
 
 
+def file_names(image_idx: int) -> tuple[str, ...]:
+    """What `visualize` writes for a picture."""
+    of_one = (f"{kind}_{image_idx}.png" for kind in ("channels", "errors", "overlay"))
+    return (*of_one, "rank_curve.png", "rank_curve.json")
+
+
 @dataclass(frozen=True)
 class Views:
     """What `visualize` drew."""
@@ -91,10 +97,11 @@ def _draw_one(
 
     original, by_method = maps(x).numpy(), {name: maps(y).numpy() for name, y in approximated.items()}
     summed = {name: (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
+    of_channels, of_errors, overlay = (output_dir / name for name in file_names(image_idx)[:3])
     return [
-        draw_channels(output_dir / f"channels_{image_idx}.png", original, by_method, picture),
-        draw_errors(output_dir / f"errors_{image_idx}.png", original, by_method, picture),
-        draw_overlay(output_dir / f"overlay_{image_idx}.png", summed, picture),
+        draw_channels(of_channels, original, by_method, picture),
+        draw_errors(of_errors, original, by_method, picture),
+        draw_overlay(overlay, summed, picture),
     ]
 
 

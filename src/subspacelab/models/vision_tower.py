@@ -1,29 +1,38 @@
 """The vision tower of a Qwen2.5-VL checkpoint alone; the language model is never read."""
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from subspacelab.checkpoints import Checkpoint, Source, canonical_name, config_errors, open_checkpoint, require_finite
-from subspacelab.data.patches import MEAN, MERGED_PIXELS, PATCH, STD, patchify
+from subspacelab.data.patches import FRAMES, MEAN, MERGE, PATCH, STD, patchify
 from subspacelab.files import read_json
 
 PREFIX = "visual."
 PROCESSOR_NAME = "preprocessor_config.json"
+NESTED_PROCESSOR_NAME = "processor_config.json"
+"""Of transformers 5: the settings of `PROCESSOR_NAME` stand in it, under `image_processor`."""
+MAX_WINDOW = 1 << 14
+"""Pixels per side of a window of attention; Qwen's are 112."""
 
 
 class VisionTower:
     """A vision tower ready to turn pictures into merged tokens."""
 
-    def __init__(self, module: nn.Module, storage_dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, storage_dtype: torch.dtype, digest: str) -> None:
         self._module = module
         self.storage_dtype = storage_dtype
-        """The dtype of the checkpoint, in which features are stored."""
+        """The dtype of the checkpoint, in which features are stored; float32 for one of float64."""
+        self.digest = digest
+        """SHA-256 of the config and the stored weights."""
 
     @torch.inference_mode()
     def features(self, images: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch tokens dim"]:
@@ -34,61 +43,139 @@ class VisionTower:
         return pooled.view(len(images), -1, pooled.shape[-1]).to("cpu", self.storage_dtype)
 
 
-def load_vision_tower(source: Source, device: torch.device) -> VisionTower:
+def load_vision_tower(source: Source, device: torch.device, image_size: int | None = None) -> VisionTower:
     """Reads `visual.*` from the shards that hold it, in float32 on a CPU (bfloat16 is slower there), else as stored.
 
-    Raises ValueError for another family, a picture processor with other settings, and missing weights.
+    Raises ValueError for another family, a picture processor with other settings or none for `image_size`, missing
+    weights, and weights that the tower has no place for.
     """
     with open_checkpoint(source) as checkpoint:
         if checkpoint.config.get("model_type") != "qwen2_5_vl":
             got = checkpoint.config.get("model_type", "no model_type")
             raise ValueError(f"{source.reference}: config.json says {got!r}; features need a 'qwen2_5_vl' checkpoint")
-        _require_processor(source)
+        _require_processor(source, image_size)
         raw = {canonical_name(name): name for name in checkpoint.names}
         names = {name.removeprefix(PREFIX): file for name, file in raw.items() if name.startswith(PREFIX)}
         for file in names.values():
             checkpoint.require_floating(file)
-        module = _empty_tower(checkpoint)
+        config = _vision_config(checkpoint)
+        _require_sizes(checkpoint, config, names)
+        module = _empty_tower(checkpoint, config)
         expected = dict(module.named_parameters())
-        missing = sorted(expected.keys() - names.keys())
-        if missing:
-            raise ValueError(f"{source.reference}: {PREFIX}{missing[0]} is missing ({len(missing)} in all)")
-        first = checkpoint.read(next(iter(names.values()))).dtype
-        compute = torch.float32 if device.type == "cpu" else first
+        first = checkpoint.read(names[next(iter(expected))]).dtype
+        storage = torch.float32 if first == torch.float64 else first
+        compute = torch.float32 if device.type == "cpu" else storage
         state = {name: checkpoint.read(names[name]).to(device, compute, copy=True) for name in expected}
+        parts = [json.dumps(checkpoint.config.get("vision_config"), sort_keys=True)]
+        parts += [f"{name} {checkpoint.digest(names[name])}" for name in sorted(expected)]
     for name, weight in state.items():
         require_finite(f"{source.reference}: {names[name]}", weight)
-        if weight.shape != expected[name].shape:
-            wanted = list(expected[name].shape)
-            raise ValueError(f"{PREFIX}{name}: shape {list(weight.shape)}, config.json says {wanted}")
     module.load_state_dict(state, assign=True, strict=True)
-    return VisionTower(module.to(device).eval(), first)
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return VisionTower(module.to(device).eval(), storage, digest)
 
 
-def _empty_tower(checkpoint: Checkpoint) -> nn.Module:
-    """The module that config.json describes, without weights; ValueError if it describes none."""
+def _vision_config(checkpoint: Checkpoint) -> Qwen2_5_VLVisionConfig:
+    """The tower that config.json describes; ValueError if it describes none, or not one for `patchify`."""
+    reference = checkpoint.source.reference
     try:
-        config: Any = Qwen2_5_VLConfig(**checkpoint.config).vision_config
+        config = Qwen2_5_VLVisionConfig(**checkpoint.config.get("vision_config") or {})
+    except config_errors() as e:
+        raise _no_tower(reference, e) from e
+    ours = {"patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": FRAMES, "in_channels": 3}
+    for key, value in ours.items():
+        if getattr(config, key) != value:
+            raise ValueError(f"{reference}: config.json: {key} is {getattr(config, key)}, only {value} is supported")
+    for key in ("depth", "hidden_size", "intermediate_size", "out_hidden_size", "num_heads"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"{reference}: config.json: {key} is {getattr(config, key)}, not at least 1; restore it")
+    if config.hidden_size % (4 * config.num_heads):
+        raise ValueError(
+            f"{reference}: config.json: {config.num_heads} heads of the tower do not share {config.hidden_size}"
+            " in multiples of 4; restore it"
+        )
+    if not PATCH * MERGE <= config.window_size <= MAX_WINDOW:
+        raise ValueError(
+            f"{reference}: config.json: window_size {config.window_size} is not from {PATCH * MERGE} to {MAX_WINDOW}"
+        )
+    return config
+
+
+def _require_sizes(checkpoint: Checkpoint, config: Qwen2_5_VLVisionConfig, names: dict[str, str]) -> None:
+    """ValueError unless the stored weights are those of the tower in `config`, before memory is asked for."""
+    reference = checkpoint.source.reference
+    depth = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
+    if config.depth != depth:
+        raise ValueError(f"{reference}: config.json says {config.depth} blocks of the tower, the files hold {depth}")
+    try:
+        with torch.device("meta"):
+            module = Qwen2_5_VisionTransformerPretrainedModel(config)
+    except config_errors() as e:
+        raise _no_tower(reference, e) from e
+    wanted = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
+    missing = sorted(wanted.keys() - names.keys())
+    if missing:
+        raise ValueError(f"{reference}: {PREFIX}{missing[0]} is missing ({len(missing)} in all)")
+    unknown = sorted(names.keys() - wanted.keys() - {name for name, _ in module.named_buffers()})
+    if unknown:
+        raise ValueError(
+            f"{reference}: {names[unknown[0]]} has no place in the tower ({len(unknown)} such weights); "
+            "use a checkpoint of Qwen2.5-VL as it is on the hub"
+        )
+    for name, shape in wanted.items():
+        found = checkpoint.info(names[name]).shape
+        if found != shape:
+            raise ValueError(f"{PREFIX}{name}: shape {list(found)}, config.json says {list(shape)}")
+
+
+def _empty_tower(checkpoint: Checkpoint, config: Qwen2_5_VLVisionConfig) -> nn.Module:
+    """The module without weights."""
+    try:
         # include_buffers=False: the rotary frequencies are computed, not read.
         with init_empty_weights(include_buffers=False):
             module: nn.Module = Qwen2_5_VisionTransformerPretrainedModel._from_config(config)
     except config_errors() as e:
-        reason = " ".join(str(e).split())[:200]
-        raise ValueError(
-            f"{checkpoint.source.reference}: config.json describes no vision tower ({reason}); restore it"
-        ) from e
+        raise _no_tower(checkpoint.source.reference, e) from e
     return module
 
 
-def _require_processor(source: Source) -> None:
+def _no_tower(reference: str, e: Exception) -> ValueError:
+    reason = " ".join(str(e).split())[:200]
+    return ValueError(f"{reference}: config.json describes no vision tower ({reason}); restore it")
+
+
+def _require_processor(source: Source, image_size: int | None) -> None:
     """The pixels are prepared by `patchify`: a checkpoint that wants them otherwise is refused."""
-    path = source.folder / PROCESSOR_NAME
-    if not path.is_file():
-        return
-    settings = read_json(path)
+    nested = _read_settings(source.folder / NESTED_PROCESSOR_NAME)
+    place, settings = source.folder / NESTED_PROCESSOR_NAME, nested.get("image_processor")
+    if settings is None:  # transformers looks for it there first
+        place = source.folder / PROCESSOR_NAME
+        settings = _read_settings(place)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{place}: image_processor is a {type(settings).__name__}, not a JSON object; restore it")
+    ours = {"image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH, "merge_size": MERGE}
+    ours |= {"temporal_patch_size": FRAMES, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+    for key, value in ours.items():
+        if settings.get(key) not in (None, value):
+            raise ValueError(f"{place}: {key} is {settings[key]}, only {value} is supported")
+    if image_size is not None:
+        _require_pixels(place, settings, image_size)
+
+
+def _require_pixels(place: Path, settings: dict[str, Any], image_size: int) -> None:
+    """ValueError for a size that the processor would change."""
+    size = settings["size"] if isinstance(settings.get("size"), dict) else {}
+    fewest = settings.get("min_pixels") or size.get("shortest_edge") or 0
+    most = settings.get("max_pixels") or size.get("longest_edge") or image_size**2
+    if not all(isinstance(n, int) for n in (fewest, most)) or not fewest <= image_size**2 <= most:
+        raise ValueError(
+            f"{place}: takes pictures of {fewest} to {most} pixels, image_size {image_size} has {image_size**2}; "
+            "choose another image_size"
+        )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings = read_json(path) if path.is_file() else {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: holds a {type(settings).__name__}, not a JSON object; restore it")
-    ours = {"image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH, "merge_size": MERGED_PIXELS // PATCH}
-    for key, value in ours.items():
-        if settings.get(key, value) != value:
-            raise ValueError(f"{path}: {key} is {settings[key]}, only {value} is supported")
+    return settings

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from subspacelab.lowrank.architectures.adalora import AdaLoRA
@@ -13,6 +15,7 @@ from subspacelab.lowrank.architectures.linear import Linear
 from subspacelab.lowrank.architectures.mlp import MLP
 from subspacelab.lowrank.architectures.resmlp import ResMLP
 from subspacelab.lowrank.architectures.sketch import Sketch
+from subspacelab.lowrank.config import MAX_POWER_STEPS
 from subspacelab.lowrank.normalisation import Normalisation
 
 ALIASES = {
@@ -29,22 +32,26 @@ class ModelSpec:
 
     arch: str
     """One of the names in ALIASES."""
-    tokens: int
+    tokens: Annotated[int, Field(ge=1)]
     """Rows of X."""
-    dim: int
+    dim: Annotated[int, Field(ge=1)]
     """Columns of X."""
-    rank: int
+    rank: Annotated[int, Field(ge=1)]
     """Columns of A, rows of B."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """In the hidden layers."""
     shortcut: bool = True
     """Linear shortcuts beside the networks (see `FactorNet`)."""
     refine: bool = False
     """Ablation: a full layer after A @ B."""
-    power_steps: int = 2
+    power_steps: Annotated[int, Field(ge=0, le=MAX_POWER_STEPS)] = 2
     """Of Sketch."""
     normalisation: Normalisation = field(default_factory=Normalisation)
     """Of what the model is given."""
+
+    def __post_init__(self) -> None:
+        if self.arch not in ALIASES:
+            raise ValueError(f"arch must be one of {', '.join(ALIASES)}, got {self.arch!r}")
 
 
 class LowRankModel(nn.Module):
