@@ -1,6 +1,13 @@
 """Which device a computation runs on."""
 
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
+from torch import Tensor
+
+T = TypeVar("T")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -20,3 +27,17 @@ def choose_device(name: str) -> torch.device:
 def float64_place(device: torch.device) -> torch.device:
     """Where float64 is computed for what lies on `device`: there, or on the CPU for mps, which knows no float64."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def solve(solver: Callable[..., T], *matrices: Tensor) -> T:
+    """`solver` of float64 on the matrices where they lie; on the CPU for mps, and for a GPU that has no room for it.
+
+    The second is said in one line. What comes back lies where it was computed.
+    """
+    placed = [m.to(float64_place(m.device)) for m in matrices]
+    try:
+        return solver(*placed)
+    except torch.OutOfMemoryError:
+        sizes = " and ".join(str(list(m.shape)) for m in matrices)
+        print(f"note: no room on the GPU to solve for {sizes}; computed on the CPU", file=sys.stderr)
+        return solver(*(m.cpu() for m in placed))
