@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,10 +57,11 @@ def sole_writer(place: Path) -> Iterator[None]:
     """Keeps every other process off `place` for the time of the block; ValueError at once if one is at work there.
 
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
-    share too; it goes with the process, however that ends.
+    share too; it goes with the process, however that ends. Folders made for it go again if nothing came into them.
     """
-    place = place.resolve()
+    place = place.resolve() if place.is_symlink() else place  # errors name it as it was typed
     path = place.with_name(f".{place.name}.lock")
+    new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("a+", encoding="utf-8") as lock:
@@ -73,6 +74,9 @@ def sole_writer(place: Path) -> Iterator[None]:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+                with suppress(OSError):  # not empty
+                    for folder in new:
+                        folder.rmdir()
             return
 
 
