@@ -209,7 +209,7 @@ LOWRANK: list[Row] = [
 ]
 
 BUILD: list[Row] = [
-    ("build", what, damage, words, said)
+    ("build", what, damage, words if "--save-path" in words else f"{words} --save-path anew", said)
     for what, damage, words, said in [
         ("weights cut off", d.cut(LM), "", "lm/model.safetensors: truncated .. use another copy"),
         ("weight missing", d.set_tensor(LM, "q_proj.weight", None), "", "q_proj.weight is missing .. download it again"),
@@ -244,11 +244,12 @@ BUILD: list[Row] = [
         ("layers there are not", None, "--targets nosuch", "targets: 'nosuch' matches none .. there are"),
         ("pattern that is none", None, "--targets (", "targets: '(' is no regular expression"),
         ("windows of nothing", None, "--seq-len 0", "seq_len must be at least 1, got 0"),
-        ("folder of something else", None, "--save-path images", "images: holds 000.png, no part of an adapter .. give a new"),
-        ("a file where the folder goes", d.put("file", ""), "--save-path file/a", "file/a: Not a directory; give"),
+        ("folder of something else", None, "--save-path images", "images: holds '000.png', no part of an adapter .. give a new"),
+        ("a file where the folder goes", d.put("file", ""), "--save-path file/a", "file: File exists; give another"),
     ]
 ]
 
+GONE = {"reference": "gone", "revision": None, "digest": "0"}
 META, WEIGHTS_OF = "adapter/nullspace.json", "adapter/adapter_model.safetensors"
 ADAPTER: list[tuple[str, d.Damage | None, str, str]] = [
     ("no adapter", d.empty("adapter"), "", "adapter: no adapter here; make one by `subspacelab nullspace build`"),
@@ -259,7 +260,7 @@ ADAPTER: list[tuple[str, d.Damage | None, str, str]] = [
     ("of an unknown method", d.set_json(META, method="magic"), "", "method='magic': allowed are"),
     ("of no layers", d.set_json(META, targets=[]), "", f"{META}: targets cannot be []; build the adapter again"),
     ("of layers there are not", d.set_json(META, targets=["nosuch"]), "", "adapter: .. nosuch"),
-    ("of a base that is gone", d.set_json(META, base={"reference": "gone", "revision": None}), "", "gone: no such checkpoint"),
+    ("of a base that is gone", d.set_json(META, base=GONE), "", "gone, is no such checkpoint .. --base"),
     ("weights cut off", d.cut(WEIGHTS_OF), "", f"{WEIGHTS_OF}: missing or broken .. restore"),
     ("a tensor missing", d.set_tensor(WEIGHTS_OF, "q_proj.lora_B.weight", None), "", "is missing; build the adapter again"),
     ("a tensor of another shape", d.set_tensor(WEIGHTS_OF, "q_proj.lora_A.weight", lambda t: t[:, :5]), "", "another base"),
@@ -286,7 +287,7 @@ TRAIN: list[Row] = [
         ("rows of no length", None, f"{ANEW} --max-length 1", "max_length 1: .. raise --max-length"),
         ("learning rate no number", None, f"{ANEW} --lr nan", "lr must be above 0 and finite, got nan"),
         ("finished training broken", d.put("trained/ft/nullspace.json", "{"), "", "trained/ft/nullspace.json: not valid JSON"),
-        ("a file where the folder goes", d.put("file", ""), "--output-dir file", "Not a directory; give"),
+        ("a file where the folder goes", d.put("file", ""), "--output-dir file", "file: File exists; give another"),
     ]
 ]
 

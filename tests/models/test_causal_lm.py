@@ -1,13 +1,17 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tests.language_models import FAMILIES, tiny_model, write_tiny_lm
 from torch import nn
 
-from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, target_linears
+from subspacelab.files import read_json, write_json
+from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, quiet, reach, target_linears, unused_weights
 
 CPU = torch.device("cpu")
 
@@ -67,3 +71,183 @@ def test_what_is_no_language_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises((ValueError, OSError)):
         load_causal_lm(tmp_path, device=CPU)
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+INNER = SIZES | {"intermediate_size": 48, "num_key_value_heads": 2}
+
+
+def write_model(folder: Path, config: Any) -> Path:
+    """A model of that config, as transformers draws and writes it."""
+    with torch.random.fork_rng(), quiet():
+        torch.manual_seed(0)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def set_config(folder: Path, **changes: Any) -> Path:
+    write_json(folder / "config.json", read_json(folder / "config.json") | changes)
+    return folder
+
+
+UNPLACED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a bias": (
+        lambda t: t.update({"model.layers.0.self_attn.o_proj.bias": torch.ones(24)}),
+        r"layers\.0\.self_attn\.o_proj\.bias is stored and has no place in LlamaForCausalLM \(1 weights in all\)",
+    ),
+    "a layer too many": (
+        lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.ones(40, 24)}),
+        r"layers\.2\.mlp\.up_proj\.weight is stored and has no place",
+    ),
+    "names with a wrapper": (
+        lambda t: [t.update({f"_orig_mod.{name}": t.pop(name)}) for name in list(t)],
+        r"is missing \(21 weights in all\), and _orig_mod.* has no place .* names that transformers saves",
+    ),
+    "another shape": (
+        lambda t: t.update({"model.norm.weight": torch.ones(3)}),
+        r"model\.norm\.weight is \[3\], config\.json says \[24\]",
+    ),
+    "codes": (
+        lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.ones(40, 24, dtype=torch.int8)}),
+        "quantised; adapters are built on the unquantised",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNPLACED)
+def test_what_is_stored_has_a_place_or_is_named(tmp_path: Path, case: str) -> None:
+    change, words = UNPLACED[case]
+    edit(write_tiny_lm(tmp_path / "lm"), change)
+    with pytest.raises(ValueError, match=words):
+        load_causal_lm(tmp_path / "lm", device=CPU)
+
+
+def test_what_old_versions_stored_and_layers_of_other_uses_are_told_and_harmless(tmp_path: Path) -> None:
+    old = {
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4).bool(),
+        "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(4),
+    }
+    neox = edit(write_tiny_lm(tmp_path / "neox", "gpt_neox"), lambda t: t.update(old))
+    assert unused_weights(neox, load_causal_lm(neox, device=CPU)) == sorted(old)
+    config = transformers.Qwen3NextConfig(
+        **INNER, num_experts=2, num_experts_per_tok=1, layer_types=["full_attention"] * 2, head_dim=8
+    )
+    mtp = edit(write_model(tmp_path / "next", config), lambda t: t.update({"mtp.fc.weight": torch.ones(4, 4)}))
+    assert unused_weights(mtp, load_causal_lm(mtp, device=CPU)) == ["mtp.fc.weight"]
+    with pytest.raises(ValueError, match=r"config\.json: describes a model that does not run"):
+        load_causal_lm(set_config(mtp, num_experts_per_tok=3), device=CPU)
+    tied = edit(
+        write_tiny_lm(tmp_path / "lm"), lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})
+    )
+    assert unused_weights(tied, load_causal_lm(tied, device=CPU)) == []
+
+
+def test_an_adapter_beside_the_weights_is_not_looked_at_and_one_alone_is_named(tmp_path: Path) -> None:
+    folder, ids = write_tiny_lm(tmp_path / "lm"), torch.arange(20)[None]
+    before = load_causal_lm(folder, device=CPU)(input_ids=ids).logits
+    named = {"peft_type": "LORA", "base_model_name_or_path": str(write_tiny_lm(tmp_path / "other", seed=1)), "r": 2}
+    write_json(folder / "adapter_config.json", named | {"target_modules": ["q_proj"]})
+    up, down = {"lora_B.weight": torch.ones(24, 2)}, {"lora_A.weight": torch.ones(2, 24)}
+    stem = "base_model.model.model.layers.0.self_attn.q_proj."
+    save_file({stem + n: t for n, t in (up | down).items()}, folder / "adapter_model.safetensors")
+    assert torch.equal(load_causal_lm(folder, device=CPU)(input_ids=ids).logits, before)
+    (folder / "model.safetensors").unlink()
+    for gone in ("config.json", None):  # with a config.json and without
+        with pytest.raises(ValueError, match="an adapter alone, made for '.*other'; give that model, or one that"):
+            load_causal_lm(folder, device=CPU)
+        (folder / gone).unlink() if gone else None
+
+
+SETTINGS = {
+    "layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1e.09, and only 20 weights are stored"),
+    "labels": ({"num_labels": 10**9}, "num_labels is 1e.09, and only 20"),
+    "width": ({"hidden_size": 4 * 10**9}, r"describes \d+ parameters, and \d+ are stored"),
+    "vocabulary": ({"vocab_size": 10**12}, r"describes \d+ parameters, and \d+ are stored"),
+    "twice the layers": ({"num_hidden_layers": 6}, r"describes \d+ parameters"),
+    "code of the hub": ({"attn_implementation": "org/kernel"}, "'org/kernel', code of another repository; take"),
+    "other weights": ({"transformers_weights": "x.safetensors"}, "names other weights, 'x.safetensors'; take that key"),
+    "quantised": ({"quantization_config": {"quant_method": "gptq"}}, "quantised; adapters are built on"),
+    "own code": (
+        {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}},
+        "it needs code of its own, which is never run",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_config_is_measured_by_what_is_stored_before_anything_is_built(tmp_path: Path, case: str) -> None:
+    changes, words = SETTINGS[case]
+    folder = set_config(write_tiny_lm(tmp_path / "lm"), **changes)
+    (folder / "mine.py").write_text("raise SystemExit('code of the folder ran')")
+    with pytest.raises(ValueError, match=words):
+        load_causal_lm(folder, device=CPU)
+
+
+def test_code_beside_a_known_model_is_not_run(tmp_path: Path) -> None:
+    folder = set_config(write_tiny_lm(tmp_path / "lm"), auto_map={"AutoModelForCausalLM": "mine.Model"})
+    (folder / "mine.py").write_text("raise SystemExit('code of the folder ran')")
+    assert type(load_causal_lm(folder, device=CPU)).__name__ == "LlamaForCausalLM"
+
+
+def test_encoders_and_bare_trunks_are_called_that(tmp_path: Path) -> None:
+    config = transformers.BertConfig(**SIZES, intermediate_size=48)
+    with pytest.raises(ValueError, match="BertLMHeadModel looks ahead, as encoders do"):
+        load_causal_lm(write_model(tmp_path / "encoder", config), device=CPU)
+    trunk = write_model(tmp_path / "trunk", transformers.LlamaConfig(**INNER))
+    edit(trunk, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(ValueError, match=r"stores no head that predicts words \(lm_head\.weight is missing\)"):
+        load_causal_lm(trunk, device=CPU)
+
+
+def test_a_tokenizer_that_lacks_a_package_names_it(tmp_path: Path) -> None:
+    folder = write_tiny_lm(tmp_path / "lm")
+    set_config(folder, model_type="llama")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
+    with pytest.raises(ValueError, match=r"tokenizer\.model needs sentencepiece; pip install sentencepiece"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("limit", ["long", [1], {}])
+def test_a_tokenizer_whose_limit_is_no_number_is_refused(tmp_path: Path, limit: Any) -> None:
+    folder = write_tiny_lm(tmp_path / "lm")
+    path = folder / "tokenizer_config.json"
+    write_json(path, read_json(path) | {"model_max_length": limit})
+    with pytest.raises(ValueError, match="no tokenizer that can be read"):
+        load_tokenizer(folder)
+
+
+MOE = INNER | {"num_local_experts": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "share", "left_out"),
+    [
+        (transformers.MixtralConfig(**MOE), 13, "model.layers.*.mlp.experts.gate_up_proj (52 %)"),
+        (transformers.GptOssConfig(**MOE, head_dim=8), 13, "model.layers.*.mlp.experts.gate_up_proj (50 %)"),
+        (transformers.Phi3Config(**INNER, pad_token_id=None), 78, "lm_head.weight (10 %)"),
+    ],
+)
+def test_how_much_of_a_model_adapters_reach(config: Any, share: int, left_out: str) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    found = reach(model, target_linears(model))
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.reached == found.parameters - sum(found.left_out.values())
+    warned = "warning: " if share < 33 else ""
+    assert found.said().startswith(f"{warned}adapters reach {share} % of {found.parameters:,} parameters")
+    assert left_out in found.said()
+
+
+def test_a_model_of_other_layers_says_of_which() -> None:
+    config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=16)
+    with pytest.raises(ValueError, match=r"no nn\.Linear besides its head, .* made of \['Conv1D', 'Embedding'"):
+        target_linears(transformers.AutoModelForCausalLM.from_config(config))

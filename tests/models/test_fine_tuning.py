@@ -5,16 +5,27 @@ from pathlib import Path
 import pytest
 import torch
 from tests.language_models import tiny_model
+from transformers import TrainingArguments
 
+from subspacelab.files import write_json
+from subspacelab.models.causal_lm import target_linears
 from subspacelab.models.fine_tuning import (
     IGNORED,
     STATE,
+    SUMS,
     Example,
+    FineTuning,
+    _AdapterTrainer,
+    _arguments,
+    _sums,
     collate,
     encode_example,
     newest_checkpoint,
     num_steps,
+    require_plain_launch,
 )
+from subspacelab.models.lora_adapter import LiveAdapter, attach_adapter
+from subspacelab.models.lora_factors import Factors
 
 
 def test_the_loss_lies_on_the_response_and_its_end_alone() -> None:
@@ -57,10 +68,59 @@ def test_steps_of_so_many_passes(rows: int, how: tuple[int, int], epochs: float,
 
 def test_the_newest_whole_checkpoint_is_taken_and_halves_of_later_ones_go(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
-    for step, state in ((9, "{}"), (20, '{"global_step": 20}'), (100, '{"global_'), (101, None)):
+    for step in (9, 20, 100, 101, 102):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        if state is not None:
-            (folder / STATE).write_text(state)
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        (folder / STATE).write_text("{}")
+        if step != 102:  # killed before the end
+            write_json(folder / SUMS, _sums(folder))
+    (tmp_path / "checkpoint-100" / "adapter_model.safetensors").write_bytes(b"wei\0\0ts")  # damaged since
+    (tmp_path / "checkpoint-101" / STATE).unlink()
+    (tmp_path / "checkpoint-best").mkdir()  # a person's
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-9"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-9", "checkpoint-best"]
+
+
+@pytest.fixture
+def live() -> LiveAdapter:
+    """An adapter on a tiny model, to make a Trainer of."""
+    model = tiny_model()
+    meta = {"rank": 2, "down_frozen": False}
+    factors = {name: Factors(torch.zeros(len(w), 2), torch.ones(2, w.shape[1])) for name, w in weights(model).items()}
+    return attach_adapter(model, factors, meta)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: linear.weight for name, linear in target_linears(model).items()}
+
+
+HOW = FineTuning(1, 1e-3, 2, 1, 0, 0.0, 1, 0)
+
+
+def test_one_process_sees_one_gpu(live: LiveAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers counts on a host of four; `DataParallel` would take them all."""
+    arguments = _arguments(live, tmp_path, HOW)
+    assert arguments.n_gpu <= 1
+    monkeypatch.setattr(arguments, "_n_gpu", 4)
+    assert TrainingArguments.n_gpu.fget(arguments) == 4
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == 2
+    trainer = _AdapterTrainer(live, [Example([5, 8], [IGNORED, 8])], arguments, 0)
+    assert not isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel)
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp16", "fp8"])
+def test_accelerates_configuration_does_not_change_the_precision(
+    live: LiveAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    trainer = _AdapterTrainer(live, [Example([5, 8], [IGNORED, 8])], _arguments(live, tmp_path, HOW), 0)
+    assert trainer.accelerator.mixed_precision == "no"
+
+
+def test_a_launch_that_would_spread_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_plain_launch()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="configured for FSDP, .* launch with `accelerate launch --multi_gpu`"):
+        require_plain_launch()

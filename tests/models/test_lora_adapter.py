@@ -19,6 +19,7 @@ from subspacelab.models.lora_adapter import LiveAdapter, attach_adapter, open_ad
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 from subspacelab.models.lora_folder import base_digest, write_adapter
 from subspacelab.models.lora_freeze import require_trainable, set_trainable
+from subspacelab.models.plain_lora import load_plain
 
 CPU = torch.device("cpu")
 RANK = 4
@@ -119,7 +120,7 @@ def test_plain_peft_gives_the_live_models_outputs(place: Place) -> None:
 
 def test_an_opened_adapter_is_the_saved_one(place: Place) -> None:
     again = open_adapter(place.folder)
-    assert again.meta == place.live.meta | {"trained": {"steps": 3}}
+    assert again.meta == place.live.meta | {"trained": {"steps": 3}, "files": again.meta["files"]}
     assert not any(p.requires_grad for p in again.model.parameters())
     for name, before in place.live.factors().items():
         after = again.factors()[name]
@@ -267,7 +268,26 @@ WRONG = {
         lambda f: (shutil.rmtree(f.parent / "base"), write_tiny_lm(f.parent / "base", "opt")),
         "made for another base: .*q_proj is .* has no such layer",
     ),
-    "base gone": (lambda f: shutil.rmtree(f.parent / "base"), "no such checkpoint"),
+    "base gone": (lambda f: shutil.rmtree(f.parent / "base"), "no such checkpoint on this disk; name it by --base"),
+    "a relative base, from elsewhere": (
+        lambda f: write_json(
+            f / "nullspace.json",
+            read_json(f / "nullspace.json") | {"base": {"reference": "models/m", "revision": None, "digest": ""}},
+        ),
+        "base, models/m, is no such checkpoint on this disk; name it by --base",
+    ),
+    "damaged within": (
+        lambda f: edit(f, "adapter_model.safetensors", lambda t: t[DOWN].zero_()),
+        r"its tensors are not those that nullspace\.json was written with; build the adapter again",
+    ),
+    "layers of text": (
+        lambda f: write_json(f / "nullspace.json", read_json(f / "nullspace.json") | {"layers": ["x"]}),
+        r"nullspace\.json: layers\.0 cannot be x; build the adapter again",
+    ),
+    "a digest that is none": (
+        lambda f: write_json(f / "nullspace.json", read_json(f / "nullspace.json") | {"files": {"a": 1}}),
+        r"nullspace\.json: files\.a cannot be 1; build the adapter again",
+    ),
 }
 
 
@@ -279,6 +299,16 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path: Path, case: s
     with pytest.raises(ValueError, match=words) as caught:
         open_adapter(tmp_path / "adapter")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changed", [{"peft_type": "MAGIC"}, {"r": "x"}, {"auto_mapping": {"parent_library": "os"}}])
+def test_a_config_of_another_kind_of_adapter_never_reaches_peft(tmp_path: Path, changed: dict[str, Any]) -> None:
+    base = write_tiny_lm(tmp_path / "base")
+    save_adapter(attach(base, "plain"), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    write_json(path, read_json(path) | changed)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {next(iter(changed))}.* cannot be"):
+        load_plain(base, tmp_path / "adapter", device=CPU)
 
 
 def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path: Path) -> None:

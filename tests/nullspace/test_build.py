@@ -1,6 +1,7 @@
 """Adapters of every method, from text to a folder, on tiny models of four families."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tests.language_models import FAMILIES, write_text, write_tiny_lm
+from tests.nullspace.trainings import contents
 from torch import Tensor
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.files import read_json
+from subspacelab.files import read_json, write_json
 from subspacelab.linalg.principal_angles import principal_angles
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.models.lora_adapter import open_adapter
@@ -22,6 +24,7 @@ from subspacelab.nullspace.build import Built, build_adapter
 from subspacelab.nullspace.build_report import print_built, track_built
 from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.methods import METHODS
+from subspacelab.ownership import sole_writer
 from subspacelab.tracking import MemoryTracker
 
 CPU = torch.device("cpu")
@@ -192,6 +195,36 @@ def test_several_passes_give_the_same_bytes(bases: Path, tmp_path: Path, monkeyp
         assert file.read_bytes() == (tmp_path / "many" / file.name).read_bytes()
 
 
+def test_a_gpu_without_room_for_a_solve_costs_a_line_and_no_bit(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    make(bases, tmp_path / "one", "lora_null_v1", targets=["down_proj"])
+    original, failures = starts.null_space, [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def full_once(c: Tensor, rank: int) -> Any:
+        if failures:
+            raise failures.pop()
+        return original(c, rank)
+
+    monkeypatch.setattr(starts, "null_space", full_once)
+    make(bases, tmp_path / "two", "lora_null_v1", targets=["down_proj"])
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert "no room on the GPU to solve for [40, 40]" in capsys.readouterr().err
+
+
+def test_how_much_of_the_model_is_reached_is_stored_and_said(
+    bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    built = make(bases, tmp_path / "out", "lora", calib_dataset=None, targets=["down_proj"])
+    parameters = sum(p.numel() for p in load_causal_lm(bases / "llama", device=CPU).parameters())
+    stored = read_json(tmp_path / "out" / "nullspace.json")["reach"]
+    assert (stored["reached"], stored["parameters"]) == (2 * 24 * 40, parameters)
+    assert stored["left_out"]["model.layers.*.mlp.up_proj.weight"] == 2 * 24 * 40
+    print_built(built)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"warning: adapters reach 18 % of {parameters:,} parameters, less than a third; the largest others" in said
+
+
 def test_report_is_printed_and_tracked_by_layer(bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     built, tracker = make(bases, tmp_path / "out"), MemoryTracker()
     print_built(built)
@@ -237,19 +270,63 @@ def test_bad_requests_are_refused_in_one_line(bases: Path, tmp_path: Path, case:
 
 def test_a_folder_of_other_things_is_not_replaced(bases: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds thesis\.tex, no part of an adapter, and would be replaced"):
+    with pytest.raises(ValueError, match=r"holds 'thesis\.tex', no part of an adapter, and would be replaced"):
         make(bases, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
-    for seed in (1, 2):  # an adapter is
-        make(bases, tmp_path / "out", "lora", calib_dataset=None, seed=seed)
-    assert read_json(tmp_path / "out" / "nullspace.json")["seed"] == 2
+
+
+def test_an_adapter_is_replaced_by_itself_alone(bases: Path, tmp_path: Path) -> None:
+    """The same base, method and settings; whatever else stands there is named, and stays to the last byte."""
+    out, changed = tmp_path / "out", tmp_path / "other"
+    make(bases, out, "lora", calib_dataset=None)
+    before = contents(out)
+    assert make(bases, out, "lora", calib_dataset=None, batch_size=2).meta == read_json(out / "nullspace.json")
+    for changes, words in (
+        ({"seed": 8}, "seed=7, this one is of seed=8"),
+        ({"rank": 4}, "rank=5, this one is of rank=4"),
+        ({"method": "pissa"}, "method='lora', this one is of method='pissa'"),
+        ({"family": "qwen2"}, "base='.*llama', this one is of base='.*qwen2'"),
+        ({"targets": ["q_proj"]}, r"targets=None, this one is of targets=\['q_proj'\]"),
+        ({"calib_dataset": str(bases / "text.txt")}, "calib_dataset=None, this one is"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(bases, out, **({"method": "lora", "calib_dataset": None} | changes))
+    write_tiny_lm(changed, seed=3)
+    with pytest.raises(ValueError, match="built on other weights that were called"):
+        source = replace(resolve_reference(str(bases / "llama")), folder=changed)
+        settings = settings_of(bases, calib_dataset=None)
+        build_adapter(source, out, method="lora", rank=RANK, seed=7, settings=settings)
+    write_json(out / "nullspace.json", read_json(out / "nullspace.json") | {"trained": {"steps": 3}})
+    with pytest.raises(ValueError, match=r"holds a trained adapter of lora, which would be lost"):
+        make(bases, out, "lora", calib_dataset=None)
+    assert contents(out) | {"nullspace.json": b""} == before | {"nullspace.json": b""}
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "other"}
+
+
+def test_an_adapter_never_goes_into_its_inputs_nor_beside_another_command(bases: Path, tmp_path: Path) -> None:
+    lm = shutil.copytree(bases / "llama", tmp_path / "llama")
+    for place in (lm, lm / "adapter"):
+        with pytest.raises(ValueError, match="is, or lies within, the input"):
+            make(tmp_path, place, "lora", calib_dataset=None)
+    with pytest.raises(ValueError, match=r"is, or lies within, the input .*text\.txt"):
+        make(bases, bases / "text.txt")
+    for place in (Path("."), tmp_path / ".."):
+        with pytest.raises(ValueError, match="name a folder for the adapter"):
+            make(tmp_path, place, "lora", calib_dataset=None)
+    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another command is writing there"):
+        make(tmp_path, tmp_path / "out", "lora", calib_dataset=None)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real", target_is_directory=True)
+    make(tmp_path, link, "lora", calib_dataset=None)
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "nullspace.json").is_file()
 
 
 def test_few_tokens_on_request_and_a_short_text_are_said(bases: Path, tmp_path: Path) -> None:
     built = make(bases, tmp_path / "out", calib_loader_size=10, allow_few_tokens=True)
     assert built.layers[0].of_input.num_tokens == 9 * 16
     assert not built.notes
-    assert "1000 x 16 = 16000 were asked for" in make(bases, tmp_path / "out", calib_loader_size=1000).notes[0]
+    assert "1000 x 16 = 16000 were asked for" in make(bases, tmp_path / "long", calib_loader_size=1000).notes[0]
 
 
 def test_an_empty_text_is_refused(bases: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Training of adapters: what moves, what never does, and what a killed training comes to."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from subspacelab.models.lora_adapter import open_adapter
 from subspacelab.nullspace.examples import encode_rows
 from subspacelab.nullspace.methods import METHODS
 from subspacelab.nullspace.train import _fine_tuning, train_adapter
+from subspacelab.ownership import sole_writer
 
 pytestmark = pytest.mark.slow
 
@@ -102,8 +104,8 @@ def test_a_checkpoint_that_was_cut_short_is_not_used(place: Path, tmp_path: Path
     with pytest.raises(Killed):
         train_tiny(place / "lora_null_v2", tmp_path / "broken", log=kill_at(5))
     last = tmp_path / "broken" / "checkpoints" / "checkpoint-4"
-    (last / "trainer_state.json").write_text("{")
-    (last / "adapter_model.safetensors").write_bytes(b"half")
+    tensors = last / "adapter_model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-64] + bytes(64))  # of the right size, with zeros at its end
     assert contents(train_tiny(place / "lora_null_v2", tmp_path / "broken").folder) == whole
 
 
@@ -141,30 +143,80 @@ def test_a_b_that_moves_stops_the_training_and_names_the_layer(
         train_tiny(place / "lora_null_v2", tmp_path)
 
 
-def test_a_finished_training_is_left_as_it_is_and_another_takes_its_place(place: Path, tmp_path: Path) -> None:
+def test_a_finished_training_is_left_as_it_is_and_another_is_refused(place: Path, tmp_path: Path) -> None:
     first = train_tiny(place / "lora_null_v2", tmp_path)
     before = contents(first.folder)
     again = train_tiny(place / "lora_null_v2", tmp_path, log=kill_at(1), save_steps=3)  # where it saves is no matter
     assert again.meta == first.meta
     assert contents(first.folder) == before
-    for left in ("checkpoints/job.json", "checkpoints/checkpoint-4/rng_state.json", ".checkpoints.1.partial/a.json"):
-        write_json(tmp_path / left, first.meta["trained"]["job"])  # by a kill between, or in, the last steps of all
+    job = {key: first.meta["trained"][key] for key in ("job", "names")}
+    for left in ("checkpoints/job.json", f".checkpoints.{'a' * 32}.partial/a.json"):
+        write_json(tmp_path / left, job)  # by a kill between, or in, the last steps of all
         train_tiny(place / "lora_null_v2", tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["ft"]
-    for changed in ({"seed": 8}, {"lr": 2e-2}, {"max_steps": 3}):
-        with pytest.raises(Killed):
-            train_tiny(place / "lora_null_v2", tmp_path, log=kill_at(1), **changed)
+    for changed, words in (
+        ({"seed": 8}, "seed=7, this one is of seed=8"),
+        ({"lr": 2e-2}, "lr=0.01, this one is of lr=0.02"),
+        ({"data": "others", "rows": ROWS[:9]}, r"rows='rows \(\w{8}\)', this one is of rows='others \(\w{8}\)'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train_tiny(place / "lora_null_v2", tmp_path, **changed)
+    with pytest.raises(ValueError, match=r"adapter='.*lora_null_v2 \(\w{8}\)', this one is of adapter='.*/lora \("):
+        train_tiny(place / "lora", tmp_path)
+    assert contents(first.folder) == before
+    tensors = first.folder / "adapter_model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-64] + bytes(64))
+    assert contents(train_tiny(place / "lora_null_v2", tmp_path).folder) == before, "damaged, so made anew"
+
+
+FOREIGN = {
+    "folder of checkpoints": ("checkpoints/base/model.safetensors", "checkpoints: holds 'base', no part of this"),
+    "the Trainer's of another program": ("checkpoints/checkpoint-4/optimizer.pt", "holds 'checkpoint-4', no part"),
+    "a job of another program": (
+        "checkpoints/job.json",
+        r"job\.json: the content cannot be mine; move its folder away",
+    ),
+    "a file called checkpoints": ("checkpoints", "checkpoints: a file, not this training's checkpoints"),
+    "folder called ft": ("ft/thesis.txt", r"ft: holds 'thesis\.txt', no part of a trained adapter"),
+    "an adapter of another program": ("ft/adapter_config.json", r"no nullspace\.json, so no adapter of this project"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_others_made_is_named_and_stays(place: Path, tmp_path: Path, case: str) -> None:
+    name, words = FOREIGN[case]
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text('"mine"')
+    with pytest.raises(ValueError, match=words) as e:
+        train_tiny(place / "lora", tmp_path, log=kill_at(1))
+    assert "\n" not in str(e.value)
+    assert contents(tmp_path) == {name: b'"mine"'}
+
+
+def test_a_training_never_goes_into_its_inputs_nor_beside_another(place: Path, tmp_path: Path) -> None:
+    for output in (place / "lora", place / "lm"):
+        with pytest.raises(ValueError, match=r"ft: is, or lies within, the input"):
+            train_tiny(place / "lora", output)
+    shutil.copytree(place / "lora", tmp_path / "ft")
+    with pytest.raises(ValueError, match="is, or lies within, the input"):
+        train_tiny(tmp_path / "ft", tmp_path)
+    with pytest.raises(ValueError, match="holds an adapter as it was built, which would be lost"):
+        train_tiny(place / "lora", tmp_path)
+    with sole_writer(tmp_path / "out" / "ft"), pytest.raises(ValueError, match="another command is writing there"):
+        train_tiny(place / "lora", tmp_path / "out")
+    assert contents(tmp_path / "ft") == contents(place / "lora")
 
 
 @pytest.mark.parametrize("changed", [{"seed": 8}, {"lr": 2e-2}, {"max_steps": 5}])
-def test_checkpoints_of_another_training_are_not_continued(
+def test_checkpoints_of_another_training_are_neither_continued_nor_removed(
     place: Path, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     with pytest.raises(Killed):
         train_tiny(place / "lora", tmp_path, log=kill_at(4))
-    with pytest.raises(Killed):
-        train_tiny(place / "lora", tmp_path, log=kill_at(1), **changed)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["job.json"]
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"this one is of {next(iter(changed))}="):
+        train_tiny(place / "lora", tmp_path, **changed)
+    assert contents(tmp_path) == before
 
 
 def test_weight_decay_is_the_methods_own_unless_it_is_given() -> None:

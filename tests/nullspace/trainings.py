@@ -39,8 +39,9 @@ def write_adapter_of(base: Path, folder: Path, method: str = "lora_null_v2", **c
 
 def train_tiny(adapter: Path, output: Path, *, log: Any = None, seed: int = 7, **changes: Any) -> TrainedAdapter:
     """`STEPS` steps on `ROWS`."""
+    rows = changes.pop("rows", ROWS)
     settings = replace(SETTINGS, **changes)
-    return train_adapter(adapter, output, rows=ROWS, settings=settings, seed=seed, log=log or (lambda m, s: None))
+    return train_adapter(adapter, output, rows=rows, settings=settings, seed=seed, log=log or (lambda m, s: None))
 
 
 def kill_at(step: int) -> Callable[[Mapping[str, float], int], None]:

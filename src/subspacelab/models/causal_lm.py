@@ -1,81 +1,211 @@
 """Causal language models of any family that transformers knows: loading them, and the linear layers adapters go on."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from subspacelab.checkpoints import config_errors, open_checkpoint, read_config
-from subspacelab.checkpoints.index import CONFIG_NAME
+from subspacelab.checkpoints import Checkpoint, config_errors, open_checkpoint
+from subspacelab.checkpoints.index import CONFIG_NAME, PREFERENCE
+from subspacelab.files import read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+NO_ADAPTER = {"subfolder": "\0"}
+"""Where transformers shall look for an adapter beside the weights: in a folder that no system can have."""
+COMPUTED = re.compile(r"(^|[._])(inv_freq|masked_bias|position_ids|cos_cached|sin_cached)$")
+"""Stored by old versions of transformers, computed by today's."""
+LAYER_COUNT = re.compile(r"(num|n)_(\w+_)?(layers?|blocks)|(en|de)coder_layers|depth")
+COUNT = re.compile(r"(num|n)_(\w+_)?(heads?|experts|labels)")
+"""Settings that a model is built in a loop over."""
+TABLE_BYTES = 1 << 30
+"""What a model may compute for itself, beside its weights: causal masks, rotary frequencies."""
+FEW = 1 / 3
+"""Below this share of the parameters, what is said of a model's null spaces is said of little of it."""
 
 
 def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device) -> Any:
     """Reads a folder in evaluation mode; without `dtype` as it is stored, but in float32 on the CPU.
 
-    Nothing is downloaded and no code of the folder runs. ValueError for a quantised checkpoint and for one that lacks
-    weights (transformers would fill them with random numbers).
+    The folder's own weights: an adapter beside them is not looked at. Nothing is downloaded and no code of the folder
+    runs. ValueError for a quantised checkpoint, one that lacks weights (transformers would fill them with random
+    numbers) or stores some that the model has no place for, one that announces sizes far beyond what is stored, and
+    a model that looks ahead.
     """
     from transformers import AutoModelForCausalLM
 
-    if not (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{folder}: no config.json, so no language model; give a folder that transformers saved")
-    with open_checkpoint(folder):  # refuses files that are missing, damaged, elsewhere, or more than tensors
-        _require_causal_lm(folder)
+    _require_whole_model(folder)
+    with open_checkpoint(folder) as checkpoint:  # refuses files that are missing, damaged, or more than tensors
+        _require_own_settings(checkpoint, folder / CONFIG_NAME)
+        _require_causal_lm(checkpoint, folder)
     on_cpu = torch.float32 if device.type == "cpu" else "auto"
-    with _quiet():
+    with quiet():
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or on_cpu,
             local_files_only=True,
             trust_remote_code=False,
+            adapter_kwargs=NO_ADAPTER,
             ignore_mismatched_sizes=True,  # they are told below
             output_loading_info=True,
         )
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise ValueError(f"{folder}: {missing[0]} is missing ({len(missing)} weights in all); download it again")
     for name, stored, wanted in sorted(found["mismatched_keys"]):
         raise ValueError(
             f"{folder}: {name} is {list(stored)}, config.json says {list(wanted)}; download the checkpoint again"
         )
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise ValueError(f"{folder}: quantised; adapters are built on the unquantised checkpoint of this model")
-    return model.to(device).eval()
+    _require_all_placed(folder, model, checkpoint, found)
+    _require_causal(folder, model.to(device).eval())
+    return model
 
 
-def _require_causal_lm(folder: Path) -> None:
-    """ValueError unless config.json describes a causal language model; it is made without weights, to see."""
-    from accelerate import init_empty_weights
+def _require_whole_model(folder: Path) -> None:
+    """ValueError for a folder without config.json, or with an adapter in the place of weights."""
+    if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).exists() for name in PREFERENCE):
+        named = read_json(folder / ADAPTER_CONFIG)
+        base = named.get("base_model_name_or_path") if isinstance(named, dict) else None
+        raise ValueError(
+            f"{folder}: an adapter alone, made for {base!r}; give that model, or one that the adapter was merged into"
+        )
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{folder}: no config.json, so no language model; give a folder that transformers saved")
+
+
+def _require_own_settings(checkpoint: Checkpoint, path: Path) -> None:
+    """ValueError if config.json calls for code or weights of elsewhere, quantised weights, or endless loops.
+
+    Looked at before transformers makes anything of it: a config builds lists as long as it says.
+    """
+    most = len(checkpoint.names)
+    if any(checkpoint.quantisation(name) for name in checkpoint.names) or checkpoint.config.get("quantization_config"):
+        raise ValueError(f"{path.parent}: quantised; adapters are built on the unquantised checkpoint of this model")
+    for key, value in _settings(checkpoint.config):
+        if key == "transformers_weights":
+            raise ValueError(f"{path}: {key} names other weights, {value!r}; take that key out")
+        if key.endswith("_implementation") and "/" in str(value):
+            raise ValueError(f"{path}: {key} is {value!r}, code of another repository; take that key out")
+        limit = most if LAYER_COUNT.fullmatch(key) else checkpoint.num_entries if COUNT.fullmatch(key) else None
+        if limit is not None and isinstance(value, int) and value > limit:
+            raise ValueError(
+                f"{path}: {key} is {value:.4g}, and only {most} weights are stored; restore config.json or the weights"
+            )
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting of config.json, those of its parts too."""
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _settings(value)
+
+
+def _require_causal_lm(checkpoint: Checkpoint, folder: Path) -> None:
+    """ValueError unless config.json describes a causal language model about as large as what is stored.
+
+    The model is made without memory, to see.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = read_config(folder / CONFIG_NAME)
+    config = checkpoint.config
     try:
-        with _quiet(), init_empty_weights(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.device("meta"), torch.random.fork_rng(devices=[]):
             found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            AutoModelForCausalLM.from_config(found, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
     except config_errors() as e:
+        own_code = "auto_map" in config and "trust_remote_code" in str(e)
+        reason = "it needs code of its own, which is never run" if own_code else " ".join(str(e).split())[:120]
         raise ValueError(
             f"{folder / CONFIG_NAME}: describes no causal language model that transformers knows"
-            f" (model_type {config.get('model_type')!r}: {' '.join(str(e).split())[:120]}); give another checkpoint"
+            f" (model_type {config.get('model_type')!r}: {reason}); give another checkpoint"
         ) from e
+    described = sum(p.numel() for p in model.parameters())
+    # Twice: a few weights that are missing or of another shape are named after loading.
+    if described > 2 * checkpoint.num_entries:
+        raise ValueError(
+            f"{folder / CONFIG_NAME}: describes {described} parameters, and {checkpoint.num_entries} are stored;"
+            " restore config.json or download the weights again"
+        )
+    tables = sum(b.nbytes for b in model.buffers())
+    if tables > TABLE_BYTES:
+        raise ValueError(f"{folder / CONFIG_NAME}: asks for {tables} bytes of tables beside the weights; restore it")
+
+
+def _require_all_placed(folder: Path, model: Any, checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
+    """ValueError, naming one, for weights that are missing, and for stored ones that the model has no place for."""
+    missing, kind = sorted(found["missing_keys"]), type(model).__name__
+    unplaced = sorted(name for name in found["unexpected_keys"] if not _is_computed(name, checkpoint))
+    if missing and not any(name.startswith(f"{model.base_model_prefix}.") for name in missing):
+        raise ValueError(
+            f"{folder}: stores no head that predicts words ({missing[0]} is missing), as encoders and bare trunks do;"
+            " give a causal language model"
+        )
+    if missing and unplaced:
+        raise ValueError(
+            f"{folder}: {missing[0]} is missing ({len(missing)} weights in all), and {unplaced[0]} has no place in"
+            f" {kind} ({len(unplaced)} in all); give the checkpoint under the names that transformers saves"
+        )
+    if missing:
+        raise ValueError(f"{folder}: {missing[0]} is missing ({len(missing)} weights in all); download it again")
+    if unplaced:
+        raise ValueError(
+            f"{folder}: {unplaced[0]} is stored and has no place in {kind} ({len(unplaced)} weights in all);"
+            " correct config.json, or what comes out is another model's"
+        )
+
+
+def _is_computed(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether it is a buffer of an old version: by its name, or a mask, which is of no floating type."""
+    stored = name in checkpoint.names and not checkpoint.info(name).is_floating
+    return stored or COMPUTED.search(name) is not None
+
+
+def unused_weights(folder: Path, model: Any) -> list[str]:
+    """Stored names that this family has no use for: old buffers, and layers that transformers leaves out (MTP)."""
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    placed = model.state_dict().keys()
+    with open_checkpoint(folder) as checkpoint:
+        others = [name for name in checkpoint.names if name not in placed]
+        return [n for n in others if _is_computed(n, checkpoint) or any(pattern.search(n) for pattern in ignored)]
+
+
+@torch.no_grad()
+def _require_causal(folder: Path, model: Any) -> None:
+    """ValueError if a token that follows changes what is said before it, as in an encoder with a head.
+
+    And for settings that no weight tells of, such as more experts to a token than there are: they show when it runs.
+    """
+    ids = torch.arange(6, device=model.device).view(2, 3) % model.config.get_text_config().vocab_size
+    ids[1, :2] = ids[0, :2]
+    try:
+        first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+    except torch.OutOfMemoryError:
+        raise
+    except config_errors() as e:
+        reason = " ".join(str(e).split())[:120]
+        raise ValueError(f"{folder / CONFIG_NAME}: describes a model that does not run ({reason}); restore it") from e
+    # The rows differ in their last token alone: equal to rounding where nothing looks ahead, that of experts included.
+    if (first - second).abs().max() > max(1e-3, 8 * torch.finfo(model.dtype).eps) * first.abs().max():
+        raise ValueError(f"{folder}: {type(model).__name__} looks ahead, as encoders do; give a causal language model")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bars and warnings: what matters is said in one line of ours."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -86,8 +216,14 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer.decode(tokenizer("a")["input_ids"])  # what is wrong with its settings shows in use
+            return tokenizer
     except Exception as e:  # tokenizers raises Exception itself for a file that it cannot read
+        pieces = next((p.name for p in sorted(folder.glob("*.model")) if find_spec("sentencepiece") is None), None)
+        if pieces and not (folder / "tokenizer.json").is_file():
+            raise ValueError(f"{folder}: {pieces} needs sentencepiece; pip install sentencepiece") from e
         reason = " ".join(str(e).split())[:120]
         raise ValueError(f"{folder}: no tokenizer that can be read ({reason}); restore its tokenizer files") from e
 
@@ -109,7 +245,10 @@ def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str
         if isinstance(module, nn.Linear) and module is not head and module.weight is not embedding.weight
     }
     if not linears:
-        raise ValueError(f"{type(model).__name__} has no nn.Linear besides its head; adapters need some")
+        kinds = sorted({type(m).__name__ for m in model.modules() if getattr(m, "weight", None) is not None})
+        raise ValueError(
+            f"{type(model).__name__} has no nn.Linear besides its head, and adapters need some; it is made of {kinds}"
+        )
     if targets is None:
         return linears
     for target in targets:
@@ -125,3 +264,41 @@ def _require_match(target: str, linears: dict[str, nn.Linear]) -> None:
     if not any(pattern.search(name) for name in linears):
         kinds = sorted({name.rpartition(".")[2] for name in linears})
         raise ValueError(f"targets: {target!r} matches none of the {len(linears)} linear layers; there are {kinds}")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How much of a model the adapters are on."""
+
+    parameters: int
+    """All of the model's."""
+    reached: int
+    """In the weights of the layers that got an adapter."""
+    left_out: dict[str, int]
+    """Kind of weight, its block's number as *, to its parameters."""
+
+    @property
+    def share(self) -> float:
+        """Of the parameters, those reached."""
+        return self.reached / self.parameters
+
+    def said(self) -> str:
+        """One line."""
+        largest = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))[:3]
+        parts = [(kind, 100 * size / self.parameters) for kind, size in largest]
+        named = ", ".join(f"{kind} ({part:.0f} %)" for kind, part in parts if part >= 1)
+        rest = f"; the largest others: {named}" if named else ""
+        reached = f"adapters reach {100 * self.share:.0f} % of {self.parameters:,} parameters"
+        return f"{reached}{rest}" if self.share >= FEW else f"warning: {reached}, less than a third{rest}"
+
+
+def reach(model: Any, linears: Mapping[str, nn.Linear]) -> Reach:
+    """How much of the model `linears` are; experts kept in one tensor, embeddings and norms are no linear layers."""
+    mine = {id(linear.weight) for linear in linears.values()}
+    sizes: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in mine:
+            kind = re.sub(r"\.\d+(?=\.|$)", ".*", name)
+            sizes[kind] = sizes.get(kind, 0) + parameter.numel()
+    reached = sum(linear.weight.numel() for linear in linears.values())
+    return Reach(reached + sum(sizes.values()), reached, sizes)

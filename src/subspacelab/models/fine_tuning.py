@@ -1,8 +1,8 @@
 """Fine-tuning of an adapter by transformers' Trainer, continued from its last checkpoint when it was cut short."""
 
-import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,17 @@ from jaxtyping import Bool, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import logging
 
+from subspacelab.files import read_json, sha256_file, write_json
+from subspacelab.models.causal_lm import quiet
 from subspacelab.models.lora_adapter import LiveAdapter
 from subspacelab.models.lora_freeze import require_trainable, set_trainable
 
 IGNORED = -100  # label of a position that has no loss
 STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint
+SUMS = "sha256.json"  # what we add: the digest of every file in it
+OTHER_WAYS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""Ways of `accelerate config` to spread a model over processes, which an adapter on a frozen base does not take."""
 CURVES = {"loss": "train_loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -104,31 +108,46 @@ def fine_tune(
     bit-equal to what it was. `log(metrics, step)` gets loss, gradient norm and learning rate of each step, in the
     main process. Raises ValueError when the loss is no longer finite.
     """
-    logging.disable_progress_bar()
-    trainer = _AdapterTrainer(live, examples, _arguments(live, work_dir, how), pad)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Curves(log))
-    if live.down_frozen:
-        trainer.add_callback(_BitEqual(live))
-    begun = newest_checkpoint(work_dir)
-    trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+    with quiet():
+        trainer = _AdapterTrainer(live, examples, _arguments(live, work_dir, how), pad)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Curves(log))
+        if live.down_frozen:
+            trainer.add_callback(_BitEqual(live))
+        begun = newest_checkpoint(work_dir)
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     return work_dir / f"checkpoint-{how.steps}"
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
-    """The last checkpoint that was written to its end; halves of later ones are removed."""
-    found = sorted(work_dir.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    """The last checkpoint that is as it was written; later ones, halves or damaged, are removed.
+
+    Only for a `work_dir` that the caller knows to be of this training.
+    """
+    found = [work_dir / name for name in checkpoint_names(work_dir)]
     while found and not _is_whole(found[-1]):
         shutil.rmtree(found.pop(), ignore_errors=True)
     return found[-1] if found else None
 
 
+def checkpoint_names(work_dir: Path) -> list[str]:
+    """Names of the folders that the Trainer makes in `work_dir`, in the order of their steps."""
+    names = (p.name for p in work_dir.glob("checkpoint-*") if p.is_dir())
+    found = [name for name in names if re.fullmatch(r"checkpoint-\d{1,18}", name)]
+    return sorted(found, key=lambda name: int(name.rpartition("-")[2]))
+
+
 def _is_whole(checkpoint: Path) -> bool:
+    """Whether all its files are to the last byte what was written."""
     try:
-        json.loads((checkpoint / STATE).read_text())
+        sums = read_json(checkpoint / SUMS)
     except (OSError, ValueError):
         return False
-    return True
+    return bool(sums == _sums(checkpoint))
+
+
+def _sums(checkpoint: Path) -> dict[str, str]:
+    return {p.name: sha256_file(p) for p in checkpoint.iterdir() if p.is_file() and p.name != SUMS}
 
 
 def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingArguments:
@@ -136,7 +155,7 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if how.batch_size % count:
         raise ValueError(f"batch_size {how.batch_size} is no multiple of the {count} processes; choose one")
-    return TrainingArguments(
+    return _Arguments(
         output_dir=str(work_dir),
         max_steps=how.steps,
         learning_rate=how.learning_rate,
@@ -166,6 +185,29 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
     )
 
 
+def require_plain_launch() -> None:
+    """ValueError if `accelerate launch` would spread the model itself: the processes share the rows only."""
+    for way in OTHER_WAYS:
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() in ("true", "1"):
+            raise ValueError(
+                f"accelerate is configured for {way}, which does not train an adapter on a frozen base; launch with"
+                " `accelerate launch --multi_gpu`, each process with the whole model"
+            )
+
+
+class _Arguments(TrainingArguments):
+    """One GPU a process, and no precision but ours, whatever GPUs or `accelerate config` there are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mixed_precision = "bf16" if self.bf16 else "no"
+
+    @property
+    def n_gpu(self) -> int:
+        """With more than one the Trainer would take `DataParallel`, whose batches and losses are others."""
+        return min(super().n_gpu, 1)
+
+
 class _AdapterTrainer(Trainer):
     """The Trainer, whose optimizer gets exactly what the adapter lets train, after a resume too."""
 
@@ -188,6 +230,10 @@ class _AdapterTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()  # each process writes the state of its own generators
+            if self.is_world_process_zero():
+                checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                write_json(checkpoint / SUMS, _sums(checkpoint))
         except (OSError, RuntimeError, SafetensorError) as e:  # of its files each is written by another library
             folder = Path(self.args.output_dir)
             shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)

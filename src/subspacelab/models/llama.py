@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, quiet
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,10 @@ def build_llama(sizes: LlamaSizes, tokens: TextTokens, *, seed: int) -> LlamaFor
 
 def save_llama(model: LlamaForCausalLM, folder: Path, *, max_shard_size: str = "6MB") -> None:
     """Writes configs and sharded safetensors with hub key names."""
-    logging.disable_progress_bar()
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    with quiet():
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
 
 
 def load_llama(folder: Path) -> tuple[LlamaForCausalLM, Any]:
     """Reads a folder's model in float32, in evaluation mode, and its tokenizer."""
-    logging.disable_progress_bar()  # a small model is there before a bar is
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return load_causal_lm(folder, dtype=torch.float32, device=torch.device("cpu")), load_tokenizer(folder)

@@ -10,10 +10,9 @@ from jaxtyping import Float
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from subspacelab.checkpoints import resolve_reference
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.models.lora_factors import Factors, original, residual
-from subspacelab.models.lora_folder import base_digest, lora_config, read_factors, read_meta
+from subspacelab.models.lora_folder import META, base_digest, base_of, is_intact, lora_config, read_factors, read_meta
 from subspacelab.models.lora_freeze import ADAPTER, lora_layers, quiet_peft, set_trainable
 
 
@@ -84,19 +83,16 @@ def open_adapter(
     for a folder that is incomplete, holds NaN or wrong shapes, or belongs to another base.
     """
     meta = read_meta(folder)
-    source = resolve_reference(base or _reference(meta["base"]))
+    source = base_of(meta, base)
     factors = read_factors(folder, meta)
     model = load_causal_lm(source.folder, device=device or torch.device("cpu"))
     require_base(model, factors, meta, source.reference, folder)
+    if "files" in meta and not is_intact(folder, meta):
+        raise ValueError(f"{folder}: its tensors are not those that {META} was written with; build the adapter again")
     live = attach_adapter(model, factors, meta)
     if trainable:
         set_trainable(live.model, up=True, down=not live.down_frozen)
     return live
-
-
-def _reference(base: Mapping[str, Any]) -> str:
-    reference, revision = str(base["reference"]), base.get("revision")
-    return f"{reference}@{revision}" if revision and not Path(reference).exists() else reference
 
 
 def require_base(

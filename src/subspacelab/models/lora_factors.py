@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subspacelab.devices import float64_place
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -23,12 +25,12 @@ class Factors:
 
 def residual(w: Float[Tensor, "out in"], factors: Factors) -> Float[Tensor, "out in"]:
     """W_res = W - A0 B0, computed in float64 and rounded once to the dtype of `w`; `w` itself where W_res = W."""
-    return w if factors.A0 is None else (w.double() - _product(factors).to(w.device)).to(w.dtype)
+    return w if factors.A0 is None else _added(w, -_product(factors))
 
 
 def original(w_res: Float[Tensor, "out in"], factors: Factors) -> Float[Tensor, "out in"]:
     """W = W_res + A0 B0, to the rounding of one addition; `w_res` itself where W_res = W."""
-    return w_res if factors.A0 is None else (w_res.double() + _product(factors).to(w_res.device)).to(w_res.dtype)
+    return w_res if factors.A0 is None else _added(w_res, _product(factors))
 
 
 def to_lora(factors: Factors, *, down_frozen: bool) -> tuple[Float[Tensor, "k in"], Float[Tensor, "out k"]]:
@@ -66,4 +68,11 @@ def from_lora(
 def _product(factors: Factors) -> Float[Tensor, "out in"]:
     assert factors.A0 is not None
     assert factors.B0 is not None
-    return factors.A0.double() @ factors.B0.double()
+    place = float64_place(factors.A0.device)
+    return factors.A0.to(place).double() @ factors.B0.to(place).double()
+
+
+def _added(w: Float[Tensor, "out in"], update: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    """The sum in float64, where there is float64, in the dtype and on the device of `w`."""
+    place = float64_place(w.device)
+    return (w.to(place).double() + update.to(place)).to(w.dtype).to(w.device)

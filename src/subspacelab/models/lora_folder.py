@@ -1,16 +1,20 @@
 """An adapter as a folder that plain PEFT loads on the original base: its files, and what they must hold."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
+from annotated_types import MinLen
 from jaxtyping import Float
+from pydantic import BaseModel, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 
-from subspacelab.checkpoints import read_tensors, require_finite, write_tensors
-from subspacelab.files import read_json, replace_folder, write_json
+from subspacelab.checkpoints import Source, read_tensors, require_finite, resolve_reference, write_tensors
+from subspacelab.files import read_json, replace_folder, sha256_file, write_json
+from subspacelab.models.causal_lm import Reach
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 
 if TYPE_CHECKING:  # peft takes seconds to import, and who reads a folder needs none of it
@@ -24,17 +28,44 @@ META, WEIGHTS, CONFIG, INITIAL = (
 )
 PREFIX = "base_model.model."
 """What PEFT puts before a module's name in its files."""
-REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "method": str,
-    "rank": int,
-    "seed": int,
-    "base": dict,
-    "targets": list,
-    "down_frozen": bool,
-    "layers": list,
-    "trained": (bool, dict),
-}
-"""Keys without which `nullspace.json` says too little, and what they hold."""
+T = TypeVar("T")
+
+AGAIN = "build the adapter again"
+FILES = (META, WEIGHTS, CONFIG, INITIAL)
+"""All that an adapter's folder holds."""
+
+
+class _Base(BaseModel):
+    """What an adapter was built on."""
+
+    reference: str
+    revision: str | None
+    digest: str
+
+
+class _Meta(BaseModel):
+    """What `nullspace.json` must say; it says more."""
+
+    method: str
+    rank: PositiveInt
+    seed: int
+    base: _Base
+    targets: Annotated[list[str], MinLen(1)]
+    down_frozen: bool
+    layers: list[dict[str, Any]]
+    trained: Literal[False] | dict[str, Any]
+    job: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    reach: Reach | None = None
+
+
+class _PlainLora(BaseModel):
+    """What `adapter_config.json` must say for PEFT to read it as the adapter that was written."""
+
+    peft_type: Literal["LORA"]
+    r: PositiveInt
+    target_modules: list[str]
+    auto_mapping: None = None
 
 
 def write_adapter(folder: Path, factors: Mapping[str, Factors], meta: Mapping[str, Any]) -> None:
@@ -52,7 +83,8 @@ def write_adapter(folder: Path, factors: Mapping[str, Factors], meta: Mapping[st
         if initial:
             write_tensors(partial / INITIAL, initial)
         write_json(partial / CONFIG, _config_json(list(factors), rank, meta["base"]))
-        write_json(partial / META, dict(meta))
+        files = {name: sha256_file(partial / name) for name in (WEIGHTS, INITIAL) if (partial / name).exists()}
+        write_json(partial / META, {**meta, "files": files})
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -63,16 +95,48 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"{folder}: no {META}, so no adapter of this project; make one by `subspacelab nullspace build`"
         )
     meta = read_json(path)
-    missing = [key for key in REQUIRED if key not in meta] if isinstance(meta, dict) else list(REQUIRED)
-    if missing:
-        raise ValueError(f"{path}: no key {missing[0]!r}; build the adapter again")
-    wrong = [key for key, kind in REQUIRED.items() if not isinstance(meta[key], kind)]
-    wrong += [] if wrong or isinstance(meta["base"].get("reference"), str) else ["base.reference"]
-    wrong += [] if wrong or (meta["targets"] and all(isinstance(t, str) for t in meta["targets"])) else ["targets"]
-    if wrong:
-        got = meta.get(wrong[0], "none")
-        raise ValueError(f"{path}: {wrong[0]} cannot be {str(got)[:60]}; build the adapter again")
+    read_schema(_Meta, meta, path, AGAIN)
     return dict(meta)
+
+
+def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
+    """The base model that `nullspace.json` (`meta`) names, or `base` in its place.
+
+    ValueError that names `--base` for a folder that is not where it was: it is never looked for on the hub, where
+    anybody may have given its name to another model.
+    """
+    if base is not None:
+        return resolve_reference(base)
+    reference, revision = meta["base"]["reference"], meta["base"]["revision"]
+    if revision is not None:
+        return resolve_reference(f"{reference}@{revision}")
+    if not reference.startswith("demo:") and not Path(reference).expanduser().exists():
+        raise ValueError(f"the adapter's base, {reference}, is no such checkpoint on this disk; name it by --base")
+    return resolve_reference(reference)
+
+
+def require_plain_lora(folder: Path) -> None:
+    """ValueError unless `adapter_config.json` is that of an ordinary LoRA, which no code of elsewhere is run for."""
+    read_schema(_PlainLora, read_json(folder / CONFIG), folder / CONFIG, AGAIN)
+
+
+def read_schema(kind: type[T], content: Any, path: Path, remedy: str) -> T:
+    """`content`, which was read from `path`, as that kind; ValueError names the key in which it is not."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as e:
+        problem = e.errors()[0]
+        parts = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "dict"))]
+        key = ".".join(parts) or "the content"
+        if problem["type"] == "missing":
+            raise ValueError(f"{path}: no key {key!r}; {remedy}") from e
+        raise ValueError(f"{path}: {key} cannot be {str(problem['input'])[:60]}; {remedy}") from e
+
+
+def is_intact(folder: Path, meta: Mapping[str, Any]) -> bool:
+    """Whether the tensors are to the last byte those that were written with `nullspace.json` (`meta`)."""
+    files = meta.get("files", {})
+    return bool(files) and all((folder / n).is_file() and sha256_file(folder / n) == files[n] for n in files)
 
 
 def base_digest(weight: Float[Tensor, "out in"]) -> str:

@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 
 from subspacelab.models.causal_lm import load_causal_lm
+from subspacelab.models.lora_folder import require_plain_lora
 from subspacelab.models.lora_freeze import quiet_peft
 
 
@@ -15,6 +16,7 @@ def load_plain(base: Path, adapter: Path, *, device: torch.device) -> Any:
 
     Returned is the base's own class with LoRA layers in it, so that it generates as the base does.
     """
+    require_plain_lora(adapter)
     model = load_causal_lm(base, device=device)
     with quiet_peft():
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval().get_base_model()

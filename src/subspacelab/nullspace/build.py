@@ -12,7 +12,9 @@ from subspacelab.checkpoints import Source
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.devices import choose_device
-from subspacelab.models.lora_folder import CONFIG, INITIAL, META, WEIGHTS, base_digest, write_adapter
+from subspacelab.files import remove_partials_of
+from subspacelab.models.causal_lm import load_causal_lm, reach, target_linears, unused_weights
+from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, write_adapter
 from subspacelab.nullspace.calibration import (
     split_windows,
 )
@@ -20,9 +22,12 @@ from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.layer_report import LayerReport, summarise
 from subspacelab.nullspace.methods import Method, method_of
 from subspacelab.nullspace.starts import Task, starts
+from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 
 START_TOKENS = 256
 """Tokens on which the model with the adapter is compared with the base."""
+RESULT = ("calib_dataset", "calib_loader_size", "seq_len", "targets")
+"""The settings that decide what an adapter is; the others say how it is computed."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +47,46 @@ class Built:
 def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed: int, settings: BuildSettings) -> Built:
     """Builds an adapter of `rank` on the checkpoint `source` and writes it to `folder`, whole or not at all.
 
-    An adapter that stands there is replaced. ValueError, in one line: a folder of other things, too few calibration
-    tokens, a rank larger than a layer, targets that match nothing, NaN among a layer's inputs, and whatever
-    reading the model or the text refuses.
+    An untrained adapter of the same base, method and settings that stands there is replaced. ValueError, in one line:
+    a folder of other things or of another adapter, or one that lies in the model; too few calibration tokens, a rank
+    larger than a layer, targets that match nothing, NaN among a layer's inputs, and whatever reading the model or the
+    text refuses.
     """
-    from subspacelab.models.causal_lm import load_causal_lm, target_linears
+    chosen = method_of(method)
+    if chosen.needs_calibration and settings.calib_dataset is None:
+        raise ValueError(f"calib_dataset: {method} starts from calibration inputs; name a text")
+    if folder.name in ("", ".."):
+        raise ValueError(f"{folder}: name a folder for the adapter, which is replaced as a whole")
+    require_apart(folder, [source.folder, *([Path(settings.calib_dataset)] if settings.calib_dataset else [])])
+    job = _job(source, method, rank, seed, settings)
+    with sole_writer(folder):
+        _require_place(folder, job)
+        remove_partials_of(folder)
+        return _build(source, folder, chosen, job, settings)
+
+
+def _job(source: Source, method: str, rank: int, seed: int, settings: BuildSettings) -> dict[str, Any]:
+    """What an adapter is built from, and how; where it is built is left out."""
+    own = {key: value for key, value in asdict(settings).items() if key in RESULT}
+    return own | {"base": source.reference, "revision": source.revision, "method": method, "rank": rank, "seed": seed}
+
+
+def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], settings: BuildSettings) -> Built:
     from subspacelab.models.lora_adapter import attach_adapter
     from subspacelab.models.lora_start import seeded
 
-    chosen = method_of(method)
-    _require_place(folder)
-    if chosen.needs_calibration and settings.calib_dataset is None:
-        raise ValueError(f"calib_dataset: {method} starts from calibration inputs; name a text")
+    method, rank, seed = job["method"], job["rank"], job["seed"]
     model = load_causal_lm(source.folder, device=choose_device(settings.device))
     linears = target_linears(model, settings.targets)
     _require_rank(rank, linears, chosen)
+    reached, unused = reach(model, linears), unused_weights(source.folder, model)
+    digest = base_digest(next(iter(linears.values())).weight)
+    _require_same_base(folder, source, digest)
     windows = _windows(source, settings, seed) if settings.calib_dataset else None
     with seeded(seed):
         factors, layers = starts(Task(model, linears, chosen, rank, windows, settings))
     ids = _start_tokens(model, windows)
     before = _logits(model, ids)
-    digest = base_digest(next(iter(linears.values())).weight)
     meta: dict[str, Any] = {
         "method": method,
         "rank": rank,
@@ -71,6 +95,8 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
         "targets": list(linears),
         "down_frozen": chosen.down_frozen,
         "calibration": _calibration_json(settings, windows),
+        "job": job,
+        "reach": asdict(reached),
         "layers": [layer.as_json() for layer in layers],
         "summary": summarise(layers),
         "trained": False,
@@ -78,15 +104,28 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
     live = attach_adapter(model, factors, meta)
     meta |= _difference(before, _logits(live.model, ids))
     write_adapter(folder, factors, meta)
-    return Built(folder, meta, layers, [windows.shortage] if windows and windows.shortage else [])
+    notes = [windows.shortage] if windows and windows.shortage else []
+    notes += [f"{len(unused)} stored weights are no part of the model: {', '.join(unused[:3])}"] if unused else []
+    return Built(folder, read_meta(folder), layers, notes)
 
 
-def _require_place(folder: Path) -> None:
-    """ValueError if the folder holds anything but an adapter: it will be replaced as a whole."""
-    others = {path.name for path in folder.iterdir()} - {CONFIG, INITIAL, META, WEIGHTS} if folder.is_dir() else set()
-    if others or folder.is_file():
-        found = min(others) if others else "a file"
-        raise ValueError(f"{folder}: holds {found}, no part of an adapter, and would be replaced; give a new folder")
+def _require_place(folder: Path, job: Mapping[str, Any]) -> None:
+    """ValueError if the folder holds anything but the untrained adapter of that job: it will be replaced."""
+    require_own_entries(folder, FILES, "an adapter")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    found = read_meta(folder)
+    if found["trained"]:
+        raise ValueError(
+            f"{folder}: holds a trained adapter of {found['method']}, which would be lost; give a new folder"
+        )
+    require_same_job(folder, found.get("job") or {}, job)
+
+
+def _require_same_base(folder: Path, source: Source, digest: str) -> None:
+    """ValueError if the adapter there was built on other weights, which had this name where, or when, it was built."""
+    if (folder / META).is_file() and read_meta(folder)["base"]["digest"] != digest:
+        raise ValueError(f"{folder}: built on other weights that were called {source.reference}; give a new folder")
 
 
 def _require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) -> None:
@@ -119,7 +158,7 @@ def _start_tokens(model: Any, windows: Windows | None) -> Tensor:
 @torch.no_grad()
 def _logits(model: Any, ids: Tensor) -> Tensor:
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits.double().cpu()
+    return logits.cpu().double()  # there is no float64 on mps
 
 
 def _difference(before: Tensor, after: Tensor) -> dict[str, float]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from subspacelab.models.causal_lm import Reach
 from subspacelab.models.lora_folder import META
 from subspacelab.nullspace.build import Built
 from subspacelab.nullspace.layer_report import MEASURES, LayerReport
@@ -45,6 +46,7 @@ def print_built(built: Built, console: Console | None = None) -> None:
         f" ({meta['start_difference_relative']:.2g} of the largest)",
         markup=False,
     )
+    console.print(Reach(**meta["reach"]).said(), markup=False)
     for note in built.notes:
         console.print(f"note: {note}", markup=False)
 

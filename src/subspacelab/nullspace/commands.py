@@ -107,14 +107,14 @@ def train(
     """Trains what the adapter's method lets train; the loss is that of the response alone.
 
     A training that was cut short goes on from its last checkpoint by the same command; a finished one is left as it
-    is. Several processes: accelerate launch -m subspacelab nullspace train ... (for FSDP, with the configuration
-    that `accelerate config` writes, state dict type FULL_STATE_DICT).
+    is. Several processes, each with the whole model: accelerate launch --multi_gpu -m subspacelab nullspace train ...
     """
     flags = locals()
     from dataclasses import asdict
 
     from subspacelab.data.instructions import read_instructions
     from subspacelab.distributed import is_main_process
+    from subspacelab.models.causal_lm import Reach
     from subspacelab.nullspace.config import TrainSettings
     from subspacelab.nullspace.outcome import record_training
     from subspacelab.nullspace.report import print_training
@@ -138,6 +138,8 @@ def train(
             record_training(result, None, tracker, base=base)
     if is_main_process():
         print_training(result)
+        if "reach" in result.meta:
+            typer.echo(Reach(**result.meta["reach"]).said())
 
 
 @app.command()

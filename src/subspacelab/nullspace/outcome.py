@@ -17,6 +17,8 @@ from subspacelab.params import validate
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
 
+SERVED_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+"""Of a base: its weights, configs and tokenizer, and nothing else that a person keeps in its folder."""
 SMALL = 256 << 20
 """Bytes up to which a base that is no commit of the hub goes along with its adapter; a larger one is pointed to."""
 
@@ -66,9 +68,11 @@ def record_training(
 def stage_model(folder: Path, adapter: Path, base: Source) -> None:
     """Lays out what `served.py` loads: the adapter, and the base's files, or a pointer to its commit or place."""
     shutil.copytree(adapter, folder / SERVED_ADAPTER)
-    size = sum(file.stat().st_size for file in base.folder.iterdir() if file.is_file())
-    if base.revision is None and size <= SMALL:
-        shutil.copytree(base.folder, folder / SERVED_BASE)
+    files = [file for file in base.folder.iterdir() if file.suffix in SERVED_SUFFIXES and file.is_file()]
+    if base.revision is None and sum(file.stat().st_size for file in files) <= SMALL:
+        (folder / SERVED_BASE).mkdir()
+        for file in files:
+            shutil.copyfile(file, folder / SERVED_BASE / file.name)
     elif base.revision is None:
         write_reference(folder / SERVED_BASE, replace(base, reference=str(base.folder.resolve())))
     else:

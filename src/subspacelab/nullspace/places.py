@@ -1,11 +1,9 @@
 """Where the parts of a training lie: the adapter, what it was built on, its trained self."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from subspacelab.checkpoints import Source, resolve_reference
 from subspacelab.models.lora_folder import META
+from subspacelab.models.lora_folder import base_of as base_of  # told by its users as a place among others
 
 TRAINED = "ft"
 """Folder of the trained adapter in a training's output."""
@@ -39,11 +37,3 @@ def first_adapter(folder: Path) -> Path:
     """The adapter of the first seed in `folder`: as it was built, or its trained self where it was trained."""
     first = next(iter(seed_folders(folder).values()))
     return first / TRAINED if (first / TRAINED).is_dir() else first
-
-
-def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
-    """The base model that an adapter's `nullspace.json` names, or `base` in its place."""
-    if base is not None:
-        return resolve_reference(base)
-    reference, revision = meta["base"]["reference"], meta["base"].get("revision")
-    return resolve_reference(f"{reference}@{revision}" if revision else reference)

@@ -1,13 +1,14 @@
 """How every layer of an adapter starts: by the method's own rule, from calibration where it asks for it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from subspacelab.data.windows import Windows
-from subspacelab.linalg.null_space import null_space
+from subspacelab.devices import solve
+from subspacelab.linalg.null_space import NullSpace, null_space
 from subspacelab.models.lora_factors import Factors
 from subspacelab.nullspace.calibration import (
     Moments,
@@ -20,7 +21,7 @@ from subspacelab.nullspace.calibration import (
     split_windows,
 )
 from subspacelab.nullspace.config import BuildSettings
-from subspacelab.nullspace.layer_report import LayerReport, report_input, report_layer
+from subspacelab.nullspace.layer_report import InputReport, LayerReport, report_input, report_layer
 from subspacelab.nullspace.methods import Method
 from subspacelab.reports.progress import progress_bar
 
@@ -80,9 +81,13 @@ def _calibrated_starts(task: Task) -> Iterator[tuple[str, tuple[Factors, LayerRe
 def _input_starts(
     task: Task, shared: SharedInput, moments: Moments
 ) -> Iterator[tuple[str, tuple[Factors, LayerReport]]]:
-    seen = moments.calibration
-    space = null_space(seen, task.rank)
-    calibrated = (shared.name, seen, moments.held_out, report_input(moments, space))
+    def spectra(*parts: Tensor) -> tuple[Moments, NullSpace, InputReport]:
+        placed = replace(moments, first=parts[0], second=parts[1], held_out=parts[2])
+        space = null_space(placed.calibration, task.rank)
+        return placed, space, report_input(placed, space)
+
+    placed, space, of_input = solve(spectra, moments.first, moments.second, moments.held_out)
+    calibrated = (shared.name, placed.calibration, placed.held_out, of_input)
     for name in shared.modules:
         linear = task.linears[name]
         factors = _start(task, linear, space.basis)

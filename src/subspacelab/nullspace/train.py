@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,15 +18,33 @@ from subspacelab.devices import choose_device
 from subspacelab.distributed import processes
 from subspacelab.files import read_json, remove_folder, remove_partials_of, sha256_file, write_json
 from subspacelab.models.causal_lm import load_tokenizer
-from subspacelab.models.fine_tuning import STATE, FineTuning, fine_tune, num_steps
+from subspacelab.models.fine_tuning import (
+    STATE,
+    FineTuning,
+    checkpoint_names,
+    fine_tune,
+    num_steps,
+    require_plain_launch,
+)
 from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
 from subspacelab.models.lora_factors import Factors
-from subspacelab.models.lora_folder import INITIAL, META, PREFIX, WEIGHTS, read_meta, write_adapter
+from subspacelab.models.lora_folder import (
+    FILES,
+    INITIAL,
+    META,
+    PREFIX,
+    WEIGHTS,
+    is_intact,
+    read_meta,
+    read_schema,
+    write_adapter,
+)
 from subspacelab.models.tokens import padding_id, require_readable
 from subspacelab.nullspace.config import TrainSettings
 from subspacelab.nullspace.examples import Examples, encode_rows
 from subspacelab.nullspace.methods import method_of
 from subspacelab.nullspace.places import CHECKPOINTS, TRAINED, base_of, require_adapter
+from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.reports.progress import progress_bar
 
 JOB = "job.json"
@@ -64,72 +83,115 @@ def train_adapter(
     """Trains the adapter in `adapter` on `rows` and writes it to `output_dir/ft`, whole or not at all.
 
     Checkpoints lie in `output_dir/checkpoints` until it is finished; the same training started again goes on from the
-    last whole one, and a finished one is returned as it is. `log(metrics, step)` gets the curves. ValueError, in one
-    line, for a folder that holds no adapter, settings that do not fit the rows, and a loss that is no longer finite.
+    last whole one, and a finished one is returned as it is, if its bytes are those that were written. `log(metrics,
+    step)` gets the curves. ValueError, in one line, before anything changes: a folder that holds no adapter; folders
+    of those names in `output_dir` that are not of this very training; another process at work there; settings that do
+    not fit the rows. Later only for a loss that is no longer finite.
     """
+    require_plain_launch()
     meta = read_meta(require_adapter(adapter))
+    source = base_of(meta, base)
+    finished, work_dir = output_dir / TRAINED, output_dir / CHECKPOINTS
+    for place in (finished, work_dir):
+        require_apart(place, [adapter, source.folder, Path(settings.data)])
     job = _job(adapter, rows, settings, seed)
     device = choose_device(settings.device)
     group = processes(cpu=device.type == "cpu")
-    work_dir = output_dir / CHECKPOINTS
-    finished = _finished(output_dir / TRAINED, job)
-    group.wait()  # until every process has looked
-    if finished is not None:
+    with sole_writer(finished) if group.is_main else nullcontext():
         if group.is_main:
-            _prepare(work_dir, job, done=True)
+            _require_own(finished, work_dir, job)
+        group.wait()  # what is refused is refused before any process begins
+        if _is_finished(finished, job):
+            group.wait()  # until every process has looked
+        else:
+            tokenizer = load_tokenizer(source.folder)
+            given = encode_rows(tokenizer, rows, settings.max_length)
+            how = _fine_tuning(len(given.examples), meta["method"], settings, seed)
+            live = open_adapter(adapter, base=base, trainable=True, device=device)
+            ids = [example.input_ids for example in given.examples]
+            require_readable(live.model.config, tokenizer, ids, remedy="lower --max-length")
+            if group.is_main:
+                write_json(work_dir / JOB, asdict(job))  # only now: what is refused above leaves nothing behind
+            group.wait()
+            counts, pad = _count_parameters(live), padding_id(live.model.config, tokenizer)
+            with progress_bar(f"train {meta['method']}", total=how.steps, unit="steps") as advance:
+                last = fine_tune(live, given.examples, work_dir, how=how, pad=pad, log=_counting(log, advance))
+            if group.is_main:
+                trained = counts | _trained(given, how, last) | asdict(job)
+                write_adapter(finished, _factors(live, adapter, last), live.meta | {"trained": trained})
+        if group.is_main and work_dir.exists():
+            remove_folder(work_dir)
         group.wait()
-        return finished
-    tokenizer = load_tokenizer(base_of(meta, base).folder)
-    given = encode_rows(tokenizer, rows, settings.max_length)
-    how = _fine_tuning(len(given.examples), meta["method"], settings, seed)
-    live = open_adapter(adapter, base=base, trainable=True, device=device)
-    ids = [example.input_ids for example in given.examples]
-    require_readable(live.model.config, tokenizer, ids, remedy="lower --max-length")
-    if group.is_main:
-        _prepare(work_dir, job, done=False)  # only now: what is refused above leaves nothing behind
-    group.wait()
-    counts = _count_parameters(live)  # before FSDP, if any, leaves each process a part of them
-    pad = padding_id(live.model.config, tokenizer)
-    with progress_bar(f"train {meta['method']}", total=how.steps, unit="steps") as advance:
-        last = fine_tune(live, given.examples, work_dir, how=how, pad=pad, log=_counting(log, advance))
-    if group.is_main:
-        trained = counts | _trained(given, how, last) | {"data": settings.data, "job": job}
-        write_adapter(output_dir / TRAINED, _factors(live, adapter, last), live.meta | {"trained": trained})
-        remove_folder(work_dir)
-    group.wait()
-    return TrainedAdapter(output_dir / TRAINED, read_meta(output_dir / TRAINED))
+    return TrainedAdapter(finished, read_meta(finished))
 
 
-def _job(adapter: Path, rows: Sequence[Instruction], settings: TrainSettings, seed: int) -> dict[str, Any]:
-    """What a training is, as JSON; where it runs is left out."""
+def _job(adapter: Path, rows: Sequence[Instruction], settings: TrainSettings, seed: int) -> "_Job":
     text = json.dumps([asdict(row) for row in rows])
     content = {key: value for key, value in asdict(settings).items() if key not in ELSEWHERE}
-    digests = {name: sha256_file(adapter / name) for name in (META, WEIGHTS, INITIAL) if (adapter / name).exists()}
-    job = {"settings": content, "seed": seed, "rows": hashlib.sha256(text.encode()).hexdigest(), "adapter": digests}
-    return dict(json.loads(json.dumps(job)))
+    digests = [sha256_file(adapter / name) for name in (META, WEIGHTS, INITIAL) if (adapter / name).exists()]
+    inputs = {"rows": _digest(text), "adapter": _digest(*digests)}
+    return _Job(content | inputs | {"seed": seed}, {"rows": settings.data, "adapter": str(adapter)})
 
 
-def _finished(folder: Path, job: dict[str, Any]) -> TrainedAdapter | None:
-    if not (folder / META).is_file():
-        return None
-    meta = read_meta(folder)
-    same = isinstance(meta["trained"], dict) and meta["trained"].get("job") == job
-    return TrainedAdapter(folder, meta) if same else None
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
-def _prepare(work_dir: Path, job: dict[str, Any], *, done: bool) -> None:
-    """Leaves the checkpoints of the same training, unless it is done, and takes those of another away to begin.
+@dataclass(frozen=True)
+class _Job:
+    """What a training is; where it runs is left out."""
 
-    Checkpoints without a job are what a removal has left that was cut short.
-    """
-    for place in (work_dir, work_dir.with_name(TRAINED)):
+    job: dict[str, Any]
+    """Settings, seed, and the digests of rows and adapter: equal jobs come to equal bytes."""
+    names: dict[str, str]
+    """What rows and adapter are called, for a message."""
+
+    def told(self, other: "_Job") -> dict[str, Any]:
+        """The job with names beside the digests in which it differs from the other."""
+        named = {key: f"{self.names.get(key)} ({str(self.job.get(key))[:8]})" for key in self.names}
+        return self.job | {key: name for key, name in named.items() if self.job.get(key) != other.job.get(key)}
+
+
+@dataclass(frozen=True)
+class _Trained(_Job):
+    """What `nullspace.json` says of a training; it says more."""
+
+    steps: int
+    final_loss: float
+    trainable_parameters: int
+    all_parameters: int
+    num_rows: int
+    num_skipped: int
+
+
+def _require_own(finished: Path, work_dir: Path, job: _Job) -> None:
+    """ValueError, naming it, if one of these folders holds anything but this very training: they will be replaced."""
+    require_own_entries(finished, FILES, "a trained adapter")
+    if finished.is_dir() and any(finished.iterdir()):
+        trained = read_meta(finished)["trained"]
+        if not trained:
+            raise ValueError(f"{finished}: holds an adapter as it was built, which would be lost; give another place")
+        _require_same(finished, read_schema(_Trained, trained, finished / META, "train again elsewhere"), job)
+    for place in (finished, work_dir, work_dir / JOB):
         remove_partials_of(place)
-    path = work_dir / JOB
-    same = path.is_file() and read_json(path) == job
-    if same == done or not path.is_file():
-        remove_folder(work_dir)
-    if not same and not done:
-        write_json(path, job)
+    begun = (work_dir / JOB).is_file()
+    require_own_entries(work_dir, [JOB, *checkpoint_names(work_dir)] if begun else [], "this training's checkpoints")
+    if begun:
+        path = work_dir / JOB
+        _require_same(work_dir, read_schema(_Job, read_json(path), path, "move its folder away"), job)
+
+
+def _require_same(place: Path, found: _Job, job: _Job) -> None:
+    if found.job != job.job:
+        require_same_job(place, found.told(job), job.told(found))
+
+
+def _is_finished(folder: Path, job: _Job) -> bool:
+    """Whether that training is there, to the last byte; a damaged one is made anew."""
+    if not (folder / META).is_file():
+        return False
+    meta = read_meta(folder)
+    return bool(meta["trained"]) and meta["trained"]["job"] == job.job and is_intact(folder, meta)
 
 
 def _fine_tuning(num_rows: int, method: str, settings: TrainSettings, seed: int) -> FineTuning:
