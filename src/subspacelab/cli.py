@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from subspacelab.doors import run_process
-from subspacelab.errors import one_line_errors
+from subspacelab.errors import one_line_errors, printable
 from subspacelab.experiments.commands import metrics, runs, sweep
 
 ROOMS = ("rotation", "lowrank", "nullspace", "norms")
@@ -35,7 +35,7 @@ def root(
 @app.command()
 def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
 ) -> None:
     """The MLflow UI over this project's runs: pick an experiment, select runs, Compare."""
     from subspacelab.tracking import ui_command
@@ -54,7 +54,7 @@ for _room in ROOMS:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; exit code 0, 1 for bad input (one line), 2 for wrong usage (one line)."""
+    """Runs the command line; exit code 0, 1 for bad input, 2 for wrong usage, 70 for the unforeseen: one line each."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--verbose" in given
     # --verbose may stand anywhere.
@@ -68,8 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if message:  # without one, help was printed instead
                 context = getattr(e, "ctx", None)
                 command = context.command_path if context else "subspacelab"
-                print(f"error: {message} Try '{command} --help'.", file=sys.stderr)
+                print(f"error: {printable(message)} Try '{command} --help'.", file=sys.stderr)
             raise SystemExit(2) from e
+        if code == 130:  # what typer makes of a Ctrl-C
+            raise KeyboardInterrupt
     raise SystemExit(code or 0)
 
 

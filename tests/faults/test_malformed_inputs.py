@@ -5,6 +5,7 @@ and must be the same afterwards to the last byte.
 """
 
 import gc
+import logging
 import os
 import runpy
 import shutil
@@ -27,6 +28,23 @@ ROOT = Path(__file__).resolve().parents[2]
 def named(row: Row) -> object:
     """The row as pytest takes it."""
     return pytest.param(*row, id=f"{row[0]}: {row[1]}")
+
+
+@pytest.fixture(autouse=True)
+def libraries_are_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Libraries as quiet as in a process of ours; what they log for all that goes to the standard error of the test.
+
+    Without it their handlers write to the one that was there when they were imported, past every test.
+    """
+
+    def emit(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
+        print(handler.format(record), file=sys.stderr)
+
+    monkeypatch.setattr(logging.StreamHandler, "emit", emit)
+    doors.quieten_libraries()
+    yield
+    logging.disable(logging.NOTSET)
+    logging.captureWarnings(False)
 
 
 def check(code: int, err: str, said: str) -> None:
@@ -57,7 +75,7 @@ def test_a_fault_is_one_line_and_changes_nothing(
     workshop: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capfd: pytest.CaptureFixture,
     command: str,
     what: str,
     damage: d.Damage | None,
@@ -65,9 +83,9 @@ def test_a_fault_is_one_line_and_changes_nothing(
     said: str,
 ) -> None:
     with damaged(workshop, tmp_path / "place", damage, monkeypatch):
-        capsys.readouterr()
+        capfd.readouterr()
         code = run(f"{COMMANDS[command]} {words}")
-        check(code, capsys.readouterr().err, said)
+        check(code, capfd.readouterr().err, said)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +103,7 @@ def test_parameters_that_are_wrong_stop_a_door_in_one_line(
     project: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capfd: pytest.CaptureFixture,
     what: str,
     damage: d.Damage,
     said: str,
@@ -98,7 +116,7 @@ def test_parameters_that_are_wrong_stop_a_door_in_one_line(
     with damaged(project, tmp_path / "place", damage, monkeypatch):
         with pytest.raises(SystemExit) as e:
             runpy.run_path(str(ROOT / "pipelines" / f"{door}.py"), run_name="__main__")
-        check(int(e.value.code or 0), capsys.readouterr().err, said)
+        check(int(e.value.code or 0), capfd.readouterr().err, said)
 
 
 @pytest.mark.parametrize(("command", "what", "damage", "words", "said"), [named(row) for row in PROJECT])
@@ -106,7 +124,7 @@ def test_the_commands_of_the_project_refuse_in_one_line(
     project: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capfd: pytest.CaptureFixture,
     command: str,
     what: str,
     damage: d.Damage | None,
@@ -115,7 +133,7 @@ def test_the_commands_of_the_project_refuse_in_one_line(
 ) -> None:
     with damaged(project, tmp_path / "place", damage, monkeypatch):
         code = run(words or COMMANDS[command])
-        check(code, capsys.readouterr().err, said)
+        check(code, capfd.readouterr().err, said)
 
 
 ALONE = ("build: weight of another shape", "build: pickle that runs code", "cache: config of no tower")
