@@ -19,6 +19,7 @@ import pytest
 from tests.faults import damage as d
 from tests.faults.malformed import FAULTS, PARAMS, PROJECT, USAGE, Row
 from tests.faults.workshop import COMMANDS, run, snapshot
+from transformers.utils.logging import warning_once
 
 from subspacelab import doors
 
@@ -34,13 +35,15 @@ def named(row: Row) -> object:
 def libraries_are_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Libraries as quiet as in a process of ours; what they log for all that goes to the standard error of the test.
 
-    Without it their handlers write to the one that was there when they were imported, past every test.
+    Without it their handlers write to the one that was there when they were imported, past every test, and what they
+    say once is said before.
     """
 
     def emit(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
         print(handler.format(record), file=sys.stderr)
 
     monkeypatch.setattr(logging.StreamHandler, "emit", emit)
+    warning_once.cache_clear()
     doors.quieten_libraries()
     yield
     logging.disable(logging.NOTSET)
@@ -136,7 +139,7 @@ def test_the_commands_of_the_project_refuse_in_one_line(
         check(code, capfd.readouterr().err, said)
 
 
-ALONE = ("build: weight of another shape", "build: pickle that runs code", "cache: config of no tower")
+ALONE = ("build: weight of another shape", "build: pickle that runs code", "cache: weight missing")
 
 
 @pytest.mark.slow
