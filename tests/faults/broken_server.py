@@ -21,8 +21,8 @@ class BrokenServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.port = port
         self.mode = "pass"
-        """pass; auth: passes those of `AUTHORIZATION`; 500: answers so; late: hands on, answers when the client has gone;
-        silent: never answers."""
+        """pass; auth: passes those of `AUTHORIZATION`; 500: answers so; late: hands on, answers when the client
+        has gone; silent: never answers."""
 
     @property
     def uri(self) -> str:

@@ -63,7 +63,8 @@ def read_instructions(reference: str) -> list[Instruction]:
 def write_instructions(path: Path, instructions: Iterable[Instruction]) -> None:
     """Writes `.jsonl` rows `{query, response}`, which `read_instructions` reads."""
     with write_beside(path) as partial:
-        partial.write_text("".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in instructions))
+        text = "".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in instructions)
+        partial.write_text(text, encoding="utf-8")
 
 
 def _jsonl_rows(path: Path) -> Iterable[tuple[str, Any]]:

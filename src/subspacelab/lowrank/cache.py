@@ -77,7 +77,7 @@ def cache_features(
     if group.is_main:
         _finish(output_dir, -(-total // SHARD_PICTURES), source, plan)
     group.wait()
-    meta = FeatureMeta(**json.loads((output_dir / META).read_text()))
+    meta = FeatureMeta(**json.loads((output_dir / META).read_text(encoding="utf-8")))
     if log is not None and group.is_main:
         log({"pictures": meta.count, "unreadable": len(meta.unreadable), "tokens": meta.tokens, "dim": meta.dim}, 0)
     return meta
@@ -175,7 +175,7 @@ def _finish(folder: Path, num_shards: int, source: Source, plan: CachePlan) -> N
     """Joins the shards' records to the index, and writes meta.json last: with it the cache is complete."""
     rows, unreadable = [], []
     for number in range(num_shards):
-        record = json.loads(_record_path(folder, number).read_text())
+        record = json.loads(_record_path(folder, number).read_text(encoding="utf-8"))
         unreadable += record["unreadable"]
         rows += [
             {
