@@ -189,6 +189,19 @@ def continued_folder(stage: str, name: str) -> Iterator[Path]:
         remove_folder(folder)
 
 
+def remove_left_work() -> list[str]:
+    """Removes what interrupted stages have left in .cache; returns the stages that are at work, whose folders stay."""
+    busy = []
+    for root in sorted(path for path in (main_root() / WORK).glob("*") if path.is_dir()):
+        with ExitStack() as stack:
+            locks = [stack.enter_context(path.open("a", encoding="utf-8")) for path in root.glob("*.lock")]
+            if all(map(_locked, locks)):
+                remove_folder(root)
+            else:
+                busy.append(root.name)
+    return busy
+
+
 def _work_folders(root: Path, name: str) -> Iterator[Path]:
     """Where the work `name` may be done: first the folders that a killed run has left, then new ones."""
     yield from sorted(path for path in root.glob(f"{name}*") if path.is_dir())
