@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from subspacelab.errors import printable
 from subspacelab.models.lora_folder import META
 from subspacelab.nullspace.build import Built
 from subspacelab.nullspace.layer_report import MEASURES, LayerReport
@@ -46,7 +47,7 @@ def print_built(built: Built, console: Console | None = None) -> None:
         markup=False,
     )
     for note in built.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {printable(note)}", markup=False)
 
 
 def track_built(built: Built, tracker: "Tracker", *, seed: int | None = None) -> None:

@@ -31,5 +31,5 @@ def _alive(pid: str, start: str) -> bool:
         process = psutil.Process(int(pid))
         # Start times are boot time plus ticks; a stepped clock moves them, a reused pid moves them further.
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(start)) < 2.0
-    except (psutil.NoSuchProcess, OverflowError):
+    except psutil.NoSuchProcess:
         return False

@@ -43,7 +43,7 @@ def resume_snapshot(path: Path, *, module: nn.Module, optimizer: torch.optim.Opt
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
         raise ValueError(f"{path}: not a snapshot that can be read ({type(e).__name__}); delete it") from e
-    if not isinstance(state, dict) or not _KEYS <= state.keys():
+    if not isinstance(state, dict) or not state.keys() >= _KEYS:
         raise ValueError(f"{path}: not a snapshot of a training; delete it")
     if state["fingerprint"] != fingerprint:
         return 0
