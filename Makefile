@@ -50,6 +50,8 @@ ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 bench: setup  ## every speed and memory claim, each proved by its own file
 	for file in benchmarks/*.py; do python $$file || exit 1; done
 
+# Without hashes: with them pip wants every dependency in the file, and torch's CUDA packages, which differ by platform,
+# stay out of it; torch itself is another wheel on each index.
 lock:  ## resolve the versions anew (needs uv); torch names its own CUDA packages exactly, so they stay out
 	echo 'torch==2.13.0' | uv pip compile pyproject.toml - --universal --python-version 3.11 --all-extras \
 		--no-annotate --no-header --no-emit-index-url | grep -vE '^(nvidia|cuda|triton)' > requirements.lock

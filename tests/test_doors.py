@@ -93,10 +93,16 @@ def test_ctrl_c_is_one_line_from_a_door(tmp_path):
     assert interrupted([sys.executable, "-c", script], "ready", tmp_path) == (130, INTERRUPTED)
 
 
+def test_ctrl_c_is_one_line_while_a_door_imports(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(DOOR.parent)!r}); import _snapshot, pathlib, time\n"
+    script += "pathlib.Path('ready').touch(); time.sleep(60)"
+    assert interrupted([sys.executable, "-c", script], "ready", tmp_path) == (-signal.SIGINT, INTERRUPTED)
+
+
 def test_ctrl_c_is_one_line_from_a_command(tmp_path):
     script = (
-        "import pathlib, time; from subspacelab import cli\n"
-        "@cli.app.command()\ndef wait():\n    pathlib.Path('ready').touch(); time.sleep(60)\ncli.run()"
+        "import pathlib, time; from subspacelab import cli, commands\n"
+        "@commands.app.command()\ndef wait():\n    pathlib.Path('ready').touch(); time.sleep(60)\ncli.run()"
     )
     assert interrupted([sys.executable, "-c", script, "wait"], "ready", tmp_path) == (130, INTERRUPTED)
 
