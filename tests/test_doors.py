@@ -63,8 +63,8 @@ def main():
 run_door(main)
 """
     assert run(body).stderr == "error: the thing\n"
-    loud = run(body, env={**os.environ, "VERBOSE": "1"}).stderr
-    assert all(word in loud for word in ("noise", "more noise", "still more", "Traceback"))
+    for loud in (run(body, env={**os.environ, "VERBOSE": "1"}).stderr, run(body, "--verbose").stderr):
+        assert all(word in loud for word in ("noise", "more noise", "still more", "Traceback"))
 
 
 def interrupted(line: list[str], ready: str, cwd: Path) -> tuple[int, str]:

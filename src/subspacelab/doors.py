@@ -19,7 +19,7 @@ def run_door(main: Callable[..., None]) -> NoReturn:
     """Calls a door's `main` with the words of the command line; a mistake is one line and its exit code."""
 
     def work() -> None:
-        with one_line_errors():
+        with one_line_errors("--verbose" in sys.argv):
             main(*_words(main))
 
     run_process(work)
@@ -92,7 +92,8 @@ def _flushed() -> bool:
 
 
 def _words(main: Callable[..., None]) -> list[str]:
-    wanted, given = [f"<{name}>" for name in inspect.signature(main).parameters], sys.argv[1:]
+    wanted = [f"<{name}>" for name in inspect.signature(main).parameters]
+    given = [word for word in sys.argv[1:] if word != "--verbose"]
     if len(given) != len(wanted):
         door = Path(sys.argv[0]).name
         raise ValueError(f"{door} takes {' '.join(wanted) or 'no word'}, not {given}; dvc.yaml shows how it is called")
