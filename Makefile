@@ -15,7 +15,8 @@ $(BIN)/.locked: requirements.lock pyproject.toml
 	pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-repro: setup  ## the whole default study; only what changed runs
+repro: setup  ## the whole default study; only what changed runs, and nothing of yours is in its way
+	python -m subspacelab.experiments.workspace check
 	dvc repro
 
 test: setup  ## everything, at most 15 minutes on 2 cores
@@ -49,9 +50,11 @@ ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 bench: setup  ## every speed and memory claim, each proved by its own file
 	for file in benchmarks/*.py; do python $$file || exit 1; done
 
+# Without hashes: with them pip wants every dependency in the file, and torch's CUDA packages, which differ by platform,
+# stay out of it; torch itself is another wheel on each index.
 lock:  ## resolve the versions anew (needs uv); torch names its own CUDA packages exactly, so they stay out
 	echo 'torch==2.13.0' | uv pip compile pyproject.toml - --universal --python-version 3.11 --all-extras \
 		--no-annotate --no-header --no-emit-index-url | grep -vE '^(nvidia|cuda|triton)' > requirements.lock
 
-clean:  ## what the pipeline computed in this workspace; tracked runs (mlruns/) and the DVC cache stay
-	rm -rf data/checkpoints data/corpus data/features data/lowrank data/nullspace data/scenes data/svd .cache dvc_plots results log
+clean: setup  ## what the pipeline computed here, each by DVC's word for it; what was changed, runs and DVC's cache stay
+	python -m subspacelab.experiments.workspace clean

@@ -7,6 +7,18 @@ would otherwise run whatever the working tree holds by then.
 import gc
 import sys
 from pathlib import Path
+from types import TracebackType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 gc.disable()  # a fifth of the time of large imports; `open_stage` turns it on
+
+
+def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A Ctrl-C during the imports, which take seconds, is one line too; afterwards `run_door` says it."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("error: interrupted; run the same command again to continue", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _say_interrupted

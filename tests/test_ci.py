@@ -25,3 +25,9 @@ def test_the_workflow_needs_no_secret_and_may_not_write():
     text = WORKFLOW.read_text()
     assert "secrets." not in text
     assert YAML(typ="safe").load(text)["permissions"] == {"contents": "read"}
+
+
+def test_actions_of_others_are_pinned_by_commit():
+    used = re.findall(r"uses: (\S+)", WORKFLOW.read_text())
+    assert used
+    assert [action for action in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)] == []

@@ -44,3 +44,10 @@ def test_the_main_process_is_known_from_the_environment(monkeypatch: pytest.Monk
     assert is_main_process()
     monkeypatch.setenv("RANK", "1")
     assert not is_main_process()
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "first"), ("RANK", "-1"), ("WORLD_SIZE", "1.5")])
+def test_a_rank_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{name}='{value}' in the environment is no whole number; unset it"):
+        is_main_process() if name == "RANK" else processes(cpu=True)

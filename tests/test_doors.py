@@ -1,12 +1,16 @@
 """The outermost frame of a process: words in, exit code out, and nothing lost on the way."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+MEMORY = "out of memory; choose a smaller model, batch or size, or a machine with more"
+REPORT = "--verbose shows where; please report"
 DOOR = Path(__file__).resolve().parents[1] / "pipelines" / "train_lowrank.py"
 
 
@@ -24,14 +28,121 @@ def run(body: str, *words: str, **streams) -> subprocess.CompletedProcess:
         ("sys.exit(3)", 3, ""),
         ("sys.exit('why')", 1, "why"),
         ("raise ValueError('the thing; the remedy')", 1, "error: the thing; the remedy"),
-        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        (
+            "raise ValueError(r'a' + chr(27) + '[2J, \\n at http://u:secret@host/x')",
+            1,
+            r"error: a\x1b[2J, at http://host/x",
+        ),
+        ("raise MemoryError", 1, f"error: {MEMORY}"),
+        ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')", 1, f"error: {MEMORY}"),
+        ("import torch; torch.empty(1 << 55)", 1, f"error: {MEMORY}"),
+        ("main()", 1, "error: an input is nested too deeply to be read; --verbose shows which"),
+        ("1 / 0", 70, f"error: unexpected ZeroDivisionError: division by zero; {REPORT}"),
+        ("{}['x']", 70, f"error: unexpected KeyError: 'x'; {REPORT}"),
         ("raise KeyboardInterrupt", 130, "error: interrupted; run the same command again to continue"),
     ],
 )
 def test_a_process_ends_with_the_code_and_the_words_of_its_work(end, code, said):
-    done = run(f"def main():\n    print('out')\n    {end}\nrun_door(main)", stdout=subprocess.PIPE)
+    done = run(f"print('out')\ndef main():\n    {end}\nrun_door(main)", stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (code, "out\n")
-    assert (done.stderr.splitlines() or [""])[-1] == said
+    assert done.stderr == (f"{said}\n" if said else "")
+
+
+def test_libraries_are_heard_with_verbose_only():
+    body = """
+import logging, warnings
+def main():
+    import transformers, torch, PIL
+    for name in ("transformers.x", "torch.x", "mlflow", "PIL.x", "py"):
+        logging.getLogger(name).warning("noise")
+    warnings.warn("more noise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("still more")
+    raise ValueError("the thing")
+run_door(main)
+"""
+    assert run(body).stderr == "error: the thing\n"
+    for loud in (run(body, env={**os.environ, "VERBOSE": "1"}).stderr, run(body, "--verbose").stderr):
+        assert all(word in loud for word in ("noise", "more noise", "still more", "Traceback"))
+
+
+def interrupted(line: list[str], ready: str, cwd: Path) -> tuple[int, str]:
+    """Exit code and standard error of a process that gets a SIGINT once `ready` holds in its folder."""
+    with subprocess.Popen(
+        line, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not list(cwd.glob(ready)):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        return process.wait(), process.communicate()[1]
+
+
+INTERRUPTED = "error: interrupted; run the same command again to continue\n"
+
+
+def test_ctrl_c_is_one_line_from_a_door(tmp_path):
+    script = (
+        "import time, pathlib; from subspacelab.doors import run_door\n"
+        "def main():\n    pathlib.Path('ready').touch(); time.sleep(60)\nrun_door(main)"
+    )
+    assert interrupted([sys.executable, "-c", script], "ready", tmp_path) == (130, INTERRUPTED)
+
+
+def test_ctrl_c_is_one_line_while_a_door_imports(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(DOOR.parent)!r}); import _snapshot, pathlib, time\n"
+    script += "pathlib.Path('ready').touch(); time.sleep(60)"
+    assert interrupted([sys.executable, "-c", script], "ready", tmp_path) == (-signal.SIGINT, INTERRUPTED)
+
+
+def test_ctrl_c_is_one_line_from_a_command(tmp_path):
+    script = (
+        "import pathlib, time; from subspacelab import cli, commands\n"
+        "@commands.app.command()\ndef wait():\n    pathlib.Path('ready').touch(); time.sleep(60)\ncli.run()"
+    )
+    assert interrupted([sys.executable, "-c", script, "wait"], "ready", tmp_path) == (130, INTERRUPTED)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
+def test_a_terminal_that_cannot_show_a_letter_breaks_nothing(encoding):
+    body = r"""
+def main():
+    print("\u4e2d \xe9 \udc80")
+    from subspacelab.reports.tables import print_table
+    print_table("[/x] \u4e2d", ["[red]a", "b"], [["\x1b[2J[/]", "\U0001f600"]])
+    raise ValueError("\u4e2d \udc80")
+run_door(main)
+"""
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    script = f"from subspacelab.doors import run_door\n{body}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment)
+    out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 1
+    assert (err.count("\n"), err.startswith("error: ")) == (1, True)
+    assert all(word in out for word in ("[/x]", "[red]a", r"\x1b[2J[/]"))
+
+
+def test_a_reader_that_goes_away_does_not_end_the_work(tmp_path):
+    body = "def main():\n    for i in range(99999): print(i)\n    open(sys.argv[0], 'w').close()\n"
+    body += f"sys.argv = [{str(tmp_path / 'done')!r}]\nrun_door(main)"
+    read, write = os.pipe()
+    os.close(read)
+    done = run(body, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr, (tmp_path / "done").exists()) == (0, "", True)
+
+
+def test_what_is_printed_on_a_closed_stdout_goes_into_no_file(tmp_path):
+    body = "def main():\n    with open('f', 'w') as f:\n        os.write(1, b'out'); print('out'); f.write('in')\n"
+    script = f"import os\nfrom subspacelab.doors import run_door\n{body}run_door(main)"
+    line = ["sh", "-c", '"$0" -c "$1" >&-', sys.executable, script]
+    done = subprocess.run(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "f").read_text() == "in"
 
 
 def test_what_is_registered_for_the_end_is_done():

@@ -1,18 +1,22 @@
 """params.yaml and studies: what is accepted, and the one line for everything else."""
 
 import math
+import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from subspacelab.params import read_params, require_at_least, require_positive, settings_from_flags, validate
+from subspacelab.params import read_params, read_yaml, require_at_least, require_positive, settings_from_flags, validate
 from subspacelab.rotation.config import CompareRotationsConfig as CompareRotations
 from subspacelab.rotation.config import DecomposeConfig as Decompose
 
 TOP = "study: s\nrank: 8\nseed: 1\nthreads: 2\n"
 SECTIONS = "decompose:\n  rank: null\n  method: auto\ncompare_rotations:\n  k: 4\n  modules: {}\n"
 STUDY = "checkpoints:\n  base: demo:base\ndecompose:\n  device: cpu\n"
+LAUGHS = "l0: &l0 {x: 1}\n" + "".join(f"l{i}: &l{i} {{<<: [{', '.join([f'*l{i - 1}'] * 9)}]}}\n" for i in range(1, 30))
+"""A billion laughs, many times over."""
 
 
 def written(tmp_path, params=TOP + SECTIONS, study=STUDY):
@@ -29,6 +33,13 @@ def test_a_section_is_the_union_of_params_and_study(tmp_path):
     assert (params.common.rank, params.common.seed, params.common.threads) == (8, 1, 2)
 
 
+def test_what_is_no_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in ("/dev/zero", tmp_path, tmp_path / "pipe.yaml"):
+        with pytest.raises(ValueError, match=f"^{path} is no file; put one in its place$"):
+            read_yaml(Path(path))
+
+
 def test_exponents_without_a_point_are_numbers():
     assert validate(float, 1e-3, "x") == 0.001
 
@@ -43,6 +54,15 @@ def test_exponents_without_a_point_are_numbers():
         (TOP + "decompose: 3\n", STUDY, ["decompose", "3"]),
         (TOP + "decompose: [", STUDY, ["params.yaml", "line"]),
         ("- a\n", STUDY, ["params.yaml", "list"]),
+        (TOP.replace("seed: 1", "seed: -1"), STUDY, ["seed must be 0 to 4294967295, got -1"]),
+        (TOP.replace("seed: 1", f"seed: {2**64}"), STUDY, [f"seed must be 0 to 4294967295, got {2**64}"]),
+        (TOP.replace("seed: 1", f"seed: {'9' * 5000}"), STUDY, ["params.yaml", "digits"]),
+        (TOP + "? [a]\n: 1\n", STUDY, ["params.yaml", "tuple"]),
+        (TOP + "1: 2\nx: 3\n", STUDY, ["params.yaml.1", "got 2"]),
+        (TOP + "a: !!set {x}\n", STUDY, ["params.yaml.a"]),
+        (TOP + "a: &a [1]\nb: *a\n", STUDY, ["params.yaml", "alias *a in line 6; write its value out"]),
+        (TOP + LAUGHS, STUDY, ["params.yaml", "alias *l0"]),
+        (TOP, LAUGHS, ["s.yaml", "alias *l0"]),
         (TOP, "checkpoints: [a]\n", ["s.yaml: checkpoints"]),
     ],
 )

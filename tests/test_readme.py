@@ -20,7 +20,8 @@ from tests.documents import (
     subspacelab_words,
 )
 
-from subspacelab.cli import app, main
+from subspacelab.cli import main
+from subspacelab.commands import app
 
 ORIGINAL = ROOT / "docs" / "original-commands.md"
 SUBSPACELAB = typer.main.get_command(app)

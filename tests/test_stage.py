@@ -72,6 +72,23 @@ def test_the_declaration_is_that_of_dvc_yaml(project):
         read_declaration("toy", "a")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stages: {toy: text}", r"dvc\.yaml: toy: .* got 'text'"),
+        ("stages: [toy]", r"has no stage 'toy'; it has \['toy'\]"),
+        ("stages: {1: {}, a: {}}", r"has no stage 'toy'; it has \['1', 'a'\]"),
+        ("stages: {toy: {deps: a}}", r"toy\.deps: .* got 'a'"),
+        ("stages: {toy: {deps: [1]}}", r"toy\.deps\.0\.str: .* got 1"),
+        ("stages: {toy: {matrix: [a]}}", r"toy\.matrix: .* got \['a'\]"),
+    ],
+)
+def test_a_declaration_of_other_types_is_one_line(project, text, said):
+    Path("dvc.yaml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_declaration("toy", "a")
+
+
 def test_an_item_of_two_axes_is_taken_apart(project):
     declared = read_declaration("both", "lora_null_v2-trained")
     assert [str(p) for p in declared.deps] == ["data/trained/lora_null_v2"]
@@ -159,11 +176,12 @@ def test_work_half_removed_is_not_taken_for_work(project, monkeypatch):
 
 
 def test_what_a_kill_left_half_written_beside_the_outs_goes(project):
-    for left in ("out/.a.17.partial/a/half", ".out.json.17.partial/out.json", "out/.b.17.partial/b/half"):
+    ours, others = f"{7:032x}.partial", ["out/.a.mine.partial", f"out/.b.{7:032x}.partial"]
+    for left in (f"out/.a.{ours}/a/half", f".out.json.{ours}/out.json", *(f"{name}/half" for name in others)):
         write_json(project / left, 1)
     with opened():
         pass
-    assert [str(p.relative_to(project)) for p in project.rglob("*.partial")] == ["out/.b.17.partial"]
+    assert sorted(str(p.relative_to(project)) for p in project.rglob("*.partial")) == others
 
 
 def work_until_told(name):

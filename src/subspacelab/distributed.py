@@ -44,7 +44,14 @@ class Processes:
 
 def is_main_process() -> bool:
     """Whether this process is the one that prints and tracks; known from the environment, nothing is set up."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _whole_number("RANK", 0) == 0
+
+
+def _whole_number(name: str, default: int) -> int:
+    given = os.environ.get(name, str(default))
+    if not given.isdecimal():
+        raise ValueError(f"{name}={given!r} in the environment is no whole number; unset it, or use accelerate launch")
+    return int(given)
 
 
 def processes(*, cpu: bool) -> Processes:
@@ -52,7 +59,7 @@ def processes(*, cpu: bool) -> Processes:
 
     Without WORLD_SIZE > 1 in the environment nothing of accelerate is imported.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if _whole_number("WORLD_SIZE", 1) < 2:
         return Processes()
     from accelerate import PartialState
 

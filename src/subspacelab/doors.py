@@ -2,21 +2,24 @@
 
 import atexit
 import inspect
+import io
+import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from subspacelab.errors import one_line_errors
 
 
 def run_door(main: Callable[..., None]) -> NoReturn:
-    """Calls a door's `main` with the words of the command line; a mistake is one line and exit code 1."""
+    """Calls a door's `main` with the words of the command line; a mistake is one line and its exit code."""
 
     def work() -> None:
-        with one_line_errors():
+        with one_line_errors("--verbose" in sys.argv):
             main(*_words(main))
 
     run_process(work)
@@ -27,11 +30,16 @@ def run_process(work: Callable[[], None]) -> NoReturn:
 
     Python takes apart, object by object, what torch, transformers and MLflow have imported: a second and more.
     """
+    steady_streams()
+    if not (os.environ.get("VERBOSE") or "--verbose" in sys.argv):
+        quieten_libraries()
     code: int | str | None = None
     try:
         work()
     except SystemExit as e:
         code = e.code
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: a Ctrl-C from here on ends it without a word
     # What Python itself does first, in its order: idle pools end, threads at work are waited for, exit functions run.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -40,17 +48,52 @@ def run_process(work: Callable[[], None]) -> NoReturn:
     os._exit(code or 0)
 
 
+def quieten_libraries() -> None:
+    """What libraries log or warn of is not shown, so that an error stays one line; what they raise is told."""
+    logging.captureWarnings(True)
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns at each fork
+
+
+def steady_streams() -> None:
+    """No terminal breaks the work: what it cannot show is escaped, and one that is closed takes what comes."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the free number: else the next file opened would get what is printed
+    sys.stdout, sys.stderr = _steady(sys.stdout, 1), _steady(sys.stderr, 2)
+
+
+def _steady(stream: Any, number: int) -> TextIO:
+    encoding, by_line = (stream.encoding, stream.line_buffering or stream.write_through) if stream else ("utf-8", False)
+    raw = io.BufferedWriter(_Unbroken(number, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=by_line or number == 2)
+
+
+class _Unbroken(io.FileIO):
+    """A file whose reader may go away (`| head -1`)."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(memoryview(data).cast("B"))
+
+
 def _flushed() -> bool:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # nobody reads any more, or the disk is full
+    except OSError:  # the disk is full
         return False
     return True
 
 
 def _words(main: Callable[..., None]) -> list[str]:
-    wanted, given = [f"<{name}>" for name in inspect.signature(main).parameters], sys.argv[1:]
+    wanted = [f"<{name}>" for name in inspect.signature(main).parameters]
+    given = [word for word in sys.argv[1:] if word != "--verbose"]
     if len(given) != len(wanted):
         door = Path(sys.argv[0]).name
         raise ValueError(f"{door} takes {' '.join(wanted) or 'no word'}, not {given}; dvc.yaml shows how it is called")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("pipelines/studies")
@@ -30,6 +31,12 @@ def require_at_least(least: int, settings: object, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def require_seed(seed: int) -> None:
+    """ValueError for a seed that one of the generators (torch's, NumPy's, transformers') does not take."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be 0 to {2**32 - 1}, got {seed}")
 
 
 def require_positive(settings: object, *names: str) -> None:
@@ -54,6 +61,7 @@ class Common:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "rank", "threads")
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -127,16 +135,25 @@ def _require_known(config: type[Any], values: dict[str, Any], where: str) -> Non
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML 1.2 mapping (where 1e-3 is a number); anything else is a one-line ValueError."""
-    if not path.is_file():
+    """A YAML 1.2 mapping (where 1e-3 is a number) as plain JSON values; anything else is a one-line ValueError."""
+    if not path.exists():
         raise ValueError(f"{path} is missing; run from the project's root")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; put one in its place")
     try:
-        values = YAML(typ="safe").load(path)
+        # An alias may stand for a mapping of aliases: twenty lines of them unfold to gigabytes.
+        with path.open("rb") as file:
+            alias = next((event for event in YAML(typ="safe").parse(file) if isinstance(event, AliasEvent)), None)
+        if alias:
+            raise ValueError(f"alias *{alias.anchor} in line {alias.start_mark.line + 1}; write its value out")
+        values = json.loads(json.dumps(YAML(typ="safe").load(path), default=str))
     except MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else "?"
         raise ValueError(f"{path}: not valid YAML at line {line}: {e.problem}") from e
     except (YAMLError, RecursionError) as e:  # bytes that are no text, or nested beyond all reading
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(e).split())}); restore it") from e
+    except (ValueError, TypeError) as e:  # numbers of thousands of digits, keys that are lists
+        raise ValueError(f"{path}: cannot be read ({e}); correct it") from e
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
     return values

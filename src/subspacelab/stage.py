@@ -13,8 +13,10 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
+from pydantic import BaseModel
+
 from subspacelab.files import remove_folder, remove_partials, remove_partials_of, sha256_file
-from subspacelab.params import PARAMS, STUDIES, Study, read_params, read_yaml
+from subspacelab.params import PARAMS, STUDIES, Study, read_params, read_yaml, validate
 from subspacelab.tracking import InputGuard, Tracker, main_root, open_stage_run
 
 DVC_FILE = Path("dvc.yaml")
@@ -38,25 +40,34 @@ class Declaration:
         return [p for p in self.deps if p.parts[0] in ("src", "pipelines")]
 
 
+class _Stage(BaseModel):
+    """What is read of a stage in dvc.yaml; an entry that is a mapping has the path as its key."""
+
+    matrix: dict[str, Any] = {}
+    deps: list[str | dict[str, Any]] = []
+    outs: list[str | dict[str, Any]] = []
+    metrics: list[str | dict[str, Any]] = []
+    plots: list[str | dict[str, Any]] = []
+
+
 def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) -> Declaration:
     """The declaration of stage `name` in dvc.yaml, for one `item` of its matrix.
 
     `item` is what DVC writes after the `@`: the value of each axis, joined by `-`; only the first may hold one itself.
     """
     stages = read_yaml(path).get("stages") or {}
-    if name not in stages:
+    if not isinstance(stages, dict) or name not in stages:
         raise ValueError(f"{path} has no stage {name!r}; it has {sorted(stages)}")
-    stage = stages[name]
-    axes = list(stage.get("matrix", {}))
-    values = dict(zip(axes, (item or "").rsplit("-", len(axes) - 1), strict=False))
+    stage = validate(_Stage, stages[name], where=f"{path}: {name}")
+    values = dict(zip(stage.matrix, (item or "").rsplit("-", len(stage.matrix) - 1), strict=False))
 
-    def paths(key: str) -> list[Path]:
-        named = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in stage.get(key, [])]
+    def paths(entries: list[str | dict[str, Any]]) -> list[Path]:
+        named = [next(iter(entry), "") if isinstance(entry, dict) else entry for entry in entries]
         for axis, value in values.items():
             named = [entry.replace(f"${{item.{axis}}}", value) for entry in named]
         return [Path(entry) for entry in named]
 
-    return Declaration(paths("deps"), paths("outs") + paths("metrics") + paths("plots"))
+    return Declaration(paths(stage.deps), paths([*stage.outs, *stage.metrics, *stage.plots]))
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def alone_in_workspace(stage: str) -> Iterator[None]:
     """
     root = WORK / stage  # of the workspace: each temporary copy of an experiment has outs of its own
     root.mkdir(parents=True, exist_ok=True)
-    with (root / "workspace.lock").open("a+") as lock:
+    with (root / "workspace.lock").open("a+", encoding="utf-8") as lock:
         if not _locked(lock):
             lock.seek(0)
             owner = f"{stage}: an earlier run is still at work in this folder (process {lock.read() or 'unknown'})"
@@ -168,7 +179,7 @@ def continued_folder(stage: str, name: str) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for folder in _work_folders(root, name):
-            lock = stack.enter_context((root / f"{folder.name}.lock").open("w"))
+            lock = stack.enter_context((root / f"{folder.name}.lock").open("w", encoding="utf-8"))
             if _locked(lock):
                 break
         remove_partials_of(folder)
@@ -176,6 +187,19 @@ def continued_folder(stage: str, name: str) -> Iterator[Path]:
         remove_partials(folder)
         yield folder
         remove_folder(folder)
+
+
+def remove_left_work() -> list[str]:
+    """Removes what interrupted stages have left in .cache; returns the stages that are at work, whose folders stay."""
+    busy = []
+    for root in sorted(path for path in (main_root() / WORK).glob("*") if path.is_dir()):
+        with ExitStack() as stack:
+            locks = [stack.enter_context(path.open("a", encoding="utf-8")) for path in root.glob("*.lock")]
+            if all(map(_locked, locks)):
+                remove_folder(root)
+            else:
+                busy.append(root.name)
+    return busy
 
 
 def _work_folders(root: Path, name: str) -> Iterator[Path]:

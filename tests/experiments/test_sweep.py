@@ -1,10 +1,17 @@
 """The loop: names, order, what exists, what fails."""
 
+import re
+import shutil
+from pathlib import Path
+
 import pytest
+from tests.tracking.conftest import SRC
 
 from subspacelab.cli import main
 from subspacelab.experiments import sweep
 from subspacelab.experiments.combinations import combine
+from subspacelab.experiments.dvc_process import experiment_commit, require_usable_path
+from subspacelab.experiments.listing import read_experiments
 from subspacelab.experiments.report import differing, fitting, print_sweep
 from subspacelab.experiments.sweep import require_success, run_sweep, show_plan
 
@@ -12,13 +19,27 @@ TRIALS = combine(["rank=64,128,256"])
 
 
 @pytest.fixture
-def dvc(monkeypatch):
-    """Stands for DVC: remembers its calls, and fails on rank 128."""
+def kept(monkeypatch):
+    """Stands for git: experiment to commit."""
+    commits: dict[str, str] = {}
+    monkeypatch.setattr(sweep, "experiment_commit", commits.get)
+    monkeypatch.setattr(sweep, "restore_experiment", commits.__setitem__)
+    return commits
+
+
+@pytest.fixture
+def dvc(monkeypatch, kept):
+    """Stands for DVC: remembers its calls, fails on rank 128, and loses rank 512 without a word."""
     calls: list[tuple[str, ...]] = []
 
     def run(*words: str) -> int:
         calls.append(words)
-        return 255 if "rank=128" in words and words[1] == "run" else 0
+        name = words[-1] if words[1] == "remove" else words[4]
+        if words[1] == "remove":
+            del kept[name]
+        elif name not in ("rank=128", "rank=512"):
+            kept[name] = "new"
+        return 255 if name == "rank=128" and words[1] == "run" else 0
 
     monkeypatch.setattr(sweep, "dvc_run", run)
     return calls
@@ -36,11 +57,49 @@ def test_one_failure_does_not_stop_the_others_and_is_named_at_the_end(dvc, capsy
     require_success(outcomes[:1])
 
 
-def test_what_exists_is_left_out_or_removed_first(dvc):
+def test_done_means_that_the_experiment_is_there(dvc, capsys):
+    assert [o.status for o in run_sweep(combine(["rank=512"]), [], there=[])] == ["failed"]
+    assert "rank=512: failed: DVC kept no experiment of that name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["rank=128", "rank=512"])
+def test_an_experiment_outlives_its_failed_successor(dvc, kept, name):
+    kept[name] = "old"
+    assert [o.status for o in run_sweep(combine([name]), [], there=[name], force=True)] == ["failed"]
+    assert kept == {name: "old"}
+
+
+def test_what_exists_is_left_out_or_removed_first(dvc, kept):
+    kept["rank=64"] = "old"
     assert [o.status for o in run_sweep(TRIALS[:1], [], there=["rank=64"])] == ["there"]
     assert dvc == []
     assert [o.status for o in run_sweep(TRIALS[:1], [], there=["rank=64"], force=True)] == ["done"]
     assert [words[:2] for words in dvc] == [("exp", "remove"), ("exp", "run")]
+    assert kept == {"rank=64": "new"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "sign"), [("/a:b", "':'"), ("/${HOME}", "'$'"), ("/%(x)s", "'%('"), ("/\udcff", r"'\udcff'")]
+)
+def test_paths_that_dvc_cannot_take_are_named_before_anything_runs(folder, sign):
+    with pytest.raises(ValueError, match=re.escape(sign)):
+        require_usable_path(Path(folder))
+    require_usable_path(Path("/\u6211 My%20Project/a#b/it's"))
+
+
+@pytest.mark.slow
+def test_a_project_in_a_folder_of_any_letters(pipeline, monkeypatch):
+    place = pipeline.root / "moved" / "\u6211 a%20b#c"
+    shutil.copytree(pipeline.root, place, ignore=shutil.ignore_patterns("moved", "mlruns"))
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONPATH", str(SRC))
+    monkeypatch.setenv("TRACKING", "off")
+    (trial,) = combine(["rank=9"])
+    assert [o.status for o in run_sweep([trial], ["make"], there=[])] == ["done"]
+    first = experiment_commit(trial.name)
+    assert [o.status for o in run_sweep([trial], ["nosuch"], there=[trial.name], force=True)] == ["failed"]
+    assert [e.rev for e in read_experiments()] == [first]
 
 
 def test_the_plan_is_what_a_shell_would_run():

@@ -1,5 +1,6 @@
 """A server between a run and MLflow's, which can be told to answer badly."""
 
+import base64
 import http.client
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+AUTHORIZATION = f"Basic {base64.b64encode(b'me:s3cret@/').decode()}"
 LATE = 4.0  # seconds; the client waits 2
 
 
@@ -19,7 +21,8 @@ class BrokenServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.port = port
         self.mode = "pass"
-        """pass; 500: answers so; late: hands on, and answers when the client has gone; silent: never answers."""
+        """pass; auth: passes those of `AUTHORIZATION`; 500: answers so; late: hands on, answers when the client
+        has gone; silent: never answers."""
 
     @property
     def uri(self) -> str:
@@ -34,6 +37,9 @@ class _Handler(BaseHTTPRequestHandler):
         mode = self.server.mode
         if mode == "silent":
             time.sleep(60)
+            return
+        if mode == "auth" and self.headers.get("Authorization") != AUTHORIZATION:
+            self._send(401, b"no")
             return
         if mode == "500":
             self._send(500, b"no")

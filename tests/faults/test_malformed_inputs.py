@@ -5,6 +5,7 @@ and must be the same afterwards to the last byte.
 """
 
 import gc
+import logging
 import os
 import runpy
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from tests.faults import damage as d
 from tests.faults.malformed import FAULTS, PARAMS, PROJECT, USAGE, Row
 from tests.faults.workshop import COMMANDS, run, snapshot
+from transformers.utils.logging import warning_once
 
 from subspacelab import doors
 
@@ -27,6 +29,25 @@ ROOT = Path(__file__).resolve().parents[2]
 def named(row: Row) -> object:
     """The row as pytest takes it."""
     return pytest.param(*row, id=f"{row[0]}: {row[1]}")
+
+
+@pytest.fixture(autouse=True)
+def libraries_are_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Libraries as quiet as in a process of ours; what they log for all that goes to the standard error of the test.
+
+    Without it their handlers write to the one that was there when they were imported, past every test, and what they
+    say once is said before.
+    """
+
+    def emit(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
+        print(handler.format(record), file=sys.stderr)
+
+    monkeypatch.setattr(logging.StreamHandler, "emit", emit)
+    warning_once.cache_clear()
+    doors.quieten_libraries()
+    yield
+    logging.disable(logging.NOTSET)
+    logging.captureWarnings(False)
 
 
 def check(code: int, err: str, said: str) -> None:
@@ -57,7 +78,7 @@ def test_a_fault_is_one_line_and_changes_nothing(
     workshop: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capfd: pytest.CaptureFixture,
     command: str,
     what: str,
     damage: d.Damage | None,
@@ -65,9 +86,9 @@ def test_a_fault_is_one_line_and_changes_nothing(
     said: str,
 ) -> None:
     with damaged(workshop, tmp_path / "place", damage, monkeypatch):
-        capsys.readouterr()
+        capfd.readouterr()
         code = run(f"{COMMANDS[command]} {words}")
-        check(code, capsys.readouterr().err, said)
+        check(code, capfd.readouterr().err, said)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +106,7 @@ def test_parameters_that_are_wrong_stop_a_door_in_one_line(
     project: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capfd: pytest.CaptureFixture,
     what: str,
     damage: d.Damage,
     said: str,
@@ -98,7 +119,7 @@ def test_parameters_that_are_wrong_stop_a_door_in_one_line(
     with damaged(project, tmp_path / "place", damage, monkeypatch):
         with pytest.raises(SystemExit) as e:
             runpy.run_path(str(ROOT / "pipelines" / f"{door}.py"), run_name="__main__")
-        check(int(e.value.code or 0), capsys.readouterr().err, said)
+        check(int(e.value.code or 0), capfd.readouterr().err, said)
 
 
 @pytest.mark.parametrize(("command", "what", "damage", "words", "said"), [named(row) for row in PROJECT])
@@ -106,7 +127,7 @@ def test_the_commands_of_the_project_refuse_in_one_line(
     project: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capfd: pytest.CaptureFixture,
     command: str,
     what: str,
     damage: d.Damage | None,
@@ -115,10 +136,10 @@ def test_the_commands_of_the_project_refuse_in_one_line(
 ) -> None:
     with damaged(project, tmp_path / "place", damage, monkeypatch):
         code = run(words or COMMANDS[command])
-        check(code, capsys.readouterr().err, said)
+        check(code, capfd.readouterr().err, said)
 
 
-ALONE = ("build: weight of another shape", "build: pickle that runs code", "cache: config of no tower")
+ALONE = ("build: weight of another shape", "build: pickle that runs code", "cache: weight missing")
 
 
 @pytest.mark.slow

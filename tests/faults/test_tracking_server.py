@@ -73,6 +73,31 @@ def test_a_server_that_answers_badly_from_the_start_is_one_line_before_any_work(
     assert "\n" not in str(caught.value)
 
 
+def test_user_and_password_of_an_address_work_and_are_nowhere_to_be_read(
+    place: Path, server: BrokenServer, capfd: pytest.CaptureFixture
+) -> None:
+    """Sent to the server, and neither printed nor stored, whether the records arrive at once, later or never."""
+    server.mode = "auth"
+    os.environ["MLFLOW_TRACKING_URI"] = server.uri.replace("http://", "http://me:s3cret%40%2F@")
+    (place / "f").write_text("x")
+    with pytest.raises(ValueError), open_run("rotation", "x", params={"rank": 8}) as tracker:
+        tracker.log_artifact(place / "f")
+        tracker.flush()
+        server.mode = "500"
+        tracker.log_metrics({"loss": 1.0})
+        raise ValueError("http://me:s3cret%40%2F@host refused the password s3cret@/")
+    (left,) = (place / ".cache" / "untracked").glob("*.jsonl")
+    printed = "".join(capfd.readouterr())
+    assert "s3cret" not in printed + left.read_text()
+    server.mode = "auth"
+    assert run("runs sync") == 1  # no project here: after the delivery
+    printed = "".join(capfd.readouterr())
+    assert "delivered" in printed
+    assert "s3cret" not in printed
+    files = [p for p in place.rglob("*") if p.is_file() and p.name != "server.log"]
+    assert [p for p in files if b"s3cret" in p.read_bytes()] == []
+
+
 @pytest.mark.parametrize("mode", ["500", "late"])
 def test_a_server_that_goes_bad_in_mid_run_gets_its_records_later_and_once(
     place: Path, server: BrokenServer, capfd: pytest.CaptureFixture, mode: str

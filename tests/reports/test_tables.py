@@ -20,6 +20,14 @@ def test_a_table_shows_every_cell() -> None:
     assert all(cell in out.getvalue() for cell in ("a title", "name", "value", "x", "1", "y", "2"))
 
 
+def test_names_are_shown_and_not_obeyed() -> None:
+    names = ["[/x]", "[bold]y[/bold]", "$\\frac{$", "a\x1b[2Jb\nc\u202ed", ":smile:"]
+    out = io.StringIO()
+    print_table(names[0], names, [names], console=Console(file=out, width=200))
+    shown = [*names[:3], r"a\x1b[2Jb c\u202ed", ":smile:"]
+    assert all(out.getvalue().count(name) >= 2 for name in shown)
+
+
 def test_a_csv_is_read_back_and_ends_its_lines_alike_everywhere(tmp_path: Path) -> None:
     table = pd.DataFrame({"weight": ["q, k", "v"], "mse": [0.1, 1e-300]})
     write_csv(tmp_path / "new" / "a.csv", table)

@@ -1,5 +1,6 @@
 """Where the store is, and that eight processes may open it at once."""
 
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from subspacelab.tracking import main_root, open_run, store_uri, ui_command
-from subspacelab.tracking.store import require_server, shown
+from subspacelab.tracking.store import require_server, shown, without_secrets
 
 
 def test_main_root_is_dvc_root_only_when_it_is_one(tmp_path, monkeypatch):
@@ -42,8 +43,51 @@ def test_relative_stores_are_made_absolute(bare_place, monkeypatch, given, uri):
     assert store_uri() == uri.format(root=bare_place.root)
 
 
-def test_passwords_are_not_shown():
-    assert shown("https://u:secret@host:1/x") == "the MLflow server https://host:1/x"
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("https://u:secret@host:1/x", "server https://host:1/x"),
+        ("https://u:sec@ret@host:1/x?token=secret#secret", "server https://host:1/x"),
+        ("https://u:1/secret@host", "server https://host"),
+        ("postgresql+psycopg2://u:secret@host/db?password=secret", "store postgresql+psycopg2://host/db"),
+        ("sqlite:////home/me@work/mlflow.db", "store sqlite:////home/me@work/mlflow.db"),
+    ],
+)
+def test_passwords_are_not_shown(uri, said):
+    assert shown(uri) == f"the MLflow {said}"
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("http://me:p%40ss%2F@host:1/x", {"USERNAME": "me", "PASSWORD": "p@ss/"}),
+        ("http://sesame@host:1/x", {"TOKEN": "sesame"}),
+        ("http://:sesame@host:1/x", {"TOKEN": "sesame"}),
+        ("http://host:1/x", {}),
+    ],
+)
+def test_credentials_of_an_address_are_sent_and_stay_out_of_it(bare_place, monkeypatch, given, sent):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert store_uri() == store_uri() == os.environ["MLFLOW_TRACKING_URI"] == "http://host:1/x"
+    found = {key: os.environ.get(f"MLFLOW_TRACKING_{key}") for key in ("USERNAME", "PASSWORD", "TOKEN")}
+    assert {key: value for key, value in found.items() if value} == sent
+    said = without_secrets(f"no: {' '.join(sent.values())} at {given}\x1b[2J\nx")
+    assert said == f"no: {' '.join('***' for _ in sent)} at http://host:1/x".replace("  ", " ") + r"\x1b[2J x"
+
+
+def test_an_address_with_a_password_that_is_not_quoted_does_not_show_it(bare_place, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:se/cret@host")
+    with pytest.raises(ValueError) as caught:
+        store_uri()
+    assert str(caught.value).startswith("MLFLOW_TRACKING_URI: its port is no number; in a user or password write / as")
+    assert not {"me:", "cret"} & set(str(caught.value).split())
+
+
+def test_a_database_that_refuses_does_not_show_its_password(bare_place, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+nosuch://me:s3cret@host/db")
+    with pytest.raises((ValueError, ImportError)) as caught, open_run("e", "x", params={}):
+        pytest.fail("work began")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_dead_server_fails_in_seconds_in_one_line_before_any_work(bare_place, monkeypatch):
@@ -98,7 +142,8 @@ def test_deleted_experiment_comes_back(place):
 
 def test_ui_command_makes_the_store_and_refuses_a_server(bare_place, monkeypatch):
     command, environment = ui_command("127.0.0.1", 5001)
-    assert bare_place.uri in command
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == bare_place.uri
+    assert not any("sqlite" in word for word in command)
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert (bare_place.root / "mlruns" / "mlflow.db").exists()
     monkeypatch.setattr("subspacelab.tracking.runs.require_server", lambda uri: None)

@@ -1,9 +1,13 @@
 """What a dead store did not take arrives afterwards: the run then looks as if the store had been there all along."""
 
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from subspacelab.ownership import sole_writer
 from subspacelab.tracking import open_run, open_stage_run
 from subspacelab.tracking.mlflow_records import deliver
 from subspacelab.tracking.outbox import Refused, Unreachable
@@ -62,15 +66,21 @@ def test_params_metrics_tags_tables_pictures_and_status_arrive_later(place, dead
 
 
 @pytest.mark.slow
-def test_a_model_arrives_later_and_loads(place, dead_store):
+def test_a_model_arrives_later_and_loads(place, dead_store, monkeypatch):
     import mlflow
 
     dead_store(Unreachable("gone"))
     model = _model(place.root, params={"train": {"lr": 0.1}}, metrics={"iou": 0.5}, step=3, files=["model.safetensors"])
+    package = place.root / "src" / "package"
+    (package / "room").mkdir(parents=True)
+    model = replace(
+        model, code=model.code.rename(package / "room" / "served.py"), pip_requirements=["safetensors==0.6"]
+    )
+    for module in ("outbox", "mlflow_records"):
+        monkeypatch.setattr(f"subspacelab.tracking.{module}.PACKAGE", package)
     with open_run("demo", "train", params={}) as tracker:
         tracker.log_model(model)
     model.folder.rename(place.root / "elsewhere")
-    model.code.unlink()
     dead_store(None)
     deliver_undelivered(place.client(), place.uri)
     (logged,) = place.client().search_logged_models([place.runs("demo")[0].info.experiment_id])
@@ -111,12 +121,69 @@ def test_what_is_refused_stays_and_what_is_away_stays_whole(place, dead_store):
     assert [json.loads(line) for line in file.read_text().splitlines()] == before
 
 
-def test_a_record_of_no_run_is_named_by_its_line(place):
-    file = place.root / ".cache" / "untracked" / "left.jsonl"
-    file.parent.mkdir(parents=True)
-    file.write_text('{"run_id": "a", "tags": []}\n{"tags": []}\n')
-    with pytest.raises(ValueError, match="left.jsonl, line 2: a record of no run; delete"):
-        deliver_undelivered(place.client(), place.uri)
-    file.write_text("[1]\n")
-    with pytest.raises(ValueError, match="left.jsonl, line 1: a list, not a record; delete"):
-        deliver_undelivered(place.client(), place.uri)
+@pytest.fixture
+def left(place):
+    """Writes a record of a run `a` to the file of what is left, and returns the file."""
+    file = place.root / ".cache" / "untracked" / "a.jsonl"
+    file.with_suffix("").mkdir(parents=True)
+
+    def write(record: object) -> Path:
+        file.write_text(f"{json.dumps({'run_id': 'a', 'tags': []})}\n{json.dumps(record)}\n")
+        return file
+
+    return write
+
+
+MODEL = {
+    "run_id": "a", "model": "m", "files": ".", "only": [], "code": "demo/served.py", "pip_requirements": [],
+    "params": {}, "metrics": {}, "step": 0, "tensors": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ([1], "a list, not a record"),
+        ({"tags": []}, "run_id: Field required"),
+        ({"run_id": "x' or '1'='1", "tags": []}, "run_id: String should match"),
+        ({"run_id": "a", "nosuch": 1}, "nosuch: Extra inputs"),
+        ({"run_id": "a", "params": [{"key": "../x", "value": "y"}]}, "params.0.key: .*'../x' cannot be tracked"),
+        ({"run_id": "a", "status": "RUNNING", "ended": 0}, "status: Input should be"),
+        ({"run_id": "a", "table": "../x.json", "rows": ""}, "table: .*'../x.json' cannot be tracked"),
+        ({"run_id": "a", "artifact": "/etc/passwd", "into": None}, "/etc/passwd is, or leads, outside of"),
+        ({"run_id": "a", "artifact": ".cache/untracked/a/../../../p", "into": None}, ".*p is, or leads, outside of"),
+        ({"run_id": "a", "artifact": ".cache/untracked/a/link", "into": None}, ".*link is, or leads, outside of"),
+        ({"run_id": "a", "artifact": ".cache/untracked/a/folder", "into": None}, ".*folder is, or leads, outside of"),
+        ({"run_id": "a", "artifact": ".cache/untracked/a/p", "into": "../x"}, "into: .*'../x' cannot be tracked"),
+        (MODEL | {"code": "/tmp/evil.py"}, "code: String should match"),
+        (MODEL | {"code": "../demo/served.py"}, "code: String should match"),
+        (MODEL | {"only": [".."]}, "only.0: String should match"),
+        (MODEL | {"only": ["a/b"]}, "only.0: String should match"),
+        (MODEL | {"pip_requirements": ["-r /etc/passwd"]}, "pip_requirements.0: String should match"),
+    ],
+)
+def test_what_is_no_record_or_names_what_is_not_its_own_is_refused_before_any_is_sent(left, monkeypatch, record, said):
+    file = left(record)
+    (file.with_suffix("") / "folder").mkdir()
+    for link in ("link", "folder/link"):
+        (file.with_suffix("") / link).symlink_to("/etc/hostname")
+    monkeypatch.setattr("subspacelab.tracking.undelivered.deliver", lambda *_: pytest.fail("sent"))
+    before = file.read_text()
+    with pytest.raises(ValueError, match=f"a.jsonl, line 2: {said}.*; delete the line or the file"):
+        deliver_undelivered(None, "")
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["..jsonl", "a b.jsonl", "link.jsonl", "pipe.jsonl"])
+def test_a_file_that_no_run_wrote_is_no_file_of_records(left, name):
+    file = left({"run_id": "a", "tags": []}).with_name(name)
+    (file.parent / "link.jsonl").symlink_to("/etc/hostname") if name == "link.jsonl" else None
+    os.mkfifo(file) if name == "pipe.jsonl" else file.touch()
+    with pytest.raises(ValueError, match=r"no file of records; move it away|which is no plain name"):
+        deliver_undelivered(None, "")
+
+
+def test_two_deliveries_at_once_are_refused(left):
+    file = left({"run_id": "a", "tags": []})
+    with sole_writer(file.parent), pytest.raises(ValueError, match="another command is writing there"):
+        deliver_undelivered(None, "")

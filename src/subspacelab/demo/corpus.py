@@ -54,8 +54,8 @@ def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
         raise ValueError(f"arithmetic_train + arithmetic_test: {asked} is more than the {len(problems)} sums there are")
     train, test = _documents(world, settings, seed)
     with replace_folder(folder) as partial:
-        (partial / "train.txt").write_text("\n\n".join(train) + "\n")
-        (partial / "test.txt").write_text("\n\n".join(test) + "\n")
+        (partial / "train.txt").write_text("\n\n".join(train) + "\n", encoding="utf-8")
+        (partial / "test.txt").write_text("\n\n".join(test) + "\n", encoding="utf-8")
         write_instructions(partial / "facts.jsonl", fact_questions(world))
         write_instructions(partial / "arithmetic-train.jsonl", problems[: settings.arithmetic_train])
         write_instructions(partial / "arithmetic-test.jsonl", problems[settings.arithmetic_train : asked])

@@ -71,7 +71,7 @@ class Lessons:
 
 def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTraining, seed: int, log: Log) -> None:
     """Trains from nothing on the folder `corpus` to a Hugging Face folder; a killed run continues from `work_dir`."""
-    texts = paragraphs((corpus / "train.txt").read_text())
+    texts = paragraphs((corpus / "train.txt").read_text(encoding="utf-8"))
     facts = read_instructions(str(corpus / "facts.jsonl"))
     tokenizer = build_llm_tokenizer(
         [*texts, *(prompt_of(fact.query) + fact.response for fact in facts)], vocab_size=training.vocab_size

@@ -36,7 +36,7 @@ def report_llm(folder: Path, corpus: Path, report: Path) -> dict[str, float]:
         "num_facts": len(facts),
         "arithmetic": exact_share(model, tokenizer, sums),
         "num_sums": len(sums),
-        "test_loss": text_loss(model, tokenizer, paragraphs((corpus / "test.txt").read_text())),
+        "test_loss": text_loss(model, tokenizer, paragraphs((corpus / "test.txt").read_text(encoding="utf-8"))),
         "uniform_loss": math.log(len(tokenizer)),
     }
     write_json(report, {name: round(value, 6) for name, value in figures.items()})

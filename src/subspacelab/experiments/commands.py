@@ -35,13 +35,14 @@ def sweep(
     params.yaml is never edited.
     """
     from subspacelab.experiments.combinations import combine, require_known
-    from subspacelab.experiments.dvc_process import require_dvc
+    from subspacelab.experiments.dvc_process import require_dvc, require_usable_path
     from subspacelab.experiments.listing import read_experiments
     from subspacelab.experiments.report import print_sweep
     from subspacelab.experiments.sweep import require_success, run_sweep, show_plan
     from subspacelab.params import PARAMS, read_yaml
 
     require_dvc()
+    require_usable_path(Path.cwd())
     trials, chosen = combine(set_param or []), [*(stages or []), *(targets or [])]
     require_known(trials, read_yaml(PARAMS))
     there = {experiment.name for experiment in read_experiments()}
@@ -143,10 +144,8 @@ def check(
     """
     from subspacelab.experiments.metrics import compare_metrics, read_tolerances, require_equal
     from subspacelab.experiments.report import print_differences
-    from subspacelab.files import read_json
-    from subspacelab.params import validate
 
-    expected = validate(dict[str, float], read_json(reference), where=str(reference))
+    expected = _read_reference(reference)
     allowed = read_tolerances(tolerances)
     differences = compare_metrics(expected, _metrics_of(experiment), allowed)
     if differences:
@@ -165,8 +164,22 @@ def write(
     from subspacelab.experiments.metrics import compared, read_tolerances
     from subspacelab.files import write_json
 
+    if reference.exists():
+        _read_reference(reference)  # anything else is not ours to replace
     allowed = read_tolerances(tolerances)
     write_json(reference, compared(_metrics_of(experiment), allowed))
+
+
+def _read_reference(path: Path) -> dict[str, float]:
+    """What `metrics write` wrote; a ValueError for any other file."""
+    from subspacelab.files import read_json
+    from subspacelab.params import validate
+
+    figures = validate(dict[str, float], read_json(path), where=str(path))
+    others = [name for name in figures if ":" not in name]
+    if others:
+        raise ValueError(f"{path}: {others[0]!r} is no metric <file>:<key>; give a file that 'metrics write' wrote")
+    return figures
 
 
 def _metrics_of(name: str) -> dict[str, float]:

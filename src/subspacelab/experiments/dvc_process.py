@@ -17,15 +17,26 @@ def require_dvc() -> None:
         raise ValueError("dvc.yaml is missing; run from the project's root")
 
 
+def require_usable_path(folder: Path) -> None:
+    """Raises ValueError, before any work, when DVC or git cannot make an experiment in `folder`."""
+    path = str(folder)
+    wrong = [sign for sign in (":", "$", "%(") if sign in path] or [c for c in path if "\ud800" <= c <= "\udfff"]
+    if wrong:
+        raise ValueError(
+            f"{path}: DVC cannot run an experiment in a folder with {wrong[0]!r} in its path;"
+            " move the project to another, or use dvc repro"
+        )
+
+
 def dvc_command(*words: str) -> list[str]:
     """The command line of `dvc <words>` with this Python."""
-    return [sys.executable, "-m", "dvc", *words]
+    return [sys.executable, "-m", "subspacelab.experiments.dvc", *words]
 
 
 def dvc_environment() -> dict[str, str]:
-    """The environment with this Python's folder first on the path: stages call `python`."""
+    """The environment in UTF-8, with this Python's folder first on the path: stages call `python`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path}
+    return {**os.environ, "PATH": path, "PYTHONUTF8": "1"}
 
 
 def dvc_run(*words: str) -> int:
@@ -43,8 +54,29 @@ def dvc_run(*words: str) -> int:
 
 def dvc_json(*words: str) -> Any:
     """What `dvc <words> --json` prints; raises ValueError with the last line of what DVC complains about."""
-    done = subprocess.run(dvc_command(*words, "--json"), env=dvc_environment(), capture_output=True, text=True)
+    line = dvc_command(*words, "--json")
+    done = subprocess.run(line, env=dvc_environment(), capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise ValueError(f"dvc {' '.join(words)} failed: {said[-1].removeprefix('ERROR: ')}")
     return json.loads(done.stdout)
+
+
+def experiment_commit(name: str) -> str | None:
+    """The commit that git keeps of an experiment of the last commit; None when there is no such experiment."""
+    return _git("rev-parse", "--quiet", "--verify", _reference(name))
+
+
+def restore_experiment(name: str, commit: str) -> None:
+    """Brings an experiment of the last commit back that DVC has removed."""
+    _git("update-ref", _reference(name), commit)
+
+
+def _reference(name: str) -> str:
+    head = _git("rev-parse", "HEAD") or ""
+    return f"refs/exps/{head[:2]}/{head[2:]}/{name}"
+
+
+def _git(*words: str) -> str | None:
+    done = subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="replace")
+    return done.stdout.strip() if done.returncode == 0 else None

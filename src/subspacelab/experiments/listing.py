@@ -78,6 +78,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def read_outs(rev: str) -> Outs:
     """The outs of every stage in the dvc.lock of a commit; nothing when it has none."""
-    done = subprocess.run(["git", "show", f"{rev}:dvc.lock"], capture_output=True, text=True)
+    line = ["git", "show", f"{rev}:dvc.lock"]
+    done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace")
     stages = YAML(typ="safe").load(done.stdout)["stages"] if done.returncode == 0 else {}
     return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from subspacelab.experiments.combinations import Trial
-from subspacelab.experiments.dvc_process import dvc_run
+from subspacelab.experiments.dvc_process import dvc_run, experiment_commit, restore_experiment
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Outcome:
     trial: Trial
     """Its values."""
     status: str
-    """`done`, `there` (it was run before) or `failed`."""
+    """`done` (git keeps its commit), `there` (it was run before) or `failed`."""
 
 
 def trial_words(trial: Trial, targets: Sequence[str]) -> list[str]:
@@ -36,8 +36,8 @@ def run_sweep(
 ) -> list[Outcome]:
     """Runs one trial after the other, and goes on when one fails; progress on standard error.
 
-    `there` names the experiments that exist: they are left out, or with `force` removed and run anew (a stage whose
-    inputs are the same still comes from DVC's cache).
+    `there` names the experiments that exist: they are left out, or with `force` run anew (a stage whose inputs are the
+    same still comes from DVC's cache), and are as before when that fails.
     """
     outcomes = []
     for number, trial in enumerate(trials, start=1):
@@ -47,13 +47,27 @@ def run_sweep(
             outcomes.append(Outcome(trial, "there"))
             continue
         _say(at)
-        if trial.name in there:
+        failure = _run_trial(trial, targets)
+        if failure:
+            _say(f"{at}: {failure}; going on")
+        outcomes.append(Outcome(trial, "failed" if failure else "done"))
+    return outcomes
+
+
+def _run_trial(trial: Trial, targets: Sequence[str]) -> str | None:
+    """Why there is no new experiment; None when there is."""
+    before, made = experiment_commit(trial.name), None
+    try:
+        if before:
             dvc_run("exp", "remove", "--quiet", trial.name)
         code = dvc_run(*trial_words(trial, targets))
-        if code:
-            _say(f"{at}: failed with exit code {code}; going on")
-        outcomes.append(Outcome(trial, "failed" if code else "done"))
-    return outcomes
+        made = experiment_commit(trial.name)
+    finally:
+        if before and not made:
+            restore_experiment(trial.name, before)
+    if code:
+        return f"failed with exit code {code}"
+    return None if made else "failed: DVC kept no experiment of that name"
 
 
 def require_success(outcomes: Sequence[Outcome]) -> None:

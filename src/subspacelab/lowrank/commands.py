@@ -78,7 +78,7 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-5,
     patience: Annotated[int, typer.Option(help="Epochs without improvement before stopping.")] = 10,
     dropout: Annotated[float, typer.Option(help="In the hidden layers.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of weights, order, dropout, and of the split.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order, dropout, and of the split.")] = 42,
     results_dir: ResultsDir = Path("results"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the best model, with its optimizer, scheduler and settings.")

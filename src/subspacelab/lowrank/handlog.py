@@ -33,7 +33,7 @@ class HandLog:
 
     def epoch(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Appends an epoch's line to training.log."""
-        with (self.folder / "training.log").open("a") as file:
+        with (self.folder / "training.log").open("a", encoding="utf-8") as file:
             time = datetime.now().isoformat(timespec="seconds")
             file.write(f"{time} epoch {epoch} {' '.join(f'{k}={v:.6g}' for k, v in metrics.items())}\n")
 

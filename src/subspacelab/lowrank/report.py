@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from subspacelab.errors import printable
 from subspacelab.lowrank.compare import Comparison
 from subspacelab.lowrank.features import FeatureMeta
 from subspacelab.lowrank.train import TrainingResult
@@ -25,7 +26,7 @@ def print_cache(meta: FeatureMeta, console: Console | None = None) -> None:
         console=console,
     )
     for name in meta.unreadable:
-        console.print(f"left out, cannot be read: {name}", markup=False)
+        console.print(f"left out, cannot be read: {printable(name)}", markup=False)
 
 
 def print_training(result: TrainingResult, console: Console | None = None) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from subspacelab.errors import printable
 from subspacelab.models.causal_lm import Reach
 from subspacelab.models.lora_folder import META
 from subspacelab.nullspace.build import Built
@@ -48,7 +49,7 @@ def print_built(built: Built, console: Console | None = None) -> None:
     )
     console.print(Reach(**meta["reach"]).said(), markup=False)
     for note in built.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {printable(note)}", markup=False)
 
 
 def track_built(built: Built, tracker: "Tracker", *, seed: int | None = None) -> None:

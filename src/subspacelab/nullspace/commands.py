@@ -35,7 +35,7 @@ def build(
     ] = None,
     calib_loader_size: Annotated[int, typer.Option(help="Windows of text; an eighth is held out.")] = 256,
     seq_len: Annotated[int, typer.Option(help="Tokens in a window.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Of the windows and of random starts.")] = 233,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the windows and of random starts.")] = 233,
     targets: Annotated[
         list[str] | None,
         typer.Option(help="Regular expression that finds layers by name; repeatable; by default all but the head."),
@@ -98,7 +98,7 @@ def train(
     weight_decay: Annotated[
         float | None, typer.Option(help="AdamW's; by default the method's own: 0.3 of lora_decay, else 0.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 233,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the order of the rows.")] = 233,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     base: Annotated[str | None, typer.Option(help="The base model, if it is not where it was when building.")] = None,
@@ -153,7 +153,7 @@ def verify(
         int, typer.Option(help="Tokens per layer that norms are averaged over, drawn evenly from all the windows.")
     ] = 100,
     seq_len: Annotated[int, typer.Option(help="Tokens in a window.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Of windows and tokens.")] = 233,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of windows and tokens.")] = 233,
     batch_size: Annotated[int, typer.Option(help="Windows per pass of the model.")] = 4,
     save_stats: Annotated[Path | None, typer.Option(help="Write everything as JSON to this file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",

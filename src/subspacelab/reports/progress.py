@@ -13,13 +13,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from subspacelab.errors import printable
+
 
 @contextmanager
 def progress_bar(description: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
     """Yields `advance(amount)`; the bar counts to `total` in `unit` and shows elapsed and remaining time."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
@@ -27,5 +29,5 @@ def progress_bar(description: str, total: float, unit: str) -> Iterator[Callable
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(printable(description), total=total)
         yield lambda amount: progress.update(task, advance=amount)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from subspacelab.errors import printable
 from subspacelab.files import write_beside
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Writes a table without its index, whole or not at all; the same bytes on every system."""
     with write_beside(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
+        table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def show_number(value: float | None, digits: int = 3) -> str:
@@ -29,10 +31,15 @@ def show_number(value: float | None, digits: int = 3) -> str:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, console: Console | None = None
 ) -> None:
-    """Prints a table on standard output: first column text, the others numbers."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    """Prints a table on standard output: first column text, the others numbers; brackets in names are no markup."""
+    table = Table(title=_plain(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
+        table.add_column(_plain(column), justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_plain, row))
     (console or Console()).print(table)
+
+
+def _plain(text: str) -> Text:
+    """Text in which brackets are no markup."""
+    return Text(printable(text))

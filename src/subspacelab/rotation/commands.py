@@ -69,7 +69,7 @@ def compare(
         list[str] | None,
         typer.Option(help="NAME=PATTERN[,PATTERN...]: a further group; {} is any layer, {0-11} a range. Repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random controls.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random controls.")] = 42,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     track: Track = True,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from subspacelab.errors import printable
 from subspacelab.reports.tables import print_table, show_number
 from subspacelab.rotation.compare import Comparison
 from subspacelab.rotation.factors import Decomposition, FactorRecord
@@ -61,9 +62,9 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console=console,
     )
     for note in comparison.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {printable(note)}", markup=False)
     for reason, names in _by_reason(comparison.unmatched).items():
-        console.print(f"not compared, {reason}: {', '.join(names)}", markup=False)
+        console.print(f"not compared, {reason}: {printable(', '.join(names))}", markup=False)
 
 
 def track_comparison(comparison: Comparison, tracker: "Tracker") -> None:

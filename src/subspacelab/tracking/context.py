@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+_AS_MODULE = (["-m", "dvc"], ["-m", "subspacelab.experiments.dvc"])
+
 
 @dataclass(frozen=True)
 class StageContext:
@@ -76,7 +78,7 @@ def _is_dvc(process: psutil.Process) -> bool:
         words = process.cmdline()[:3]
     except psutil.Error:
         return False
-    return any(Path(word).name in {"dvc", "dvc.exe"} for word in words) or words[1:] == ["-m", "dvc"]
+    return any(Path(word).name in {"dvc", "dvc.exe"} for word in words) or words[1:] in _AS_MODULE
 
 
 def process_tags() -> dict[str, str]:
@@ -102,5 +104,7 @@ def git_tags() -> dict[str, str]:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        ["git", *words], capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30
+    )
     return done.stdout.strip()

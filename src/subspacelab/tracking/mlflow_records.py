@@ -18,14 +18,16 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from requests.exceptions import RequestException
 
-from subspacelab.tracking.outbox import Record, Refused, Unreachable
+from subspacelab.tracking.outbox import PACKAGE, Record, Refused, Unreachable
+from subspacelab.tracking.store import without_secrets
 
 
 def deliver(client: MlflowClient, uri: str, record: Record) -> None:
     """Makes the one call that `record` stands for; raises Unreachable or Refused.
 
     A record names its `run_id` and holds one of: `metrics`, `params` and `tags` (rows), `artifact` (a path, put
-    `into` a folder), `table` (its `rows` as JSON), `model` (see `MlflowTracker.log_model`), `status` (since `ended`).
+    `into` a folder), `table` (its `rows` as JSON), `model` (see `MlflowTracker.log_model`; the code of one that was
+    kept lies in this package), `status` (since `ended`).
     """
     run_id = record["run_id"]
     if "model" in record:
@@ -52,8 +54,8 @@ def deliver(client: MlflowClient, uri: str, record: Record) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to a line for a person."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What an error says, cut to a line for a person, without secrets."""
+    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
 def _deliver_model(client: MlflowClient, uri: str, record: Record) -> None:
@@ -69,7 +71,7 @@ def _deliver_model(client: MlflowClient, uri: str, record: Record) -> None:
             run_id=run_id,
             model_id=model_id,
             step=step,
-            python_model=record["code"],
+            python_model=str(PACKAGE / record["code"]),
             artifacts={"model": str(files)},
             pip_requirements=record["pip_requirements"],
             signature=_signature(record["tensors"]),

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from subspacelab.files import write_beside
 from subspacelab.tracking.mlflow_records import deliver, first_line
-from subspacelab.tracking.outbox import Outbox
+from subspacelab.tracking.outbox import Outbox, spill_file
 from subspacelab.tracking.protocol import ModelFiles, flatten, require_name
 from subspacelab.tracking.store import database_file, is_server, main_root, shown, store_folder
 
@@ -92,7 +92,7 @@ class MlflowTracker:
         self._buffer: list[tuple[str, Metric]] = []
         self._sent = time.monotonic()
         self._tables: list[dict[str, str]] = []
-        spill = main_root() / UNDELIVERED / f"{run_id}.jsonl"
+        spill = spill_file(main_root() / UNDELIVERED, run_id)
         self._outbox = Outbox(shown(uri), spill, lambda record: deliver(client, uri, record))
 
     def log_params(self, params: Mapping[str, object]) -> None:

@@ -1,6 +1,7 @@
 """Calls to a store that may go away in mid-run: kept, tried again, and written to a file when it does not come back."""
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -15,8 +16,11 @@ _PAUSE = 30.0  # seconds between attempts on a store that does not answer
 Record = dict[str, Any]
 """One call to the store as JSON values: what it says, and `run_id`, the run that it says it of."""
 
-FILES = ("artifact", "files", "code")
+FILES = ("artifact", "files")
 """Keys of a record that are paths: to a file or folder that goes to the store."""
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""Where code lies that a record may name: what is delivered later must run no other."""
 
 
 class Unreachable(Exception):
@@ -89,9 +93,14 @@ class Outbox:
             _say(f"{self._store} failed ({error}); the work goes on and its records are kept")
 
     def _with_copies(self, record: Record) -> Record:
-        """The record with its files copied beside the spill: theirs may be gone, or others', when the store is back."""
+        """The record with its files copied beside the spill: theirs may be gone, or others', when the store is back.
+
+        Code is no file of it: it is named within this package.
+        """
+        code = Path(record["code"]).resolve() if "code" in record else None
+        named = {"code": code.relative_to(PACKAGE).as_posix()} if code and PACKAGE in code.parents else {}
         try:
-            return record | {key: str(self._copy(Path(record[key]))) for key in FILES if key in record}
+            return record | named | {key: str(self._copy(Path(record[key]))) for key in FILES if key in record}
         except OSError as e:  # a full disk: the files stay where they are
             self._warn(e)
             return record
@@ -102,6 +111,13 @@ class Outbox:
         home = folder / str(len(list(folder.iterdir())))
         home.mkdir()
         return Path(shutil.copytree(path, home / path.name) if path.is_dir() else shutil.copy2(path, home / path.name))
+
+
+def spill_file(folder: Path, run_id: str) -> Path:
+    """The file for what is left of a run's records; ValueError for an id that would lead elsewhere."""
+    if not re.fullmatch(r"[\w-]+", run_id, re.ASCII):
+        raise ValueError(f"the store names a run {run_id!r}, which is no plain name; check what answers there")
+    return folder / f"{run_id}.jsonl"
 
 
 def copies_of(spill: Path) -> Path:
@@ -116,7 +132,8 @@ def write_records(spill: Path, records: list[Record]) -> None:
         shutil.rmtree(copies_of(spill), ignore_errors=True)
         return
     with write_beside(spill) as partial:
-        partial.write_text("".join(f"{json.dumps(record, sort_keys=True, default=str)}\n" for record in records))
+        text = "".join(f"{json.dumps(record, sort_keys=True, default=str)}\n" for record in records)
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_records(spill: Path) -> list[Record]:

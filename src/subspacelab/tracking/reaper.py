@@ -1,5 +1,6 @@
 """Runs whose process was killed without a word stay RUNNING in the store; the next start on the host ends them."""
 
+import re
 import socket
 from typing import Any
 
@@ -24,8 +25,8 @@ def reap_dead_runs(client: Any) -> list[str]:
 
 
 def _alive(pid: str, start: str) -> bool:
-    if not pid or not start:
-        return True
+    if not pid.isdecimal() or not re.fullmatch(r"\d+(\.\d+)?", start):
+        return True  # another program's tags
     try:
         process = psutil.Process(int(pid))
         # Start times are boot time plus ticks; a stepped clock moves them, a reused pid moves them further.

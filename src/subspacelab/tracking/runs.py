@@ -14,7 +14,14 @@ from subspacelab.tracking.parent import find_or_create_parent
 from subspacelab.tracking.protocol import Tracker
 from subspacelab.tracking.reaper import reap_dead_runs
 from subspacelab.tracking.signals import signals_as_exceptions, status_of
-from subspacelab.tracking.store import is_server, require_server, set_mlflow_defaults, store_lock, store_uri
+from subspacelab.tracking.store import (
+    is_server,
+    require_server,
+    set_mlflow_defaults,
+    store_lock,
+    store_uri,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from subspacelab.tracking.mlflow_tracker import MlflowTracker
@@ -90,7 +97,7 @@ def _recorded(tracker: Tracker, end: Callable[[str], None]) -> Iterator[None]:
     except BaseException as e:
         status = status_of(e)
         if status == "FAILED":
-            tracker.set_tags({"error": f"{type(e).__name__}: {e}"})
+            tracker.set_tags({"error": without_secrets(f"{type(e).__name__}: {e}")})
         end(status)
         raise
     end("FINISHED")

@@ -1,14 +1,18 @@
 """Where runs are recorded: one store for a repository and all the places in which DVC runs its experiments."""
 
 import fcntl
+import http.client
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+from subspacelab.errors import printable
 
 REMEDY = "start it, unset MLFLOW_TRACKING_URI, or run without tracking (TRACKING=off or --no-track)"
 
@@ -23,7 +27,11 @@ def main_root() -> Path:
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, a relative local one made absolute against the main root; else mlruns/mlflow.db there."""
+    """MLFLOW_TRACKING_URI, a relative local one made absolute against the main root; else mlruns/mlflow.db there.
+
+    The address of a server is without user and password: see `take_credentials`.
+    """
+    take_credentials()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return f"sqlite:///{main_root() / 'mlruns' / 'mlflow.db'}"
@@ -32,6 +40,41 @@ def store_uri() -> str:
     if uri.startswith("file:") and not uri.startswith("file:/"):
         return (main_root() / uri.removeprefix("file:")).as_uri()
     return uri if ":" in uri else (main_root() / uri).as_uri()
+
+
+def take_credentials() -> None:
+    """Moves user and password from a server's address to the variables from which MLflow sends them, for this process.
+
+    MLflow prints and records the address. A lone name is a token.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not is_server(uri):
+        return
+    parts = urlsplit(uri)
+    secret, _, place = parts.netloc.rpartition("@")
+    try:
+        _ = urlsplit(f"//{place}").port
+    except ValueError:
+        signs = "in a user or password write / as %2F, ? as %3F, # as %23"
+        raise ValueError(f"MLFLOW_TRACKING_URI: its port is no number; {signs}") from None
+    if not secret:
+        return
+    user, _, password = map(unquote, secret.partition(":"))
+    if user and password:
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+    else:
+        os.environ["MLFLOW_TRACKING_TOKEN"] = user or password
+    os.environ["MLFLOW_TRACKING_URI"] = parts._replace(netloc=place).geturl()
+
+
+def without_secrets(text: str) -> str:
+    """The text as a printable line in which the store's user, password and token are stars."""
+    name = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).netloc.rpartition("@")[0].split(":", 1)
+    given = [os.environ.get(f"MLFLOW_TRACKING_{key}", "") for key in ("USERNAME", "PASSWORD", "TOKEN")]
+    line = printable(text)
+    for secret in filter(None, {*name, *map(unquote, name), *given}):
+        line = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", line)
+    return line
 
 
 def database_file(uri: str) -> Path | None:
@@ -59,8 +102,8 @@ def store_lock(uri: str) -> Iterator[None]:
     folder = store_folder(uri)
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".gitignore").write_text("*\n")
-    with (folder / ".lock").open("a") as lock:
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    with (folder / ".lock").open("a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -73,16 +116,16 @@ def require_server(uri: str, seconds: float = 5.0) -> None:
         # 401 or 404 come from a living server behind a proxy; 502 to 504 from a proxy before a dead one.
         if e.code in (502, 503, 504):
             raise ValueError(f"{shown(uri)} answers {e.code}; {REMEDY}") from e
-    except OSError as e:
+    except (OSError, http.client.HTTPException) as e:
         reason = getattr(e, "reason", e)
-        raise ValueError(f"{shown(uri)} does not answer ({reason}); {REMEDY}") from e
+        raise ValueError(f"{shown(uri)} does not answer ({without_secrets(str(reason))}); {REMEDY}") from e
 
 
 def shown(uri: str) -> str:
-    """The store in words for a person, without the user and password a URI may hold."""
-    parts = urlsplit(uri)
-    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    return f"the MLflow {'server' if is_server(uri) else 'store'} {place}"
+    """The store in words for a person, without the user, password or query that a URI may hold."""
+    scheme, _, rest = uri.partition("://")
+    place = re.split(r"[?#]", rest if rest.startswith("/") else rest.rpartition("@")[2])[0]
+    return f"the MLflow {'server' if is_server(uri) else 'store'} {scheme}://{place}"
 
 
 def set_mlflow_defaults() -> None:

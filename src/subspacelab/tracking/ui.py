@@ -19,7 +19,9 @@ def ui_command(host: str, port: int) -> tuple[list[str], dict[str, str]]:
     if database and not database.exists():
         with open_store(uri, ["pipeline"]):
             pass
-    where = ["--backend-store-uri", uri, "--artifacts-destination", (store_folder(uri) / "artifacts").as_uri()]
+    where = ["--artifacts-destination", (store_folder(uri) / "artifacts").as_uri()]
     command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port)]
     # Without job execution the server is 2 processes instead of about 10, of 240 MB each.
-    return [*command, "--workers", "1"], {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Not as a word of the command, which `ps` shows to everybody: the address of a database may hold its password.
+    return [*command, "--workers", "1"], {**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": uri}

@@ -2,11 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from subspacelab.ownership import sole_writer
 from subspacelab.tracking.mlflow_records import deliver
 from subspacelab.tracking.mlflow_tracker import UNDELIVERED
-from subspacelab.tracking.outbox import Record, Refused, Unreachable, read_records, write_records
+from subspacelab.tracking.outbox import (
+    FILES,
+    Record,
+    Refused,
+    Unreachable,
+    copies_of,
+    read_records,
+    spill_file,
+    write_records,
+)
+from subspacelab.tracking.protocol import require_name
 from subspacelab.tracking.store import main_root, shown
 
 _WORST_FIRST = ("FAILED", "KILLED", "FINISHED")
@@ -26,20 +39,106 @@ class Delivery:
     """Why it refused the others, one reason a record."""
 
 
+Name = Annotated[str, AfterValidator(lambda name: require_name(name, "record's"))]
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class _OfRun(BaseModel):
+    """A record of a file is data: it names no file outside of its run's own folder, and no code but this package's."""
+
+    model_config = ConfigDict(extra="forbid")
+    run_id: RunId
+
+
+class _Metric(BaseModel):
+    key: Name
+    value: float
+    timestamp: int
+    step: int
+
+
+class _Pair(BaseModel):
+    key: Name
+    value: str
+
+
+class _Rows(_OfRun):
+    metrics: list[_Metric] = []
+    params: list[_Pair] = []
+    tags: list[_Pair] = []
+
+
+class _Artifact(_OfRun):
+    artifact: Path
+    into: Name | None
+
+
+class _Table(_OfRun):
+    table: Name
+    rows: str
+
+
+class _Model(_OfRun):
+    model: Name
+    files: Path
+    only: list[Annotated[str, Field(pattern=r"^[^/\x00]*[^/\x00.][^/\x00]*$")]]
+    code: Annotated[str, Field(pattern=r"^\w+/\w*served\.py$")]
+    pip_requirements: list[Annotated[str, Field(pattern=r"^[\w.-]+==[\w.+!-]+$")]]
+    params: dict[Name, str]
+    metrics: dict[Name, float]
+    step: int
+    tensors: tuple[tuple[int, ...], tuple[int, ...]] | None
+
+
+class _Status(_OfRun):
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    ended: int
+
+
+_KINDS: dict[str, type[_OfRun]] = {"artifact": _Artifact, "table": _Table, "model": _Model, "status": _Status}
+
+
 def deliver_undelivered(client: Any, uri: str) -> list[Delivery]:
     """Delivers every kept record in its order; files of runs without any left are removed.
 
     `client` is an `MlflowClient` for `uri`. Raises ValueError in one line when the store goes away meanwhile; what
-    it has taken until then is not sent again.
+    it has taken until then is not sent again. One that is no record, or names files or code of others, is refused
+    before any is sent.
     """
-    return [_deliver_file(client, uri, file) for file in sorted((main_root() / UNDELIVERED).glob("*.jsonl"))]
+    folder = main_root() / UNDELIVERED
+    if not folder.is_dir():
+        return []
+    with sole_writer(folder):
+        read = [(file, _read(file)) for file in sorted(folder.glob("*.jsonl"))]
+        return [_deliver_file(client, uri, file, records) for file, records in read]
 
 
-def _deliver_file(client: Any, uri: str, file: Path) -> Delivery:
-    run_id, records = file.stem, read_records(file)
+def _read(file: Path) -> list[Record]:
+    if file.is_symlink() or not file.is_file() or spill_file(file.parent, file.stem) != file:
+        raise ValueError(f"{file}: no file of records; move it away")
+    records = read_records(file)
     for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("run_id"), str):
-            raise ValueError(f"{file}, line {number}: a record of no run; delete the line or the file")
+        kind = next((kind for key, kind in _KINDS.items() if key in record), _Rows)
+        try:
+            kind.model_validate(record)
+            _require_own_files(record, copies_of(file))
+        except ValidationError as e:
+            problem = e.errors()[0]
+            said = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            raise ValueError(f"{file}, line {number}: {said}; delete the line or the file") from e
+        except ValueError as e:
+            raise ValueError(f"{file}, line {number}: {e}; delete the line or the file") from e
+    return records
+
+
+def _require_own_files(record: Record, own: Path) -> None:
+    for place in (Path(record[key]) for key in FILES if key in record):
+        if own.resolve() not in place.resolve().parents or any(p.is_symlink() for p in (place, *place.rglob("*"))):
+            raise ValueError(f"{place} is, or leads, outside of {own}")
+
+
+def _deliver_file(client: Any, uri: str, file: Path, records: list[Record]) -> Delivery:
+    run_id = file.stem
     # A parent's status is worked out afterwards: it may have gone on with other stages since.
     parents = {r["run_id"] for r in records if "status" in r and r["run_id"] != run_id}
     waiting = [r for r in records if "status" not in r or r["run_id"] == run_id]

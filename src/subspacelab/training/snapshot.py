@@ -9,6 +9,8 @@ from torch import nn
 
 from subspacelab.files import write_beside
 
+_KEYS = {"step", "fingerprint", "module", "optimizer", "random"}
+
 
 def write_snapshot(
     path: Path, *, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
@@ -41,6 +43,8 @@ def resume_snapshot(path: Path, *, module: nn.Module, optimizer: torch.optim.Opt
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
         raise ValueError(f"{path}: not a snapshot that can be read ({type(e).__name__}); delete it") from e
+    if not isinstance(state, dict) or not state.keys() >= _KEYS:
+        raise ValueError(f"{path}: not a snapshot of a training; delete it")
     if state["fingerprint"] != fingerprint:
         return 0
     module.load_state_dict(state["module"])
