@@ -137,6 +137,7 @@ def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Ite
 def _require_own_files(folder: Path, names: Iterable[str], own: Mapping[str, list[str]]) -> None:
     for name in names:
         path = folder / name
+        path = next((p for p in path.parents if os.path.lexists(p) and not p.is_dir()), path)
         if os.path.lexists(path) and not (path.is_file() and sha256_file(path) in own.get(name, [])):
             raise ValueError(
                 f"{path}: not written by this command, or changed since, and would be replaced; "
