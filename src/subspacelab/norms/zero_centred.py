@@ -38,7 +38,7 @@ def zero_centred_type(config: Mapping[str, Any]) -> str | None:
         if isinstance(inner, Mapping) and (inner.get("model_type") or inner.get("architectures")):
             return zero_centred_type(inner)
     if config.get("model_type"):
-        return config["model_type"] if config["model_type"] in ZERO_CENTRED else None
+        return next((known for known in ZERO_CENTRED if known == config["model_type"]), None)
     plain = {model_type.replace("_", ""): model_type for model_type in ZERO_CENTRED}
     classes = [re.sub(r"(?:For[A-Z]\w*|Model)$", "", str(name)).lower() for name in config.get("architectures") or ()]
     return next((plain[name] for name in classes if name in plain), None)
