@@ -35,7 +35,7 @@ def zero_centred_type(config: Mapping[str, Any]) -> str | None:
     """The `model_type` in the table that the language part of a model has, else the whole; None without one."""
     for section in LANGUAGE_SECTIONS:
         inner = config.get(section)
-        if isinstance(inner, Mapping) and (inner.get("model_type") or inner.get("architectures")):
+        if isinstance(inner, Mapping) and isinstance(inner.get("model_type"), str):
             return zero_centred_type(inner)
     if config.get("model_type"):
         return next((known for known in ZERO_CENTRED if known == config["model_type"]), None)
