@@ -1,5 +1,6 @@
 """Reads the embeddings and norm layers of one checkpoint, and nothing else of it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from subspacelab.checkpoints import Checkpoint, require_finite
 from subspacelab.devices import choose_device, float64_place
 from subspacelab.norms.results import Analysis, Embedding, Norm
-from subspacelab.norms.statistics import measure_vectors, moments
+from subspacelab.norms.statistics import Moments, measure_vectors, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, survey
 from subspacelab.norms.vocabulary import TOKENIZER_NAME, read_vocabulary
 from subspacelab.norms.zero_centred import NEAR_ZERO, zero_centred_type
@@ -69,6 +70,7 @@ def _measure_embedding(
 
     vectors = measure_vectors(chunks(), layer.num_vectors)
     _require_finite_norms(layer.key, vectors.norms)
+    _require_finite_moments(layer.key, vectors.weights, moments(vectors.norms))
     return Embedding(layer, vectors, vocabulary)
 
 
@@ -80,6 +82,12 @@ def _require_finite_norms(key: str, norms: Tensor) -> None:
             f"{key}: {len(bad)} of {len(norms)} vectors hold NaN or infinity, the first is vector {bad[0]}; "
             "the checkpoint is damaged: download or train it again"
         )
+
+
+def _require_finite_moments(key: str, *found: Moments) -> None:
+    """ValueError for entries whose squares float64 does not hold; a report has no infinity."""
+    if not all(math.isfinite(value) for each in found for value in (each.mean, each.abs_mean, each.std)):
+        raise ValueError(f"{key}: entries too large for statistics, beyond 1e150; the checkpoint is damaged")
 
 
 def _read_chunks(checkpoint: Checkpoint, layer: EmbeddingLayer) -> Iterator[Tensor]:
@@ -105,6 +113,7 @@ def _measure_norms(
         bias = moments(tensors[layer.bias_key]) if layer.bias_key else None
         stored = tensors[layer.key]
         as_stored = moments(stored)
+        _require_finite_moments(layer.key, as_stored, *([bias] if bias else []))
         scale = moments(1 + stored.double()) if layer.zero_centred else as_stored
         doubt = AROUND_ZERO if doubtful and abs(as_stored.mean) < NEAR_ZERO else None
         measured.append(Norm(layer, tuple(stored.shape), scale, as_stored.mean, bias, doubt))

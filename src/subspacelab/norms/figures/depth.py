@@ -36,7 +36,7 @@ def draw_norm_scales(path: Path, analysis: Analysis) -> Path:
             line.set_linestyle(levels[norm.layer.key])
         axes.set_title(plain(tower))
         _finish(axes, [*(v for c in curves if c.tower == tower for v in c.abs_means), *_means(single[tower])])
-        axes.legend(ncols=1 + len(axes.get_lines()) // 10)
+        axes.legend(ncols=1 + len(axes.get_lines()) // 10, handlelength=3)
 
     def draw_kind(axes: Axes, kind: Curve | list[Norm]) -> None:
         if isinstance(kind, list):
