@@ -113,6 +113,8 @@ def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Ite
     with sole_writer(folder / MANIFEST):
         manifest = _read_manifest(folder / MANIFEST)
         before = manifest.get(command)
+        if before is not None and not any(os.path.lexists(folder / name) for name in before.files):
+            before = None  # that result was removed
         wanted = json.loads(json.dumps(dict(job), default=str))
         if before is not None:
             require_same_job(folder, before.job, wanted)

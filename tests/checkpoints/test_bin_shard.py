@@ -71,6 +71,7 @@ def test_a_compressed_archive_is_not_taken_for_numbers(tmp_path):
     assert "data.pkl is compressed" in refusal(open_checkpoint, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("format", ["bin", "legacy_bin"])
 def test_a_damaged_byte_is_read_or_one_line(tmp_path, format):
     write_tiny_qwen_vl(tmp_path, format=format, tensors={"model.a": torch.ones(3, 4)})

@@ -29,13 +29,14 @@ def read_checked(path: Path, schema: TypeAdapter[T], what: str) -> T:
     require_payload(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes, more than {what} has; restore it")
-    return checked_json(path.read_bytes(), schema, f"{path}: not {what}", "restore it")
+    return checked_json(path.read_bytes(), schema, str(path), what, "restore it")
 
 
-def checked_json(text: bytes | bytearray, schema: TypeAdapter[T], problem: str, remedy: str) -> T:
-    """The JSON by the schema, where numbers are no texts and texts no numbers; else a ValueError of one line.
+def checked_json(text: bytes | bytearray, schema: TypeAdapter[T], place: str, what: str, remedy: str) -> T:
+    """The JSON of a `place` by the schema of `what` it is to be; else a ValueError of one line.
 
-    It names the innermost key that is wrong. No JSON, no UTF-8 and nesting without end are such lines, too.
+    Numbers are no texts and texts no numbers. The line names the innermost key that is wrong; it comes for text that
+    is no JSON or no UTF-8, and for nesting without end, too.
     """
     try:
         return schema.validate_json(text, strict=True)
@@ -43,4 +44,5 @@ def checked_json(text: bytes | bytearray, schema: TypeAdapter[T], problem: str, 
         worst = max(e.errors(include_url=False, include_input=False), key=lambda error: len(error["loc"]))
         keys = [str(key) for key in worst["loc"] if "[" not in str(key)]  # pydantic puts the branches of a union there
         where = f"{'.'.join(keys)}: " if keys else ""
-        raise ValueError(f"{problem} ({where}{worst['msg']}); {remedy}") from e
+        wanted = "valid JSON" if worst["type"] == "json_invalid" else what
+        raise ValueError(f"{place}: not {wanted} ({where}{worst['msg']}); {remedy}") from e

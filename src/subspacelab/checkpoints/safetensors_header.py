@@ -58,7 +58,7 @@ def parse_header(header: bytes | bytearray, file: str, shard: str) -> list[Place
     """The tensors of a file in the order of their data; ValueError names `file` if the header is damaged."""
     data_start = LENGTH_BYTES + len(header)
     damaged, remedy = f"{file}: damaged safetensors header", "use another copy of it"
-    content = checked_json(header, HEADER, damaged, remedy)
+    content = checked_json(header, HEADER, damaged, "a table of tensors", remedy)
     if isinstance(content.pop("__metadata__", None), Entry):
         raise ValueError(f"{damaged} (__metadata__ is no mapping of texts); {remedy}")
     entries = {name: entry for name, entry in content.items() if isinstance(entry, Entry)}

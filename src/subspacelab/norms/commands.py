@@ -1,5 +1,6 @@
 """`subspacelab norms ...`: the commands of room 4."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ def analyze(
 
     from subspacelab.checkpoints import open_reference
     from subspacelab.checkpoints.references import locate_reference
+    from subspacelab.devices import choose_device
     from subspacelab.files import write_json
     from subspacelab.norms.analyze import analyze as run
     from subspacelab.norms.outcome import COMPARISON, PICTURES, draw_pictures, track_analysis, write_comparison
@@ -55,6 +57,7 @@ def analyze(
         raise ValueError(
             f"--output {output}: give it a suffix, {output}.json; the pictures go to a folder of that name"
         )
+    choose_device(device)
     for reference in model:
         locate_reference(reference)  # one that means nothing is found before the first is read
     folder = output_dir or output.with_suffix("")
@@ -68,7 +71,9 @@ def analyze(
             names.append(unique(source.name, [*names, *COMPARISON]))
         several = len(model) > 1
         drawn = [f"{name}/{picture}" for name in names for picture in PICTURES] if several else []
-        job: dict[str, Any] = {"models": [s.reference if s.revision else str(s.folder.resolve()) for s in sources]}
+        here = output.parent.resolve()  # models as they lie from there: what is moved together stays one job
+        models = [s.reference if s.revision else os.path.relpath(s.folder.resolve(), here) for s in sources]
+        job: dict[str, Any] = {"models": models}
         job |= {"revisions": [s.revision for s in sources], "device": device, "all_norms": all_norms}
         places = reserved(output, folder, job, [*drawn, *COMPARISON] if several else PICTURES)
         report, pictures = stack.enter_context(places)
