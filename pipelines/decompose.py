@@ -11,15 +11,19 @@ from pathlib import Path
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.doors import run_door
 from subspacelab.files import move_folder
+from subspacelab.ownership import require_own_entries
 from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decompose import decompose
+from subspacelab.rotation.earlier import read_earlier
 from subspacelab.stage import open_stage
 
 OUT = Path("data/svd")
 
 
 def main(checkpoint: str) -> None:
+    out = OUT / checkpoint
     with open_stage("decompose", DecomposeConfig, experiment="rotation", item=checkpoint) as stage:
+        require_own_entries(out, read_earlier(out).entries, "a decomposed checkpoint")
         source = resolve_reference(f"demo:{checkpoint}")
         settings = stage.params
         decompose(
@@ -30,7 +34,7 @@ def main(checkpoint: str) -> None:
             device=settings.device,
             log=stage.tracker.log_metrics,
         )
-        move_folder(stage.work_dir / source.name, OUT / checkpoint)
+        move_folder(stage.work_dir / source.name, out)
 
 
 if __name__ == "__main__":

@@ -175,6 +175,14 @@ def test_a_symbolic_link_is_written_through(tmp_path):
     assert (tmp_path / "real_file").read_text() == (tmp_path / "real_folder" / "a").read_text() == "new"
 
 
+def test_a_link_to_itself_is_a_place_that_the_system_refuses(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"), write_beside(tmp_path / "loop"):
+        pytest.fail("a link was replaced")
+    require_apart(tmp_path / "out", [tmp_path / "loop"])
+    assert (tmp_path / "loop").is_symlink()
+
+
 def test_a_folder_of_the_user_that_is_called_partial_is_no_leftover(tmp_path):
     kept = [f".thesis{PARTIAL}", f".a.123{PARTIAL}", f".{'0' * 32}{PARTIAL}"]
     for name in kept:

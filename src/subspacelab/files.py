@@ -72,7 +72,12 @@ def _put_aside(path: Path, folder: Path) -> None:
 
 
 def _through_links(path: Path) -> Path:
-    return path.resolve() if path.is_symlink() else path
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for a link to itself
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
 
 
 @contextmanager

@@ -26,9 +26,9 @@ MANIFEST = ".subspacelab.json"
 
 def require_apart(place: Path, inputs: Iterable[Path]) -> None:
     """ValueError if `place`, where output would go, is one of the `inputs` or lies within one of their folders."""
-    there = place.resolve()
+    there = Path(os.path.realpath(place))
     for given in inputs:
-        source = given.resolve()
+        source = Path(os.path.realpath(given))
         if there == source or source in there.parents:
             raise ValueError(f"{place}: is, or lies within, the input {given}; give another place for the output")
 
@@ -59,7 +59,7 @@ def sole_writer(place: Path) -> Iterator[None]:
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
     share too; it goes with the process, however that ends.
     """
-    place = place.resolve()
+    place = Path(os.path.realpath(place)) if place.is_symlink() else place  # errors name it as it was typed
     path = place.with_name(f".{place.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,32 @@ def test_a_pointer_to_a_local_folder_and_pointers_that_go_wrong(tmp_path):
     assert "'reference' and 'revision'" in refusal(resolve_reference, str(tmp_path / "base"))
 
 
-def test_a_pointer_replaces_what_was_there_and_weights_win_over_a_stray_one(tmp_path):
+def test_a_pointer_replaces_itself_alone_and_weights_win_over_a_stray_one(tmp_path):
+    source, base = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "mine"))), tmp_path / "base"
+    for _ in range(2):
+        write_reference(base, source)
+    other = replace(source, reference="org/other", revision=COMMIT)
+    assert f"reference={source.reference!r}, this one is of reference='org/other'" in refusal(
+        write_reference, base, other
+    )
+    write_tiny_qwen_vl(base)
+    assert "base: holds 'config.json', no part of a pointer" in refusal(write_reference, base, source)
+    assert resolve_reference(str(base)).folder == base
+
+
+def test_a_pointer_to_nothing_is_refused(tmp_path):
+    (tmp_path / "reference.json").write_text('{"reference": "", "revision": null}')
+    assert "must be text" in refusal(resolve_reference, str(tmp_path))
+
+
+def test_a_name_is_never_a_step_through_the_folders(tmp_path, monkeypatch):
     folder = write_tiny_qwen_vl(tmp_path / "mine")
-    write_tiny_qwen_vl(tmp_path / "base")
-    write_reference(tmp_path / "base", resolve_reference(str(folder)))
-    assert [p.name for p in (tmp_path / "base").iterdir()] == ["reference.json"]
-    write_tiny_qwen_vl(tmp_path / "base")
-    assert resolve_reference(str(tmp_path / "base")).folder == tmp_path / "base"
+    (folder / "inner").mkdir()
+    monkeypatch.chdir(folder / "inner")
+    for typed in ("..", "../", "../inner/..", str(folder / "inner" / "..")):
+        assert resolve_reference(typed).name == "mine", typed
+    (tmp_path / "latest").symlink_to(folder)
+    assert resolve_reference(str(tmp_path / "latest")).name == "latest"  # as typed: that is a name
+    (tmp_path / "...safetensors").write_bytes(b"")
+    for nameless in ("/", str(tmp_path / "...safetensors")):
+        assert "no name of its own" in refusal(resolve_reference, nameless)

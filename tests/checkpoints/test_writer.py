@@ -60,9 +60,14 @@ def test_a_checkpoint_streams_from_reader_to_writer(tmp_path):
     assert (tmp_path / "to" / "tokenizer.json").exists()
 
 
-def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
+def test_a_checkpoint_never_takes_the_place_of_another(tmp_path):
     write_checkpoint(tmp_path / "model", {"w": torch.ones(2)}, {})
+    assert "model: holds 'config.json'" in refusal(write_checkpoint, tmp_path / "model", {"w": torch.zeros(2)}, {})
+    with open_checkpoint(tmp_path / "model") as checkpoint:
+        assert torch.equal(checkpoint.read("w"), torch.ones(2))
 
+
+def test_a_failure_leaves_nothing(tmp_path):
     def fail():
         with checkpoint_writer(tmp_path / "model", {}, max_shard_bytes=1) as writer:
             writer.add("w", torch.zeros(2))
@@ -70,9 +75,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
             writer.add("w", torch.zeros(2))
 
     assert refusal(fail) == "w: written twice; each name once"
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
-    with open_checkpoint(tmp_path / "model") as checkpoint:
-        assert torch.equal(checkpoint.read("w"), torch.ones(2))
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_to_write_and_no_room_to_write_it(tmp_path):

@@ -83,7 +83,7 @@ DECOMPOSE: list[Row] = [
     ("decompose", "unknown device", None, "--device tpu", "device='tpu': allowed are"),
     ("decompose", "pattern that is none", None, "--include (", "include='(': not a regular expression"),
     ("decompose", "pattern that finds nothing", None, "--include nosuch", "no weight is left .. there are 56 tensors, such as"),
-    ("decompose", "a file where the folder goes", d.put("file", ""), "--output-dir file", "file/base: Not a directory; give"),
+    ("decompose", "a file where the folder goes", d.put("file", ""), "--output-dir file", "file: File exists; give another"),
 ]
 
 COMPARE: list[Row] = [

@@ -130,16 +130,14 @@ def test_a_changed_weight_is_redone_and_a_gone_one_removed(tmp_path: Path) -> No
     assert not (again.folder / f"{gone}.safetensors").exists()
 
 
-def test_another_rank_or_method_is_redone(checkpoint: Path, tmp_path: Path) -> None:
-    assert run(checkpoint, tmp_path, rank=4).weights[ONE].rank == 4
-    assert run(checkpoint, tmp_path, rank=5).weights[ONE].rank == 5
-    assert run(checkpoint, tmp_path, rank=5, method="lapack").weights[ONE].method == "lapack"
-    assert run(checkpoint, tmp_path, rank=5, method="gram").weights[ONE].method == "gram"
+@pytest.mark.parametrize("method", ["lapack", "gram"])
+def test_the_method_is_the_one_asked_for(checkpoint: Path, tmp_path: Path, method: str) -> None:
+    assert run(checkpoint, tmp_path, include=ONE, method=method).weights[ONE].method == method
 
 
 def test_leftovers_of_a_killed_run_are_removed(checkpoint: Path, done: Decomposition, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
-    partial = folder / f".{ONE}.safetensors.123.partial"
+    partial = folder / f".{ONE}.safetensors.{'0a' * 16}.partial"
     partial.mkdir(parents=True)
     (partial / ".tmp8fQ2").write_bytes(b"half")
     run(checkpoint, tmp_path)
@@ -209,12 +207,6 @@ def test_integer_buffers_are_skipped(tmp_path: Path) -> None:
     ids = {"visual.position_ids": torch.arange(6).reshape(2, 3)}
     folder = write_tiny_qwen_vl(tmp_path / "tiny", tensors=tiny_qwen_vl_tensors() | ids)
     assert run(folder, tmp_path / "svd").skipped["visual.position_ids"] == "not floating (I64)"
-
-
-def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
-    folder = write_tiny_qwen_vl(tmp_path / "tiny", tensors={"model.a/../../b.weight": torch.eye(4)})
-    with pytest.raises(ValueError, match="cannot be a file name"):
-        run(folder, tmp_path / "svd")
 
 
 def test_a_zero_matrix_keeps_orthonormal_bases(tmp_path: Path) -> None:

@@ -74,3 +74,20 @@ def test_two_processes_give_the_bytes_of_one(checkpoint: Path, expected: dict[st
     launcher += ("--main_process_port", "0")
     subprocess.run(command(checkpoint, tmp_path, *launcher), check=True, env=ENVIRONMENT)
     assert contents(tmp_path / "model") == expected
+
+
+@pytest.mark.slow
+def test_of_two_commands_at_once_one_is_refused_and_the_other_undisturbed(
+    checkpoint: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    first = subprocess.Popen(command(checkpoint, tmp_path), env=ENVIRONMENT)
+    while first.poll() is None and not list((tmp_path / "model").glob("*.safetensors")):
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)  # so that it is still at work when the second has started
+    second = subprocess.run(command(checkpoint, tmp_path), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1
+    assert f"another command is writing there (process {first.pid})" in second.stderr
+    assert first.wait() == 0
+    assert contents(tmp_path / "model") == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -99,7 +99,7 @@ def test_factors_that_are_gone_or_cut_are_named(tmp_path: Path, damage: str) -> 
 
 
 def test_two_weights_of_one_canonical_name_are_refused(tmp_path: Path) -> None:
-    twin = replace(RECORD, weight=RECORD.canonical_name)
+    twin = replace(RECORD, weight=RECORD.canonical_name, file="")
     write_index(tmp_path, {RECORD.weight: RECORD, twin.weight: twin}, {}, {})
     with pytest.raises(ValueError, match="share one canonical name"):
         read_decomposition(tmp_path)

@@ -6,7 +6,7 @@ from subspacelab.checkpoints.partial import open_reference
 from subspacelab.checkpoints.reader import Checkpoint, config_errors, open_checkpoint, read_config
 from subspacelab.checkpoints.references import Source, resolve_reference, write_reference
 from subspacelab.checkpoints.tensor_file import read_tensors, write_tensors
-from subspacelab.checkpoints.tensors import TensorInfo, matrix_shape
+from subspacelab.checkpoints.tensors import TensorInfo, holds_expert_biases, matrix_shape, num_experts, tensor_digest
 from subspacelab.checkpoints.writer import CheckpointWriter, checkpoint_writer, write_checkpoint
 
 __all__ = [
@@ -17,13 +17,16 @@ __all__ = [
     "canonical_name",
     "checkpoint_writer",
     "config_errors",
+    "holds_expert_biases",
     "matrix_shape",
+    "num_experts",
     "open_checkpoint",
     "open_reference",
     "read_config",
     "read_tensors",
     "require_finite",
     "resolve_reference",
+    "tensor_digest",
     "write_checkpoint",
     "write_reference",
     "write_tensors",

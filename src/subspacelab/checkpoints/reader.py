@@ -1,14 +1,12 @@
 """A checkpoint read lazily: headers when it is opened, then one shard open at a time."""
 
 import difflib
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
 from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from subspacelab.checkpoints.payload import read_checked
 from subspacelab.checkpoints.quantised import quantisation
 from subspacelab.checkpoints.references import Source, local_source
 from subspacelab.checkpoints.shards import Shard
-from subspacelab.checkpoints.tensors import FLOATING, TensorInfo
+from subspacelab.checkpoints.tensors import FLOATING, TensorInfo, digest_of_pieces
 
 DIGEST_BYTES = 1 << 24
 """Bytes of a tensor that are hashed at a time."""
@@ -120,13 +118,10 @@ class Checkpoint:
     def digest(self, name: str) -> str:
         """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests."""
         info = self.info(name)
-        digest = hashlib.sha256(f"{info.dtype} {list(info.shape)}\n".encode())
         rows = info.shape[0] if info.shape else 0
         step = max(1, DIGEST_BYTES * rows // max(info.nbytes, 1))
         pieces = (self.read_rows(name, i, min(i + step, rows)) for i in range(0, rows, step))
-        for piece in pieces if info.shape else [self.read(name)]:
-            digest.update(piece.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest_of_pieces(info.dtype, info.shape, pieces if info.shape else [self.read(name)])
 
     def _open(self, shard: str) -> Shard:
         """The shard, after letting go of the one before."""

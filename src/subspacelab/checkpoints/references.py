@@ -6,7 +6,8 @@ from pathlib import Path
 
 from subspacelab.checkpoints.hub import fetch_from_hub
 from subspacelab.checkpoints.index import PREFERENCE
-from subspacelab.files import read_json, replace_folder, write_json
+from subspacelab.files import read_json, remove_partials_of, write_json
+from subspacelab.ownership import require_own_entries, require_same_job
 
 POINTER_NAME = "reference.json"
 HUB_REFERENCE = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
@@ -29,9 +30,12 @@ class Source:
 
 
 def local_source(path: Path, reference: str | None = None) -> Source:
-    """The source of a folder or file as it lies, following nothing."""
-    absolute = path.absolute()
-    return Source(reference or str(path), path, None, absolute.stem if absolute.is_file() else absolute.name)
+    """The source of a folder or file as it lies, following nothing; ValueError if nothing can be called by its name."""
+    absolute = path.resolve() if path.name in ("", "..") else path.absolute()
+    name = absolute.stem if absolute.is_file() else absolute.name
+    if name in ("", ".", ".."):
+        raise ValueError(f"{path}: has no name of its own that outputs could take; give the checkpoint's own path")
+    return Source(reference or str(path), path, None, name)
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,17 @@ def resolve_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source:
 
 
 def write_reference(folder: Path, source: Source) -> None:
-    """Makes `folder` stand for `source` at its commit: one pointer file, which `resolve_reference` follows."""
-    with replace_folder(folder) as partial:
-        write_json(partial / POINTER_NAME, {"reference": source.reference, "revision": source.revision})
+    """Makes `folder` stand for `source` at its commit: one pointer file, which `resolve_reference` follows.
+
+    ValueError for a folder that holds anything but a pointer to this very source.
+    """
+    pointer, content = folder / POINTER_NAME, {"reference": source.reference, "revision": source.revision}
+    remove_partials_of(pointer)
+    require_own_entries(folder, [POINTER_NAME], "a pointer to a checkpoint")
+    if pointer.exists():
+        reference, revision = _read_pointer(pointer)
+        require_same_job(folder, {"reference": reference, "revision": revision}, content)
+    write_json(pointer, content)
 
 
 def _demo_source(reference: str, demo_root: Path) -> Source:
@@ -98,12 +110,7 @@ def _followed(source: Source) -> Source | Repository:
     pointer = source.folder / POINTER_NAME
     if not pointer.is_file() or any((source.folder / name).exists() for name in PREFERENCE):
         return source
-    content = read_json(pointer)
-    if not isinstance(content, dict) or set(content) != {"reference", "revision"}:
-        raise ValueError(f"{pointer}: must hold the keys 'reference' and 'revision' only; build it again")
-    target, revision = content["reference"], content["revision"]
-    if not isinstance(target, str) or not isinstance(revision, str | None):
-        raise ValueError(f"{pointer}: 'reference' must be text, 'revision' text or null; build it again")
+    target, revision = _read_pointer(pointer)
     place = Path(target).expanduser()
     if place.exists():
         if (place / POINTER_NAME).exists():
@@ -111,3 +118,14 @@ def _followed(source: Source) -> Source | Repository:
         return Source(target, place, revision, source.name)
     found = locate_reference(f"{target}@{revision}" if revision else target)
     return replace(found, name=source.name)
+
+
+def _read_pointer(pointer: Path) -> tuple[str, str | None]:
+    """Reference and revision of a pointer file."""
+    content = read_json(pointer)
+    if not isinstance(content, dict) or set(content) != {"reference", "revision"}:
+        raise ValueError(f"{pointer}: must hold the keys 'reference' and 'revision' only; build it again")
+    reference, revision = content["reference"], content["revision"]
+    if not isinstance(reference, str) or not reference or not isinstance(revision, str | None):
+        raise ValueError(f"{pointer}: 'reference' must be text, 'revision' text or null; build it again")
+    return reference, revision

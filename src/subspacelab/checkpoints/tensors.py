@@ -1,10 +1,13 @@
 """What is known of a stored tensor without reading it: name, shape, dtype, size, shard."""
 
+import hashlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 DTYPE_CODES = {
     torch.float64: "F64",
@@ -25,6 +28,9 @@ DTYPE_CODES = {
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 """The stored dtypes whose entries are the weights themselves, without a scale elsewhere."""
+
+EXPERTS = re.compile(r"experts|moe")
+"""Within the names of tensors that may hold all experts of a layer (GraniteMoE's and JetMoE's say only `moe`)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,29 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     if len(shape) < 2:
         raise ValueError(f"shape {list(shape)} is no matrix; two or more dimensions are needed")
     return shape[0], math.prod(shape[1:])
+
+
+def num_experts(name: str, shape: Sequence[int]) -> int | None:
+    """How many matrices a fused tensor [experts, a, b] holds, one per expert; None for any other tensor."""
+    return shape[0] if len(shape) == 3 and EXPERTS.search(name) else None
+
+
+def holds_expert_biases(name: str, shape: Sequence[int]) -> bool:
+    """Whether [experts, n] is a vector per expert, and no matrix."""
+    return len(shape) == 2 and name.endswith("bias") and EXPERTS.search(name) is not None
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests."""
+    return digest_of_pieces(dtype_code(tensor.dtype), tensor.shape, [tensor])
+
+
+def digest_of_pieces(dtype: str, shape: Sequence[int], pieces: Iterable[Tensor]) -> str:
+    """`tensor_digest` of a tensor that is read in pieces along its first axis."""
+    digest = hashlib.sha256(f"{dtype} {list(shape)}\n".encode())
+    for piece in pieces:
+        digest.update(piece.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def dtype_code(dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from subspacelab.checkpoints.tensor_file import write_tensors
 from subspacelab.files import replace_folder, write_json
+from subspacelab.ownership import require_own_entries
 
 MAX_SHARD_BYTES = 2 * 10**9
 
@@ -64,7 +65,11 @@ class CheckpointWriter:
 def checkpoint_writer(
     folder: Path, config: Mapping[str, Any], *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Iterator[CheckpointWriter]:
-    """Yields a writer; `folder` appears with config.json and all shards at the end, or stays as it was."""
+    """Yields a writer; `folder` appears with config.json and all shards at the end, or not at all.
+
+    ValueError for a folder that holds something already: whose weights those are cannot be known.
+    """
+    require_own_entries(folder, [], "this checkpoint")
     with replace_folder(folder) as partial:
         writer = CheckpointWriter(partial, max_shard_bytes)
         yield writer

@@ -27,7 +27,8 @@ def decompose(
 ) -> None:
     """SVD of every weight matrix of a checkpoint, one at a time; no model is ever built.
 
-    An interrupted run continues where it stopped. Several processes:
+    An interrupted run continues where it stopped; a further selection of the same checkpoint's weights is added. A
+    folder with factors of another checkpoint, rank or method is refused. Several processes:
     accelerate launch -m subspacelab rotation decompose ...
     """
     from subspacelab.checkpoints import resolve_reference

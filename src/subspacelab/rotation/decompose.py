@@ -1,30 +1,42 @@
 """Every weight matrix of a checkpoint, decomposed: read one at a time, written one at a time, continued if stopped."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 
-from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, require_finite
+from subspacelab.checkpoints import (
+    Checkpoint,
+    Source,
+    canonical_name,
+    open_checkpoint,
+    require_finite,
+    tensor_digest,
+)
 from subspacelab.devices import choose_device
 from subspacelab.distributed import Processes, processes, split_by_cost
 from subspacelab.files import remove_partials
 from subspacelab.linalg.svd import svd
 from subspacelab.linalg.svd_errors import orthogonality_error, reconstruction_error
+from subspacelab.ownership import require_apart, sole_writer
 from subspacelab.reports.progress import progress_bar
+from subspacelab.rotation.earlier import UNFINISHED, Earlier, Origin, begin, origin_of, read_earlier, remove_stale
 from subspacelab.rotation.factors import (
-    INDEX,
+    FORMAT,
     Decomposition,
     FactorRecord,
+    digest_factors,
+    factors_hold,
     read_decomposition,
     read_record,
     write_factors,
     write_index,
 )
-from subspacelab.rotation.plan import Plan, gflop, make_plan
+from subspacelab.rotation.plan import Part, Plan, gflop, make_plan, require_one_layout
 
 Log = Callable[[Mapping[str, float], int], None]
 Method = Literal["auto", "gram", "lapack"]
@@ -56,114 +68,182 @@ def decompose(
 ) -> Decomposition:
     """Writes the SVD W = U diag(S) Vh of every floating tensor of two or more axes to `output_dir/<basename>`.
 
-    A tensor of shape [a, b, c, ...] is the matrix [a, b*c*...]. `rank` keeps the leading triples only. Factor files
-    whose source digest, rank and method still hold are kept, so interrupted work continues. Started by
-    `accelerate launch`, the processes share the weights by cost. `log(metrics, step)` gets the errors of each weight.
+    A tensor of shape [a, b, c, ...] is the matrix [a, b*c*...], fused experts [experts, a, b] are a matrix each,
+    `name[e]`. `rank` keeps the leading triples only. Factor files whose source digest, rank, method and own digests
+    still hold are kept, so interrupted work continues. Started by `accelerate launch`, the processes share the weights
+    by cost. `log(metrics, step)` gets the errors of each weight.
 
-    Raises ValueError for a setting that does not fit and for a tensor that is quantised or not finite, naming it.
+    Raises ValueError for a setting that does not fit, for a tensor that is quantised or not finite, naming it, and
+    for a folder that holds factors of another source or of other settings, or a file where they would go: all this
+    before anything changes. A further selection of weights of the same source is added to what is there.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: allowed are {', '.join(METHODS)}")
     settings = Settings(rank, cast(Method, method), choose_device(device))
     group = processes(cpu=settings.device.type == "cpu")
     folder = output_dir / source.name
-    with open_checkpoint(source) as checkpoint:
+    require_apart(folder, [source.folder])
+    with open_checkpoint(source) as checkpoint, ExitStack() as stack:
         plan = make_plan(checkpoint, rank=rank, include=include, exclude=exclude)
-        mine = _share(plan, folder, group)
-        digests = _digests(checkpoint, mine)
-        group.wait()  # all have looked at their weights, and at what is there, before anything changes
-        folder.mkdir(parents=True, exist_ok=True)
         if group.is_main:
-            (folder / INDEX).unlink(missing_ok=True)
-        _decompose_weights(checkpoint, mine, digests, folder, settings)
-    group.wait()
-    if group.is_main:
-        _finish(folder, plan, source)
-    group.wait()
+            stack.enter_context(sole_writer(folder))
+        earlier, origin = read_earlier(folder), origin_of(source, folder)
+        earlier.require_settings(rank, method)
+        work = _look(checkpoint, _share(plan, folder, group), earlier, origin, settings)
+        others = _look_at_others(checkpoint, plan, earlier, origin, settings) if group.is_main else _Work({}, [])
+        require_one_layout([*plan.parts, *(part.weight for part in others.digests)])
+        group.wait()  # all have looked at their weights, and at what is there, before anything changes
+        parts = [*plan.parts.values(), *others.digests]
+        if group.is_main:
+            begin(earlier, origin, [part.file for part in parts])
+        group.wait()
+        _decompose_parts(checkpoint, work + others, folder, settings)
+        group.wait()
+        if group.is_main:
+            listed = {part.key for part in others.digests}
+            skipped = {name: reason for name, reason in plan.skipped.items() if name not in listed}
+            _finish(earlier, origin, parts, skipped, settings)
+        group.wait()
     decomposition = read_decomposition(folder)
     if log is not None and group.is_main:
         _log_errors(decomposition, log)
     return decomposition
 
 
-def _share(plan: Plan, folder: Path, group: Processes) -> dict[str, tuple[int, int]]:
-    """The weights of this process, largest first; one whose file exists costs no more than the check of its digest."""
-    names = list(plan.shapes)
-    exists = [(folder / f"{name}.safetensors").exists() for name in names]
-    costs = [
-        math.prod(plan.shapes[name]) / 1e9 if done else gflop(plan.shapes[name])
-        for name, done in zip(names, exists, strict=True)
-    ]
-    return {names[i]: plan.shapes[names[i]] for i in split_by_cost(costs, group.count)[group.rank]}
+@dataclass(frozen=True)
+class _Work:
+    """What one process answers for."""
+
+    digests: dict[Part, str]
+    """Its matrices, each with the digest of its stored entries."""
+    todo: list[Part]
+    """Those of them whose factors are not there yet, or no longer hold."""
+
+    def __add__(self, other: "_Work") -> "_Work":
+        return _Work(self.digests | other.digests, self.todo + other.todo)
 
 
-def _digests(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, str]:
-    """Digest of each weight, once its entries are known to be finite."""
-    found = {}
-    for name in names:
-        require_finite(name, checkpoint.read(name))
-        found[name] = checkpoint.digest(name)
-    return found
+def _share(plan: Plan, folder: Path, group: Processes) -> list[Part]:
+    """The matrices of this process, largest first; one whose file exists costs no more than the check of its digest."""
+    parts = list(plan.parts.values())
+    costs = [math.prod(part.shape) / 1e9 if (folder / part.file).exists() else gflop(part.shape) for part in parts]
+    return [parts[i] for i in split_by_cost(costs, group.count)[group.rank]]
 
 
-def _decompose_weights(
-    checkpoint: Checkpoint,
-    shapes: Mapping[str, tuple[int, int]],
-    digests: Mapping[str, str],
-    folder: Path,
-    settings: Settings,
-) -> None:
-    total = sum(gflop(shape) for shape in shapes.values())
-    with progress_bar(f"decompose {checkpoint.source.name}", total=total, unit="GFLOP") as advance:
-        for name, shape in shapes.items():
-            if not _still_holds(read_record(folder / f"{name}.safetensors"), shape, digests[name], settings):
-                _decompose_one(checkpoint, name, digests[name], folder, settings)
-            advance(gflop(shape))
+def _look(checkpoint: Checkpoint, parts: Iterable[Part], earlier: Earlier, origin: Origin, settings: Settings) -> _Work:
+    """Reads each matrix, and what is there of its factors, once; ValueError for what cannot be or may not be done."""
+    work = _Work({}, [])
+    for part in parts:
+        digest = _sound_digest(checkpoint, part)
+        earlier.require_source(origin, checkpoint.source, part.weight, digest)
+        work.digests[part] = digest
+        if not _still_holds(earlier, part, digest, settings):
+            earlier.require_own(part.file)
+            work.todo.append(part)
+    return work
 
 
-def _still_holds(record: FactorRecord | None, shape: tuple[int, int], digest: str, settings: Settings) -> bool:
-    if record is None or record.format != FactorRecord.format:
+def _sound_digest(checkpoint: Checkpoint, part: Part) -> str:
+    """The digest of a matrix whose factors can be had: its norm, and so its singular values, are float32 numbers."""
+    tensor = part.read(checkpoint)
+    require_finite(part.weight, tensor)
+    largest = max(abs(bound.item()) for bound in tensor.aminmax())
+    if largest * math.sqrt(tensor.numel()) > torch.finfo(torch.float32).max:
+        raise ValueError(f"{part.weight}: entries up to {largest:.3g}, too large for factors in float32; leave it out")
+    return tensor_digest(tensor)
+
+
+def _look_at_others(checkpoint: Checkpoint, plan: Plan, earlier: Earlier, origin: Origin, settings: Settings) -> _Work:
+    """The same for what earlier runs chose and this one did not: it stays if its weight is what it was."""
+    unchanged, names = [], set(checkpoint.names)
+    for record in earlier.records.values():
+        if record.weight in plan.parts:
+            continue
+        part = Part(record.key, record.expert, record.matrix_shape, record.file)
+        digest = tensor_digest(part.read(checkpoint)) if _is_stored(checkpoint, record, names) else None
+        earlier.require_source(origin, checkpoint.source, record.weight, digest)
+        if digest == record.source_digest:
+            unchanged.append(part)
+    return _look(checkpoint, unchanged, earlier, origin, settings)
+
+
+def _is_stored(checkpoint: Checkpoint, record: FactorRecord, names: Collection[str]) -> bool:
+    if record.key not in names or checkpoint.quantisation(record.key) is not None:
         return False
-    wanted = (digest, settings.rank or min(shape), settings.method)
-    return (record.source_digest, record.rank, record.requested_method) == wanted
+    info = checkpoint.info(record.key)
+    return (info.shape, info.dtype) == (record.original_shape, record.storage_dtype)
 
 
-def _decompose_one(checkpoint: Checkpoint, name: str, digest: str, folder: Path, settings: Settings) -> None:
-    info = checkpoint.info(name)
-    tensor = checkpoint.read(name)
-    w = tensor.reshape(tensor.shape[0], -1)
+def _decompose_parts(checkpoint: Checkpoint, work: _Work, folder: Path, settings: Settings) -> None:
+    total = sum(gflop(part.shape) for part in work.todo)
+    with progress_bar(f"decompose {checkpoint.source.name}", total=total, unit="GFLOP") as advance:
+        for part in work.todo:
+            _decompose_one(checkpoint, part, work.digests[part], folder, settings)
+            advance(gflop(part.shape))
+    for part, digest in work.digests.items():
+        _require_done(folder, part, digest, settings)
+
+
+def _still_holds(earlier: Earlier, part: Part, digest: str, settings: Settings) -> bool:
+    """Whether factors and record are there, are of this matrix, and are what was written."""
+    record = read_record(earlier.folder / part.file)
+    if record is None or record != earlier.records.get(part.weight, record):
+        return False
+    return _is_of(record, part, digest, settings) and factors_hold(earlier.folder, record)
+
+
+def _is_of(record: FactorRecord, part: Part, digest: str, settings: Settings) -> bool:
+    found = (record.format, record.weight, record.source_digest, record.rank, record.requested_method)
+    return found == (FORMAT, part.weight, digest, settings.rank or min(part.shape), settings.method)
+
+
+def _decompose_one(checkpoint: Checkpoint, part: Part, digest: str, folder: Path, settings: Settings) -> None:
+    info = checkpoint.info(part.key)
+    tensor = part.read(checkpoint)
+    if tensor_digest(tensor) != digest:
+        raise ValueError(f"{part.weight}: the checkpoint changed while it was decomposed; run it again")
+    w = tensor.reshape(part.shape)
     factors = svd(w, rank=settings.rank, method=settings.method, device=settings.device)
     record = FactorRecord(
-        weight=name,
-        canonical_name=canonical_name(name),
+        weight=part.weight,
+        canonical_name=canonical_name(part.weight),
         original_shape=tuple(info.shape),
-        matrix_shape=(w.shape[0], w.shape[1]),
-        storage_dtype=info.dtype,
+        matrix_shape=part.shape,
+        storage_dtype=info.dtype,  # type: ignore[arg-type]  # the plan holds floating tensors only
         rank=len(factors.S),
         method=factors.method,
         requested_method=settings.method,
         relative_reconstruction_error=reconstruction_error(w, factors),
         orthogonality_error=orthogonality_error(factors),
         source_digest=digest,
+        expert=part.expert,
+        file=part.file,
+        factor_digests=digest_factors(factors),
     )
     write_factors(folder, factors, record)
 
 
-def _finish(folder: Path, plan: Plan, source: Source) -> None:
-    """Writes the index from the files' own records, and removes files of weights that are no longer there."""
-    records = {name: read_record(folder / f"{name}.safetensors") for name in plan.shapes}
-    complete = {name: record for name, record in records.items() if record is not None}
-    if len(complete) < len(records):
-        missing = next(name for name, record in records.items() if record is None)
-        raise ValueError(f"{folder}: factors of {missing!r} are missing though the work is done; run it again")
+def _require_done(folder: Path, part: Part, digest: str | None, settings: Settings) -> FactorRecord:
+    """The record of a matrix that is done; its digest is known to the process that decomposed it."""
+    record = read_record(folder / part.file)
+    if record is None or not _is_of(record, part, digest or record.source_digest, settings):
+        raise ValueError(
+            f"{folder / part.file}: the factors of {part.weight!r} are gone or replaced though the work is done; "
+            "run it again"
+        )
+    return record
+
+
+def _finish(
+    earlier: Earlier, origin: Origin, parts: Iterable[Part], skipped: Mapping[str, str], settings: Settings
+) -> None:
+    """Writes the index from the files' own records, and removes own files of weights that are no longer there."""
+    folder = earlier.folder
+    records = {part.weight: _require_done(folder, part, None, settings) for part in parts}
     remove_partials(folder)
-    current = {record.file for record in complete.values()}
-    for path in folder.glob("*.safetensors"):
-        if path.name not in current:
-            path.unlink()
-    # A folder's path would tie the result to one machine: its name says what it was.
-    reference = source.name if Path(source.reference).is_absolute() else source.reference
-    write_index(folder, complete, plan.skipped, {"reference": reference, "revision": source.revision})
+    remove_stale(earlier, [record.file for record in records.values()])
+    write_index(folder, records, skipped, origin.source, origin.place)
+    (folder / UNFINISHED).unlink()
 
 
 def _log_errors(decomposition: Decomposition, log: Log) -> None:

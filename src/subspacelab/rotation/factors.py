@@ -4,15 +4,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Float
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from subspacelab.checkpoints import require_finite, write_tensors
+from subspacelab.checkpoints import require_finite, tensor_digest, write_tensors
 from subspacelab.files import read_json, write_json
 from subspacelab.linalg.svd import SVD
+from subspacelab.rotation.file_names import hashed_file_name, plain_file_name
 
 INDEX = "index.json"
 FORMAT = 1  # raised when the numbers of a decomposition change, so that no older file is kept
@@ -24,16 +26,16 @@ class FactorRecord:
     """What is known of one weight's factors; also the metadata of their file."""
 
     weight: str
-    """Key of the weight in its checkpoint."""
+    """Key of the weight in its checkpoint; `key[e]` for expert e of a fused tensor."""
     canonical_name: str
     """The name that all layouts of one model share."""
-    original_shape: tuple[int, ...]
-    """Shape in the checkpoint."""
-    matrix_shape: tuple[int, int]
-    """Shape of the matrix that was decomposed: the first axis, and all others as one."""
-    storage_dtype: str
-    """Type of the stored entries, as safetensors names it (`BF16`, `F32`, ...)."""
-    rank: int
+    original_shape: tuple[PositiveInt, ...]
+    """Shape of the stored tensor."""
+    matrix_shape: tuple[PositiveInt, PositiveInt]
+    """Shape of the matrix that was decomposed: the first axis, and all others as one; or an expert's two axes."""
+    storage_dtype: Literal["F64", "F32", "F16", "BF16"]
+    """Type of the stored entries, as safetensors names it."""
+    rank: PositiveInt
     """Number of singular triples kept."""
     method: Literal["gram", "lapack"]
     """How they were computed: gram or lapack."""
@@ -44,14 +46,28 @@ class FactorRecord:
     orthogonality_error: float
     """Largest entry of |U^T U - I| and |Vh Vh^T - I|."""
     source_digest: str
-    """SHA-256 of the stored tensor that was decomposed."""
+    """SHA-256 of the stored tensor, or expert, that was decomposed."""
+    expert: int | None = None
+    """Which expert of a fused tensor; None for an ordinary weight."""
+    file: str = ""
+    """Name of the factors' file: `<weight>.safetensors` wherever that can be one."""
+    factor_digests: dict[str, str] | None = None
+    """SHA-256 of U, S and Vh; None in folders written before there were any."""
     format: int = FORMAT
     """Version of these numbers."""
 
+    def __post_init__(self) -> None:
+        if self.rank > min(self.matrix_shape):
+            raise ValueError(f"rank {self.rank} of a matrix of {self.matrix_shape}")
+        if not self.file:
+            object.__setattr__(self, "file", plain_file_name(self.weight))
+        if self.file not in (plain_file_name(self.weight), hashed_file_name(self.weight)):
+            raise ValueError(f"{self.file!r} is no file name of {self.weight!r}")
+
     @property
-    def file(self) -> str:
-        """Name of the factors' file."""
-        return f"{self.weight}.safetensors"
+    def key(self) -> str:
+        """Key of the stored tensor."""
+        return self.weight if self.expert is None else self.weight.removesuffix(f"[{self.expert}]")
 
     @property
     def is_full(self) -> bool:
@@ -59,33 +75,63 @@ class FactorRecord:
         return self.rank == min(self.matrix_shape)
 
 
-def _as_record(values: Mapping[str, Any]) -> FactorRecord:
-    m, n = values["matrix_shape"]
-    fields = {k: v for k, v in values.items() if k != "file"}
-    return FactorRecord(**fields | {"original_shape": tuple(values["original_shape"]), "matrix_shape": (m, n)})
+_RECORD = TypeAdapter(FactorRecord)
+
+
+def digest_factors(svd: SVD) -> dict[str, str]:
+    """SHA-256 of each factor, for its record."""
+    return {key: tensor_digest(tensor.cpu()) for key, tensor in _by_key(svd).items()}
+
+
+def _by_key(svd: SVD) -> dict[str, Tensor]:
+    return {"U": svd.U, "S": svd.S, "Vh": svd.Vh}
 
 
 def write_factors(folder: Path, svd: SVD, record: FactorRecord) -> None:
     """Writes U, S and Vh of one weight to `folder`, whole or not at all."""
-    tensors = {"U": svd.U, "S": svd.S, "Vh": svd.Vh}
-    write_tensors(folder / record.file, tensors, (METADATA_KEY, json.dumps(asdict(record), sort_keys=True)))
+    write_tensors(folder / record.file, _by_key(svd), (METADATA_KEY, json.dumps(asdict(record), sort_keys=True)))
 
 
 def read_record(path: Path) -> FactorRecord | None:
     """The record of a factor file, or None if there is no such file or not one of ours."""
     try:
         with safe_open(path, framework="pt") as f:
-            return _as_record(json.loads((f.metadata() or {})[METADATA_KEY]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            record = _RECORD.validate_json((f.metadata() or {})[METADATA_KEY])
+    except (OSError, SafetensorError, KeyError, ValueError):
         return None
+    return record if record.file == path.name else None
+
+
+def factors_hold(folder: Path, record: FactorRecord) -> bool:
+    """Whether the factors in a record's file are whole: their entries have the digests that it gives."""
+    try:
+        return record.factor_digests is not None and bool(_read_tensors(folder, record, "U", "S", "Vh"))
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class _Index:
+    """index.json."""
+
+    weights: dict[str, FactorRecord]
+    skipped: dict[str, str]
+    source: dict[str, str | None]
+    origin: str | None = None
+
+
+_INDEX = TypeAdapter(_Index)
 
 
 def write_index(
-    folder: Path, records: Mapping[str, FactorRecord], skipped: Mapping[str, str], source: Mapping[str, Any]
+    folder: Path,
+    records: Mapping[str, FactorRecord],
+    skipped: Mapping[str, str],
+    source: Mapping[str, str | None],
+    origin: str | None = None,
 ) -> None:
     """Writes the list that makes `folder` a decomposed checkpoint."""
-    weights = {name: asdict(record) | {"file": record.file} for name, record in records.items()}
-    write_json(folder / INDEX, {"weights": weights, "skipped": dict(skipped), "source": dict(source)})
+    write_json(folder / INDEX, asdict(_Index(dict(records), dict(skipped), dict(source), origin)))
 
 
 @dataclass(frozen=True)
@@ -98,8 +144,10 @@ class Decomposition:
     """Canonical name to what is known of the weight."""
     skipped: dict[str, str]
     """Checkpoint key to the reason why the tensor was left out."""
-    source: dict[str, Any]
+    source: dict[str, str | None]
     """Reference and revision of the checkpoint."""
+    origin: str | None = None
+    """Tells local checkpoints of one name apart: a digest of the way from here to there."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -114,35 +162,38 @@ class Decomposition:
 
     def read(self, canonical_name: str) -> SVD:
         """U [m, r], S [r], Vh [r, n] of one weight, float32; a ValueError names a file that is gone or broken."""
-        u, s, vh = self._read_tensors(canonical_name, "U", "S", "Vh")
-        return SVD(u, s, vh, self.weights[canonical_name].method)
+        record = self.weights[canonical_name]
+        u, s, vh = _read_tensors(self.folder, record, "U", "S", "Vh")
+        return SVD(u, s, vh, record.method)
 
     def spectrum(self, canonical_name: str) -> Float[Tensor, " r"]:
         """The singular values alone."""
-        return self._read_tensors(canonical_name, "S")[0]
-
-    def _read_tensors(self, canonical_name: str, *keys: str) -> list[Tensor]:
-        record = self.weights[canonical_name]
-        path = self.folder / record.file
-        try:
-            with safe_open(path, framework="pt") as f:
-                tensors = {key: f.get_tensor(key) for key in keys}
-            for key, tensor in tensors.items():
-                _require_shape(key, tensor, record)
-                require_finite(key, tensor)
-        except (OSError, ValueError, SafetensorError) as e:
-            raise ValueError(
-                f"{path}: factors of {record.weight!r} are missing or broken ({str(e).splitlines()[0]}); "
-                "run 'subspacelab rotation decompose' again"
-            ) from e
-        return list(tensors.values())
+        return _read_tensors(self.folder, self.weights[canonical_name], "S")[0]
 
 
-def _require_shape(key: str, tensor: Tensor, record: FactorRecord) -> None:
+def _read_tensors(folder: Path, record: FactorRecord, *keys: str) -> list[Tensor]:
+    path = folder / record.file
+    try:
+        with safe_open(path, framework="pt") as f:
+            tensors = {key: f.get_tensor(key) for key in keys}
+        for key, tensor in tensors.items():
+            _require_as_recorded(key, tensor, record)
+    except (OSError, ValueError, SafetensorError) as e:
+        raise ValueError(
+            f"{path}: factors of {record.weight!r} are missing or broken ({str(e).splitlines()[0]}); "
+            "run 'subspacelab rotation decompose' again"
+        ) from e
+    return list(tensors.values())
+
+
+def _require_as_recorded(key: str, tensor: Tensor, record: FactorRecord) -> None:
     m, n = record.matrix_shape
     wanted = {"U": (m, record.rank), "S": (record.rank,), "Vh": (record.rank, n)}[key]
     if tuple(tensor.shape) != wanted:
         raise ValueError(f"{key} is {list(tensor.shape)}, {INDEX} says {list(wanted)}")
+    require_finite(key, tensor)
+    if record.factor_digests is not None and record.factor_digests.get(key) != tensor_digest(tensor):
+        raise ValueError(f"{key} is not what was written: its digest differs")
 
 
 def read_decomposition(folder: Path) -> Decomposition:
@@ -152,14 +203,15 @@ def read_decomposition(folder: Path) -> Decomposition:
         raise ValueError(
             f"{folder} is not a decomposed checkpoint (no {INDEX}); run 'subspacelab rotation decompose' first"
         )
-    index = read_json(path)
     try:
-        records = [_as_record(values) for values in index["weights"].values()]
-        weights = {record.canonical_name: record for record in records}
-        if len(weights) < len(records):
-            raise ValueError(f"{path}: two weights share one canonical name")
-        return Decomposition(folder, weights, index["skipped"], index["source"])
-    except (KeyError, TypeError, AttributeError) as e:
+        index = _INDEX.validate_python(read_json(path))
+    except ValidationError as e:
+        wrong = e.errors()[0]
         raise ValueError(
-            f"{path}: not the index of a decomposed checkpoint ({e!r}); run 'subspacelab rotation decompose' again"
+            f"{path}: not the index of a decomposed checkpoint ({'.'.join(map(str, wrong['loc']))}: {wrong['msg']}); "
+            "move it away and run 'subspacelab rotation decompose' again"
         ) from e
+    weights = {record.canonical_name: record for record in index.weights.values()}
+    if len(weights) < len(index.weights):
+        raise ValueError(f"{path}: two weights share one canonical name; leave one out and decompose again")
+    return Decomposition(folder, weights, index.skipped, index.source, index.origin)

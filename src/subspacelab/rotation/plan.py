@@ -1,19 +1,65 @@
 """Which tensors of a checkpoint are decomposed, which are skipped and why, and what each will cost."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from subspacelab.checkpoints import Checkpoint, TensorInfo, matrix_shape
+from torch import Tensor
+
+from subspacelab.checkpoints import (
+    Checkpoint,
+    TensorInfo,
+    canonical_name,
+    holds_expert_biases,
+    matrix_shape,
+    num_experts,
+)
+from subspacelab.rotation.file_names import file_names
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix: a weight, or one expert of a fused tensor."""
+
+    key: str
+    """Key of the stored tensor in its checkpoint."""
+    expert: int | None
+    """Which expert of a fused tensor [experts, a, b]; None for an ordinary weight."""
+    shape: tuple[int, int]
+    """Shape of the matrix: [shape[0], -1], or that of the expert as it is stored."""
+    file: str
+    """Name of the factors' file."""
+
+    @property
+    def weight(self) -> str:
+        """What it is called: its key, or `key[e]`."""
+        return _weight_name(self.key, self.expert)
+
+    def read(self, checkpoint: Checkpoint) -> Tensor:
+        """The stored entries; of a fused tensor those of this expert alone are read."""
+        if self.expert is None:
+            return checkpoint.read(self.key)
+        return checkpoint.read_rows(self.key, self.expert, self.expert + 1)[0]
 
 
 @dataclass(frozen=True)
 class Plan:
     """The work that a checkpoint is for `decompose`."""
 
-    shapes: dict[str, tuple[int, int]]
-    """Checkpoint key to the matrix shape [shape[0], -1] of each tensor that is decomposed."""
+    parts: dict[str, Part]
+    """Weight to each matrix that is decomposed."""
     skipped: dict[str, str]
-    """Checkpoint key to the reason of each that is not."""
+    """Checkpoint key to the reason of each tensor that is not."""
+
+
+def _weight_name(key: str, expert: int | None) -> str:
+    return key if expert is None else f"{key}[{expert}]"
+
+
+def _experts(info: TensorInfo) -> Iterable[int | None]:
+    """The experts of a fused tensor; of any other None alone."""
+    count = num_experts(info.name, info.shape)
+    return [None] if count is None else range(count)
 
 
 def _pattern(flag: str, regex: str | None) -> re.Pattern[str] | None:
@@ -30,6 +76,8 @@ def _skip_reason(info: TensorInfo, include: re.Pattern[str] | None, exclude: re.
         return f"left out by exclude={exclude.pattern!r}"
     if len(info.shape) < 2:
         return "scalar" if not info.shape else "vector"
+    if holds_expert_biases(info.name, info.shape):
+        return "a vector per expert"
     if info.num_entries == 0:
         return "empty"
     return None
@@ -40,37 +88,60 @@ def make_plan(
 ) -> Plan:
     """Sorts the tensors of `checkpoint` by what `decompose` does with them; reads headers only.
 
-    Raises ValueError for a bad regular expression, a rank that a matrix does not have, a name that cannot be a file
-    name, and when nothing is left to do.
+    Raises ValueError for a bad regular expression, a rank that a matrix does not have, a name that is no text, two
+    layouts of one weight, and when nothing is left to do.
     """
     included, excluded = _pattern("include", include), _pattern("exclude", exclude)
-    shapes: dict[str, tuple[int, int]] = {}
+    infos = [checkpoint.info(name) for name in checkpoint.names]
+    _require_text(checkpoint.names)
+    files = file_names(_weight_name(info.name, expert) for info in infos for expert in _experts(info))
+    parts: list[Part] = []
     skipped: dict[str, str] = {}
-    for name in checkpoint.names:
-        info = checkpoint.info(name)
+    for info in infos:
         reason = _skip_reason(info, included, excluded)
+        if reason is None and checkpoint.quantisation(info.name) is None and not info.is_floating:
+            reason = f"not floating ({info.dtype})"
         if reason is not None:
-            skipped[name] = reason
+            skipped[info.name] = reason
             continue
-        if checkpoint.quantisation(name) is None and not info.is_floating:
-            skipped[name] = f"not floating ({info.dtype})"
-            continue
-        checkpoint.require_floating(name)
-        if "/" in name or name.startswith("."):
-            raise ValueError(f"weight {name!r}: its name cannot be a file name; leave it out with exclude")
-        shape = matrix_shape(info.shape)
-        if rank is not None and not 1 <= rank <= min(shape):
-            raise ValueError(
-                f"rank={rank}: weight {name!r} of shape {shape[0]}x{shape[1]} allows 1 to {min(shape)}; "
-                "choose one of these or leave the weight out with exclude"
-            )
-        shapes[name] = shape
-    if not shapes:
+        checkpoint.require_floating(info.name)
+        parts += _parts_of(info, rank, files)
+    if not parts:
         raise ValueError(
             f"{checkpoint.source.reference}: no weight is left to decompose with include={include!r}, "
             f"exclude={exclude!r}; there are {len(skipped)} tensors, such as {next(iter(skipped), None)!r}"
         )
-    return Plan(shapes, skipped)
+    require_one_layout(part.weight for part in parts)
+    return Plan({part.weight: part for part in parts}, skipped)
+
+
+def _require_text(names: Iterable[str]) -> None:
+    for name in names:
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise ValueError(f"weight {name!a}: its name is no Unicode text; use another copy of the checkpoint")
+
+
+def _parts_of(info: TensorInfo, rank: int | None, files: dict[str, str]) -> list[Part]:
+    fused = num_experts(info.name, info.shape) is not None
+    shape = matrix_shape(info.shape[1:] if fused else info.shape)
+    if rank is not None and not 1 <= rank <= min(shape):
+        raise ValueError(
+            f"rank={rank}: weight {info.name!r} of shape {shape[0]}x{shape[1]} allows 1 to {min(shape)}; "
+            "choose one of these or leave the weight out with exclude"
+        )
+    return [Part(info.name, e, shape, files[_weight_name(info.name, e)]) for e in _experts(info)]
+
+
+def require_one_layout(weights: Iterable[str]) -> None:
+    """ValueError, naming both, if two weights have one canonical name: comparisons could not tell them apart."""
+    found: dict[str, str] = {}
+    for weight in weights:
+        other = found.setdefault(canonical_name(weight), weight)
+        if other is not weight:
+            raise ValueError(
+                f"weights {other!r} and {weight!r} are both {canonical_name(weight)!r} in two layouts; "
+                "leave one of them out with exclude"
+            )
 
 
 def gflop(shape: tuple[int, int]) -> float:

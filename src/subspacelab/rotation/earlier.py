@@ -1,0 +1,161 @@
+"""What an earlier run left where factors are to go: of which source it is, and which files are its own."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from subspacelab.checkpoints import Source
+from subspacelab.checkpoints.references import POINTER_NAME
+from subspacelab.files import read_json, write_json
+from subspacelab.ownership import require_same_job
+from subspacelab.rotation.factors import INDEX, FactorRecord, read_decomposition, read_record
+
+UNFINISHED = "unfinished.json"
+"""Stands in place of the index while a run is at work, and after a kill."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where factors come from, without the path of any folder: that would tie them to one machine."""
+
+    source: dict[str, str | None]
+    """Reference and revision of the checkpoint; of an absolute path the name alone."""
+    place: str | None
+    """Of a local checkpoint a digest of the way to it from its factors: two of one name differ."""
+
+    def is_same(self, other: "Origin") -> bool:
+        """Whether both are the same checkpoint, whatever weights it holds by now."""
+        if self.place is None or other.place is None:
+            return self.source == other.source and (
+                self.source.get("revision") is not None or (self.source.get("reference") or "").startswith("demo:")
+            )
+        return self.place == other.place
+
+    def __str__(self) -> str:
+        return "@".join(value for value in (self.source.get("reference"), self.source.get("revision")) if value)
+
+
+def origin_of(source: Source, folder: Path) -> Origin:
+    """The origin of factors of `source` that go to `folder`."""
+    reference = source.name if Path(source.reference).is_absolute() else source.reference
+    place = None
+    if source.revision is None and not source.reference.startswith("demo:"):
+        way = os.path.relpath(source.folder.resolve(), folder.resolve())
+        place = hashlib.sha256(os.fsencode(way)).hexdigest()
+    return Origin({"reference": reference, "revision": source.revision}, place)
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """unfinished.json."""
+
+    origin: Origin
+    files: list[str]
+
+    def __post_init__(self) -> None:
+        if any(Path(file).name != file for file in self.files):
+            raise ValueError("a file elsewhere")
+
+
+_UNFINISHED = TypeAdapter(_Unfinished)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is there already."""
+
+    folder: Path
+    """Where."""
+    origin: Origin | None
+    """Of which source; None if nothing is there."""
+    files: frozenset[str]
+    """The names that earlier runs gave to factors here: no other file is replaced or removed."""
+    records: dict[str, FactorRecord]
+    """Weight to what is known of its factors."""
+
+    @property
+    def entries(self) -> frozenset[str]:
+        """The names of all that earlier runs may have made here."""
+        return self.files | {INDEX, UNFINISHED}
+
+    def require_settings(self, rank: int | None, method: str) -> None:
+        """ValueError, naming both, if factors are there that were made by other settings."""
+        for record in self.records.values():
+            wanted = {"rank": rank or "all", "method": method}
+            same_rank = record.rank == (rank or min(record.matrix_shape))
+            kept = "all" if record.is_full else record.rank
+            found = {"rank": wanted["rank"] if same_rank else kept, "method": record.requested_method}
+            require_same_job(self.folder, found, wanted)
+
+    def require_source(self, origin: Origin, source: Source, weight: str, digest: str | None) -> None:
+        """ValueError, naming both, if `weight` is there of another source and other entries than `digest` (None: gone).
+
+        Equal entries have equal factors, whatever the checkpoint is called.
+        """
+        record = self.records.get(weight)
+        if record is None or record.source_digest == digest or (self.origin and self.origin.is_same(origin)):
+            return
+        revision = f"@{source.revision}" if source.revision else ""
+        raise ValueError(
+            f"{self.folder}: holds factors of another checkpoint {str(self.origin)!r}, whose {weight!r} is not that of "
+            f"{source.reference + revision!r}; give another --output-dir, or remove those first"
+        )
+
+    def require_own(self, file: str) -> None:
+        """ValueError if something stands where the factors of a weight would go that no earlier run made."""
+        path = self.folder / file
+        if path.is_symlink() or (path.exists() and not (path.is_file() and file in self.files)):
+            raise ValueError(
+                f"{path}: not factors of this checkpoint by these settings, and would be replaced; "
+                "give another --output-dir, or move it away"
+            )
+
+
+def read_earlier(folder: Path) -> Earlier:
+    """What earlier runs left in `folder`; ValueError for an index, or a list of unfinished work, that is none."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: a file, where a folder of factors would go; give another --output-dir")
+    if (folder / POINTER_NAME).exists():
+        raise ValueError(f"{folder}: stands for a checkpoint ({POINTER_NAME}); give another --output-dir")
+    for path in (folder / INDEX, folder / UNFINISHED):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{path}: no plain file, and would be replaced; give another --output-dir")
+    unfinished = _read_unfinished(folder / UNFINISHED)
+    files = unfinished.files if unfinished else []
+    if (folder / INDEX).exists():
+        index = read_decomposition(folder)
+        records = {record.weight: record for record in index.weights.values()}
+        own = frozenset([*files, *(record.file for record in records.values())])
+        return Earlier(folder, Origin(index.source, index.origin), own, records)
+    found = [record for file in files if (record := read_record(folder / file))]
+    records = {record.weight: record for record in found}
+    return Earlier(folder, unfinished.origin if unfinished else None, frozenset(files), records)
+
+
+def _read_unfinished(path: Path) -> _Unfinished | None:
+    if not path.exists():
+        return None
+    try:
+        return _UNFINISHED.validate_python(read_json(path))
+    except ValidationError as e:
+        raise ValueError(f"{path}: not what an unfinished 'rotation decompose' leaves; move it away") from e
+
+
+def begin(earlier: Earlier, origin: Origin, files: Iterable[str]) -> None:
+    """Says, before anything else changes, of which source the folder's factors will be and how they will be called."""
+    earlier.folder.mkdir(parents=True, exist_ok=True)
+    all_files = sorted({*files, *earlier.files})
+    write_json(earlier.folder / UNFINISHED, asdict(_Unfinished(origin, all_files)))
+    (earlier.folder / INDEX).unlink(missing_ok=True)
+
+
+def remove_stale(earlier: Earlier, current: Iterable[str]) -> None:
+    """Removes the factors that an earlier run made, and that say so themselves, of weights that are no longer there."""
+    stale = earlier.files - set(current)
+    for path in list(earlier.folder.iterdir()):
+        if path.name in stale and read_record(path) is not None:
+            path.unlink()

@@ -1,0 +1,175 @@
+"""Weights whose names are no file names, and fused experts, which are a matrix each."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.checkpoints.refusal import refusal
+from tests.rotation.test_decompose_places import refused, run
+from tests.tiny import write_tiny_qwen_vl
+from torch import Tensor
+
+from subspacelab.checkpoints import canonical_name, open_checkpoint, tensor_digest
+from subspacelab.rotation.factors import Decomposition, read_decomposition
+from subspacelab.rotation.file_names import file_names
+
+AWKWARD = [
+    *(
+        "model.a/../../b.weight",
+        "/etc/x",
+        "..",
+        ".hidden",
+        "",
+        "back\\slash",
+        "nul\0",
+        "bell\x07\x1b[31m",
+        "line\nbreak",
+    ),
+    *(
+        "gewicht.ä",
+        "重み",
+        "w" * 300,
+        "ü" * 150,
+        "A.weight",
+        "a.weight",
+        "a:b*c?",
+        "tail ",
+        "-rf",
+        "x" * 200,
+        "x" * 201,
+    ),
+]
+
+
+def decomposed(tmp_path: Path, tensors: dict[str, Tensor], **settings: object) -> Decomposition:
+    return run(write_tiny_qwen_vl(tmp_path / "m", tensors=tensors, layout="legacy"), tmp_path / "out", **settings)
+
+
+@pytest.fixture
+def any_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.tiny.layout_name", lambda name, layout: name)
+
+
+@pytest.mark.usefixtures("any_names")
+def test_any_name_can_be_decomposed_and_is_known_again(tmp_path: Path) -> None:
+    tensors = {name: torch.full((2, 2), float(i + 1)) for i, name in enumerate(AWKWARD)}
+    result = decomposed(tmp_path, tensors)
+    assert {record.weight for record in result.weights.values()} == set(tensors)
+    for i, name in enumerate(AWKWARD):
+        assert result.spectrum(canonical_name(name))[0] == pytest.approx(2 * (i + 1), rel=1e-6)  # float32 factors
+    files = [path.name for path in result.folder.iterdir()]
+    assert len({file.lower() for file in files}) == len(AWKWARD) + 1
+    assert max(len(file.encode()) for file in files) + 42 <= 255  # 42: what the name of a partial file adds
+    assert {path.name for path in tmp_path.iterdir()} == {"m", "out"}
+    again = run(tmp_path / "m", tmp_path / "out")
+    assert again == result
+
+
+def test_ordinary_names_are_their_files_names_and_the_case_of_others_counts() -> None:
+    ordinary = ["model.layers.0.self_attn.q_proj.weight", "h.0.attn.c_attn.weight", "Model.experts.w1[12]", "a b-c+d=e"]
+    assert file_names(ordinary) == {name: f"{name}.safetensors" for name in ordinary}
+    assert file_names(["a.Q", "a.q", "b"])["b"] == "b.safetensors"
+    assert len({file.lower() for file in file_names(["a.Q", "a.q"]).values()}) == 2
+
+
+@pytest.mark.usefixtures("any_names")
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_qwen_vl(tmp_path / "m", tensors={"zz": torch.eye(2), "v": torch.ones(2)})
+    path = folder / "model.safetensors"
+    header = path.read_bytes()
+    run(folder, tmp_path / "out")
+    for name in ("zz", "v"):
+        wide = header.replace(f'"{name}"'.encode(), b'"\\ud800"', 1)
+        length = int.from_bytes(wide[:8], "little") + 8 - len(f'"{name}"')
+        path.write_bytes(length.to_bytes(8, "little") + wide[8:])
+        assert r"weight '\ud800': its name is no Unicode text" in refused(tmp_path / "out", folder)
+
+
+@pytest.mark.usefixtures("any_names")
+def test_two_layouts_of_one_weight_are_refused_with_both(tmp_path: Path) -> None:
+    pair = {"model.visual.x": torch.eye(2), "visual.x": torch.ones(2, 2)}
+    said = refusal(lambda: decomposed(tmp_path, pair))
+    assert "'model.visual.x' and 'visual.x' are both 'visual.x'" in said
+    assert not (tmp_path / "out").exists()
+    decomposed(tmp_path, pair, exclude="^visual")
+    assert "are both 'visual.x'" in refused(tmp_path / "out", tmp_path / "m", include="^visual")
+
+
+@pytest.mark.usefixtures("any_names")
+@pytest.mark.parametrize(
+    "key", ["model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.block_sparse_moe.input_linear.weight"]
+)
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_fused_experts_are_a_matrix_each(tmp_path: Path, key: str, format: str) -> None:
+    stacked = torch.randn(12, 4, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tensors = {key: stacked, f"{key}_bias": torch.ones(12, 4), "conv1d.weight": torch.randn(5, 2, 3)}
+    folder = write_tiny_qwen_vl(tmp_path / "m", tensors=tensors, format=format)  # type: ignore[arg-type]
+    result = run(folder, tmp_path / "out")
+    assert set(result.weights) == {f"{key}[{e}]" for e in range(12)} | {"conv1d.weight"}
+    assert result.skipped == {f"{key}_bias": "a vector per expert"}
+    assert result.weights["conv1d.weight"].matrix_shape == (5, 6)
+    for e in (0, 10):
+        record, factors = result.weights[f"{key}[{e}]"], result.read(f"{key}[{e}]")
+        assert (record.matrix_shape, record.original_shape, record.expert) == ((4, 6), (12, 4, 6), e)
+        assert (record.key, record.file) == (key, f"{key}[{e}].safetensors")
+        assert record.source_digest == tensor_digest(stacked[e])
+        product = (factors.U.double() * factors.S.double()) @ factors.Vh.double()
+        assert torch.equal(product.bfloat16(), stacked[e])
+    stacked[10] += 1
+    write_tiny_qwen_vl(folder, tensors=tensors, format=format)  # type: ignore[arg-type]
+    before = {path.name: path.stat().st_mtime_ns for path in result.folder.glob("*.safetensors")}
+    run(folder, tmp_path / "out")
+    after = {path.name: path.stat().st_mtime_ns for path in result.folder.glob("*.safetensors")}
+    assert [name for name in after if after[name] != before[name]] == [f"{key}[10].safetensors"]
+
+
+@pytest.mark.usefixtures("any_names")
+def test_experts_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_tiny_qwen_vl(tmp_path / "m", tensors={"experts.w": torch.randn(3, 4, 4), "w": torch.eye(4)})
+    from subspacelab.checkpoints import Checkpoint
+
+    whole, read = [], Checkpoint.read
+    monkeypatch.setattr(Checkpoint, "read", lambda c, name: (whole.append(name), read(c, name))[1])
+    run(folder, tmp_path / "out")
+    assert set(whole) == {"w"}
+
+
+@pytest.mark.usefixtures("any_names")
+def test_a_rank_that_an_expert_does_not_have_and_a_name_that_is_taken(tmp_path: Path) -> None:
+    tensors = {"experts.w": torch.randn(3, 4, 6)}
+    assert "rank=5: weight 'experts.w' of shape 4x6" in refusal(lambda: decomposed(tmp_path, tensors, rank=5))
+    taken = tensors | {"experts.w[1]": torch.eye(2)}
+    assert "are both 'experts.w[1]'" in refusal(lambda: decomposed(tmp_path, taken))
+    with open_checkpoint(write_tiny_qwen_vl(tmp_path / "m", tensors={"experts.w": torch.zeros(0, 4, 6)})) as c:
+        assert c.names == ["experts.w"]
+    assert "no weight is left" in refusal(lambda: run(tmp_path / "m", tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("any_names")
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"original_shape": 4},
+        {"original_shape": ["x"]},
+        {"matrix_shape": [2]},
+        {"matrix_shape": [2, 2, 2]},
+        {"rank": 0},
+        {"rank": 3},
+        {"rank": "many"},
+        {"storage_dtype": "F8"},
+        {"method": "magic"},
+        {"weight": 3},
+        {"file": "../../w.safetensors"},
+        {"file": "other.safetensors"},
+        {"factor_digests": "ab"},
+    ],
+)
+def test_an_index_of_other_types_is_one_line(tmp_path: Path, entry: dict[str, object]) -> None:
+    path = decomposed(tmp_path, {"w": torch.eye(2)}).folder / "index.json"
+    index = json.loads(path.read_text())
+    index["weights"]["w"] |= entry
+    path.write_text(json.dumps(index))
+    said = refusal(read_decomposition, path.parent)
+    assert "index.json: not the index of a decomposed checkpoint (weights.w" in said
+    assert "index.json" in refused(tmp_path / "out", tmp_path / "m")
