@@ -68,6 +68,13 @@ def test_another_job_is_refused_with_both_names(tmp_path):
     assert contents(tmp_path) == {"table": "a"}
 
 
+def test_a_result_that_was_removed_is_in_nobodys_way(tmp_path):
+    write_report(tmp_path, table="a")
+    (tmp_path / "table").unlink()
+    write_report(tmp_path, job=JOB | {"base": "b"}, table="b")
+    assert contents(tmp_path) == {"table": "b"}
+
+
 def test_a_manifest_of_somebody_else_is_refused(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps({"files": 3}))
     with pytest.raises(ValueError, match="not a manifest of subspacelab"):

@@ -119,6 +119,8 @@ def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Ite
     with sole_writer(folder / MANIFEST):
         manifest = _read_manifest(folder / MANIFEST)
         before = manifest.get(command)
+        if before is not None and not any(os.path.lexists(folder / name) for name in before.files):
+            before = None  # that result was removed
         wanted = json.loads(json.dumps(dict(job), default=str))
         if before is not None:
             require_same_job(folder, before.job, wanted)
@@ -143,6 +145,7 @@ def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Ite
 def _require_own_files(folder: Path, names: Iterable[str], own: Mapping[str, list[str]]) -> None:
     for name in names:
         path = folder / name
+        path = next((p for p in path.parents if os.path.lexists(p) and not p.is_dir()), path)
         if os.path.lexists(path) and not (path.is_file() and sha256_file(path) in own.get(name, [])):
             raise ValueError(
                 f"{path}: not written by this command, or changed since, and would be replaced; "

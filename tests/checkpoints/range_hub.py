@@ -28,7 +28,7 @@ class RangeHub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         """File and Range of every request for a file."""
         self.faults: list[str] = []
-        """What goes wrong with the next requests for weights: 500, 429, drop, stall, trickle, short, whole, 404."""
+        """What goes wrong with the next requests: 500, 429, drop, stall, trickle, short, more, whole, 404."""
         self.lock = threading.Lock()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -83,7 +83,11 @@ class Answer(BaseHTTPRequestHandler):
         self.send_response(206 if asked and fault != "whole" else 200)
         if asked and fault != "whole":
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        for key, value in (headers | {"Content-Length": str(stop - start)}).items():
+        if fault == "more":  # and how much is not said
+            self.close_connection = True
+        else:
+            headers["Content-Length"] = str(stop - start)
+        for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
@@ -93,7 +97,7 @@ class Answer(BaseHTTPRequestHandler):
     def send_body(self, file: Path, start: int, stop: int, fault: str) -> None:
         if fault == "stall":
             time.sleep(1.5)
-        end = (start + stop) // 2 if fault == "drop" else stop
+        end = {"drop": (start + stop) // 2, "more": file.stat().st_size}.get(fault, stop)
         try:
             with file.open("rb") as f:
                 f.seek(start)

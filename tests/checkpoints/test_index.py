@@ -1,11 +1,16 @@
 import json
+import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.checkpoints.refusal import refusal
 from tests.tiny import write_tiny_qwen_vl
 
-from subspacelab.checkpoints import open_checkpoint
-from subspacelab.checkpoints.index import find_weights
+from subspacelab.checkpoints import TensorInfo, open_checkpoint
+from subspacelab.checkpoints.index import find_weights, located
+from subspacelab.checkpoints.partial import RangedFiles
+from subspacelab.checkpoints.ranged import DiskFile
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3965\n"
 
@@ -58,11 +63,16 @@ def test_a_folder_without_weights_and_no_folder_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{}", "no 'weight_map'"),
-        ("[]", "no 'weight_map'"),
-        ("{", "not valid JSON"),
+        ("{}", "not an index of shards (weight_map: Field required)"),
+        ("[]", "not an index of shards"),
+        ('{"weight_map": {}}', "weight_map: Dictionary should have at least 1 item"),
+        ('{"weight_map": null}', "weight_map: Input should be an object"),
+        ("{", "Invalid JSON"),
         (json.dumps({"weight_map": {"w": "../../other/model.safetensors"}}), "not a file name"),
-        (json.dumps({"weight_map": {"w": 3}}), "not a file name"),
+        (json.dumps({"weight_map": {"w": ".."}}), "not a file name"),
+        (json.dumps({"weight_map": {"w": ""}}), "not a file name"),
+        (json.dumps({"weight_map": {"w": 3}}), "weight_map.w: Input should be a valid string"),
+        ("[" * 100_000, "Invalid JSON: recursion limit exceeded"),
     ],
 )
 def test_an_index_that_is_none(tmp_path, content, said):
@@ -70,6 +80,56 @@ def test_an_index_that_is_none(tmp_path, content, said):
     message = refusal(open_checkpoint, tmp_path)
     assert "model.safetensors.index.json" in message
     assert said in message
+
+
+def listed(infos, weight_map):
+    return {name: info.shard for name, info in located(infos, weight_map, str).items()}
+
+
+def info(name, shard):
+    return TensorInfo(name, (1,), "F32", 4, shard)
+
+
+def test_of_a_tensor_in_two_shards_the_index_decides():
+    infos = [info("w", "a"), info("w", "b"), info("only", "b")]
+    assert listed(infos, {"w": "a"}) == {"w": "a", "only": "b"}
+    assert listed(infos, {"w": "b", "only": "b"}) == {"w": "b", "only": "b"}
+    assert refusal(listed, infos, {"only": "b"}).startswith("b: w is in it and in a, and not in the index")
+    assert refusal(listed, infos, {"w": "c"}).startswith("c: w is not in it")
+
+
+def test_both_readers_ask_the_index(tmp_path):
+    for value, shard in enumerate(("a.safetensors", "b.safetensors")):
+        save_file({"w": torch.full((2,), float(value)), shard[0]: torch.ones(1)}, tmp_path / shard)
+    for shard, value in (("a.safetensors", 0), ("b.safetensors", 1)):
+        weight_map = {"w": shard, "a": "a.safetensors", "b": "b.safetensors"}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        assert open_checkpoint(tmp_path).read("w").tolist() == [value] * 2
+        ranged = RangedFiles({s: DiskFile(tmp_path / s) for s in set(weight_map.values())}, lambda _: None, weight_map)
+        assert ranged.infos["w"].shard == shard
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin.index.json", "config.json"])
+def test_what_is_no_regular_file_is_refused_before_it_is_opened(tmp_path, make, name):
+    if name == "config.json":
+        write_tiny_qwen_vl(tmp_path)
+        (tmp_path / name).unlink()
+    make(tmp_path / name)
+    assert f"{name}: not a regular file" in refusal(open_checkpoint, tmp_path)
+
+
+def test_json_beyond_all_measure_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "model.safetensors.index.json").open("wb") as file:
+        file.write(b" ")
+        file.truncate(1 << 40)
+    assert "more than an index of shards has" in refusal(open_checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_a_checkpoint_of_no_tensors_is_none(tmp_path, format):
+    write_tiny_qwen_vl(tmp_path, format=format, tensors={})
+    assert f"{tmp_path}: holds no tensors" in refusal(open_checkpoint, tmp_path)
 
 
 def test_an_unknown_format_is_named(tmp_path):

@@ -81,6 +81,7 @@ def test_what_goes_on_failing_ends_in_one_line_that_names_the_file(hub: RangeHub
     [
         ("short", "truncated on the server"),
         ("whole", "the server sends whole files only"),
+        ("more", "the server sends more than the range asked for"),
         ("401", "hf auth login"),
         ("403", "refuses it"),
         ("418", "the server answered 418"),

@@ -34,6 +34,18 @@ def test_a_length_that_cannot_be_one(head: bytes) -> None:
         {"dtype": "WORDS", "shape": [2], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]},
         {"dtype": "F32", "shape": [2]},
+        {"dtype": "F0", "shape": [2], "data_offsets": [0, 0]},
+        {"dtype": "F" + "9" * 20, "shape": [], "data_offsets": [0, 0]},
+        {"dtype": 32, "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [float("inf")], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1 << 63, 0], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [0] * 100, "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]},
+        {"dtype": "F32", "shape": [1], "data_offsets": "04"},
+        {"a": "text"},
+        None,
         [],
     ],
 )
@@ -42,6 +54,14 @@ def test_a_damaged_header_is_refused_by_the_files_name(entry: object) -> None:
     assert message.startswith("lab/tiny: x: damaged safetensors header")
 
 
-@pytest.mark.parametrize("header", [b"{", b"[1]", b"\xff\xfe", b"3"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(b"{", b"[1]", b"\xff\xfe", b"3", b"[" * 100_000, b'{"a":' * 100_000),
+        *(b'{"__metadata__": {"step": 3}}', b'{"__metadata__": []}', b'{"__metadata__": {"a": {}}}'),
+        b'{"\\ud800": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
+        b'{"__metadata__": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}',
+    ],
+)
 def test_what_is_no_header(header: bytes) -> None:
     assert "damaged safetensors header" in refusal(parse_header, header, "x", "x")

@@ -39,9 +39,9 @@ WEIGHTS: list[tuple[str, d.Damage, str]] = [
     ("more bytes claimed", _lies(shape=(400, 400), offsets=(0, 640000)), "model.safetensors: truncated .. ; use another"),
     ("header of 2^60 bytes", d.header(MODEL, {}, length=1 << 60), f"a header of {1 << 60} bytes .. ; use another"),
     ("another size than its shape", _lies(shape=(5, 5)), "embed_tokens.weight of shape [5, 5] .. ; use another"),
-    ("negative shape", _lies(shape=(-4, -4)), "of shape [-4, -4] .. ; use another"),
+    ("negative shape", _lies(shape=(-4, -4)), "embed_tokens.weight .. greater than or equal to 0 .. ; use another"),
     ("huge shape", _lies(shape=(1 << 62, 1 << 62)), "of shape [4611686018427387904, .. ; use another"),
-    ("shape of text", _lies(shape="44"), "are not integers .. ; use another"),
+    ("shape of text", _lies(shape="44"), "shape.0: Input should be a valid integer .. ; use another"),
     ("dtype unknown", _lies(dtype="zz"), "damaged safetensors header .. ; use another"),
     ("overlapping offsets", d.header(MODEL, {"a": d.entry(), "b": d.entry(offsets=(32, 96))}, data=96), "b does not begin"),
     ("header is no JSON", d.header(MODEL, b"not json"), "damaged safetensors header .. ; use another"),
@@ -57,7 +57,7 @@ WEIGHTS: list[tuple[str, d.Damage, str]] = [
     ("pickle of a list", d.torch_file(BIN, {"a": [1]}), "entry 'a' is a list, not a tensor; save the state_dict"),
     ("no weights", d.empty("checkpoints/base"), "checkpoints/base: no weights here; expected one of model.safetensors"),
     ("config is no JSON", d.put(CONFIG, "{"), "config.json: not valid JSON .. ; restore"),
-    ("config is a list", d.put(CONFIG, "[]"), "config.json: holds a list, not a JSON object; restore"),
+    ("config is a list", d.put(CONFIG, "[]"), "config.json: not the config of a model .. ; restore"),
     ("config is not UTF-8", d.put(CONFIG, b"\xff"), "config.json: not valid JSON .. ; restore"),
 ]
 """A checkpoint that is broken, for the commands that read one by its keys."""
@@ -321,7 +321,7 @@ NORMS: list[Row] = [
     ("norms", "second model is none", None, "--model nowhere", "nowhere: no such checkpoint; give"),
     ("norms", "unknown device", None, "--device tpu", "device='tpu': allowed are"),
     ("norms", "a folder where the file goes", None, "--output images", "--output images: a folder; give the name of a file"),
-    ("norms", "a file where the folder goes", d.put("file", ""), "--output file/a.json", "Not a directory; give another"),
+    ("norms", "a file where the folder goes", d.put("file", ""), "--output file/a.json", "file: File exists; give another"),
 ]
 
 FAULTS: list[Row] = [

@@ -168,6 +168,54 @@ def test_an_unknown_family_goes_by_the_general_rule(tmp_path: Path) -> None:
     assert analysis.warnings[0].startswith("unknown family (model_type gpt2)")
 
 
+KINDS = {
+    "embeddings.word_embeddings.weight": "token",
+    "tok_emb.weight": "token",
+    "gpt_neox.embed_in.weight": "token",
+    "embeddings.position_embeddings.weight": "position",
+    "embeddings.token_type_embeddings.weight": "token type",
+    "transformer.segment_embedding.weight": "token type",
+    "embeddings.lang_embeddings.weight": "other",
+    "visual.patch_embed.proj.weight": "patch",
+    "embeddings.cls_token": "class token",
+    "embeddings.register_tokens": "register",
+    "model.storage_tokens": "register",
+    "model.layers.1.mlp.gate.weight": "expert router",
+    "model.layers.1.feed_forward.router.weight": "expert router",
+    "model.layers.2.ffn.router.layer.weight": "expert router",
+    "router.expert_embeddings.weight": "expert router",
+}
+
+
+def test_tables_of_an_unknown_family_have_their_kinds_and_only_tokens_are_words(tmp_path: Path) -> None:
+    shapes = dict.fromkeys(KINDS, (3, 4)) | {"embeddings.cls_token": (1, 1, 4)}
+    none = {"model.layers.1.mlp.experts.0.up_proj.weight": (3, 4), "model.layers.1.dense.gate.weight": (3, 4)}
+    none |= {"lm_head.weight": (3, 4), "embed_out.weight": (3, 4), "model.router.norm.weight": (4,)}
+    folder = zoo.write_model(tmp_path, zoo.Model({"model_type": "novel"}, shapes | none, torch.float32))
+    write_tokenizer(folder, 3)
+    analysis = run(folder)
+    entries = analysis.to_json()["embedding_layers"]
+    assert {name: entry["kind"] for name, entry in entries.items()} == KINDS
+    for entry in entries.values():
+        assert ("token" in entry["largest"][0], "padding_rows" in entry) == (entry["kind"] == "token",) * 2
+    assert [e.layer.kind for e in analysis.embeddings][:2] == ["token", "token"]  # words first
+
+
+def test_an_adapter_that_is_not_merged_is_said_and_a_name_that_two_tensors_share_refused(tmp_path: Path) -> None:
+    model = zoo.qwen2()
+    tensors = model.tensors()
+    renamed = {
+        (f"base_model.model.{k.replace('q_proj', 'q_proj.base_layer')}" if "q_proj" in k else k): t
+        for k, t in tensors.items()
+    }
+    renamed |= {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 24)}
+    (warning,) = run(zoo.write_model(tmp_path / "dump", model, tensors=renamed)).warnings
+    assert warning.startswith("holds an adapter that is not merged, such as base_model.model.model.layers.0")
+    twice = tensors | {"module.model.norm.weight": torch.ones(24)}
+    message = refusal(run, zoo.write_model(tmp_path / "twice", model, tensors=twice))
+    assert message.startswith("model.norm.weight and module.model.norm.weight: two tensors for one weight")
+
+
 def test_quantised_tensors_are_refused_one_by_one(tmp_path: Path) -> None:
     model = zoo.qwen2()
     tensors = model.tensors()

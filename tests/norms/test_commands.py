@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from tests.checkpoints.range_hub import COMMIT, REPO, serving
 from tests.norms import zoo
 
 from subspacelab.cli import main
 from subspacelab.files import read_json
 from subspacelab.norms.commands import unique
+from subspacelab.ownership import MANIFEST
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,8 @@ def test_all_norms_and_the_output_are_where_they_are_asked_for(place: Path) -> N
     zoo.write_model(place / "vit", zoo.vit())
     assert run("--model", "vit", "--all-norms", "--output", "out/report.json", "--output-dir", "pictures") == 0
     assert read_json(place / "out" / "report.json")["total_norm_layers"] == 7
-    assert {path.name for path in (place / "pictures").iterdir()} == {"embedding_norms.png", "norm_scales.png"}
+    drawn = {"embedding_norms.png", "norm_scales.png"}
+    assert {path.name for path in (place / "pictures").iterdir()} == {*drawn, MANIFEST}
 
 
 def test_several_models_give_a_list_in_order_a_table_and_a_picture(place: Path, capsys: pytest.CaptureFixture) -> None:
@@ -97,6 +100,57 @@ def test_bad_input_is_one_line_and_no_report(
     assert said in error
     assert error.count("\n") == 1
     assert not (place / "embedding_analysis.json").exists()
+
+
+def test_the_same_job_is_replaced_and_any_other_refused_in_one_line(place: Path, capsys: pytest.CaptureFixture) -> None:
+    zoo.write_model(place / "vit", zoo.vit())
+    zoo.write_model(place / "b" / "vit", zoo.vit(), seed=1)
+    assert run("--model", "vit") == run("--model", str(place / "vit")) == 0
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    for arguments in (["--model", "b/vit"], ["--model", "vit", "--all-norms"], ["--model", "vit", "--model", "b/vit"]):
+        assert run(*arguments) == 1
+        assert "embedding_analysis.json" in (said := capsys.readouterr().err) or "holds a result of" in said
+        assert said.count("\n") == 1
+    assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("taken", ["report.json", "report/norm_scales.png", "report"])
+def test_what_others_made_is_never_replaced(place: Path, capsys: pytest.CaptureFixture, taken: str) -> None:
+    zoo.write_model(place / "vit", zoo.vit())
+    (place / taken).parent.mkdir(exist_ok=True)
+    (place / taken).write_text("mine")
+    assert run("--model", "vit", "--output", "report.json") == 1
+    assert capsys.readouterr().err.startswith(f"error: {taken}")
+    assert (place / taken).read_text() == "mine"
+    assert {p.name for p in place.iterdir()} == {"vit", Path(taken).parts[0]}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--output", "vit/config.json"), ("--output", "vit/x.json"), ("--output-dir", "vit/pictures")]
+)
+def test_output_never_goes_over_or_into_a_model(
+    place: Path, capsys: pytest.CaptureFixture, arguments: tuple[str, str]
+) -> None:
+    zoo.write_model(place / "vit", zoo.vit())
+    before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
+    assert run("--model", "vit", *arguments) == 1
+    assert "the input vit" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in place.rglob("*") if p.is_file()} == before
+
+
+def test_a_model_that_is_refused_among_several_leaves_nothing(place: Path, capsys: pytest.CaptureFixture) -> None:
+    zoo.write_model(place / "vit", zoo.vit())
+    model = zoo.qwen2()
+    zoo.write_model(place / "bad", model, tensors=model.tensors() | {"model.norm.weight": torch.full((24,), torch.nan)})
+    assert run("--model", "vit", "--model", "bad") == 1
+    assert "model.norm.weight: 24 NaN" in capsys.readouterr().err
+    assert {p.name for p in place.iterdir()} == {"vit", "bad"}
+
+
+def test_a_report_without_a_suffix_would_lie_where_its_pictures_go(place: Path, capsys: pytest.CaptureFixture) -> None:
+    zoo.write_model(place / "vit", zoo.vit())
+    assert run("--model", "vit", "--output", "report") == 1
+    assert "--output report: give it a suffix" in capsys.readouterr().err
 
 
 def test_names_are_made_unique() -> None:

@@ -1,16 +1,26 @@
 """Pictures, the table, and what the tracker is told."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from tests.norms import zoo
 from tests.norms.test_analyze import run, write_tokenizer
 
-from subspacelab.norms.compare import COLUMNS, comparison_table
+from subspacelab.norms import figures
+from subspacelab.norms.compare import COLUMNS, comparison_rows, comparison_table
 from subspacelab.norms.depth import depth_curves, outside_blocks, towers_of
+from subspacelab.norms.figures import depth
+from subspacelab.norms.figures.comparison import draw_comparison
+from subspacelab.norms.figures.depth import draw_norm_scales
 from subspacelab.norms.outcome import draw_pictures, flat_metrics, track_analysis, write_comparison
+from subspacelab.norms.report import print_analysis
 from subspacelab.norms.results import Analysis
+from subspacelab.reports.figures import open_figure
 from subspacelab.tracking import MemoryTracker
 from subspacelab.tracking.protocol import require_name
 
@@ -73,6 +83,91 @@ def test_the_table_has_a_row_per_reported_layer(kimi: Analysis, tmp_path: Path) 
     assert table["norm_mean"].notna().sum() == 6
     for path in write_comparison(tmp_path, [kimi, kimi]):
         assert path.is_file()
+
+
+def unknown(folder: Path, num_kinds: int, *, outside: int = 1) -> Analysis:
+    import torch
+
+    shapes: zoo.Shapes = {"embed_tokens.weight": (40, 8), "pos_emb.weight": (9, 8)}
+    shapes |= {f"h.{i}.part{k}.norm.weight": (8,) for i in range(3) for k in range(num_kinds)}
+    shapes |= {f"layers.{i}.ln_1.weight": (8,) for i in range(2)}
+    shapes |= {f"end{k}.norm.weight": (8,) for k in range(outside)}
+    model = zoo.Model({"model_type": "novel"}, shapes, torch.float32)
+    return run(zoo.write_model(folder, model))
+
+
+@pytest.fixture
+def axes(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """The panels of every picture that is drawn from here on."""
+    drawn: list[Axes] = []
+
+    @contextmanager
+    def noted(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+        with open_figure(path, size) as figure:
+            yield figure
+            drawn.extend(figure.axes)
+
+    monkeypatch.setattr(figures, "open_figure", noted)
+    return drawn
+
+
+@pytest.mark.parametrize("num_kinds", [1, 9, 27])
+def test_no_two_kinds_of_norm_share_colour_and_dash(num_kinds: int, tmp_path: Path, axes: list[Axes]) -> None:
+    draw_norm_scales(tmp_path / "x.png", unknown(tmp_path / "model", num_kinds))
+    lines = [line for panel in axes for line in panel.get_lines()]
+    styles = {(line.get_color(), str(line.get_linestyle())) for line in lines}
+    assert len(axes) == 2
+    assert len(lines) == len(styles) == num_kinds + 1
+
+
+def test_more_kinds_than_styles_have_small_panels(
+    tmp_path: Path, axes: list[Axes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert figures.NUM_STYLES == 28
+    monkeypatch.setattr(depth, "NUM_STYLES", 3)
+    analysis = unknown(tmp_path / "model", 3)
+    draw_norm_scales(tmp_path / "x.png", analysis)
+    assert [len(panel.get_lines()) for panel in axes if panel.axison] == [1] * 4
+    axes.clear()
+    monkeypatch.setattr(figures, "MAX_PANELS", 2)
+    draw_norm_scales(tmp_path / "x.png", analysis)
+    assert len(axes) == 2
+
+
+def test_like_stands_beside_like_in_table_picture_and_terminal(tmp_path: Path, axes: list[Axes]) -> None:
+    import torch
+
+    bert: zoo.Shapes = {"e.position_embeddings.weight": (9, 8), "e.token_type_embeddings.weight": (2, 8)}
+    bert |= {"layers.0.ln_1.weight": (8,), "e.word_embeddings.weight": (40, 8)}
+    model = zoo.Model({"model_type": "bert"}, bert, torch.float32)
+    both = [unknown(tmp_path / "a", 1), run(zoo.write_model(tmp_path / "b", model))]
+    table = comparison_table(both)
+    assert table["what"].tolist()[:5] == [f"{k} embedding" for k in ("token", "token", *["position"] * 2, "token type")]
+    assert table["model"].tolist()[:5] == ["a", "b", "a", "b", "b"]
+    draw_comparison(tmp_path / "x.png", both)
+    titles = [panel.get_title() for panel in axes if panel.axison]
+    kinds = ["token embedding", "position embedding", "token type embedding"]
+    assert titles == [*kinds, "h.part0.norm", "layers.ln_1"]
+    assert [len(panel.get_lines()) for panel in axes if panel.axison][-2:] == [1, 2]
+    rows = {row[0]: row[1:] for row in comparison_rows(both)}
+    assert rows["family"] == ["unknown", "unknown"]
+    means = [float(a.embeddings[0].vectors.norms.mean()) for a in both]
+    assert rows["token: mean norm"] == [f"{mean:.3g}" for mean in means]
+    assert rows["token type: mean norm"][0] == rows["h.part0.norm: |scale|"][1] == "-"
+
+
+def test_names_obey_nobody(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    import torch
+
+    shapes: zoo.Shapes = {"$x_{$embed[/b].weight": (9, 8), "layers.0.$\\frac{$ \x1b[31m\n.norm.weight": (8,)}
+    analysis = run(zoo.write_model(tmp_path / "m", zoo.Model({"model_type": "[/x]"}, shapes, torch.float32)))
+    analysis = replace(analysis, name="$\\frac{$[/x]\x1b[2J", model_name="$^{$", all_norms=True)
+    draw_pictures(tmp_path, analysis)
+    write_comparison(tmp_path, [analysis, analysis])
+    print_analysis(analysis)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "layers.0.$\\frac{$ \\x1b[31m\\n.norm: RMSNorm" in said
 
 
 @pytest.mark.parametrize("name", ["siglip", "vit", "molmo"])

@@ -1,9 +1,13 @@
 """Which files hold a checkpoint's weights: decided by name, never by globbing."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from subspacelab.files import read_json
+from pydantic import BaseModel, Field, TypeAdapter
+
+from subspacelab.checkpoints.payload import read_checked, require_payload
+from subspacelab.checkpoints.tensors import TensorInfo
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
@@ -12,8 +16,6 @@ BIN_NAME = "pytorch_model.bin"
 BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 PREFERENCE = (SINGLE_NAME, INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
 """In this order: repositories that hold one checkpoint twice are read once, the safe format first."""
-
-LFS_HEAD = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -41,27 +43,41 @@ def find_weights(path: Path) -> WeightFiles:
     return _checked(WeightFiles(path, tuple(sorted(set(weight_map.values()))), weight_map))
 
 
+class _Index(BaseModel):
+    """What is used of an index file."""
+
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
 def read_weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> shard of a hub index file; ValueError if it is not one."""
-    require_payload(index)
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index}: no 'weight_map' in it; download the index file again")
+    weight_map = read_checked(index, TypeAdapter(_Index), "an index of shards").weight_map
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard:
+        if PurePosixPath(shard).name != shard or shard in ("", ".."):
             raise ValueError(f"{index}: the shard of {name} is {shard!r}, not a file name in the same folder")
     return weight_map
 
 
-def require_payload(path: Path) -> None:
-    """ValueError if the file is empty or a git-LFS pointer instead of the file it stands for."""
-    with path.open("rb") as f:
-        head = f.read(len(LFS_HEAD))
-    if not head:
-        raise ValueError(f"{path}: empty file; download it again")
-    if head == LFS_HEAD:
-        raise ValueError(f"{path}: a git-LFS pointer, not the file itself; run `git lfs pull` in its repository")
+def located(
+    infos: Iterable[TensorInfo], weight_map: Mapping[str, str] | None, path_of: Callable[[str], object]
+) -> dict[str, TensorInfo]:
+    """Name -> info in the order given; of a tensor in two shards the one in the shard that the index names.
+
+    ValueError, naming the file by `path_of(shard)`, if the index names a shard that lacks the tensor, or if it does
+    not name a tensor that is in two.
+    """
+    found: dict[str, TensorInfo] = {}
+    for info in infos:
+        named = (weight_map or {}).get(info.name)
+        if named is None and info.name in found:
+            both = f"{info.name} is in it and in {found[info.name].shard}"
+            raise ValueError(f"{path_of(info.shard)}: {both}, and not in the index; download them again")
+        if named in (None, info.shard):
+            found[info.name] = info
+    for name, shard in (weight_map or {}).items():
+        if name not in found:
+            raise ValueError(f"{path_of(shard)}: {name} is not in it, though the index says so; download both again")
+    return found
 
 
 def _checked(files: WeightFiles) -> WeightFiles:

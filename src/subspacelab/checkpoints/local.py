@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from subspacelab.checkpoints.index import WeightFiles
+from subspacelab.checkpoints.index import WeightFiles, located
 from subspacelab.checkpoints.shards import Shard, list_tensors, open_shard
-from subspacelab.checkpoints.tensors import TensorInfo
 
 
 class LocalFiles:
@@ -14,7 +13,8 @@ class LocalFiles:
     """Reading from a disk is not waiting for answers."""
 
     def __init__(self, files: WeightFiles) -> None:
-        self.infos = _list_all(files)
+        listed = (info for shard in files.shards for info in list_tensors(files.folder / shard))
+        self.infos = located(listed, files.weight_map, lambda shard: files.folder / shard)
         """Name -> info in file order."""
         self._folder = files.folder
 
@@ -26,14 +26,3 @@ class LocalFiles:
         """A file beside the weights, None if there is no such file."""
         path = self._folder / name
         return path if path.is_file() else None
-
-
-def _list_all(files: WeightFiles) -> dict[str, TensorInfo]:
-    """Name -> info in file order, checked against the index if there is one."""
-    infos = {info.name: info for shard in files.shards for info in list_tensors(files.folder / shard)}
-    for name, shard in (files.weight_map or {}).items():
-        if name not in infos or infos[name].shard != shard:
-            raise ValueError(
-                f"{files.folder / shard}: {name} is not in it, though the index says so; download both again"
-            )
-    return infos

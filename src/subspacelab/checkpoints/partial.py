@@ -5,12 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from subspacelab.checkpoints.hub import Listing, cached_or_refused, fetch_file, hub_errors, list_repository
-from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, read_weight_map
+from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, located, read_weight_map
 from subspacelab.checkpoints.ranged import RangedShard, RangeFile, read_header
 from subspacelab.checkpoints.ranges import RemoteFile
 from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint, read_config
 from subspacelab.checkpoints.references import DEMO_ROOT, Repository, Source, locate_reference, resolve_reference
-from subspacelab.checkpoints.tensors import TensorInfo
 
 HUB_WORKERS = 8
 """Answers of the hub that are waited for side by side."""
@@ -33,11 +32,9 @@ class RangedFiles:
         with ThreadPoolExecutor(self.num_workers) as pool:
             headers = pool.map(read_header, files.values(), files)
             self._shards = {shard: (files[shard], header) for shard, header in zip(files, headers, strict=True)}
-        self.infos: dict[str, TensorInfo] = {p.info.name: p.info for _, ps in self._shards.values() for p in ps}
+        listed = (placed.info for _, header in self._shards.values() for placed in header)
+        self.infos = located(listed, weight_map, lambda shard: files[shard].name)
         """Name -> info in file order, checked against the index if there is one."""
-        for name, shard in (weight_map or {}).items():
-            if name not in self.infos or self.infos[name].shard != shard:
-                raise ValueError(f"{files[shard].name}: {name} is not in it, though the index says so")
 
     def open(self, shard: str) -> RangedShard:
         """The named shard."""

@@ -38,6 +38,8 @@ class DiskFile:
 
     def read(self, start: int, stop: int) -> bytearray:
         """Bytes start:stop; ValueError if the file ends before."""
+        if self.size is not None and stop > self.size:  # before memory is asked for
+            raise ValueError(f"{self.name}: truncated, ends before byte {stop}; download it again")
         content = bytearray(stop - start)
         with self._path.open("rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):

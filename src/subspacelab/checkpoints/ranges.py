@@ -77,6 +77,8 @@ class RemoteFile:
                 self._require_range(response, first, stop)
                 for piece in response.iter_bytes():
                     received += piece
+                    if len(received) > stop - start:
+                        raise ValueError(f"{self.name}: the server sends more than the range asked for; {REMEDY}")
                     if time.monotonic() > deadline:
                         raise Interrupted(f"slower than {MIN_BYTES_PER_SECOND // 1000} kB/s")
         except HTTPError as e:

@@ -7,15 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
-from subspacelab.checkpoints.index import CONFIG_NAME, find_weights, require_payload
+from subspacelab.checkpoints.index import CONFIG_NAME, find_weights
 from subspacelab.checkpoints.local import LocalFiles
+from subspacelab.checkpoints.payload import read_checked
 from subspacelab.checkpoints.quantised import quantisation
 from subspacelab.checkpoints.references import Source, local_source
 from subspacelab.checkpoints.shards import Shard
 from subspacelab.checkpoints.tensors import FLOATING, TensorInfo, digest_of_pieces
-from subspacelab.files import read_json
 
 DIGEST_BYTES = 1 << 24
 """Bytes of a tensor that are hashed at a time."""
@@ -44,6 +45,8 @@ class Checkpoint:
         """Where it came from."""
         self.config = config
         """config.json as it stands; {} without one."""
+        if not files.infos:
+            raise ValueError(f"{source.reference}: holds no tensors; save or download it again")
         self._files = files
         self._infos = files.infos
         self._shard: tuple[str, Shard] | None = None
@@ -161,8 +164,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json as it stands, {} if there is none; ValueError if it is something else."""
     if not path.exists():
         return {}
-    require_payload(path)
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: holds a {type(config).__name__}, not a JSON object; restore it")
-    return config
+    return read_checked(path, TypeAdapter(_Config), "the config of a model").model_dump(exclude_unset=True)
+
+
+class _Config(BaseModel, extra="allow"):
+    """What is relied on in a config.json; the rest is kept as it stands."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from subspacelab.checkpoints.payload import require_payload
 from subspacelab.files import write_beside
 
 
@@ -40,6 +41,7 @@ def _as_os_error(e: SafetensorError, path: Path) -> OSError:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a file and its metadata; a ValueError names one that is gone or broken."""
     try:
+        require_payload(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as e:

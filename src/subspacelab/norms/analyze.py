@@ -1,5 +1,6 @@
 """Reads the embeddings and norm layers of one checkpoint, and nothing else of it."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -8,13 +9,16 @@ from torch import Tensor
 from subspacelab.checkpoints import Checkpoint, require_finite
 from subspacelab.devices import choose_device, float64_place
 from subspacelab.norms.results import Analysis, Embedding, Norm
-from subspacelab.norms.statistics import measure_vectors, moments
+from subspacelab.norms.statistics import Moments, measure_vectors, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, survey
 from subspacelab.norms.vocabulary import TOKENIZER_NAME, read_vocabulary
+from subspacelab.norms.zero_centred import NEAR_ZERO, zero_centred_type
 from subspacelab.reports.progress import progress_bar
 
 CHUNK_ENTRIES = 1 << 23
 """Entries read at once: 16 MB of bf16, a request to the hub."""
+
+AROUND_ZERO = "stored around zero; if this model multiplies by 1 + w, its scales are 1 more than is said here"
 
 
 def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = False) -> Analysis:
@@ -34,8 +38,9 @@ def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = F
             _measure_embedding(checkpoint, layer, place, vocabulary if layer.kind == "token" else None, advance)
             for layer in layers
         )
-    norms = _measure_norms(checkpoint, found.norms, refused)
     source, family = checkpoint.source, found.detected.family
+    known = family is not None or zero_centred_type(checkpoint.config) is not None
+    norms = _measure_norms(checkpoint, found.norms, not known, refused)
     read = [e.layer.key for e in embeddings] + [k for n in norms for k in _keys(n.layer)]
     return Analysis(
         model_name=source.reference if source.revision else source.name,
@@ -46,7 +51,7 @@ def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = F
         embeddings=embeddings,
         norms=norms,
         all_norms=all_norms or (family is not None and family.all_norms),
-        warnings=(*found.warnings, *_torch_files(checkpoint), *refused.values()),
+        warnings=(*found.warnings, *_doubts(norms), *_torch_files(checkpoint), *refused.values()),
         bytes_read=sum(checkpoint.info(key).nbytes for key in read),
     )
 
@@ -65,6 +70,7 @@ def _measure_embedding(
 
     vectors = measure_vectors(chunks(), layer.num_vectors)
     _require_finite_norms(layer.key, vectors.norms)
+    _require_finite_moments(layer.key, vectors.weights, moments(vectors.norms))
     return Embedding(layer, vectors, vocabulary)
 
 
@@ -78,6 +84,12 @@ def _require_finite_norms(key: str, norms: Tensor) -> None:
         )
 
 
+def _require_finite_moments(key: str, *found: Moments) -> None:
+    """ValueError for entries whose squares float64 does not hold; a report has no infinity."""
+    if not all(math.isfinite(value) for each in found for value in (each.mean, each.abs_mean, each.std)):
+        raise ValueError(f"{key}: entries too large for statistics, beyond 1e150; the checkpoint is damaged")
+
+
 def _read_chunks(checkpoint: Checkpoint, layer: EmbeddingLayer) -> Iterator[Tensor]:
     """The vectors as rows [rows, width], so many at a time as `CHUNK_ENTRIES` holds."""
     num_rows = layer.shape[0]
@@ -87,7 +99,10 @@ def _read_chunks(checkpoint: Checkpoint, layer: EmbeddingLayer) -> Iterator[Tens
         yield checkpoint.read_rows(layer.key, start, stop).reshape(-1, layer.width)
 
 
-def _measure_norms(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], refused: dict[str, str]) -> tuple[Norm, ...]:
+def _measure_norms(
+    checkpoint: Checkpoint, layers: tuple[NormLayer, ...], doubtful: bool, refused: dict[str, str]
+) -> tuple[Norm, ...]:
+    """Every readable norm; `doubtful`: nothing is known of how the model uses what it stores."""
     readable = [layer for layer in layers if _readable(checkpoint, _keys(layer), refused)]
     tensors: dict[str, Tensor] = {}
     for key, tensor in checkpoint.read_many([key for layer in readable for key in _keys(layer)]):
@@ -96,9 +111,21 @@ def _measure_norms(checkpoint: Checkpoint, layers: tuple[NormLayer, ...], refuse
     measured = []
     for layer in readable:
         bias = moments(tensors[layer.bias_key]) if layer.bias_key else None
-        scale = tensors[layer.key]
-        measured.append(Norm(layer, tuple(scale.shape), moments(scale), bias))
+        stored = tensors[layer.key]
+        as_stored = moments(stored)
+        _require_finite_moments(layer.key, as_stored, *([bias] if bias else []))
+        scale = moments(1 + stored.double()) if layer.zero_centred else as_stored
+        doubt = AROUND_ZERO if doubtful and abs(as_stored.mean) < NEAR_ZERO else None
+        measured.append(Norm(layer, tuple(stored.shape), scale, as_stored.mean, bias, doubt))
     return tuple(measured)
+
+
+def _doubts(norms: tuple[Norm, ...]) -> list[str]:
+    """Their doubts in one line."""
+    doubtful = [n for n in norms if n.doubt]
+    if not doubtful:
+        return []
+    return [f"{len(doubtful)} of {len(norms)} norm layers, such as {doubtful[0].layer.name.layer}: {AROUND_ZERO}"]
 
 
 def _keys(layer: NormLayer) -> list[str]:

@@ -1,7 +1,10 @@
 """`subspacelab norms ...`: the commands of room 4."""
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,43 +38,87 @@ def analyze(
 
     Qwen2.5, Qwen2.5-VL, ViT, SigLIP, Molmo, MoonViT and Kimi-VL are known; others are analysed by names alone.
     """
+    from contextlib import ExitStack
     from dataclasses import replace
 
     from subspacelab.checkpoints import open_reference
     from subspacelab.checkpoints.references import locate_reference
+    from subspacelab.devices import choose_device
     from subspacelab.files import write_json
     from subspacelab.norms.analyze import analyze as run
-    from subspacelab.norms.outcome import draw_pictures, track_analysis, write_comparison
+    from subspacelab.norms.outcome import COMPARISON, PICTURES, draw_pictures, track_analysis, write_comparison
     from subspacelab.norms.report import print_analysis, print_comparison
-    from subspacelab.norms.results import Analysis
+    from subspacelab.ownership import require_apart
     from subspacelab.tracking import open_run
 
     if output.is_dir():
         raise ValueError(f"--output {output}: a folder; give the name of a file")
+    if output_dir is None and not output.suffix:
+        raise ValueError(
+            f"--output {output}: give it a suffix, {output}.json; the pictures go to a folder of that name"
+        )
+    choose_device(device)
     for reference in model:
         locate_reference(reference)  # one that means nothing is found before the first is read
     folder = output_dir or output.with_suffix("")
-    analyses: list[Analysis] = []
-    for reference in model:
-        with open_reference(reference) as checkpoint:
-            name = unique(checkpoint.source.name, [a.name for a in analyses])
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_reference(reference)) for reference in model]
+        sources = [checkpoint.source for checkpoint in opened]
+        for place in (output, folder):
+            require_apart(place, [source.folder for source in sources])
+        names: list[str] = []
+        for source in sources:
+            names.append(unique(source.name, [*names, *COMPARISON]))
+        several = len(model) > 1
+        drawn = [f"{name}/{picture}" for name in names for picture in PICTURES] if several else []
+        here = output.parent.resolve()  # models as they lie from there: what is moved together stays one job
+        models = [s.reference if s.revision else os.path.relpath(s.folder.resolve(), here) for s in sources]
+        job: dict[str, Any] = {"models": models}
+        job |= {"revisions": [s.revision for s in sources], "device": device, "all_norms": all_norms}
+        places = reserved(output, folder, job, [*drawn, *COMPARISON] if several else PICTURES)
+        report, pictures = stack.enter_context(places)
+        analyses = []
+        for reference, name, checkpoint in zip(model, names, opened, strict=True):
             params = {"model": reference, "revision": checkpoint.source.revision, "device": device}
             params |= {"all_norms": str(all_norms)}
             with open_run("norms", f"analyze {name}", params=params, enabled=track) as tracker:
                 analysis = replace(run(checkpoint, device=device, all_norms=all_norms), name=name)
-                pictures = draw_pictures(folder / name if len(model) > 1 else folder, analysis)
-                track_analysis(analysis, pictures, tracker)
-        analyses.append(analysis)
-    reports = [analysis.to_json() for analysis in analyses]
-    write_json(output, reports[0] if len(reports) == 1 else reports)
-    if len(analyses) > 1:
-        with open_run("norms", "compare", params={"models": model}, enabled=track) as tracker:
-            for path in write_comparison(folder, analyses):
-                tracker.log_artifact(path, "comparison")
+                paths = draw_pictures(pictures / name if several else pictures, analysis)
+                track_analysis(analysis, paths, tracker)
+            analyses.append(analysis)
+        reports = [analysis.to_json() for analysis in analyses]
+        write_json(report, reports if several else reports[0])
+        if several:
+            with open_run("norms", "compare", params={"models": model}, enabled=track) as tracker:
+                for path in write_comparison(pictures, analyses):
+                    tracker.log_artifact(path, "comparison")
     for analysis in analyses:
         print_analysis(analysis)
-    if len(analyses) > 1:
+    if several:
         print_comparison(analyses)
+
+
+@contextmanager
+def reserved(output: Path, folder: Path, job: dict[str, Any], drawn: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    """Yields where to write the report and its pictures, which appear as `output` and in `folder` on success.
+
+    ValueError, before anything is written, if something else is in the way of the report or of the names `drawn`.
+    """
+    from subspacelab.ownership import report_folder
+
+    command = f"norms analyze {output.name}"
+    here, there = output.parent.resolve(), folder.resolve()
+    if there.is_relative_to(here):
+        below = there.relative_to(here)
+        names = [output.name, *(str(below / name) for name in drawn)]
+        with report_folder(output.parent, command, job, names) as report:
+            yield report / output.name, report / below
+    else:
+        with (
+            report_folder(output.parent, command, job, [output.name]) as report,
+            report_folder(folder, command, job, drawn) as pictures,
+        ):
+            yield report / output.name, pictures
 
 
 def unique(name: str, taken: list[str]) -> str:

@@ -1,36 +1,88 @@
-"""Several checkpoints in one table: a row for each embedding and each reported norm layer of each model."""
+"""Several checkpoints in one table, kind by kind: token beside token, and never one kind beside another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from subspacelab.norms.results import Analysis
+from subspacelab.norms.depth import depth_curves, short_name
+from subspacelab.norms.results import Analysis, Embedding, Norm, kinds_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    *("model", "model_type", "layer", "what", "shape", "count"),
+    *("what", "layer", "model", "model_type", "shape", "count"),
     *("norm_mean", "norm_std", "norm_min", "norm_max"),
-    *("mean", "abs_mean", "std", "min", "max"),
+    *("mean", "abs_mean", "std", "min", "max", "stored_mean"),
 )
 
 
 def comparison_table(analyses: Sequence[Analysis]) -> "pd.DataFrame":
-    """The rows, model by model; norm_* are of an embedding's vectors, the rest of entries."""
+    """A row for each embedding and each reported norm layer of each model; equal kinds and layers follow each other.
+
+    norm_* are of an embedding's vectors, the rest of entries; of a zero-centred norm the entries of 1 + w.
+    """
     import pandas as pd
 
-    return pd.DataFrame([row for analysis in analyses for row in _rows(analysis)], columns=list(COLUMNS))
+    rows = [row for kind in kinds_of(analyses) for a in analyses for row in _embedding_rows(a, kind)]
+    norms = [row for analysis in analyses for row in _norm_rows(analysis)]
+    order = list(dict.fromkeys(row["layer"] for row in norms))
+    place = {layer: i for i, layer in enumerate(order)}
+    rows += sorted(norms, key=lambda row: place[row["layer"]])
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
-    same = {"model": analysis.name, "model_type": analysis.survey.detected.model_type}
+def comparison_rows(analyses: Sequence[Analysis]) -> Iterator[list[str]]:
+    """For the terminal: a line per kind, a column per model; several tables or norms of a kind are a range."""
+    yield ["family", *(a.survey.detected.model_type for a in analyses)]
+    yield ["embeddings", *(str(len(a.embeddings)) for a in analyses)]
+    yield ["norm layers", *(str(len(a.norms)) for a in analyses)]
+    for kind in kinds_of(analyses):
+        yield [f"{kind}: mean norm", *(_range(_mean_norms(a.embeddings, kind)) for a in analyses)]
+    curves = [{f"{c.tower}.{c.label}": c.abs_means for c in depth_curves(a.norms)} for a in analyses]
+    single = [_outside(a.norms) for a in analyses]
+    for found in (curves, single):
+        for name in dict.fromkeys(name for each in found for name in each):
+            yield [f"{name}: |scale|", *(_range(each.get(name, ())) for each in found)]
+
+
+def _mean_norms(embeddings: Iterable[Embedding], kind: str) -> list[float]:
+    return [float(e.vectors.norms.mean()) for e in embeddings if e.layer.kind == kind]
+
+
+def _outside(norms: Iterable[Norm]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for norm in norms:
+        if norm.layer.name.block is None:
+            found.setdefault(f"{norm.layer.tower}.{short_name(norm)}", []).append(norm.scale.abs_mean)
+    return found
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    show: Callable[[float], str] = "{:.3g}".format
+    return show(values[0]) if len(values) == 1 else f"{show(min(values))}..{show(max(values))}"
+
+
+def _embedding_rows(analysis: Analysis, kind: str) -> Iterator[dict[str, Any]]:
     for embedding in analysis.embeddings:
-        entry = embedding.to_json()
-        norms = {key: entry[key] for key in ("norm_mean", "norm_std", "norm_min", "norm_max")}
-        what = {"layer": embedding.layer.name, "what": f"{embedding.layer.kind} embedding"}
-        shape = "x".join(map(str, embedding.layer.shape))
-        yield same | what | {"shape": shape} | norms | asdict(embedding.vectors.weights)
+        if embedding.layer.kind == kind:
+            entry = embedding.to_json()
+            norms = {key: entry[key] for key in ("norm_mean", "norm_std", "norm_min", "norm_max")}
+            what = {"what": f"{kind} embedding", "layer": embedding.layer.name}
+            yield _model(analysis) | what | _shape(embedding.layer.shape) | norms | asdict(embedding.vectors.weights)
+
+
+def _norm_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
     for norm in analysis.reported:
-        what = {"layer": norm.layer.name.layer, "what": norm.layer.type}
-        yield same | what | {"shape": "x".join(map(str, norm.shape))} | asdict(norm.scale)
+        what = {"what": norm.layer.type, "layer": norm.layer.name.layer, "stored_mean": norm.stored_mean}
+        yield _model(analysis) | what | _shape(norm.shape) | asdict(norm.scale)
+
+
+def _model(analysis: Analysis) -> dict[str, str]:
+    return {"model": analysis.name, "model_type": analysis.survey.detected.model_type}
+
+
+def _shape(shape: Sequence[int]) -> dict[str, str]:
+    return {"shape": "x".join(map(str, shape))}

@@ -39,6 +39,11 @@ def depth_curves(norms: Iterable[Norm]) -> list[Curve]:
     return curves
 
 
+def short_name(norm: Norm) -> str:
+    """The last two parts of the name of a norm outside the blocks."""
+    return ".".join(norm.layer.name.layer.split(".")[-2:])
+
+
 def outside_blocks(norms: Iterable[Norm], tower: str) -> list[Norm]:
     """The norms of a part of the model that belong to no block: stem, final, projector."""
     return [n for n in norms if n.layer.tower == tower and n.layer.name.block is None]

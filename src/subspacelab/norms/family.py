@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-EmbeddingKind = Literal["token", "patch", "position", "class token"]
+EmbeddingKind = Literal["token", "position", "token type", "patch", "class token", "register", "expert router", "other"]
+"""What is embedded; only tokens are words of the tokenizer, and a kind is compared with itself alone."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ NORM = re.compile(r"norm|layrnorm|^(?:\w+_)?ln\d*(?:_\w+)?$|_(?:bn|rms)$", re.IG
 SCALES = {"weight": "bias", "gamma": "beta"}
 """Leaf name of a scale -> of the bias beside it; the second pair is that of checkpoints from TensorFlow."""
 
-BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h)\.(\d+)(?=\.)")
+BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h)\.(\d{1,9})(?=\.)")
 INNER = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "q_a_layernorm", "kv_a_layernorm")
 """Norms within an attention: they read projections, not the stream that the embedding begins."""
 
@@ -45,6 +45,18 @@ def parse_norm(name: str, num_dims: int) -> NormName | None:
     part = re.sub(r"(?:\.\d+)+$", "", layer).rpartition(".")[2]
     if not NORM.search(part):
         return None
-    block = BLOCK.search(layer)
-    kind = layer if block is None else f"{layer[: block.start(1)]}{{}}{layer[block.end(1) :]}"
-    return NormName(layer, f"{layer}.{SCALES[leaf]}", int(block[1]) if block else None, kind)
+    block, kind = split_block(layer)
+    return NormName(layer, f"{layer}.{SCALES[leaf]}", block, kind)
+
+
+def printable(text: str) -> str:
+    """`text` with its control and escape characters written out: nothing in a name moves a cursor or ends a line."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def split_block(name: str) -> tuple[int | None, str]:
+    """The index of the block that a name lies in, None outside the blocks, and the name with `{}` in its place."""
+    found = BLOCK.search(name)
+    if found is None:
+        return None, name
+    return int(found[1]), f"{name[: found.start(1)]}{{}}{name[found.end(1) :]}"

@@ -17,19 +17,24 @@ if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
 
 
+PICTURES = ("embedding_norms.png", "norm_scales.png")
+"""Of one model."""
+
+COMPARISON = ("comparison.csv", "comparison.png")
+"""Of several."""
+
+
 def draw_pictures(folder: Path, analysis: Analysis) -> tuple[Path, ...]:
-    """embedding_norms.png and norm_scales.png in `folder`; what else is there stays."""
-    return (
-        draw_embedding_norms(folder / "embedding_norms.png", analysis),
-        draw_norm_scales(folder / "norm_scales.png", analysis),
-    )
+    """The `PICTURES` in `folder`; what else is there stays."""
+    draw = (draw_embedding_norms, draw_norm_scales)
+    return tuple(each(folder / name, analysis) for each, name in zip(draw, PICTURES, strict=True))
 
 
 def write_comparison(folder: Path, analyses: Sequence[Analysis]) -> tuple[Path, Path]:
-    """comparison.csv and comparison.png in `folder`."""
-    table = folder / "comparison.csv"
+    """The `COMPARISON` in `folder`."""
+    table, picture = (folder / name for name in COMPARISON)
     write_csv(table, comparison_table(analyses))
-    return table, draw_comparison(folder / "comparison.png", analyses)
+    return table, draw_comparison(picture, analyses)
 
 
 def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Tracker") -> None:

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from subspacelab.norms.results import Analysis, Embedding, Norm
+from subspacelab.norms.compare import comparison_rows
+from subspacelab.norms.names import printable
+from subspacelab.norms.results import Analysis, Embedding, Norm, by_group
 from subspacelab.reports.tables import print_table
 
-COUNTED = {"token": "vocabulary", "patch": "features", "position": "positions", "class token": "tokens"}
+COUNTED = {
+    **{"token": "vocabulary", "position": "positions", "token type": "types", "patch": "features"},
+    **{"class token": "tokens", "register": "registers", "expert router": "experts", "other": "vectors"},
+}
 
 
 def print_analysis(analysis: Analysis, console: Console | None = None) -> None:
@@ -18,34 +23,29 @@ def print_analysis(analysis: Analysis, console: Console | None = None) -> None:
     commit = f" at {analysis.revision[:12]}" if analysis.revision else ""
     _say(console, f"{analysis.model_name}{commit}")
     _say(console, f"family: {label}, by {analysis.survey.detected.found_by}; device: {analysis.device}")
-    _say(console, f"\nEmbedding layers: {len(analysis.embeddings)}")
-    for embedding in analysis.embeddings:
-        _print_embedding(embedding, console)
-    _say(console, f"\nNorm layers: {len(analysis.reported)} of {len(analysis.norms)}")
+    _say(console, f"Embedding layers: {len(analysis.embeddings)}", above=True)
+    for group in by_group(analysis.embeddings):
+        _print_embedding(group[0], console)
+        if len(group) > 1:
+            means = [float(e.vectors.norms.mean()) for e in group]
+            _say(console, f"  {len(group) - 1} more like it, norms mean {min(means):.6f} to {max(means):.6f}")
+    _say(console, f"Norm layers: {len(analysis.reported)} of {len(analysis.norms)}", above=True)
     for norm in analysis.reported:
         _print_norm(norm, console)
-    _say(console, f"\nread {analysis.bytes_read / 1e6:,.1f} MB of tensors")
+    _say(console, f"read {analysis.bytes_read / 1e6:,.1f} MB of tensors", above=True)
     for warning in analysis.warnings:
         _say(console, f"warning: {warning}")
 
 
 def print_comparison(analyses: Sequence[Analysis], console: Console | None = None) -> None:
-    """Prints a line per model: its counts, the norms of its first embedding, the mean scale of all its norms."""
-    rows = []
-    for analysis in analyses:
-        first = analysis.embeddings[0].to_json() if analysis.embeddings else None
-        norms = [f"{first[key]:.4f}" for key in ("norm_mean", "norm_std")] if first else ["-", "-"]
-        scales = [norm.scale.abs_mean for norm in analysis.norms]
-        scale = f"{sum(scales) / len(scales):.4f}" if scales else "-"
-        counts = [str(len(analysis.embeddings)), str(len(analysis.norms))]
-        rows.append([analysis.name, analysis.survey.detected.model_type, *counts, *norms, scale])
-    columns = ["model", "family", "emb", "norms", "norm mean", "norm std", "|scale|"]
-    print_table("Comparison", columns, rows, console=console or Console())
+    """Prints a column per model, and a line per kind of embedding and of norm."""
+    rows = [[printable(cell) for cell in row] for row in comparison_rows(analyses)]
+    print_table("Comparison", ["", *(printable(a.name) for a in analyses)], rows, console=console or Console())
 
 
 def _print_embedding(embedding: Embedding, console: Console) -> None:
     entry, layer = embedding.to_json(), embedding.layer
-    _say(console, f"\n{layer.name} ({layer.kind})")
+    _say(console, f"{layer.name} ({layer.kind})", above=True)
     _say(console, f"  shape        {' x '.join(map(str, layer.shape))}")
     _say(console, f"  {COUNTED[layer.kind]:<12} {layer.num_vectors:,}")
     _say(console, f"  width        {layer.width:,}")
@@ -61,7 +61,8 @@ def _print_embedding(embedding: Embedding, console: Console) -> None:
 
 def _print_norm(norm: Norm, console: Console) -> None:
     s = norm.scale
-    _say(console, f"\n{norm.layer.name.layer}: {norm.layer.type} [{', '.join(map(str, norm.shape))}]")
+    scale = f", scale 1 + w (mean of w {norm.stored_mean:.5f})" if norm.layer.zero_centred else ""
+    _say(console, f"{norm.layer.name.layer}: {norm.layer.type} [{', '.join(map(str, norm.shape))}]{scale}", above=True)
     numbers = {"mean": s.mean, "abs mean": s.abs_mean, "std": s.std, "min": s.min, "max": s.max}
     listed = ", ".join(f"{key} {value:.5f}" for key, value in numbers.items())
     _say(console, f"  {listed}, {s.count} parameters")
@@ -76,5 +77,6 @@ def _vector(vector: dict[str, object]) -> str:
     return f"{vector['id']}{token} {vector['norm']:.4f}"
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _say(console: Console, text: str, *, above: bool = False) -> None:
+    """A line, with an empty one above it or not."""
+    console.print("\n" * above + printable(text), markup=False, highlight=False, soft_wrap=True)

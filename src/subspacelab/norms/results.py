@@ -1,11 +1,12 @@
 """What an analysis finds, and the JSON it is written as."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
+from subspacelab.norms.family import EmbeddingKind
 from subspacelab.norms.statistics import Moments, VectorStatistics, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey
 from subspacelab.norms.vocabulary import num_padding
@@ -81,12 +82,16 @@ class Norm:
     shape: tuple[int, ...]
     """Of the scale."""
     scale: Moments
-    """Of the scale alone."""
+    """Of the scale that multiplies: what is stored, or 1 + it (`layer.zero_centred`)."""
+    stored_mean: float
+    """Mean of what is stored."""
     bias: Moments | None
     """Of the bias alone; None without one."""
+    doubt: str | None = None
+    """Why the statistics may not be those of the scale that multiplies."""
 
     def to_json(self) -> dict[str, Any]:
-        """Its entry under `norm_layers`."""
+        """Its entry under `norm_layers`; the keys of zero-centred norms and of doubts where there is such a thing."""
         scale = asdict(self.scale)
         return {
             "type": self.layer.type,
@@ -96,6 +101,8 @@ class Norm:
             "param_count": scale.pop("count"),
             **scale,
             "bias": asdict(self.bias) if self.bias else None,
+            **({"stored_mean": self.stored_mean, "zero_centered": True} if self.layer.zero_centred else {}),
+            **({"warning": self.doubt} if self.doubt else {}),
         }
 
 
@@ -140,6 +147,20 @@ class Analysis:
             "total_embedding_layers": len(self.embeddings),
             "total_norm_layers": len(self.reported),
         }
+
+
+def by_group(embeddings: Sequence[Embedding]) -> list[list[Embedding]]:
+    """The embeddings, those of all blocks together that differ in the block alone."""
+    groups: dict[str, list[Embedding]] = {}
+    for embedding in embeddings:
+        groups.setdefault(embedding.layer.group, []).append(embedding)
+    return list(groups.values())
+
+
+def kinds_of(analyses: Sequence[Analysis]) -> list[str]:
+    """The kinds of embedding that any of the models has, in one order everywhere."""
+    found = {e.layer.kind for analysis in analyses for e in analysis.embeddings}
+    return [kind for kind in get_args(EmbeddingKind) if kind in found]
 
 
 def _norm_keys(norms: Moments) -> dict[str, float]:

@@ -3,24 +3,35 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
-from subspacelab.checkpoints import Checkpoint, canonical_name
+from subspacelab.checkpoints import Checkpoint
+from subspacelab.checkpoints.names import canonical_keys, unmerged_adapter
 from subspacelab.norms.counts import expected_norms
 from subspacelab.norms.detect import Detected, detect_family
 from subspacelab.norms.family import EmbeddingKind, EmbeddingName, Tower
-from subspacelab.norms.names import NormName, parse_norm
+from subspacelab.norms.names import NormName, parse_norm, split_block
+from subspacelab.norms.zero_centred import is_zero_centred, zero_centred_type
 
 # For families outside the table: lookup tables and patch projections by their usual names.
 GENERAL_EMBEDDING = re.compile(
-    r"(?:.*\.)?(?P<part>wte|wpe|(?!embed_out)\w*embed\w*)(?:\.(?:proj|projection))?(?:\.weight)?", re.IGNORECASE
+    r"(?:.*\.)?(?P<part>wte|wpe|(?:cls|class|register|reg|storage)_tokens?|(?!embed_out)\w*emb(?:ed\w*)?)"
+    r"(?:\.(?:proj|projection))?(?:\.weight)?",
+    re.IGNORECASE,
 )
+ROUTER = re.compile(r"(?:.*\.)?(?:(?P<experts>\w+)\.gate(?:\.wg)?|\w*router\w*(?:\.\w+)?)(?:\.weight)?", re.IGNORECASE)
 GENERAL_KINDS: tuple[tuple[str, EmbeddingKind], ...] = (
+    ("expert", "expert router"),
+    ("reg|storage", "register"),
+    ("type|segment", "token type"),
     ("patch", "patch"),
     ("pos|wpe", "position"),
     ("cls|class", "class token"),
+    ("tok|word|wte|vocab|shared|^(input_)?emb(ed(ding)?s?)?(_in)?$", "token"),
 )
+"""The first that is found in the name of the layer; none: some other table, whose rows are no words."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,11 @@ class EmbeddingLayer:
     """As stored."""
     first_id: int
     """Id of the first vector: not 0 for a table that continues another one."""
+
+    @property
+    def group(self) -> str:
+        """The name with `{}` for the block: one name for the routers of all blocks."""
+        return split_block(self.name)[1]
 
     @property
     def width(self) -> int:
@@ -63,6 +79,8 @@ class NormLayer:
     """By the file: LayerNorm with a bias, RMSNorm without, BatchNorm beside running statistics."""
     tower: str
     """Part of the model: text, vision, projector; in an unknown family the name before the block index."""
+    zero_centred: bool
+    """Whether it multiplies by 1 + w, where w is stored."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +99,13 @@ class Survey:
 
 def survey(checkpoint: Checkpoint) -> Survey:
     """Finds family, embeddings and norm layers; reads no data, builds no model."""
-    keys = canonical_keys(checkpoint)
+    keys = canonical_keys(checkpoint.names)
     detected = detect_family(checkpoint.config, keys)
     norms = _find_norms(checkpoint, keys, detected)
     embeddings = _find_embeddings(checkpoint, keys, detected)
     warnings = [
         *_family_doubts(detected),
+        *_unmerged(checkpoint),
         *_missing_embeddings(detected, embeddings),
         *_count_doubts(checkpoint, detected, norms),
         *_type_doubts(detected, norms),
@@ -95,14 +114,9 @@ def survey(checkpoint: Checkpoint) -> Survey:
     return Survey(detected, tuple(embeddings), tuple(norms), tuple(warnings))
 
 
-def canonical_keys(checkpoint: Checkpoint) -> dict[str, str]:
-    """Canonical name -> name in the file; where two would share one, both keep their own."""
-    counts = Counter(canonical_name(key) for key in checkpoint.names)
-    return {name if counts[name] == 1 else key: key for key, name in ((k, canonical_name(k)) for k in checkpoint.names)}
-
-
 def _find_norms(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detected) -> list[NormLayer]:
     found = []
+    model_type = zero_centred_type(checkpoint.config)
     for name, key in keys.items():
         parsed = parse_norm(name, len(checkpoint.info(key).shape))
         if parsed is not None:
@@ -110,7 +124,8 @@ def _find_norms(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detec
             kind = "BatchNorm" if f"{parsed.layer}.running_mean" in keys else kind
             tower = _tower_of(detected, name)
             part = tower.name if tower else parsed.kind.partition(".{}")[0] if parsed.block is not None else "outside"
-            found.append(NormLayer(parsed, key, keys.get(parsed.bias), kind, part))
+            zero_centred = is_zero_centred(model_type, parsed.layer, kind)
+            found.append(NormLayer(parsed, key, keys.get(parsed.bias), kind, part, zero_centred))
     return sorted(found, key=lambda n: _place(n, detected))
 
 
@@ -131,7 +146,8 @@ def _find_embeddings(checkpoint: Checkpoint, keys: Mapping[str, str], detected: 
     if detected.family is not None:
         pairs = [(e, name) for e in detected.family.embeddings for name in keys if re.fullmatch(e.pattern, name)]
     else:
-        pairs = [(EmbeddingName(_general_kind(name), name), name) for name in keys if GENERAL_EMBEDDING.fullmatch(name)]
+        general = sorted(_general_embeddings(keys), key=lambda pair: get_args(EmbeddingKind).index(pair[1]))
+        pairs = [(EmbeddingName(kind, name), name) for name, kind in general]
     found = []
     for embedding, name in pairs:
         shape = checkpoint.info(keys[name]).shape
@@ -143,14 +159,33 @@ def _find_embeddings(checkpoint: Checkpoint, keys: Mapping[str, str], detected: 
     return found
 
 
+def _general_embeddings(keys: Mapping[str, str]) -> Iterator[tuple[str, EmbeddingKind]]:
+    """The tables of an unknown family by their names; a gate is a router where there are experts beside it."""
+    with_experts = {name.partition(".experts.")[0].rpartition(".")[2] for name in keys if ".experts." in name}
+    for name in keys:
+        router = ROUTER.fullmatch(name)
+        if router and (router["experts"] is None or router["experts"] in with_experts):
+            yield name, "expert router"
+        elif found := GENERAL_EMBEDDING.fullmatch(name):
+            yield name, _general_kind(name[: found.end("part")])
+
+
 def _general_kind(name: str) -> EmbeddingKind:
-    return next((kind for pattern, kind in GENERAL_KINDS if re.search(pattern, name, re.IGNORECASE)), "token")
+    part = name.rpartition(".")[2]
+    return next((kind for pattern, kind in GENERAL_KINDS if re.search(pattern, part, re.IGNORECASE)), "other")
 
 
 def _family_doubts(detected: Detected) -> list[str]:
     if detected.family is not None:
         return []
     return [f"unknown family ({detected.found_by}): found by names alone, and no formula to check the counts against"]
+
+
+def _unmerged(checkpoint: Checkpoint) -> list[str]:
+    first = unmerged_adapter(checkpoint.names)
+    if first is None:
+        return []
+    return [f"holds an adapter that is not merged, such as {first}: the figures are of the weights without it"]
 
 
 def _missing_embeddings(detected: Detected, embeddings: list[EmbeddingLayer]) -> list[str]:

@@ -1,11 +1,33 @@
 """The tokens of a tokenizer.json by their ids, read as JSON: no tokenizer is built."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from subspacelab.files import read_json
+from pydantic import BaseModel, Field, TypeAdapter
+
+from subspacelab.checkpoints.payload import read_checked
 
 TOKENIZER_NAME = "tokenizer.json"
+Id = Annotated[int, Field(ge=0)]
+
+
+class _Vocabulary(BaseModel):
+    vocab: dict[str, Id] | list[tuple[str, float]]
+
+
+class _AddedToken(BaseModel):
+    id: Id
+    content: str
+
+
+class _Tokenizer(BaseModel):
+    """What is used of a tokenizer.json."""
+
+    model: _Vocabulary
+    added_tokens: list[_AddedToken] | None = None
+
+
+TOKENIZER = TypeAdapter(_Tokenizer)
 
 
 def read_vocabulary(path: Path) -> dict[int, str]:
@@ -13,20 +35,10 @@ def read_vocabulary(path: Path) -> dict[int, str]:
 
     The vocabulary of BPE, WordPiece and WordLevel is a mapping token -> id, that of Unigram a list in the order of ids.
     """
-    content = read_json(path)
-    try:
-        stored = content["model"]["vocab"]
-        added = content.get("added_tokens") or []
-        tokens = _by_id(stored)
-        return tokens | {int(entry["id"]): str(entry["content"]) for entry in added}
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e:
-        raise ValueError(f"{path}: not a tokenizer.json ({type(e).__name__}: {e}); restore or remove it") from e
-
-
-def _by_id(stored: Any) -> dict[int, str]:
-    if isinstance(stored, dict):
-        return {int(i): str(token) for token, i in stored.items()}
-    return {i: str(entry[0]) for i, entry in enumerate(stored)}
+    content = read_checked(path, TOKENIZER, "a tokenizer.json")
+    stored = content.model.vocab
+    tokens = {i: t for t, i in stored.items()} if isinstance(stored, dict) else {i: e[0] for i, e in enumerate(stored)}
+    return tokens | {entry.id: entry.content for entry in content.added_tokens or ()}
 
 
 def num_padding(vocabulary: dict[int, str], first_id: int, num_rows: int) -> int:
