@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import pkgutil
-import random
 import shutil
 import sys
 import tempfile
@@ -160,13 +159,12 @@ def look_after(running: dict[int, Mutant]) -> None:
 def finish(tally: Tally, found: Judgement, ran: Ran, mutant: Mutant, seed: int, verbose: bool) -> None:
     tally.counts[found.verdict] += 1
     if verbose:
-        print(f"{tally.target}:{mutant.index} {found.verdict}: {ran.run.words} | {ran.said}\n{ran.stderr}{found.detail}")
-        print(ran.trace if found.verdict in BAD else "")
+        print(f"{tally.target}:{mutant.index} {found.verdict}: {ran.run.words} | {ran.said}")
+        print(ran.stderr, found.detail, ran.trace if found.verdict in BAD else "")
     if found.verdict in BAD:
-        tally.bad.append(
-            {"target": tally.target, "seed": seed, "index": mutant.index, "command": ran.run.words, "mutation": ran.said}
-            | asdict(found) | {"stderr": ran.stderr[-2000:], "trace": ran.trace[-3000:]}
-        )  # fmt: skip
+        which = {"target": tally.target, "seed": seed, "index": mutant.index}
+        what = {"command": ran.run.words, "mutation": ran.said}
+        tally.bad.append(which | what | asdict(found) | {"stderr": ran.stderr[-2000:], "trace": ran.trace[-3000:]})
     mutant.kill()  # what it may have started
     shutil.rmtree(mutant.folder)
 

@@ -1,4 +1,5 @@
 """Mutators that know data and settings: rows, texts, tables, archives, pictures, YAML; and places for output."""
+# ruff: noqa: E501
 
 import gzip
 import io
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from ruamel.yaml import YAML
-from tests.faults import mutators as m
+from tests.faults import fuzz_mutators as m
+from tests.faults import fuzz_values as v
 
 LONG = "x" * 20_000_000
 
@@ -23,7 +25,8 @@ def _odd_row(rng: random.Random, row: Any) -> tuple[str, Any]:
     kind = rng.randrange(4)
     if kind == 0 and isinstance(row, dict) and row:
         key = rng.choice(sorted(row))
-        row[key] = rng.choice([m.any_value(rng), "", " \n ", "\ud800", "<eos>", "<pad>", "a" * 3000, [row[key]], {"a": row[key]}])
+        wrapped = [[row[key]], {"a": row[key]}, m.any_value(rng)]
+        row[key] = rng.choice(["", " \n ", "\ud800", "<eos>", "<pad>", "a" * 3000, *wrapped])
         return f"{key} = {str(row[key])[:40]!a}", row
     if kind == 1:
         value = m.any_value(rng)
@@ -38,7 +41,7 @@ def change_rows(rng: random.Random, path: Path) -> str:
     text = gzip.decompress(path.read_bytes()).decode() if packed else path.read_text()
     lines = text.splitlines()
     at = rng.randrange(len(lines))
-    do = rng.choice(["row"] * 6 + ["BOM", "UTF-16", "latin-1", "NUL", "U+2028", "one line", "CR", "empty lines", "long", "blank"])
+    do = rng.choice(v.ROW_CHANGES)
     if do == "row":
         do, row = _odd_row(rng, json.loads(lines[at]))
         lines[at] = m.dump(row)
@@ -76,11 +79,12 @@ def change_parquet(rng: random.Random, path: Path) -> str:
     table = pq.read_table(path)
     name = rng.choice(table.column_names)
     rows = table.to_pylist()
-    do = rng.choice(["gone", "renamed", "twice", "type", "type", "value", "value", "no rows", "bomb", "index", "metadata", "null", "chunks"])
+    do = rng.choice(v.TABLE_CHANGES)
     if do == "gone":
         table = table.drop_columns([name])
     elif do == "renamed":
-        table = table.rename_columns([rng.choice(["text", "sentence", "x", "", "TEXT"]) if c == name else c for c in table.column_names])
+        new = rng.choice(["text", "sentence", "x", "", "TEXT"])
+        table = table.rename_columns([new if column == name else column for column in table.column_names])
     elif do == "twice":
         table = table.append_column(name, table[name])
     elif do == "type":
@@ -97,7 +101,8 @@ def change_parquet(rng: random.Random, path: Path) -> str:
     elif do in ("value", "null"):
         at = rng.randrange(len(rows))
         old = rows[at][name]
-        odd = [None, rng.choice(m.STRINGS).encode("utf-8", "replace").decode(), "", "\0"] if isinstance(old, str) else [None, [], [float("nan")] * 4, {}, -1, 10**6, 0.5]
+        texts = [rng.choice(v.STRINGS).encode("utf-8", "replace").decode(), "", "\0"]
+        odd = texts if isinstance(old, str) else [[], [float("nan")] * 4, {}, -1, 10**6, 0.5]
         rows[at][name] = None if do == "null" else rng.choice(odd)
         table = pa.Table.from_pylist(rows, schema=table.schema)
         do = f"row {at} = {str(rows[at][name])[:40]!a}"
@@ -107,10 +112,12 @@ def change_parquet(rng: random.Random, path: Path) -> str:
         big = pa.DictionaryArray.from_arrays(pa.array([0] * 2_000_000, pa.int32()), pa.array(["y" * 10_000]))
         table = pa.table({name: big})
     elif do == "metadata":
-        table = table.replace_schema_metadata({"pandas": rng.choice(["{", "[]", "null", '{"index_columns": 5}']), "huge": "x" * 10**6})
+        pandas = rng.choice(["{", "[]", "null", '{"index_columns": 5}'])
+        table = table.replace_schema_metadata({"pandas": pandas, "huge": "x" * 10**6})
     elif do == "index":
         table = table.append_column("__index_level_0__", pa.array(range(len(rows))))
-    pq.write_table(table, path, row_group_size=rng.choice([1, 7, 1000000]), compression=rng.choice(["NONE", "ZSTD", "SNAPPY"]))
+    packed = rng.choice(["NONE", "ZSTD", "SNAPPY"])
+    pq.write_table(table, path, row_group_size=rng.choice([1, 7, 1000000]), compression=packed)
     return f"{name}: {do}"
 
 
@@ -135,15 +142,14 @@ def change_gzip(rng: random.Random, path: Path) -> str:
 
 def change_picture(rng: random.Random, path: Path) -> str:
     """A picture of another mode, format, size; one that promises more than it holds."""
-    do = rng.choice(["mode"] * 4 + ["bytes"] * 3 + ["size", "size", "exif", "claim", "chunk", "frames", "name", "other"])
+    do = rng.choice(v.PICTURE_CHANGES)
     picture = Image.open(path).convert("RGB")
     picture.load()
     if do == "bytes":
         return m.change_bytes(rng, path)
     if do == "mode":
-        mode = rng.choice(["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "RGBa", "La", "RGBX"])
-        kind = rng.choice(["PNG", "TIFF", "JPEG", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "ICO", "TGA", "DIB", "SGI", "AVIF"])
-        base = picture if mode in ("RGBA", "CMYK", "YCbCr", "LAB", "HSV", "P", "L", "1", "RGBX") else picture.convert("L")
+        mode, kind = rng.choice(v.MODES), rng.choice(v.FORMATS)
+        base = picture.convert("L") if mode in ("I", "F") else picture
         made = Image.new(mode, picture.size) if mode in ("I;16", "RGBa", "La", "PA", "LA") else base.convert(mode)
         said = f"{mode} as {kind}"
         buffer = io.BytesIO()
@@ -180,13 +186,11 @@ def change_picture(rng: random.Random, path: Path) -> str:
         picture.save(buffer, "GIF", save_all=True, append_images=[picture] * 300)
         content = buffer.getvalue()
     elif do == "name":
-        names = ["[x].png", "x\ny.png", "é" * 100 + ".png", " .png", "-x.png", "\x1b[31m.png", "%s.PNG", "x.JPEG", ".hidden.png"]
-        new = rng.choice(names)
+        new = rng.choice(v.PICTURE_NAMES)
         path.rename(path.with_name(new))
         return f"named {new!a}"
     else:
-        content = rng.choice([b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4", b"%!PS-Adobe-3.0 EPSF\n%%BoundingBox: 0 0 9 9\nshowpage", b"BM", b"GIF89a",
-                              b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"II*\0\x08\0\0\0\xff\xff", b"P6 99999 99999 255\n", b"#define x_width 99999\n#define x_height 99999\n"])  # fmt: skip
+        content = rng.choice(v.NO_PICTURES)
     path.write_bytes(content)
     return f"{do} ({len(content)} bytes)"
 
@@ -222,23 +226,10 @@ def change_yaml(rng: random.Random, path: Path) -> str:
     return what
 
 
-OUTPUTS = {
-    "decompose": "--output-dir", "compare-rotations": "--output-dir", "cache": "--output-dir", "train-lowrank": "--results-dir",
-    "compare-lowrank": "--output-dir", "visualize": "--output-dir", "build": "--save-path", "train-adapter": "--output-dir",
-    "verify": "--save-stats", "compare-stats": "--output-dir", "norms": "--output",
-}  # fmt: skip
-PLACES = (".", "..", "checkpoints", "checkpoints/base", "checkpoints/base/model.safetensors", "checkpoints/base/config.json", "lm", "lm/x", "lm/config.json",
-          "images", "images/x", "images/000.png", "text.txt", "rows.jsonl", "adapter", "adapter/nullspace.json", "features", "features/meta.json", "svd", "svd/base",
-          "svd/base/index.json", "stats", "stats/init.json", "results", "results/Sketch", "other", "other/base", "other/ft", "other/sub/x", "link", "link-to-file",
-          "dangling", "pipe", "other/notes.txt", "[x]", "$x$", "\x1b[31m", "é", "x" * 300, "a/" * 100 + "x", "-", "~", "%41", "../../../x", "other/../other", "other/")  # fmt: skip
-PLACES_PARTS = ("checkpoints/base", "lm", "images", "text.txt", "rows.jsonl", "adapter", "features", "svd/base", "svd/rl_stage1", "svd/rl_stage2",
-                "stats/init.json", "stats/trained.json", "results/Sketch")  # fmt: skip
-
-
 def places(commands: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every command with every place for its output, and where it may then write."""
-    for name, flag in OUTPUTS.items():
-        for place in PLACES:
+    for name, flag in v.OUTPUTS.items():
+        for place in v.PLACES:
             stem = os.path.normpath(place)
             outs = {stem, os.path.splitext(stem)[0], "log", {"link": "other"}.get(place, stem)}
             yield f"{commands[name]} {flag} {place}", tuple(sorted(outs))
@@ -246,9 +237,7 @@ def places(commands: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]
 
 def make_places(rng: random.Random) -> str:
     """What other people have lying about: files under names that are ours too, links, a pipe."""
-    names = ["notes.txt", "model.safetensors", "index.json", "meta.json", "config.json", "nullspace.json", "best_model.json", "layers.csv", "metrics.json",
-             "comparison.csv", "history.json", "rank_curve.json", "compare_stats.csv", "features-00000.safetensors", "adapter_model.safetensors"]  # fmt: skip
-    chosen = [name for name in names if rng.random() < 0.5]
+    chosen = [name for name in v.TAKEN if rng.random() < 0.5]
     for folder in ("other", "other/base", "other/ft", "other/checkpoints/checkpoint-1", "other/Sketch", "other/.cache"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name in chosen:

@@ -86,7 +86,10 @@ def _write_trainings() -> None:
             raise Ended
 
     with patch.object(null.NullTracker, "log_metrics", end):
-        for words in (HALF, COMMANDS["train-lowrank"].replace("-dir results", "-dir half-results").replace("epochs 2", "epochs 5")):
+        for words in (
+            HALF,
+            COMMANDS["train-lowrank"].replace("-dir results", "-dir half-results").replace("epochs 2", "epochs 5"),
+        ):
             try:
                 run(words)
             except (Ended, AssertionError):
@@ -106,5 +109,7 @@ def _write_project(place: Path) -> None:
     (place / "src").symlink_to(ROOT / "src")
     shutil.copytree(place.parent / "checkpoints/base", place / "data/checkpoints/base")
     params = (place / "params.yaml").read_text()
-    (place / "params.yaml").write_text(params.replace("study: demo", "study: smoke").replace("threads: 2", "threads: 1"))
+    (place / "params.yaml").write_text(
+        params.replace("study: demo", "study: smoke").replace("threads: 2", "threads: 1")
+    )
     (place / ".git").mkdir()

@@ -17,7 +17,9 @@ HOME = "a/b/c/work"
 """The command's working folder in a mutant's box: `../../x` still lies within the box."""
 GOOD = ("ok", "one line")
 BAD = ("noise", "traceback", "hang", "memory", "outside", "lost", "kept damage", "crash")
-NO_MEMORY = re.compile(r"MemoryError|not enough memory|can't allocate memory|Cannot allocate memory|out of memory", re.I)
+NO_MEMORY = re.compile(
+    r"MemoryError|not enough memory|can't allocate memory|Cannot allocate memory|out of memory", re.I
+)
 REFUSALS = (1, 2, 3)
 
 
@@ -122,7 +124,9 @@ def _judge_files(ran: Ran, pristine: dict[str, str], after: dict[str, str]) -> J
             continue
         if new is not None and new == pristine.get(name):
             continue  # what was damaged is whole again
-        return Judgement("lost", f"{_shape(name)} {'gone' if new is None else 'changed'} {ran.at}", f"{name}: {ran.stderr}")
+        return Judgement(
+            "lost", f"{_shape(name)} {'gone' if new is None else 'changed'} {ran.at}", f"{name}: {ran.stderr}"
+        )
     if done and ran.run.same:
         for name in sorted(pristine):
             of_result = name[-4:] != ".png" and any(_within(name, out) for out in ran.run.same)

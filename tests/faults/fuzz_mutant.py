@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.faults.fuzz_judge import HOME, inside, snapshot
+from tests.faults.fuzz_judge import HOME, inside
 from tests.faults.fuzz_targets import Run, Target
 
 CPU_SECONDS = 20

@@ -1,4 +1,5 @@
 """What is damaged, and the commands that are then run on it."""
+# ruff: noqa: E501
 
 import random
 import shutil
@@ -89,7 +90,8 @@ def _anew(command: str, flag: str, place: str = "anew", weight: float = 1.0, als
 def _targets() -> list[Target]:
     from tests.faults import fuzz_data as d
     from tests.faults import fuzz_models as w
-    from tests.faults import mutators as m
+    from tests.faults import fuzz_mutators as m
+    from tests.faults import fuzz_values as v
     from tests.faults.fuzz_inputs import HALF
     from tests.faults.workshop import COMMANDS, QUICK
 
@@ -99,7 +101,11 @@ def _targets() -> list[Target]:
     build_anew, cache_anew = _anew(c["build"], "--save-path"), _anew(c["cache"], "--output-dir")
     verify_anew = _anew(c["verify"], "--save-stats", "anew/s.json")
     train_anew = _anew(c["train-adapter"], "--output-dir")
-    norms, build, verify = Run(c["norms"], ("norms", "norms.json")), Run(c["build"], ("adapter",)), Run(c["verify"], ("stats",))
+    norms, build, verify = (
+        Run(c["norms"], ("norms", "norms.json")),
+        Run(c["build"], ("adapter",)),
+        Run(c["verify"], ("stats",)),
+    )
 
     def of(run: Run, flag: str, value: str, weight: float = 1.0) -> Run:
         """The same command on another input."""
@@ -118,7 +124,10 @@ def _targets() -> list[Target]:
         given = [(build_anew, "--calib-dataset", name, mutator) for name, mutator in texts.items()]
         given += [(verify_anew, "--calib-dataset", name, mutator) for name, mutator in texts.items()]
         given += [(train_anew, "--data", "rows.jsonl", change), (train_anew, "--data", "rows.json", whole)] * 2
-        given += [(cache_anew, "--images", "images.jsonl", change), (cache_anew, "--images", "grounding/x.parquet", table)] * 2
+        given += [
+            (cache_anew, "--images", "images.jsonl", change),
+            (cache_anew, "--images", "grounding/x.parquet", table),
+        ] * 2
         return tuple(
             Run(f"{run.words} {flag} {name}", run.outs, damage=m.in_files((1, name, mutator)))
             for run, flag, name, mutator in given
@@ -268,7 +277,7 @@ def _targets() -> list[Target]:
             m.in_files((3, "project/params.yaml", d.change_yaml), (3, "project/pipelines/studies/smoke.yaml", d.change_yaml),
                        (1, "project/dvc.yaml", d.change_yaml), (1, "project/*.yaml", m.any_bytes)),
         ),
-        Target("places", d.PLACES_PARTS, tuple(Run(words, outs, adds_only=True) for words, outs in d.places(c)), d.make_places),
+        Target("places", v.PLACES_PARTS, tuple(Run(words, outs, adds_only=True) for words, outs in d.places(c)), d.make_places),
     ]  # fmt: skip
 
 

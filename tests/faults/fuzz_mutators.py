@@ -14,32 +14,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tests.faults import fuzz_values as v
 
 Mutator = Callable[[random.Random, Path], str]
-
-AWAY = "@AWAY@"
-"""In a name: a folder outside of the command's own, where nothing may ever appear."""
-DEEP, LONG_INTEGER = "@DEEP@", "@INTEGER@"
-"""In JSON: nested 100,000 deep; an integer of more digits than Python converts."""
-STRINGS = [
-    "", " ", ".", "..", "/", "a/b", "../x", "../../../x", f"{AWAY}/x", "a\\b", "a\0b", "\ud800", "\x1b[31mred", "\r\n", "\n",
-    "[/x]", "[bold]", "[", r"$\frac{$", "%s%n", "{0.__class__}", "x" * 300, "é" * 200, "\u202ereversed", "e\u0301", "CON",
-    "-x", "--help", "~", "*", "NaN", "1e999", "null", "\ufeff", "𝔘", "model.safetensors", "/dev/zero", "/etc/passwd",
-]  # fmt: skip
-NUMBERS: list[Any] = [
-    0, -1, 1, 2, 3, 7, 255, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**9, 10**30, -(2**63), 0.5, -0.0, 1.0, 1e-320, 1e308,
-    float("nan"), float("inf"), -float("inf"), LONG_INTEGER,
-]  # fmt: skip
 
 
 def any_value(rng: random.Random) -> Any:
     """Any JSON value, the odd ones as likely as the plain ones."""
     kind = rng.randrange(8)
     if kind < 2:
-        return rng.choice(NUMBERS)
+        return rng.choice(v.NUMBERS)
     if kind < 4:
-        return rng.choice(STRINGS)
-    return rng.choice([None, True, False, [], {}, [0], [None], ["a"], [[]], {"": 0}, {"a": {"b": [1]}}, DEEP, [1] * 5000])
+        return rng.choice(v.STRINGS)
+    return rng.choice(v.OTHERS)
 
 
 def near_value(rng: random.Random, old: Any) -> Any:
@@ -47,12 +34,14 @@ def near_value(rng: random.Random, old: Any) -> Any:
     if isinstance(old, bool) or old is None:
         return rng.choice([not old, 0, 1, str(old).lower()])
     if isinstance(old, int | float):
-        return rng.choice([old + 1, old - 1, -old, old * 2, old * 1000, old * 10**9, old / 2, float(old), str(old), [old]])
+        numbers = [old + 1, old - 1, -old, old * 2, old * 1000, old * 10**9, old / 2, float(old)]
+        return rng.choice([*numbers, str(old), [old]])
     if isinstance(old, str):
-        odd = rng.choice(STRINGS)
+        odd = rng.choice(v.STRINGS)
         return rng.choice([old + odd, odd + old, old[:-1], old.upper(), old * 2, [old], {"a": old}, old.encode().hex()])
     if isinstance(old, list):
-        return rng.choice([old[:-1], old[1:], old * 2, old[::-1], old + [any_value(rng)], {str(i): v for i, v in enumerate(old)}])
+        numbered = {str(i): entry for i, entry in enumerate(old)}
+        return rng.choice([old[:-1], old[1:], old * 2, old[::-1], old + [any_value(rng)], numbered])
     return rng.choice([list(old), list(old.values()), list(old.items()), str(old)[:200]])
 
 
@@ -84,7 +73,7 @@ def change_value(rng: random.Random, value: Any) -> str:
         holder[str(new)] = holder.pop(key)
         return f"{path} renamed to {str(new)[:40]!a}"
     if do == "add" and isinstance(holder, dict):
-        new = rng.choice(STRINGS)
+        new = rng.choice(v.STRINGS)
         holder[new] = any_value(rng)
         return f"a key {new[:40]!a} beside {path}"
     if do == "borrow":
@@ -98,8 +87,8 @@ def change_value(rng: random.Random, value: Any) -> str:
 def dump(value: Any) -> str:
     """JSON, and what JSON cannot be made to say."""
     deep = "[" * 100_000 + "]" * 100_000
-    text = json.dumps(value).replace(f'"{DEEP}"', deep).replace(f'"{LONG_INTEGER}"', "9" * 5000)
-    return text.replace(AWAY, os.environ.get("FUZZ_AWAY", AWAY))
+    text = json.dumps(value).replace(f'"{v.DEEP}"', deep).replace(f'"{v.LONG_INTEGER}"', "9" * 5000)
+    return text.replace(v.AWAY, os.environ.get("FUZZ_AWAY", v.AWAY))
 
 
 def change_json(rng: random.Random, path: Path) -> str:
@@ -160,8 +149,7 @@ def change_bytes(rng: random.Random, path: Path) -> str:
 
 def change_kind(rng: random.Random, path: Path) -> str:
     """Something else under the name of a file."""
-    do = rng.choice(["gone", "empty", "a folder", "a pipe", "/dev/zero", "/dev/null", "a dangling link", "a link to itself",
-                     "a git-LFS pointer", "a link to a good file", "unreadable"])  # fmt: skip
+    do = rng.choice(v.KINDS)
     if do == "unreadable":
         path.chmod(0)  # root reads on
         return do
@@ -188,9 +176,6 @@ def change_kind(rng: random.Random, path: Path) -> str:
     return do
 
 
-DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "U8", "BOOL", "F4", "C64", "f32", ""]
-
-
 def change_header(rng: random.Random, path: Path) -> str:
     """A safetensors header that says something else of the same bytes."""
     raw = path.read_bytes()
@@ -201,31 +186,31 @@ def change_header(rng: random.Random, path: Path) -> str:
     size = len(data)
     do = rng.randrange(10)
     if do == 0:
-        entry["dtype"] = rng.choice(DTYPES)
+        entry["dtype"] = rng.choice(v.DTYPES)
         said = f"{name}: dtype {entry['dtype']!r}"
     elif do == 1:
         shape = entry["shape"]
-        options = [shape[::-1], [*shape, 1], shape[:-1], [], [0, *shape], [-n for n in shape], [n * 1.0 for n in shape],
-                   [2**62, 2**62], [2**40] * 3, [1] * 70, [shape], None, [str(n) for n in shape], [True, *shape[1:]]]  # fmt: skip
-        entry["shape"] = rng.choice(options)
+        changed = [shape[::-1], [*shape, 1], shape[:-1], [0, *shape], [-n for n in shape], [True, *shape[1:]], [shape]]
+        typed = [[n * 1.0 for n in shape], [str(n) for n in shape], None, [], [2**62, 2**62], [2**40] * 3, [1] * 70]
+        entry["shape"] = rng.choice(changed + typed)
         said = f"{name}: shape {str(entry['shape'])[:60]}"
     elif do == 2:
         first, last = entry["data_offsets"]
-        entry["data_offsets"] = rng.choice(
-            [[last, first], [first, first], [first + 4, last + 4], [first - 4, last - 4], [-4, last - first - 4], [first],
-             [size, size + last - first], [first, 2**63], [first, 2**64], [first * 1.0, last], [str(first), last], None,
-             [first, last, last], [0, size], [first, last - 1], [None, last]]  # fmt: skip
-        )
+        moved = [[last, first], [first, first], [first + 4, last + 4], [first - 4, last - 4], [-4, last - first - 4]]
+        beyond = [[size, size + last - first], [first, 2**63], [first, 2**64], [0, size], [first, last - 1]]
+        typed = [[first * 1.0, last], [str(first), last], None, [first, last, last], [first], [None, last]]
+        entry["data_offsets"] = rng.choice(moved + beyond + typed)
         said = f"{name}: offsets {entry['data_offsets']}"
     elif do == 3:
         other = rng.choice([key for key in header if key != "__metadata__"] or [name])
         entry["data_offsets"] = header[other]["data_offsets"]
         said = f"{name} lies on {other}"
     elif do == 4:
-        header["__metadata__"] = rng.choice([any_value(rng), {"format": any_value(rng)}, {rng.choice(STRINGS): "x" * 10**6}])
+        metadata = [any_value(rng), {"format": any_value(rng)}, {rng.choice(v.STRINGS): "x" * 10**6}]
+        header["__metadata__"] = rng.choice(metadata)
         said = f"metadata {str(header['__metadata__'])[:60]!a}"
     elif do == 5:
-        header = {**header, rng.choice(STRINGS): any_value(rng)}
+        header = {**header, rng.choice(v.STRINGS): any_value(rng)}
         said = "an entry that is none"
     elif do == 6:
         data = data + bytes(rng.choice([1, 64])) if rng.random() < 0.5 else data[: -rng.choice([1, 64])]
@@ -266,15 +251,11 @@ def read_metadata(path: Path) -> dict[str, str]:
 def changed_tensor(rng: random.Random, tensor: torch.Tensor) -> tuple[str, torch.Tensor | None]:
     """What was done to a tensor, and what came of it; None where it was taken out."""
     numbers = tensor.clone()
-    do = rng.choice(["gone", "renamed", "NaN", "infinity", "zeros", "huge", "tiny", "turned", "flat", "shorter", "longer",
-                     "scalar", "empty", "one axis more", "float64", "float16", "bfloat16", "int8", "int64", "bool", "float8",
-                     "constant", "moved"])  # fmt: skip
-    kinds = {"float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8,
-             "int64": torch.int64, "bool": torch.bool, "float8": torch.float8_e4m3fn}  # fmt: skip
+    do = rng.choice(v.TENSOR_CHANGES)
     if do == "gone":
         return do, None
-    if do in kinds:
-        return do, numbers.to(kinds[do])
+    if do in v.TENSOR_TYPES:
+        return do, numbers.to(getattr(torch, do))
     if do in ("NaN", "infinity") and numbers.is_floating_point() and numbers.numel():
         numbers.view(-1)[rng.randrange(numbers.numel())] = torch.nan if do == "NaN" else torch.inf
     made = {
