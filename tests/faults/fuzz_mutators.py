@@ -3,6 +3,7 @@
 The working directory is that of a command; a mutator is given a random generator and a path below it.
 """
 
+import copy
 import json
 import os
 import random
@@ -26,7 +27,7 @@ def any_value(rng: random.Random) -> Any:
         return rng.choice(v.NUMBERS)
     if kind < 4:
         return rng.choice(v.STRINGS)
-    return rng.choice(v.OTHERS)
+    return copy.deepcopy(rng.choice(v.OTHERS))
 
 
 def near_value(rng: random.Random, old: Any) -> Any:
@@ -289,6 +290,10 @@ any_safetensors = one_of((5, change_header), (3, change_tensors), (1.5, change_b
 any_bytes = one_of((4, change_bytes), (1, change_kind))
 
 
+UNDOABLE = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, OSError, StopIteration)
+"""What a mutator raises when the thing that it drew cannot be done to the value at hand."""
+
+
 def in_files(*choices: tuple[float, str, Mutator]) -> Callable[[random.Random], str]:
     """Damages one file of those that a pattern finds; the patterns are drawn by weight."""
 
@@ -299,7 +304,17 @@ def in_files(*choices: tuple[float, str, Mutator]) -> Callable[[random.Random], 
             path = rng.choice(sorted(Path().glob(pattern)))
             try:
                 return f"{path}: {mutator(rng, path)}"
-            except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError, AttributeError, OSError):
+            except (
+                ValueError,
+                TypeError,
+                KeyError,
+                IndexError,
+                OverflowError,
+                RuntimeError,
+                AttributeError,
+                OSError,
+                StopIteration,
+            ):
                 continue  # what was drawn cannot be done to this value
         return "nothing"
 
