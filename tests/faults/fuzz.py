@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,9 +33,10 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)  # no other thread may exist when a mutant is forked
 
+from tests.faults.fuzz_inputs import build_template  # noqa: E402
 from tests.faults.fuzz_judge import BAD, GOOD, Judgement, Ran, judge, snapshot  # noqa: E402
 from tests.faults.fuzz_mutant import Mutant, start  # noqa: E402
-from tests.faults.fuzz_targets import TARGETS, build_template, copy_parts  # noqa: E402
+from tests.faults.fuzz_targets import TARGETS, copy_parts  # noqa: E402
 
 STILL = 6.0
 """Seconds without any work after which a process is taken to wait for ever."""
@@ -52,13 +54,12 @@ class Tally:
 
 def main() -> int:
     given = parse()
-    names = given.target or list(TARGETS)
+    names = [given.only.partition(":")[0]] if given.only else given.target or list(TARGETS)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         place = Path(folder).resolve()
-        prepare(place)
+        prepare(place, {part for name in names for part in TARGETS[name].parts})
         if given.only:
-            name, _, index = given.only.partition(":")
-            tally = run_target(place, name, [int(index)], given.seed, verbose=True)
+            tally = run_target(place, names[0], [int(given.only.partition(":")[2])], given.seed, verbose=True)
             return bool(tally.bad)
         tallies = []
         for name in names:
@@ -81,8 +82,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(place: Path) -> None:
-    """Builds the template in a process of its own, and imports what that process came to import.
+def prepare(place: Path, parts: Collection[str]) -> None:
+    """Builds the template of `parts` in a process of its own, and imports what that process came to import.
 
     Nothing is computed here: a thread that a library starts would be missing in the forked mutants.
     """
@@ -100,7 +101,7 @@ def prepare(place: Path) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         try:
-            build_template(place / "template")
+            build_template(place / "template", parts)
             (place / "modules.json").write_text(json.dumps(sorted(sys.modules)))
             code = 0
         except BaseException:
@@ -115,7 +116,7 @@ def prepare(place: Path) -> None:
                 importlib.import_module(name)
 
 
-def run_target(place: Path, name: str, indices: Any, seed: int, *, verbose: bool = False) -> Tally:
+def run_target(place: Path, name: str, indices: Iterable[int], seed: int, *, verbose: bool = False) -> Tally:
     """Runs the mutants of one target, two at a time."""
     target, tally, begun = TARGETS[name], Tally(name), time.monotonic()
     part = place / f"part-{name}"

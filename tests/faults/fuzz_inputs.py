@@ -2,8 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,14 +12,14 @@ from unittest.mock import patch
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tests.faults.workshop import COMMANDS, QUICK, run
+from tests.faults.workshop import COMMANDS, QUICK, run, write_inputs
 from tests.tiny import write_tiny_qwen_vl
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight",
          "model.layers.1.input_layernorm.weight", "lm_head.weight")  # fmt: skip
-HALF = COMMANDS["train-adapter"].replace("trained", "half").replace("--max-steps 2", "--max-steps 4 --save-steps 1")
-ARCHS = ("Sketch", "AdaLoRA")
+HALF_ADAPTER = COMMANDS["train-adapter"].replace("trained", "half").replace("steps 2", "steps 4 --save-steps 1")
+HALF_NETWORK = COMMANDS["train-lowrank"].replace("-dir results", "-dir half-results").replace("epochs 2", "epochs 5")
 DOCUMENTS = [f"{'abcdefgh'[i % 8] * 9} {i % 9}plus" for i in range(60)]
 
 
@@ -26,18 +27,59 @@ class Ended(BaseException):
     """Stands for a kill."""
 
 
-def write_more(place: Path) -> None:
-    """Everything that the workshop does not have; the working directory is `place`."""
+RESULTS = {
+    "svd/out": ("decompose",),
+    "rotations": ("compare-rotations",),
+    "cached": ("cache",),
+    "results": ("train-lowrank", "train-adalora", "compare-lowrank", "visualize"),
+    "half-results": ("half-lowrank",),
+    "adapter": ("build",),
+    "adapter-v1": ("build-v1",),
+    "trained": ("build", "train-adapter"),
+    "half": ("build", "half-adapter"),
+    "stats/measured.json": ("build", "verify"),
+    "stats/compared": ("compare-stats",),
+    "norms": ("norms",),
+    "names-out": ("decompose-names",),
+}
+"""What lies in the template as an earlier result, and the commands that make it."""
+IN_ORDER = {
+    "train-adalora": COMMANDS["train-lowrank"].replace("Sketch", "AdaLoRA"),
+    **COMMANDS,
+    "half-lowrank": HALF_NETWORK,
+    "build-v1": f"{COMMANDS['build']} --save-path adapter-v1 --method lora_null_v1",
+    "half-adapter": HALF_ADAPTER,
+    "decompose-names": f"rotation decompose --model-id names/a --output-dir names-out {QUICK}",
+}
+
+
+def build_template(place: Path, parts: Collection[str]) -> None:
+    """A folder in which every command has run well whose result is among `parts`; it is the working directory then."""
+    place.mkdir()
+    os.chdir(place)
+    write_inputs(place)
+    _write_names(place)
+    _write_checkpoints(place)
+    _write_texts(place)
+    wanted = {name for part in parts for name in RESULTS.get(part, ())}
+    for name, words in IN_ORDER.items():
+        if name in wanted:
+            _run_to_its_third_step(words) if name.startswith("half-") else _run_well(words)
+    shutil.rmtree("log", ignore_errors=True)
+    if "project" in parts:
+        _write_project(place / "project")
+
+
+def _run_well(words: str) -> None:
+    assert run(words) == 0, words
+
+
+def _write_names(place: Path) -> None:
     for number, name in enumerate("abc"):
         (place / "names" / name).mkdir(parents=True)
         generator = torch.Generator().manual_seed(number)
         tensors = {key: torch.randn((8, 6) if "norm" not in key else (6,), generator=generator) for key in NAMES}
         save_file(tensors, place / "names" / name / "model.safetensors", {"format": "pt"})
-    assert run(f"rotation decompose --model-id names/a --output-dir names-out {QUICK}") == 0
-    _write_checkpoints(place)
-    _write_texts(place)
-    _write_trainings()
-    _write_project(place / "project")
 
 
 def _write_checkpoints(place: Path) -> None:
@@ -78,7 +120,7 @@ def _write_texts(place: Path) -> None:
     ).to_parquet(place / "grounding/x.parquet")
 
 
-def _write_trainings() -> None:
+def _run_to_its_third_step(words: str) -> None:
     from subspacelab.tracking import null
 
     def end(self: Any, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -86,19 +128,11 @@ def _write_trainings() -> None:
             raise Ended
 
     with patch.object(null.NullTracker, "log_metrics", end):
-        for words in (
-            HALF,
-            COMMANDS["train-lowrank"].replace("-dir results", "-dir half-results").replace("epochs 2", "epochs 5"),
-        ):
-            try:
-                run(words)
-            except Ended:
-                continue
-            raise AssertionError(f"not cut short: {words}")
-    assert run(COMMANDS["train-lowrank"].replace("Sketch", "AdaLoRA")) == 0
-    assert run(COMMANDS["compare-lowrank"]) == 0
-    assert run(f"{COMMANDS['build']} --save-path adapter-v1 --method lora_null_v1") == 0
-    shutil.rmtree("log", ignore_errors=True)
+        try:
+            run(words)
+        except Ended:
+            return
+    raise AssertionError(f"not cut short: {words}")
 
 
 def _write_project(place: Path) -> None:

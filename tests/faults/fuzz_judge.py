@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tests.faults.fuzz_targets import Run, Target
+from tests.faults.fuzz_targets import MANIFEST, Run, Target
 
 HOME = "a/b/c/work"
 """The command's working folder in a mutant's box: `../../x` still lies within the box."""
@@ -115,7 +115,7 @@ def _judge_files(ran: Ran, pristine: dict[str, str], after: dict[str, str]) -> J
     done = ran.code in (0, 3)
     for name in sorted(ran.before.keys() | after.keys()):
         old, new = ran.before.get(name), after.get(name)
-        ours = any(_within(name, out) or _within(out, name) for out in ran.run.outs)
+        ours = any(_within(name, out) or _within(out, name) or name == _manifest(out) for out in ran.run.outs)
         if old is None and not ours:
             return Judgement("outside", f"{_shape(name)} {ran.at}", name)
         if old is None and not done and ".partial" in name and ran.code in REFUSALS:
@@ -137,6 +137,10 @@ def _judge_files(ran: Ran, pristine: dict[str, str], after: dict[str, str]) -> J
 
 def _within(name: str, folder: str) -> bool:
     return folder == "." or name == folder or name.startswith(f"{folder}/")
+
+
+def _manifest(out: str) -> str:
+    return Path(out).with_name(MANIFEST).as_posix() if Path(out).name else MANIFEST
 
 
 def _shape(text: str) -> str:

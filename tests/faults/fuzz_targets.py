@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+MANIFEST = ".subspacelab.json"
+"""In a folder of loose reports: what our commands wrote there."""
+
 Damage = Callable[[random.Random], str]
 
 
@@ -46,22 +49,10 @@ def copy_parts(template: Path, place: Path, target: Target) -> None:
     for part in target.parts:
         (place / part).parent.mkdir(parents=True, exist_ok=True)
         source = template / part
-        shutil.copytree(source, place / part) if source.is_dir() else shutil.copy(source, place / part)
-
-
-def build_template(place: Path) -> None:
-    """A folder in which every command has run well."""
-    import os
-
-    from tests.faults import fuzz_inputs, workshop
-
-    place.mkdir()
-    workshop.write_inputs(place)
-    os.chdir(place)
-    for name in workshop.ROOMS:
-        assert workshop.run(workshop.COMMANDS[name]) == 0, name
-    shutil.rmtree("log")
-    fuzz_inputs.write_more(place)
+        if source.is_dir():
+            shutil.copytree(source, place / part)
+        elif source.exists() or part != MANIFEST:
+            shutil.copy(source, place / part)
 
 
 def _run_stage(words: str) -> None:
@@ -92,7 +83,7 @@ def _targets() -> list[Target]:
     from tests.faults import fuzz_models as w
     from tests.faults import fuzz_mutators as m
     from tests.faults import fuzz_values as v
-    from tests.faults.fuzz_inputs import HALF
+    from tests.faults.fuzz_inputs import HALF_ADAPTER, HALF_NETWORK
     from tests.faults.workshop import COMMANDS, QUICK
 
     c = COMMANDS
@@ -139,7 +130,7 @@ def _targets() -> list[Target]:
     return [
         Target(
             "safetensors",
-            ("checkpoints/base", "lm", "adapter", "text.txt", "images", "svd/out", "norms.json", "norms"),
+            ("checkpoints/base", "lm", "adapter", "text.txt", "images", "svd/out", "norms.json", "norms", MANIFEST),
             (decompose, decompose_anew, norms, norms_anew, build, build_anew, verify_anew, cache_anew),
             m.in_files((3, "checkpoints/base/*.safetensors", m.any_safetensors), (2, "lm/*.safetensors", m.any_safetensors)),
         ),
@@ -194,7 +185,7 @@ def _targets() -> list[Target]:
         ),
         Target(
             "factors",
-            ("checkpoints/base", "svd", "rotations"),
+            ("checkpoints/base", "svd/base", "svd/rl_stage1", "svd/rl_stage2", "svd/out", "rotations"),
             (
                 Run(c["compare-rotations"], ("rotations",)),
                 _anew(c["compare-rotations"], "--output-dir", weight=2),
@@ -226,7 +217,7 @@ def _targets() -> list[Target]:
             (
                 Run(f"{train} --resume", results, weight=2), Run(train, results),
                 Run(train.replace("Sketch", "AdaLoRA") + " --resume", results), Run(c["compare-lowrank"], ("results/comparison",), weight=2),
-                Run(train.replace("-dir results", "-dir half-results").replace("epochs 2", "epochs 5"), ("half-results/Sketch", "log"), weight=2),
+                Run(HALF_NETWORK, ("half-results/Sketch", "log"), weight=2),
                 Run(c["visualize"], ("results/pictures",), weight=0.5),
             ),
             m.in_files(
@@ -236,9 +227,9 @@ def _targets() -> list[Target]:
         ),
         Target(
             "adapter",
-            ("lm", "adapter", "adapter-v1", "trained", "half", "text.txt", "rows.jsonl", "stats"),
+            ("lm", "adapter", "adapter-v1", "trained", "half", "text.txt", "rows.jsonl", "stats/measured.json"),
             (
-                train_anew, Run(c["train-adapter"], ("trained",), same=("trained",)), Run(HALF, ("half",), weight=2), verify, verify_anew,
+                train_anew, Run(c["train-adapter"], ("trained",), same=("trained",)), Run(HALF_ADAPTER, ("half",), weight=2), verify, verify_anew,
                 of(verify_anew, "--trained-model-path", "trained/ft"), of(verify_anew, "--trained-model-path", "adapter-v1"),
                 of(train_anew, "--adapter", "adapter-v1"),
             ),
@@ -263,7 +254,7 @@ def _targets() -> list[Target]:
         ),
         Target(
             "stats",
-            ("stats",),
+            ("stats/init.json", "stats/trained.json", "stats/compared"),
             (Run(c["compare-stats"], ("stats/compared",)), _anew(c["compare-stats"], "--output-dir")),
             m.in_files((1, "stats/init.json", m.any_json), (1, "stats/trained.json", m.any_json)),
         ),

@@ -117,7 +117,7 @@ def test_every_run_has_what_it_needs() -> None:
 
 @pytest.mark.slow
 def test_a_few_mutants_of_cheap_targets_are_harmless() -> None:
-    line = [sys.executable, str(ROOT / "tests/faults/fuzz.py"), "--mutants", "20", "--target", "stats", "index"]
+    line = [sys.executable, str(ROOT / "tests/faults/fuzz.py"), "--mutants", "8", "--target", "stats", "safetensors"]
     done = subprocess.run(line, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| stats | " in done.stdout
