@@ -34,9 +34,9 @@ import torch  # noqa: E402
 torch.set_num_threads(1)  # no other thread may exist when a mutant is forked
 
 from tests.faults.fuzz_inputs import build_template  # noqa: E402
-from tests.faults.fuzz_judge import BAD, GOOD, Judgement, Ran, judge, snapshot  # noqa: E402
+from tests.faults.fuzz_judge import BAD, GOOD, HOME, Judgement, Ran, judge, snapshot  # noqa: E402
 from tests.faults.fuzz_mutant import Mutant, start  # noqa: E402
-from tests.faults.fuzz_targets import TARGETS, copy_parts  # noqa: E402
+from tests.faults.fuzz_targets import TARGETS, Target, copy_parts  # noqa: E402
 
 STILL = 6.0
 """Seconds without any work after which a process is taken to wait for ever."""
@@ -52,18 +52,38 @@ class Tally:
     seconds: float = 0.0
 
 
+class Slot:
+    """Where one mutant at a time runs: always in the same folder, in which its template was built too.
+
+    Some results name the folder of their inputs, and must find it where it was.
+    """
+
+    def __init__(self, place: Path, number: int) -> None:
+        self.folder, self.template, self.part, self.log, self.modules = (
+            place / f"{kind}-{number}" for kind in ("slot", "template", "part", "log", "modules")
+        )
+        self.pristine: dict[str, str] = {}
+
+    def take(self, target: Target) -> None:
+        """Makes ready for the mutants of a target."""
+        shutil.rmtree(self.part, ignore_errors=True)
+        copy_parts(self.template, self.part, target)
+        self.pristine = snapshot(self.part)
+
+
 def main() -> int:
     given = parse()
     names = [given.only.partition(":")[0]] if given.only else given.target or list(TARGETS)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         place = Path(folder).resolve()
-        prepare(place, {part for name in names for part in TARGETS[name].parts})
+        slots = [Slot(place, number) for number in range(1 if given.only else os.cpu_count() or 1)]
+        prepare(place, slots, {part for name in names for part in TARGETS[name].parts})
         if given.only:
-            tally = run_target(place, names[0], [int(given.only.partition(":")[2])], given.seed, verbose=True)
+            tally = run_target(slots, names[0], [int(given.only.partition(":")[2])], given.seed, verbose=True)
             return bool(tally.bad)
         tallies = []
         for name in names:
-            tallies.append(run_target(place, name, range(given.mutants), given.seed, verbose=given.verbose))
+            tallies.append(run_target(slots, name, range(given.mutants), given.seed, verbose=given.verbose))
             show_kinds(tallies[-1])
     print(table(tallies))
     if given.out:
@@ -82,8 +102,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(place: Path, parts: Collection[str]) -> None:
-    """Builds the template of `parts` in a process of its own, and imports what that process came to import.
+def prepare(place: Path, slots: list[Slot], parts: Collection[str]) -> None:
+    """Builds the templates of `parts` in processes of their own, and imports what those came to import.
 
     Nothing is computed here: a thread that a library starts would be missing in the forked mutants.
     """
@@ -94,61 +114,66 @@ def prepare(place: Path, parts: Collection[str]) -> None:
     for module in pkgutil.walk_packages(subspacelab.__path__, "subspacelab."):
         if "mlflow" not in module.name and "served" not in module.name and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        log = os.open(place / "template.log", os.O_WRONLY | os.O_CREAT)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        try:
-            build_template(place / "template", parts)
-            (place / "modules.json").write_text(json.dumps(sorted(sys.modules)))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(code)
-    if os.waitpid(pid, 0)[1]:
-        raise SystemExit(f"the template could not be built:\n{(place / 'template.log').read_text()[-3000:]}")
-    for name in json.loads((place / "modules.json").read_text()):
+    builders = {_start_builder(slot, parts): slot for slot in slots}
+    failed = [slot for pid, slot in builders.items() if os.waitpid(pid, 0)[1]]
+    if failed:
+        raise SystemExit(f"the template could not be built:\n{failed[0].log.read_text()[-3000:]}")
+    for name in json.loads(slots[0].modules.read_text()):
         if name not in sys.modules and not name.startswith(("__", "six.moves")):
             with suppress(Exception):
                 importlib.import_module(name)
 
 
-def run_target(place: Path, name: str, indices: Iterable[int], seed: int, *, verbose: bool = False) -> Tally:
-    """Runs the mutants of one target, two at a time."""
+def _start_builder(slot: Slot, parts: Collection[str]) -> int:
+    """A process that builds the template of a slot; in the end it says what it had to import."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    log = os.open(slot.log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        home = slot.folder / "box" / HOME
+        build_template(home, parts)
+        shutil.move(home, slot.template)
+        shutil.rmtree(slot.folder)
+        slot.modules.write_text(json.dumps(sorted(sys.modules)))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_target(slots: list[Slot], name: str, indices: Iterable[int], seed: int, *, verbose: bool = False) -> Tally:
+    """Runs the mutants of one target, one in each slot at a time."""
     target, tally, begun = TARGETS[name], Tally(name), time.monotonic()
-    part = place / f"part-{name}"
-    copy_parts(place / "template", part, target)
-    pristine = snapshot(part)
-    running: dict[int, Mutant] = {}
-    waiting = iter(indices)
-    done = False
-    while running or not done:
-        while not done and len(running) < (os.cpu_count() or 1):
-            index = next(waiting, None)
-            done = index is None
-            if index is not None:
-                mutant = start(place / f"mutant-{index}", part, target, seed, index)
-                running[mutant.pid] = mutant
+    for slot in slots:
+        slot.take(target)
+    free, running, waiting = list(slots), dict[int, tuple[Mutant, Slot]](), list(indices)[::-1]
+    while running or waiting:
+        while free and waiting:
+            slot = free.pop()
+            mutant = start(slot.folder, slot.part, target, seed, waiting.pop())
+            running[mutant.pid] = mutant, slot
         pid, status, usage = os.wait4(-1, os.WNOHANG)
         if pid in running:
-            mutant = running.pop(pid)
+            mutant, slot = running.pop(pid)
             ran = Ran.read(mutant.folder, target, status, usage, hung=mutant.hung)
-            finish(tally, judge(mutant.folder, pristine, ran), ran, mutant, seed, verbose)
+            finish(tally, judge(mutant.folder, slot.pristine, ran), ran, mutant, seed, verbose)
+            free.append(slot)
         else:
-            look_after(running)
+            look_after(mutant for mutant, _ in running.values())
             time.sleep(0.003)
-    shutil.rmtree(part)
     tally.seconds = time.monotonic() - begun
     return tally
 
 
-def look_after(running: dict[int, Mutant]) -> None:
+def look_after(running: Iterable[Mutant]) -> None:
     """Ends the mutants that stand still; those that work too long the system ends itself."""
     now = time.monotonic()
-    for mutant in running.values():
+    for mutant in running:
         worked = mutant.cpu_ticks()
         if worked != mutant.worked:
             mutant.worked, mutant.since = worked, now

@@ -55,7 +55,7 @@ IN_ORDER = {
 
 def build_template(place: Path, parts: Collection[str]) -> None:
     """A folder in which every command has run well whose result is among `parts`; it is the working directory then."""
-    place.mkdir()
+    place.mkdir(parents=True)
     os.chdir(place)
     write_inputs(place)
     _write_names(place)
