@@ -263,12 +263,12 @@ def _targets() -> list[Target]:
             ("project",),
             tuple(
                 Run(words, ("project/data/corpus", "project/data/scenes", "project/data/svd", "project/.cache", "project/reports/norms"), door=_run_stage, weight=weight)
-                for words, weight in (("corpus", 2), ("decompose base", 1), ("analyze_norms base", 0.5), ("scenes", 0.5))
+                for words, weight in (("corpus", 2), ("decompose base", 1), ("analyze_norms base", 0.5), ("scenes", 0.2))
             ),
             m.in_files((3, "project/params.yaml", d.change_yaml), (3, "project/pipelines/studies/smoke.yaml", d.change_yaml),
                        (1, "project/dvc.yaml", d.change_yaml), (1, "project/*.yaml", m.any_bytes)),
         ),
-        Target("places", v.PLACES_PARTS, tuple(Run(words, outs, adds_only=True) for words, outs in d.places(c)), d.make_places),
+        Target("places", v.PLACES_PARTS, tuple(Run(words, outs, adds_only=True) for words, outs in d.places(c)), d.make_places, draws=True),
     ]  # fmt: skip
 
 
