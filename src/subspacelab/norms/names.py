@@ -49,11 +49,6 @@ def parse_norm(name: str, num_dims: int) -> NormName | None:
     return NormName(layer, f"{layer}.{SCALES[leaf]}", block, kind)
 
 
-def printable(text: str) -> str:
-    """`text` with its control and escape characters written out: nothing in a name moves a cursor or ends a line."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def split_block(name: str) -> tuple[int | None, str]:
     """The index of the block that a name lies in, None outside the blocks, and the name with `{}` in its place."""
     found = BLOCK.search(name)
