@@ -31,6 +31,11 @@ def test_json_round_trip_is_sorted_and_repeatable(tmp_path):
     assert (tmp_path / "a.json").read_bytes() == first
 
 
+def test_json_keeps_half_a_surrogate_pair(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "a \ud83d é"})
+    assert read_json(tmp_path / "a.json") == {"name": "a \ud83d é"}
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(RuntimeError), write_beside(tmp_path / "a") as partial:

@@ -71,10 +71,15 @@ def _put_aside(path: Path, folder: Path) -> None:
         os.replace(path, folder / "replaced")
 
 
+def real_path(path: Path) -> Path:
+    """The absolute path without links; where Path.resolve raises RuntimeError, a link to itself, that link."""
+    return Path(os.path.realpath(path))
+
+
 def _through_links(path: Path) -> Path:
     if not path.is_symlink():
         return path
-    target = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for a link to itself
+    target = real_path(path)
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return target
@@ -120,7 +125,9 @@ def is_partial(name: str) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Writes sorted, indented JSON with a final newline, so that equal values are equal bytes."""
     with write_beside(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        # What UTF-8 cannot say, half a surrogate pair, is written as JSON escapes it.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:

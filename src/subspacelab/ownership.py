@@ -15,6 +15,7 @@ from subspacelab.files import (
     is_partial,
     partial_folder,
     read_json,
+    real_path,
     remove_partials_of,
     sha256_file,
     write_beside,
@@ -27,9 +28,9 @@ MANIFEST = ".subspacelab.json"
 
 def require_apart(place: Path, inputs: Iterable[Path]) -> None:
     """ValueError if `place`, where output would go, is one of the `inputs` or lies within one of their folders."""
-    there = Path(os.path.realpath(place))
+    there = real_path(place)
     for given in inputs:
-        source = Path(os.path.realpath(given))
+        source = real_path(given)
         if there == source or source in there.parents:
             raise ValueError(f"{place}: is, or lies within, the input {given}; give another place for the output")
 
@@ -61,7 +62,7 @@ def sole_writer(place: Path) -> Iterator[None]:
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
     share too; it goes with the process, however that ends. Folders made for it go again if nothing came into them.
     """
-    place = Path(os.path.realpath(place)) if place.is_symlink() else place  # errors name it as it was typed
+    place = real_path(place) if place.is_symlink() else place  # errors name it as it was typed
     path = place.with_name(f".{place.name}.lock")
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from subspacelab.checkpoints.hub import fetch_from_hub
 from subspacelab.checkpoints.index import PREFERENCE
-from subspacelab.files import read_json, remove_partials_of, write_json
+from subspacelab.files import read_json, real_path, remove_partials_of, write_json
 from subspacelab.ownership import require_own_entries, require_same_job
 
 POINTER_NAME = "reference.json"
@@ -31,7 +31,7 @@ class Source:
 
 def local_source(path: Path, reference: str | None = None) -> Source:
     """The source of a folder or file as it lies, following nothing; ValueError if nothing can be called by its name."""
-    absolute = path.resolve() if path.name in ("", "..") else path.absolute()
+    absolute = real_path(path) if path.name in ("", "..") else path.absolute()
     name = absolute.stem if absolute.is_file() else absolute.name
     if name in ("", ".", ".."):
         raise ValueError(f"{path}: has no name of its own that outputs could take; give the checkpoint's own path")

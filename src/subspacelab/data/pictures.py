@@ -18,6 +18,7 @@ from torch import Tensor
 
 from subspacelab.data.decoding import decode_rgb, has_known_format, picture_suffixes
 from subspacelab.data.grounding import count_grounding, read_grounding
+from subspacelab.files import real_path
 
 Box = tuple[float, float, float, float]
 
@@ -174,7 +175,7 @@ def _file_beside(path: Path, name: str, where: str) -> Path:
     """The picture that a line of `path` names; ValueError if there is none, or it lies elsewhere."""
     file = path.parent / name
     try:
-        if "\0" in name or Path(name).is_absolute() or not file.resolve().is_relative_to(path.parent.resolve()):
+        if "\0" in name or Path(name).is_absolute() or not real_path(file).is_relative_to(real_path(path.parent)):
             raise ValueError(f"{where}: picture {name!r} lies outside {path.parent}; put it beside the file")
         found = file.is_file()
     except (OSError, UnicodeEncodeError):  # a name that no file can have

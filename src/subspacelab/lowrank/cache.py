@@ -26,7 +26,15 @@ from subspacelab.data.pictures import (
     square,
 )
 from subspacelab.distributed import processes
-from subspacelab.files import read_json, remove_folder, remove_partials, sha256_file, write_beside, write_json
+from subspacelab.files import (
+    read_json,
+    real_path,
+    remove_folder,
+    remove_partials,
+    sha256_file,
+    write_beside,
+    write_json,
+)
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
@@ -94,7 +102,7 @@ def cache_features(
     total = count_pictures(plan.pictures, limit=plan.limit)
     _require_pictures(plan, total)
     tower = load_vision_tower(source, device, plan.image_size)
-    output_dir = output_dir.resolve() if output_dir.is_symlink() else output_dir  # a link is written through
+    output_dir = real_path(output_dir) if output_dir.is_symlink() else output_dir  # a link is written through
     with sole_writer(output_dir) if group.is_main else nullcontext():
         if group.is_main:
             _claim(output_dir, _job_of(source, plan, tower, output_dir))
@@ -132,7 +140,7 @@ def _job_of(source: Source, plan: CachePlan, tower: VisionTower, folder: Path) -
         model=_model_name(source),
         revision=source.revision,
         weights=tower.digest,
-        pictures=plan.name or os.path.relpath(plan.pictures.resolve(), folder.resolve()),
+        pictures=plan.name or os.path.relpath(real_path(plan.pictures), real_path(folder)),
         image_size=plan.image_size,
         limit=plan.limit,
     )

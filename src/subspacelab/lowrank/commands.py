@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from subspacelab.lowrank.config import TrainLowrankConfig
+    from subspacelab.files import real_path
+from subspacelab.lowrank.config import TrainLowrankConfig
 
 app = typer.Typer(no_args_is_help=True, help="Vision features factorised as A @ B by networks, against the SVD.")
 
@@ -233,7 +234,7 @@ def _job(
     from subspacelab.lowrank.architectures import canonical_arch
 
     places = {"features": features, "results_dir": results_dir}
-    seen = {name: os.path.relpath(place.resolve(), where.resolve()) for name, place in places.items()}
+    seen = {name: os.path.relpath(real_path(place), real_path(where)) for name, place in places.items()}
     return {**seen, "arch": [canonical_arch(name) for name in archs or ()], **settings}
 
 

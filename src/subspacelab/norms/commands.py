@@ -44,7 +44,7 @@ def analyze(
     from subspacelab.checkpoints import open_reference
     from subspacelab.checkpoints.references import locate_reference
     from subspacelab.devices import choose_device
-    from subspacelab.files import write_json
+    from subspacelab.files import real_path, write_json
     from subspacelab.norms.analyze import analyze as run
     from subspacelab.norms.outcome import COMPARISON, PICTURES, draw_pictures, track_analysis, write_comparison
     from subspacelab.norms.report import print_analysis, print_comparison
@@ -71,8 +71,8 @@ def analyze(
             names.append(unique(source.name, [*names, *COMPARISON]))
         several = len(model) > 1
         drawn = [f"{name}/{picture}" for name in names for picture in PICTURES] if several else []
-        here = output.parent.resolve()  # models as they lie from there: what is moved together stays one job
-        models = [s.reference if s.revision else os.path.relpath(s.folder.resolve(), here) for s in sources]
+        here = real_path(output.parent)  # models as they lie from there: what is moved together stays one job
+        models = [s.reference if s.revision else os.path.relpath(real_path(s.folder), here) for s in sources]
         job: dict[str, Any] = {"models": models}
         job |= {"revisions": [s.revision for s in sources], "device": device, "all_norms": all_norms}
         places = reserved(output, folder, job, [*drawn, *COMPARISON] if several else PICTURES)
@@ -104,10 +104,11 @@ def reserved(output: Path, folder: Path, job: dict[str, Any], drawn: Sequence[st
 
     ValueError, before anything is written, if something else is in the way of the report or of the names `drawn`.
     """
+    from subspacelab.files import real_path
     from subspacelab.ownership import report_folder
 
     command = f"norms analyze {output.name}"
-    here, there = output.parent.resolve(), folder.resolve()
+    here, there = real_path(output.parent), real_path(folder)
     if there.is_relative_to(here):
         below = there.relative_to(here)
         names = [output.name, *(str(below / name) for name in drawn)]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from subspacelab.norms.compare import comparison_rows
 from subspacelab.errors import printable
+from subspacelab.norms.compare import comparison_rows
 from subspacelab.norms.results import Analysis, Embedding, Norm, by_group
 from subspacelab.reports.tables import print_table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from subspacelab.checkpoints import Source, write_reference
-from subspacelab.files import read_json, write_json
+from subspacelab.files import read_json, real_path, write_json
 from subspacelab.nullspace.knowledge import MEASURES, Knowledge, knowledge_table
 from subspacelab.nullspace.places import SERVED_ADAPTER, SERVED_BASE, base_of
 from subspacelab.nullspace.train import TrainedAdapter
@@ -74,7 +74,7 @@ def stage_model(folder: Path, adapter: Path, base: Source) -> None:
         for file in files:
             shutil.copyfile(file, folder / SERVED_BASE / file.name)
     elif base.revision is None:
-        write_reference(folder / SERVED_BASE, replace(base, reference=str(base.folder.resolve())))
+        write_reference(folder / SERVED_BASE, replace(base, reference=str(real_path(base.folder))))
     else:
         write_reference(folder / SERVED_BASE, base)
 

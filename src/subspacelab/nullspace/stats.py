@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from subspacelab.files import read_json, write_json
+from subspacelab.files import read_json, real_path, write_json
 from subspacelab.ownership import require_same_job
 from subspacelab.params import validate
 
@@ -219,4 +219,4 @@ def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: 
 
 
 def _job(model_path: str, calib_dataset: str, sample: Sample) -> dict[str, Any]:
-    return asdict(sample) | {"model_path": str(Path(model_path).resolve()), "calib_dataset": calib_dataset, "note": ""}
+    return asdict(sample) | {"model_path": str(real_path(Path(model_path))), "calib_dataset": calib_dataset, "note": ""}
