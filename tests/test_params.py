@@ -63,6 +63,8 @@ def test_exponents_without_a_point_are_numbers():
         (TOP + "a: &a [1]\nb: *a\n", STUDY, ["params.yaml", "alias *a in line 6; write its value out"]),
         (TOP + LAUGHS, STUDY, ["params.yaml", "alias *l0"]),
         (TOP, LAUGHS, ["s.yaml", "alias *l0"]),
+        (TOP + f"a: {'[' * 10000}", STUDY, ["params.yaml", "nested more than 50 deep"]),
+        (TOP.replace("threads: 2", "threads: 100000"), STUDY, ["threads must be at most 512, got 100000"]),
         (TOP, "checkpoints: [a]\n", ["s.yaml: checkpoints"]),
     ],
 )

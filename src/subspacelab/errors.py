@@ -15,6 +15,7 @@ REMEDIES = {
     errno.ENOTDIR: "give another place",
     errno.EEXIST: "give another place",
     errno.EISDIR: "give another place",
+    errno.ELOOP: "give another place",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EACCES: "give a place that you may use, or change who may",
     errno.EPERM: "give a place that you may use, or change who may",

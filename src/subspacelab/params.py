@@ -16,10 +16,14 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("pipelines/studies")
+MAX_THREADS = 512
+"""Some systems end a process, without a word, that asks for more."""
+MAX_DEPTH = 50
+"""Of a YAML file; ours are 5 deep."""
 TOP_LEVEL = ("study", "rank", "seed", "threads")
 
 T = TypeVar("T")
@@ -61,6 +65,8 @@ class Common:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "rank", "threads")
+        if self.threads > MAX_THREADS:
+            raise ValueError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
         require_seed(self.seed)
 
 
@@ -141,11 +147,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is no file; put one in its place")
     try:
-        # An alias may stand for a mapping of aliases: twenty lines of them unfold to gigabytes.
-        with path.open("rb") as file:
-            alias = next((event for event in YAML(typ="safe").parse(file) if isinstance(event, AliasEvent)), None)
-        if alias:
-            raise ValueError(f"alias *{alias.anchor} in line {alias.start_mark.line + 1}; write its value out")
+        _require_plain(path)
         values = json.loads(json.dumps(YAML(typ="safe").load(path), default=str))
     except MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else "?"
@@ -157,6 +159,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
     return values
+
+
+def _require_plain(path: Path) -> None:
+    """ValueError for what takes gigabytes or hours to unfold: an alias of aliases, brackets without end."""
+    depth = 0
+    with path.open("rb") as file:
+        for event in YAML(typ="safe").parse(file):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if isinstance(event, AliasEvent):
+                raise ValueError(f"alias *{event.anchor} in line {event.start_mark.line + 1}; write its value out")
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested more than {MAX_DEPTH} deep in line {event.start_mark.line + 1}")
 
 
 def read_study(name: str, folder: Path = STUDIES) -> Study:

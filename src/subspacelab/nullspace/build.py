@@ -164,7 +164,8 @@ def _logits(model: Any, ids: Tensor) -> Tensor:
 def _difference(before: Tensor, after: Tensor) -> dict[str, float]:
     """Largest difference of the logits, absolute and relative to the largest logit."""
     difference = (after - before).abs().max().item()
-    return {"start_difference": difference, "start_difference_relative": difference / before.abs().max().item()}
+    relative = difference / before.abs().max().item() if difference else 0.0  # a model of zeros has logits of zero
+    return {"start_difference": difference, "start_difference_relative": relative}
 
 
 def _calibration_json(settings: BuildSettings, windows: Windows | None) -> dict[str, Any] | None:
