@@ -44,7 +44,10 @@ def prepare_corda(model: Any, targets: list[str], rank: int, run_model: Callable
         init_lora_weights="corda",
         corda_config=CordaConfig(corda_method="kpm", verbose=False, prune_temporary_fields=True),
     )
-    preprocess_corda(model, config, run_model=run_model)
+    try:
+        preprocess_corda(model, config, run_model=run_model)
+    except ValueError as e:  # PEFT names neither the layer nor the cause
+        raise ValueError(f"corda: PEFT cannot start from these inputs ({e}); a layer may be fed zeros alone") from e
 
 
 @contextmanager
