@@ -105,6 +105,11 @@ def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], se
         "summary": summarise(layers),
         "trained": False,
     }
+    first = read_meta(folder) if (folder / META).is_file() else None
+    if first and Path(first["base"]["reference"]).expanduser().exists():
+        meta["base"] = first["base"]  # as it was typed first: trainings know the adapter by its bytes
+        if meta["calibration"]:
+            meta["calibration"]["calib_dataset"] = first["calibration"]["calib_dataset"]
     live = attach_adapter(model, factors, meta)
     meta |= _difference(before, _logits(live.model, ids))
     write_adapter(folder, factors, meta)
