@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 
@@ -190,3 +191,12 @@ def test_a_folder_of_the_user_that_is_called_partial_is_no_leftover(tmp_path):
     (tmp_path / f".a.{'0' * 32}{PARTIAL}").mkdir()
     remove_partials(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_folder_is_one_however_it_is_typed(tmp_path, monkeypatch):
+    (tmp_path / "out" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out")
+    with sole_writer(tmp_path / "out"):
+        for typed in (".", "below/..", "../out"):
+            with pytest.raises(ValueError, match="another command"), sole_writer(Path(typed)):
+                pass

@@ -76,6 +76,11 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def seen_from(folder: Path, place: Path) -> str:
+    """The way from `folder` to `place`, however either is typed: it stays the same when both are moved together."""
+    return os.path.relpath(real_path(place), real_path(folder))
+
+
 def _through_links(path: Path) -> Path:
     if not path.is_symlink():
         return path

@@ -62,8 +62,9 @@ def sole_writer(place: Path) -> Iterator[None]:
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
     share too; it goes with the process, however that ends. Folders made for it go again if nothing came into them.
     """
-    place = real_path(place) if place.is_symlink() else place  # errors name it as it was typed
-    path = place.with_name(f".{place.name}.lock")
+    if place.is_symlink() or place.name in ("", ".."):  # else errors name it as it was typed
+        place = real_path(place)
+    path = lock_of(place)
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -81,6 +82,11 @@ def sole_writer(place: Path) -> Iterator[None]:
                     for folder in new:
                         folder.rmdir()
             return
+
+
+def lock_of(place: Path) -> Path:
+    """The file by which `sole_writer(place)` keeps others off."""
+    return place.with_name(f".{place.name}.lock")
 
 
 def _lock_or_refuse(lock: IO[str], place: Path) -> None:
@@ -124,7 +130,7 @@ def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Ite
             before = None  # that result was removed
         wanted = json.loads(json.dumps(dict(job), default=str))
         if before is not None:
-            require_same_job(folder, before.job, wanted)
+            require_same_job(folder / min(before.files), before.job, wanted)
         own = before.files if before else {}
         _require_own_files(folder, names, own)
         remove_partials_of(folder / "report")

@@ -195,6 +195,8 @@ def remove_left_work() -> list[str]:
     for root in sorted(path for path in (main_root() / WORK).glob("*") if path.is_dir()):
         with ExitStack() as stack:
             locks = [stack.enter_context(path.open("a", encoding="utf-8")) for path in root.glob("*.lock")]
+            if not locks:  # no stage's
+                continue
             if all(map(_locked, locks)):
                 remove_folder(root)
             else:

@@ -22,6 +22,10 @@ def test_what_is_not_the_pipelines_own_is_in_the_way_of_a_run_and_outlives_a_cle
     assert (folder / "precious").read_text() == "mine"
     work = pipeline.root / ".cache" / "stages" / "make" / "0123"
     work.mkdir(parents=True)
+    (work.parent / "0123.lock").touch()
+    gone, note = work.parent.parent / "no_stage" / "0123", work.parent.parent / "notes.txt"
+    gone.mkdir(parents=True)  # of a stage that is no more, or somebody's
+    note.write_text("mine")
     require_own_outs()  # the stage was interrupted: what lies there is its own
 
     shutil.rmtree(folder)
@@ -46,5 +50,7 @@ def test_what_is_not_the_pipelines_own_is_in_the_way_of_a_run_and_outlives_a_cle
     remove_outs()
     assert not folder.exists()
     assert not work.exists()
+    assert gone.exists()
+    assert note.exists()
     _dvc(pipeline, "checkout", "-q")
     assert file.exists()

@@ -105,7 +105,7 @@ COMPARE: list[Row] = [
         ("group that finds nothing", None, "--module a=nosuch", "pattern 'nosuch' matches no weight .. there are"),
         ("a file where the folder goes", d.put("file", ""), "--output-dir file", "file: File exists; give another"),
         ("files of others", d.put("mine/metrics.json", ""), "--output-dir mine", "mine/metrics.json: not written by this .. give"),
-        ("another comparison there", None, "--rank 3", "rotations: holds a result of rank=4, .. rank=3; give another"),
+        ("another comparison there", None, "--rank 3", "curves.csv: holds a result of rank=4, .. rank=3; give another"),
         ("a place within an input", None, "--output-dir svd/base/x", "svd/base/x: is, or lies within, the input svd/base"),
         ("a group twice", None, "--module a=x --module a=y", "'a' is given twice; join its patterns"),
     ]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Source, read_tensors, resolve_reference
 from subspacelab.data.pictures import read_pictures, square
-from subspacelab.lowrank.cache import CachePlan, cache_features
+from subspacelab.lowrank.cache import JOB, CachePlan, cache_features
 from subspacelab.lowrank.features import META, FeatureMeta, Features, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 from subspacelab.ownership import sole_writer
@@ -173,9 +173,15 @@ def test_a_link_is_written_through(source: Source, tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused(source: Source, tmp_path: Path) -> None:
-    with sole_writer(tmp_path / "out"), pytest.raises(ValueError, match="another command is writing there"):
-        _cache(source, write_pictures(tmp_path / "in", 3), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    """By a lock within the folder: it may be a volume beside which nothing can lie."""
+    out = tmp_path / "out"
+    with sole_writer(out / JOB), pytest.raises(ValueError, match="another command is writing there"):
+        _cache(source, write_pictures(tmp_path / "in", 3), out)
+    assert not out.exists()
+    out.mkdir()
+    (out / ".job.json.lock").write_text("of a killed process")
+    _cache(source, tmp_path / "in", out)
+    assert ".job.json.lock" not in contents(out)
 
 
 def test_no_training_on_a_damaged_cache(source: Source, tmp_path: Path) -> None:

@@ -139,13 +139,29 @@ def test_another_job_in_the_folder_is_refused_with_both_names(source: Source, tm
         assert contents(out) == before
 
 
-def test_the_same_checkpoint_elsewhere_continues(source: Source, tmp_path: Path, calls: Calls) -> None:
+def test_the_same_checkpoint_by_another_name_continues(source: Source, tmp_path: Path, calls: Calls) -> None:
+    """The cache keeps the name that it has: trainings know their features by it."""
     folder, out = write_pictures(tmp_path / "in", 4), tmp_path / "out"
     _cache(source, folder, out)
-    moved = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "moved")))
+    moved, before = resolve_reference(str(write_tiny_qwen_vl(tmp_path / "moved"))), contents(out)
     calls.count = 0
     cache_features(moved, CachePlan(folder, image_size=56), out, device=CPU)
-    assert (calls.count, Features(out).meta.model) == (0, "moved")
+    assert (calls.count, Features(out).meta.model) == (0, source.name)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["features-00000.safetensors", "pending", "pending/mine"])
+def test_links_and_what_others_put_among_the_shards_are_refused(source: Source, tmp_path: Path, name: str) -> None:
+    folder, out = write_pictures(tmp_path / "in", 2), tmp_path / "out"
+    _cache(source, folder, out)
+    (tmp_path / "victim").mkdir()
+    (out / name).unlink(missing_ok=True)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match=f"holds '{Path(name).name}', no part of a feature cache"):
+        _cache(source, folder, out)
+    assert (out / name).is_symlink()
+    assert not any((tmp_path / "victim").iterdir())
 
 
 def test_a_corrected_box_of_the_same_picture_is_taken_over(source: Source, tmp_path: Path) -> None:

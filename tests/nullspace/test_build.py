@@ -292,15 +292,20 @@ def test_an_adapter_is_replaced_by_itself_alone(bases: Path, tmp_path: Path) -> 
         with pytest.raises(ValueError, match=words):
             make(bases, out, **({"method": "lora", "calib_dataset": None} | changes))
     write_tiny_lm(changed, seed=3)
+    settings = settings_of(bases, calib_dataset=None)
+    with pytest.raises(ValueError, match=r"base='.*llama', this one is of base='\.\./other'"):
+        build_adapter(resolve_reference(str(changed)), out, method="lora", rank=RANK, seed=7, settings=settings)
+    away, moved = tmp_path / "away", read_json(out / "nullspace.json")
+    moved["base"] = {**moved["base"], "digest": "of what lay there before"}
+    shutil.copytree(out, away)
+    write_json(away / "nullspace.json", moved)
     with pytest.raises(ValueError, match="built on other weights that were called"):
-        source = replace(resolve_reference(str(bases / "llama")), folder=changed)
-        settings = settings_of(bases, calib_dataset=None)
-        build_adapter(source, out, method="lora", rank=RANK, seed=7, settings=settings)
+        make(bases, away, "lora", calib_dataset=None)
     write_json(out / "nullspace.json", read_json(out / "nullspace.json") | {"trained": {"steps": 3}})
     with pytest.raises(ValueError, match=r"holds a trained adapter of lora, which would be lost"):
         make(bases, out, "lora", calib_dataset=None)
     assert contents(out) | {"nullspace.json": b""} == before | {"nullspace.json": b""}
-    assert {p.name for p in tmp_path.iterdir()} == {"out", "other"}
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "other", "away"}
 
 
 def test_an_adapter_never_goes_into_its_inputs_nor_beside_another_command(bases: Path, tmp_path: Path) -> None:

@@ -48,6 +48,24 @@ def test_flags_in_both_spellings(place: Path, capsys: pytest.CaptureFixture) -> 
     assert read_json(place / "out" / "nullspace.json") == first
 
 
+def test_the_same_files_typed_otherwise_are_the_same_job_and_others_typed_alike_are_not(
+    place: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = ("--calib-loader-size", "40", "--seq-len", "16", "--rank", "4", "--targets", "q_proj")
+    assert build(*some, "--calib-dataset", "text.txt") == 0
+    first = read_json(place / "out" / "nullspace.json")
+    assert (first["job"]["base"], first["job"]["calib_dataset"]) == ("../lm", "../text.txt")
+    for typed in (("./lm/", "./text.txt"), (str(place / "lm"), str(place / "text.txt"))):
+        assert build(*some, "--model-id", typed[0], "--calib-dataset", typed[1]) == 0, capsys.readouterr().err
+        assert read_json(place / "out" / "nullspace.json") == first  # a training of it goes on
+    (place / "elsewhere").mkdir()
+    write_text(place / "elsewhere" / "text.txt", seed=1)
+    monkeypatch.chdir(place / "elsewhere")
+    others = ("--model-id", "../lm", "--save-path", "../out", "--calib-dataset", "text.txt")
+    assert build(*some, *others) == 1
+    assert "calib_dataset='../text.txt', this one is of calib_dataset='../elsewhere" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line(place: Path, capsys: pytest.CaptureFixture) -> None:
     assert build("--calib-dataset", "text.txt", "--calib-loader-size", "9", "--seq-len", "16", "--rank", "4") == 1
     error = capsys.readouterr().err

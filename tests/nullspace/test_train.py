@@ -169,6 +169,18 @@ def test_a_finished_training_is_left_as_it_is_and_another_is_refused(place: Path
     assert contents(train_tiny(place / "lora_null_v2", tmp_path).folder) == before, "damaged, so made anew"
 
 
+def test_a_link_to_where_checkpoints_go_is_written_through_and_stays(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoints").symlink_to(tmp_path / "disk")
+    for kill in (4, None):
+        try:
+            train_tiny(place / "lora_null_v2", tmp_path / "out", log=kill_at(kill) if kill else None)
+        except Killed:
+            assert (tmp_path / "disk" / "checkpoint-2").is_dir()
+    assert (tmp_path / "out" / "checkpoints").is_symlink()
+    assert not (tmp_path / "disk").exists()
+
+
 FOREIGN = {
     "folder of checkpoints": ("checkpoints/base/model.safetensors", "checkpoints: holds 'base', no part of this"),
     "the Trainer's of another program": ("checkpoints/checkpoint-4/optimizer.pt", "holds 'checkpoint-4', no part"),

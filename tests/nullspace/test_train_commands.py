@@ -143,6 +143,8 @@ def test_statistics_replace_only_those_of_the_same_adapter_and_tokens(
     first = (place / "stats.json").read_bytes()
     assert run(*verify, "stats.json") == 0
     assert (place / "stats.json").read_bytes() == first
+    assert run(*verify, "./stats.json", "--calib-dataset", str(place / "text.txt")) == 0  # typed otherwise
+    assert run(*verify, "stats.json") == 0
     (place / "mine.json").write_text('{"mine": 1}')
     shutil.copy(place / "text.txt", place / "other.txt")
     shutil.copytree(place / "built", place / "twin")
@@ -168,6 +170,8 @@ def test_a_comparison_replaces_only_its_own_files(place: Path, capsys: pytest.Ca
     assert run(*pair, "--output-dir", "out") == 0
     first = contents(place / "out")
     assert run(*pair, "--output-dir", "out") == 0
+    assert contents(place / "out") == first
+    assert run(*pair, "--init-stats", str(place / "init.json"), "--output-dir", "./out/") == 0  # typed otherwise
     assert contents(place / "out") == first
     (place / "mine").mkdir()
     (place / "mine" / "before_after.png").write_bytes(b"holiday")

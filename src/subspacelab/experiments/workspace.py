@@ -13,7 +13,8 @@ from subspacelab.doors import run_process
 from subspacelab.errors import one_line_errors
 from subspacelab.experiments.dvc_process import dvc_command, dvc_environment, dvc_json, require_dvc
 from subspacelab.files import remove_folder
-from subspacelab.stage import WORK, read_declaration, remove_left_work
+from subspacelab.params import read_yaml
+from subspacelab.stage import DVC_FILE, WORK, read_declaration, remove_left_work
 from subspacelab.tracking.outs import md5_file, md5_folder
 from subspacelab.tracking.store import main_root
 
@@ -57,9 +58,10 @@ def _named(changes: Mapping[str, list[str]]) -> list[str]:
 
 def _begun_outs() -> Iterator[Path]:
     """The outs of the stages that were interrupted."""
+    stages = read_yaml(DVC_FILE).get("stages") or {}
     for root in (main_root() / WORK).glob("*"):
-        if any(path.is_dir() for path in root.iterdir()):
-            name, _, item = root.name.partition("@")
+        name, _, item = root.name.partition("@")
+        if name in stages and any(path.is_dir() for path in root.glob("*")):  # not of a stage that is no more
             yield from read_declaration(name, item or None).outs
 
 

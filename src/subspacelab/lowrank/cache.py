@@ -31,13 +31,14 @@ from subspacelab.files import (
     real_path,
     remove_folder,
     remove_partials,
+    seen_from,
     sha256_file,
     write_beside,
     write_json,
 )
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
-from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
+from subspacelab.ownership import lock_of, require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.reports.progress import progress_bar
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -103,9 +104,10 @@ def cache_features(
     _require_pictures(plan, total)
     tower = load_vision_tower(source, device, plan.image_size)
     output_dir = real_path(output_dir) if output_dir.is_symlink() else output_dir  # a link is written through
-    with sole_writer(output_dir) if group.is_main else nullcontext():
+    # The lock lies within: a volume may be mounted where nothing can lie beside it.
+    with sole_writer(output_dir / JOB) if group.is_main else nullcontext():
         if group.is_main:
-            _claim(output_dir, _job_of(source, plan, tower, output_dir))
+            job = _claim(output_dir, _job_of(source, plan, tower, output_dir))
         group.wait()
         identity = f"{tower.digest} {plan.image_size}"
         with progress_bar("vision features", total=total, unit="pictures") as advance:
@@ -115,7 +117,7 @@ def cache_features(
                 advance(len(pictures))
         group.wait()
         if group.is_main:
-            _finish(output_dir, -(-total // SHARD_PICTURES), source, plan)
+            _finish(output_dir, -(-total // SHARD_PICTURES), job, plan)
         group.wait()
     meta = FeatureMeta(**read_json(output_dir / META))
     if log is not None and group.is_main:
@@ -140,7 +142,7 @@ def _job_of(source: Source, plan: CachePlan, tower: VisionTower, folder: Path) -
         model=_model_name(source),
         revision=source.revision,
         weights=tower.digest,
-        pictures=plan.name or os.path.relpath(real_path(plan.pictures), real_path(folder)),
+        pictures=plan.name or seen_from(folder, plan.pictures),
         image_size=plan.image_size,
         limit=plan.limit,
     )
@@ -150,21 +152,29 @@ def _model_name(source: Source) -> str:
     return source.name if Path(source.reference).is_absolute() else source.reference
 
 
-def _claim(folder: Path, job: _Job) -> None:
-    """Makes `folder` that of `job`; a ValueError, before anything changes, if it is another's."""
-    own: list[str] = []
+def _claim(folder: Path, job: _Job) -> _Job:
+    """Makes `folder` that of `job`, and returns it; a ValueError, before anything changes, if it is another's."""
+    own = [lock_of(folder / JOB).name]
     if (folder / JOB).is_file():
         found = _read_job(folder / JOB)
-        if found.weights == job.weights:  # called by another name
-            found.model = job.model
+        if found.weights == job.weights:  # by whatever name: it keeps its first, on which trainings rely
+            job.model = found.model
         if job.limit is None or (found.limit is not None and found.limit <= job.limit):  # more pictures are added
             found.limit = job.limit
         require_same_job(folder, found.model_dump(), job.model_dump())
-        own = [path.name for path in folder.iterdir() if _OWN.fullmatch(path.name)]
+        own += _own_names(folder)
+        require_own_entries(folder / PENDING, _own_names(folder / PENDING), "a feature cache's unfinished shards")
     require_own_entries(folder, own, "a feature cache that this command began")
     if folder.is_dir():
         remove_partials(folder)
     write_json(folder / JOB, job.model_dump())
+    return job
+
+
+def _own_names(folder: Path) -> list[str]:
+    """The entries that a cache may have made in `folder`: no link, through which it would write elsewhere."""
+    found = folder.iterdir() if folder.is_dir() else []
+    return [path.name for path in found if _OWN.fullmatch(path.name) and not path.is_symlink()]
 
 
 def _read_job(path: Path) -> _Job:
@@ -270,7 +280,7 @@ def _write_pictures(path: Path, squares: list[SquarePicture]) -> None:
     _write_parquet(path, pd.DataFrame(rows))
 
 
-def _finish(folder: Path, num_shards: int, source: Source, plan: CachePlan) -> None:
+def _finish(folder: Path, num_shards: int, job: _Job, plan: CachePlan) -> None:
     """Puts the new shards in their places, joins all to the index, and writes meta.json last: then it is complete."""
     pending = [number for number in range(num_shards) if _record_path(folder / PENDING, number).is_file()]
     records = [_read_record(folder / PENDING if n in pending else folder, n) for n in range(num_shards)]
@@ -290,8 +300,7 @@ def _finish(folder: Path, num_shards: int, source: Source, plan: CachePlan) -> N
     _write_parquet(folder / INDEX, index)
     first = read_header(folder / index["shard"][0]).info
     _, tokens, dim = first.shape
-    name = _model_name(source)
-    meta = FeatureMeta(name, source.revision, plan.image_size, tokens, dim, first.dtype, len(index), unreadable)  # type: ignore[arg-type]
+    meta = FeatureMeta(job.model, job.revision, plan.image_size, tokens, dim, first.dtype, len(index), unreadable)  # type: ignore[arg-type]
     write_json(folder / META, meta.as_json())
 
 

@@ -1,6 +1,5 @@
 """`subspacelab lowrank ...`: the commands of room 2."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from subspacelab.files import real_path
-from subspacelab.lowrank.config import TrainLowrankConfig
+    from subspacelab.lowrank.config import TrainLowrankConfig
 
 app = typer.Typer(no_args_is_help=True, help="Vision features factorised as A @ B by networks, against the SVD.")
 
@@ -231,10 +229,11 @@ def _job(
     where: Path, features: Path, results_dir: Path, archs: list[str] | None, **settings: object
 ) -> dict[str, object]:
     """What a report is made of; the places as seen from it, so that all may move together."""
+    from subspacelab.files import seen_from
     from subspacelab.lowrank.architectures import canonical_arch
 
     places = {"features": features, "results_dir": results_dir}
-    seen = {name: os.path.relpath(real_path(place), real_path(where)) for name, place in places.items()}
+    seen = {name: seen_from(where, place) for name, place in places.items()}
     return {**seen, "arch": [canonical_arch(name) for name in archs or ()], **settings}
 
 

@@ -1,6 +1,5 @@
 """`subspacelab norms ...`: the commands of room 4."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +43,7 @@ def analyze(
     from subspacelab.checkpoints import open_reference
     from subspacelab.checkpoints.references import locate_reference
     from subspacelab.devices import choose_device
-    from subspacelab.files import real_path, write_json
+    from subspacelab.files import seen_from, write_json
     from subspacelab.norms.analyze import analyze as run
     from subspacelab.norms.outcome import COMPARISON, PICTURES, draw_pictures, track_analysis, write_comparison
     from subspacelab.norms.report import print_analysis, print_comparison
@@ -71,8 +70,7 @@ def analyze(
             names.append(unique(source.name, [*names, *COMPARISON]))
         several = len(model) > 1
         drawn = [f"{name}/{picture}" for name in names for picture in PICTURES] if several else []
-        here = real_path(output.parent)  # models as they lie from there: what is moved together stays one job
-        models = [s.reference if s.revision else os.path.relpath(real_path(s.folder), here) for s in sources]
+        models = [s.reference if s.revision else seen_from(output.parent, s.folder) for s in sources]
         job: dict[str, Any] = {"models": models}
         job |= {"revisions": [s.revision for s in sources], "device": device, "all_norms": all_norms}
         places = reserved(output, folder, job, [*drawn, *COMPARISON] if several else PICTURES)

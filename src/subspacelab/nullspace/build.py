@@ -12,7 +12,7 @@ from subspacelab.checkpoints import Source
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.devices import choose_device
-from subspacelab.files import remove_partials_of
+from subspacelab.files import remove_partials_of, seen_from
 from subspacelab.models.causal_lm import load_causal_lm, reach, target_linears, unused_weights
 from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, write_adapter
 from subspacelab.nullspace.calibration import (
@@ -58,17 +58,21 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
     if folder.name in ("", ".."):
         raise ValueError(f"{folder}: name a folder for the adapter, which is replaced as a whole")
     require_apart(folder, [source.folder, *([Path(settings.calib_dataset)] if settings.calib_dataset else [])])
-    job = _job(source, method, rank, seed, settings)
+    job = _job(source, folder, method, rank, seed, settings)
     with sole_writer(folder):
         _require_place(folder, job)
         remove_partials_of(folder)
         return _build(source, folder, chosen, job, settings)
 
 
-def _job(source: Source, method: str, rank: int, seed: int, settings: BuildSettings) -> dict[str, Any]:
-    """What an adapter is built from, and how; where it is built is left out."""
+def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settings: BuildSettings) -> dict[str, Any]:
+    """What an adapter is built from, and how; files as they lie from it, however they were typed."""
     own = {key: value for key, value in asdict(settings).items() if key in RESULT}
-    return own | {"base": source.reference, "revision": source.revision, "method": method, "rank": rank, "seed": seed}
+    text, is_demo = settings.calib_dataset, source.reference.startswith("demo:")
+    if text is not None and (file := Path(text).expanduser()).exists():
+        own["calib_dataset"] = seen_from(folder, file)
+    base = source.reference if source.revision or is_demo else seen_from(folder, source.folder)
+    return own | {"base": base, "revision": source.revision, "method": method, "rank": rank, "seed": seed}
 
 
 def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], settings: BuildSettings) -> Built:
@@ -101,6 +105,11 @@ def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], se
         "summary": summarise(layers),
         "trained": False,
     }
+    first = read_meta(folder) if (folder / META).is_file() else None
+    if first and Path(first["base"]["reference"]).expanduser().exists():
+        meta["base"] = first["base"]  # as it was typed first: trainings know the adapter by its bytes
+        if meta["calibration"]:
+            meta["calibration"]["calib_dataset"] = first["calibration"]["calib_dataset"]
     live = attach_adapter(model, factors, meta)
     meta |= _difference(before, _logits(live.model, ids))
     write_adapter(folder, factors, meta)
@@ -119,7 +128,9 @@ def _require_place(folder: Path, job: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{folder}: holds a trained adapter of {found['method']}, which would be lost; give a new folder"
         )
-    require_same_job(folder, found.get("job") or {}, job)
+    if "job" not in found:
+        raise ValueError(f"{folder}: does not say what it was built from (an earlier version's?); give a new folder")
+    require_same_job(folder, found["job"], job)
 
 
 def _require_same_base(folder: Path, source: Source, digest: str) -> None:

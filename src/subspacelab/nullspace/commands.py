@@ -206,8 +206,9 @@ def compare_stats(
 
     Both files come from `nullspace verify --save-stats`.
     """
-    from contextlib import nullcontext
+    from contextlib import AbstractContextManager, nullcontext
 
+    from subspacelab.files import seen_from
     from subspacelab.nullspace.compare_stats import COMPARISON, failures, write_comparison
     from subspacelab.nullspace.compare_stats import compare_stats as run
     from subspacelab.nullspace.report import print_comparison, track_comparison
@@ -217,7 +218,10 @@ def compare_stats(
 
     init, trained = read_stats(init_stats), read_stats(trained_stats)
     params = {"init_stats": init_stats, "trained_stats": trained_stats}
-    report = report_folder(output_dir, "nullspace compare-stats", params, COMPARISON) if output_dir else nullcontext()
+    report: AbstractContextManager[Path | None] = nullcontext()
+    if output_dir:
+        job = {name: seen_from(output_dir, place) for name, place in params.items()}
+        report = report_folder(output_dir, "nullspace compare-stats", job, COMPARISON)
     table, name = run(init, trained), f"compare {init.summary.method}"
     with report as folder, open_run("nullspace", name, params=params, enabled=track) as tracker:
         pictures = [write_comparison(folder, table, init, trained)] if folder else []

@@ -219,4 +219,10 @@ def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: 
 
 
 def _job(model_path: str, calib_dataset: str, sample: Sample) -> dict[str, Any]:
-    return asdict(sample) | {"model_path": str(real_path(Path(model_path))), "calib_dataset": calib_dataset, "note": ""}
+    text = Path(calib_dataset).expanduser()
+    given = {"model_path": _place(Path(model_path)), "calib_dataset": _place(text) if text.exists() else calib_dataset}
+    return asdict(sample) | given | {"note": ""}
+
+
+def _place(path: Path) -> str:
+    return str(real_path(path))

@@ -16,7 +16,7 @@ from subspacelab.checkpoints import read_tensors
 from subspacelab.data.instructions import Instruction
 from subspacelab.devices import choose_device
 from subspacelab.distributed import processes
-from subspacelab.files import read_json, remove_folder, remove_partials_of, sha256_file, write_json
+from subspacelab.files import read_json, real_path, remove_folder, remove_partials_of, sha256_file, write_json
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import (
     STATE,
@@ -92,6 +92,7 @@ def train_adapter(
     meta = read_meta(require_adapter(adapter))
     source = base_of(meta, base)
     finished, work_dir = output_dir / TRAINED, output_dir / CHECKPOINTS
+    work_dir = real_path(work_dir) if work_dir.is_symlink() else work_dir  # a link is written through, and stays
     for place in (finished, work_dir):
         require_apart(place, [adapter, source.folder, Path(settings.data)])
     job = _job(adapter, rows, settings, seed)

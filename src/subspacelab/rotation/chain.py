@@ -1,13 +1,12 @@
 """Three decomposed checkpoints of one model, matched by canonical names."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from subspacelab.files import real_path
+from subspacelab.files import seen_from
 from subspacelab.rotation.factors import Decomposition, read_decomposition
 from subspacelab.rotation.weights import Weight, recover_entries, to_device
 
@@ -33,7 +32,7 @@ class Chain:
     def places(self, beside: Path) -> dict[str, str]:
         """Role to what it is and where, seen from `beside`: two sources of one name are two."""
         return {
-            role: f"{os.path.relpath(real_path(c.folder), real_path(beside))} of {c.source.get('reference')}"
+            role: f"{seen_from(beside, c.folder)} of {c.source.get('reference')}"
             + (f"@{revision}" if (revision := c.source.get("revision")) else "")
             for role, c in zip(ROLES, self.checkpoints, strict=True)
         }

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from subspacelab.checkpoints import Source
 from subspacelab.checkpoints.references import POINTER_NAME
-from subspacelab.files import read_json, real_path, write_json
+from subspacelab.files import read_json, seen_from, write_json
 from subspacelab.ownership import require_same_job
 from subspacelab.rotation.factors import INDEX, FactorRecord, read_decomposition, read_record
 
@@ -44,7 +44,7 @@ def origin_of(source: Source, folder: Path) -> Origin:
     reference = source.name if Path(source.reference).is_absolute() else source.reference
     place = None
     if source.revision is None and not source.reference.startswith("demo:"):
-        way = os.path.relpath(real_path(source.folder), real_path(folder))
+        way = seen_from(folder, source.folder)
         place = hashlib.sha256(os.fsencode(way)).hexdigest()
     return Origin({"reference": reference, "revision": source.revision}, place)
 
