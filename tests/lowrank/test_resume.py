@@ -50,6 +50,14 @@ def test_it_goes_on_from_the_best_and_not_from_the_last(features: Features, tmp_
     assert resumed.progress.best_mse <= first.progress.best_mse
 
 
+def test_a_training_that_was_resumed_is_not_trained_anew(features: Features, tmp_path: Path) -> None:
+    train_tiny(features, tmp_path, "Sketch", epochs=2, **SKETCH)
+    before = contents(resume(features, tmp_path).folder)
+    with pytest.raises(ValueError, match="resumed since it was trained; go on with --resume"):
+        train_tiny(features, tmp_path, "Sketch", epochs=2, **SKETCH)
+    assert contents(tmp_path / "Sketch") == before
+
+
 def test_an_allocator_stays_at_its_final_budget(features: Features, tmp_path: Path) -> None:
     train_tiny(features, tmp_path, "AdaLoRA", **ALLOCATOR)
     history = resume(features, tmp_path, "AdaLoRA", epochs=3).progress.history

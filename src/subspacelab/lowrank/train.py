@@ -74,6 +74,10 @@ def train(
             require_own_entries(folder, (), "a training that can be continued")
         else:
             _require_features(folder, begun, features)
+            if begun.job["resumed_from"] is not None:
+                raise ValueError(
+                    f"{folder}: resumed since it was trained; go on with --resume, or choose another --results-dir"
+                )
             require_same_job(folder, _flat(begun.job), _flat(job))
         trainer = Trainer(features, folder, job, settings, log, begun)
         if begun is None:

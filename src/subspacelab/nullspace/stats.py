@@ -197,7 +197,10 @@ def read_stats(path: Path) -> Verification:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object with the keys {list(KEYS)}, got {type(content).__name__}")
-    found = validate(Verification, content, where=str(path))
+    try:
+        found = validate(Verification, content, where=str(path))
+    except ValueError as e:
+        raise ValueError(f"{e}; write it again by `subspacelab nullspace verify --save-stats`") from e
     if found.num_layers != len(found.stats) or not found.stats:
         raise ValueError(f"{path}: num_layers is {found.num_layers}, stats has {len(found.stats)}; write it again")
     return found
