@@ -11,7 +11,15 @@ from tests.language_models import FAMILIES, tiny_model, write_tiny_lm
 from torch import nn
 
 from subspacelab.files import read_json, write_json
-from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, quiet, reach, target_linears, unused_weights
+from subspacelab.models.causal_lm import (
+    Reach,
+    load_causal_lm,
+    load_tokenizer,
+    quiet,
+    reach,
+    target_linears,
+    unused_weights,
+)
 
 CPU = torch.device("cpu")
 
@@ -245,6 +253,20 @@ def test_how_much_of_a_model_adapters_reach(config: Any, share: int, left_out: s
     warned = "warning: " if share < 33 else ""
     assert found.said().startswith(f"{warned}adapters reach {share} % of {found.parameters:,} parameters")
     assert left_out in found.said()
+
+
+def test_adapters_are_for_layers_that_give_one_product() -> None:
+    """Llama 4's router is an nn.Linear that gives two tensors; Falcon's linear layer is only written differently."""
+    sizes = {"intermediate_size_mlp": 48, "head_dim": 8, "num_local_experts": 4, "attn_implementation": "eager"}
+    llama4 = transformers.AutoModelForCausalLM.from_config(transformers.Llama4TextConfig(**INNER, **sizes))
+    assert any(name.endswith("router") for name, _ in llama4.named_modules())
+    assert not any(name.endswith("router") for name in target_linears(llama4))
+    falcon = transformers.FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    assert len(target_linears(transformers.AutoModelForCausalLM.from_config(falcon))) == 4
+
+
+def test_a_share_below_one_in_a_hundred_is_not_nothing() -> None:
+    assert Reach(1000, 1, {}).said() == "warning: adapters reach less than 1 % of 1,000 parameters, less than a third"
 
 
 def test_a_model_of_other_layers_says_of_which() -> None:

@@ -25,6 +25,8 @@ COUNT = re.compile(r"(num|n)_(\w+_)?(heads?|experts|labels)")
 """Settings that a model is built in a loop over."""
 TABLE_BYTES = 1 << 30
 """What a model may compute for itself, beside its weights: causal masks, rotary frequencies."""
+SAME_PRODUCT = {"FalconLinear"}
+"""Subclasses of `nn.Linear` that take the same product by a forward pass of their own."""
 FEW = 1 / 3
 """Below this share of the parameters, what is said of a model's null spaces is said of little of it."""
 
@@ -236,13 +238,17 @@ def trunk_of(model: Any) -> Any:
 def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str, nn.Linear]:
     """Module name -> linear layer, in the model's order: all `nn.Linear` but the output head, tied or not.
 
+    A subclass with a forward pass of its own is left out: Llama 4's router gives two tensors, and no adapter fits.
     `targets` are regular expressions found anywhere in the name; each must find a layer, else ValueError.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and module.weight is not embedding.weight
+        if isinstance(module, nn.Linear)
+        and (type(module).forward is nn.Linear.forward or type(module).__name__ in SAME_PRODUCT)
+        and module is not head
+        and module.weight is not embedding.weight
     }
     if not linears:
         kinds = sorted({type(m).__name__ for m in model.modules() if getattr(m, "weight", None) is not None})
@@ -288,7 +294,8 @@ class Reach:
         parts = [(kind, 100 * size / self.parameters) for kind, size in largest]
         named = ", ".join(f"{kind} ({part:.0f} %)" for kind, part in parts if part >= 1)
         rest = f"; the largest others: {named}" if named else ""
-        reached = f"adapters reach {100 * self.share:.0f} % of {self.parameters:,} parameters"
+        share = f"{100 * self.share:.0f}" if self.share >= 0.01 else "less than 1"
+        reached = f"adapters reach {share} % of {self.parameters:,} parameters"
         return f"{reached}{rest}" if self.share >= FEW else f"warning: {reached}, less than a third{rest}"
 
 
