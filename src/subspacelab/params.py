@@ -117,6 +117,11 @@ def validate(config: type[T], values: dict[str, Any], where: str) -> T:
         return TypeAdapter(config).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as e:
         problem = e.errors()[0]
+        if problem["type"] == "json_invalid":  # half a surrogate pair: Python's way to keep bytes that are no text
+            bad = next(
+                f"{name}={value!a}" for name, value in values.items() if "\\ud" in json.dumps(value, default=str)
+            )
+            raise ValueError(f"{where}: {bad} is no text in this locale; rename it, or set PYTHONUTF8=1") from e
         key = ".".join([where, *map(str, problem["loc"])])
         got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
         raise ValueError(f"{key}: {problem['msg']}{got}") from e

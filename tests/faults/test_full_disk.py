@@ -72,8 +72,9 @@ def test_a_file_system_that_is_full(workshop: Path, tiny_disk: Path) -> None:
     (tiny_disk / "filling").unlink()
     done = child("-m", "subspacelab", *words, cwd=workshop)
     assert (done.returncode, done.stderr) == (0, "")
-    expected = {p.name: p.read_bytes() for p in (workshop / "svd" / "out" / "base").iterdir()}
-    assert {p.name: p.read_bytes() for p in (tiny_disk / "base").iterdir()} == expected
+    expected = {p.name: p.read_bytes() for p in (workshop / "svd" / "out" / "base").glob("*.safetensors")}
+    assert {p.name: p.read_bytes() for p in (tiny_disk / "base").glob("*.safetensors")} == expected
+    assert (tiny_disk / "base" / "index.json").exists()
 
 
 WORDS = COMMANDS["norms"].replace(" --no-track", "")

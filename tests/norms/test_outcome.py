@@ -167,7 +167,7 @@ def test_names_obey_nobody(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     print_analysis(analysis)
     said = capsys.readouterr().out
     assert "\x1b" not in said
-    assert "layers.0.$\\frac{$ \\x1b[31m\\n.norm: RMSNorm" in said
+    assert "layers.0.$\\frac{$ \\x1b[31m .norm: RMSNorm" in said
 
 
 @pytest.mark.parametrize("name", ["siglip", "vit", "molmo"])

@@ -20,6 +20,13 @@ def test_a_table_shows_every_cell() -> None:
     assert all(cell in out.getvalue() for cell in ("a title", "name", "value", "x", "1", "y", "2"))
 
 
+def test_a_narrow_terminal_folds_names_and_no_number() -> None:
+    out = io.StringIO()
+    print_table("t", ["weight", *"abcdefg"], [["w" * 60, *["-1.2345e-14"] * 7]], console=Console(file=out, width=40))
+    assert out.getvalue().count("-1.2345e-14") == 7
+    assert out.getvalue().count("w") == 60 + 1
+
+
 def test_names_are_shown_and_not_obeyed() -> None:
     names = ["[/x]", "[bold]y[/bold]", "$\\frac{$", "a\x1b[2Jb\nc\u202ed", ":smile:"]
     out = io.StringIO()

@@ -75,15 +75,22 @@ def test_ordinary_names_are_their_files_names_and_the_case_of_others_counts() ->
 
 @pytest.mark.usefixtures("any_names")
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    folder = write_tiny_qwen_vl(tmp_path / "m", tensors={"zz": torch.eye(2), "v": torch.ones(2)})
-    path = folder / "model.safetensors"
-    header = path.read_bytes()
-    run(folder, tmp_path / "out")
-    for name in ("zz", "v"):
-        wide = header.replace(f'"{name}"'.encode(), b'"\\ud800"', 1)
-        length = int.from_bytes(wide[:8], "little") + 8 - len(f'"{name}"')
-        path.write_bytes(length.to_bytes(8, "little") + wide[8:])
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for tensor in (torch.eye(2), torch.ones(2)):
+        torch.save({"\ud800": tensor, "w": torch.eye(3)}, folder / "pytorch_model.bin")
         assert r"weight '\ud800': its name is no Unicode text" in refused(tmp_path / "out", folder)
+
+
+@pytest.mark.usefixtures("any_names")
+def test_an_adapter_that_is_not_merged_is_told_and_can_be_left_out(tmp_path: Path) -> None:
+    name = "base_model.model.layers.0.mlp.up_proj"
+    parts = ("base_layer", "lora_A.default", "lora_B.default")
+    folder = write_tiny_qwen_vl(tmp_path / "m", tensors={f"{name}.{part}.weight": torch.eye(3) for part in parts})
+    assert "holds an adapter that is not merged" in refused(tmp_path / "out", folder)
+    found = run(folder, tmp_path / "out", exclude="lora_").weights
+    assert any(weight.endswith("layers.0.mlp.up_proj.weight") for weight in found)
+    assert not any("lora_" in weight for weight in found)
 
 
 @pytest.mark.usefixtures("any_names")

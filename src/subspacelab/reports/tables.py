@@ -31,13 +31,19 @@ def show_number(value: float | None, digits: int = 3) -> str:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, console: Console | None = None
 ) -> None:
-    """Prints a table on standard output: first column text, the others numbers; brackets in names are no markup."""
+    """Prints a table on standard output: first column text, the others numbers; brackets in names are no markup.
+
+    On a narrow terminal the text is folded, a number never: 0.00 above 41 would be read as 0.
+    """
     table = Table(title=_plain(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    texts = [[_plain(cell) for cell in row] for row in rows]
     for i, column in enumerate(columns):
-        table.add_column(_plain(column), justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*map(_plain, row))
-    (console or Console()).print(table)
+        longest = max((len(row[i]) for row in texts), default=0)
+        justify, least = ("right", longest) if i else ("left", 1)
+        table.add_column(_plain(column), justify=justify, min_width=least, overflow="fold")
+    for row in texts:
+        table.add_row(*row)
+    (console or Console()).print(table, crop=False)
 
 
 def _plain(text: str) -> Text:

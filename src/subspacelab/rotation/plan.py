@@ -14,6 +14,7 @@ from subspacelab.checkpoints import (
     matrix_shape,
     num_experts,
 )
+from subspacelab.checkpoints.names import unmerged_adapter
 from subspacelab.rotation.file_names import file_names
 
 
@@ -89,7 +90,7 @@ def make_plan(
     """Sorts the tensors of `checkpoint` by what `decompose` does with them; reads headers only.
 
     Raises ValueError for a bad regular expression, a rank that a matrix does not have, a name that is no text, two
-    layouts of one weight, and when nothing is left to do.
+    layouts of one weight, an adapter that is not merged, and when nothing is left to do.
     """
     included, excluded = _pattern("include", include), _pattern("exclude", exclude)
     infos = [checkpoint.info(name) for name in checkpoint.names]
@@ -112,6 +113,12 @@ def make_plan(
             f"exclude={exclude!r}; there are {len(skipped)} tensors, such as {next(iter(skipped), None)!r}"
         )
     require_one_layout(part.weight for part in parts)
+    adapter = unmerged_adapter(part.key for part in parts if "base_layer" not in part.key)
+    if adapter is not None:
+        raise ValueError(
+            f"{checkpoint.source.reference}: holds an adapter that is not merged, such as {adapter!r}, so its weights "
+            "are the base's; merge it (PEFT's merge_and_unload) and save again, or leave it out with exclude='lora_'"
+        )
     return Plan({part.weight: part for part in parts}, skipped)
 
 

@@ -47,7 +47,7 @@ def draw_panels(
         if not shown:
             say(panels[0], none)
         more = f" (the first {MAX_PANELS} of {len(items)})" if len(shown) < len(items) else ""
-        figure.suptitle(drawn_name(title) + more, fontsize=11)
+        figure.suptitle(title + more, fontsize=11)
         if legend:
             handles = [panels[0].plot([], [], label=drawn_name(label), **line)[0] for label, line in legend]
             figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))

@@ -55,7 +55,7 @@ def draw_norm_scales(path: Path, analysis: Analysis) -> Path:
         draw_tower if told_apart else draw_kind,  # type: ignore[arg-type]
         columns=max(1, len(towers)) if told_apart else 4,
         size=(5.8, 3.6) if told_apart else (3.6, 2.4),
-        title=f"{analysis.model_name}: scales of the norm layers",
+        title=f"{drawn_name(analysis.model_name)}: scales of the norm layers",
         none="no norm layer in a block",
     )
 

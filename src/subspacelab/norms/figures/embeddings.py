@@ -24,7 +24,7 @@ def draw_embedding_norms(path: Path, analysis: Analysis) -> Path:
         _draw_group,
         columns=2,
         size=(5.5, 3.2),
-        title=f"{analysis.model_name}: norms of embedding vectors",
+        title=f"{drawn_name(analysis.model_name)}: norms of embedding vectors",
         none="no embedding is analysed in this family",
     )
 
