@@ -40,6 +40,11 @@ def test_what_is_no_file_is_not_read(tmp_path):
             read_yaml(Path(path))
 
 
+def test_bytes_that_are_no_text_are_told_by_their_setting():
+    with pytest.raises(ValueError, match=r"build: text='\\udc81.txt' is no text in this locale; rename it"):
+        validate(dict[str, str], {"rank": "8", "text": "\udc81.txt"}, "build")
+
+
 def test_exponents_without_a_point_are_numbers():
     assert validate(float, 1e-3, "x") == 0.001
 

@@ -39,8 +39,9 @@ def print_table(
     texts = [[_plain(cell) for cell in row] for row in rows]
     for i, column in enumerate(columns):
         longest = max((len(row[i]) for row in texts), default=0)
-        justify, least = ("right", longest) if i else ("left", 1)
-        table.add_column(_plain(column), justify=justify, min_width=least, overflow="fold")
+        table.add_column(
+            _plain(column), justify="right" if i else "left", min_width=longest if i else 1, overflow="fold"
+        )
     for row in texts:
         table.add_row(*row)
     (console or Console()).print(table, crop=False)
