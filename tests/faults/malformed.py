@@ -145,7 +145,7 @@ CACHE: list[Row] = [
         ("size of no tokens", None, "--image-size 50", "image_size: 50 is not a multiple of 28; 448 gives"),
         ("none of the pictures", None, "--limit 0", f"'--limit' .. {USAGE}"),
         ("unknown device", None, "--device tpu", "device='tpu': allowed are"),
-        ("a file where the folder goes", d.put("file", ""), "--output-dir file", "file: a file, not a .. give another place"),
+        ("a file where the folder goes", d.put("file", ""), "--output-dir file", "file: File exists; give another"),
     ]
 ]
 

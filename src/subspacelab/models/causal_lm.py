@@ -27,6 +27,7 @@ TABLE_BYTES = 1 << 30
 """What a model may compute for itself, beside its weights: causal masks, rotary frequencies."""
 SAME_PRODUCT = {"FalconLinear"}
 """Subclasses of `nn.Linear` that take the same product by a forward pass of their own."""
+GENERATION_CONFIG = "generation_config.json"
 FEW = 1 / 3
 """Below this share of the parameters, what is said of a model's null spaces is said of little of it."""
 
@@ -110,7 +111,7 @@ def _require_causal_lm(checkpoint: Checkpoint, folder: Path) -> None:
 
     The model is made without memory, to see.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     config = checkpoint.config
     try:
@@ -124,6 +125,11 @@ def _require_causal_lm(checkpoint: Checkpoint, folder: Path) -> None:
             f"{folder / CONFIG_NAME}: describes no causal language model that transformers knows"
             f" (model_type {config.get('model_type')!r}: {reason}); give another checkpoint"
         ) from e
+    if (folder / GENERATION_CONFIG).is_file():
+        try:
+            GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except config_errors() as e:
+            raise ValueError(f"{folder / GENERATION_CONFIG}: not what transformers reads ({e}); restore it") from e
     described = sum(p.numel() for p in model.parameters())
     # Twice: a few weights that are missing or of another shape are named after loading.
     if described > 2 * checkpoint.num_entries:

@@ -79,7 +79,9 @@ def _vision_config(checkpoint: Checkpoint) -> Qwen2_5_VLVisionConfig:
     """The tower that config.json describes; ValueError if it describes none, or not one for `patchify`."""
     reference = checkpoint.source.reference
     try:
-        config = Qwen2_5_VLVisionConfig(**checkpoint.config.get("vision_config") or {})
+        given = dict(checkpoint.config.get("vision_config") or {})
+        given.pop("num_labels", None)  # a tower has none; a list would be made of as many as it says
+        config = Qwen2_5_VLVisionConfig(**given)
     except config_errors() as e:
         raise _no_tower(reference, e) from e
     ours = {"patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": FRAMES, "in_channels": 3}
