@@ -116,8 +116,8 @@ def change_parquet(rng: random.Random, path: Path) -> str:
         table = table.replace_schema_metadata({"pandas": pandas, "huge": "x" * 10**6})
     elif do == "index":
         table = table.append_column("__index_level_0__", pa.array(range(len(rows))))
-    packed = rng.choice(["NONE", "ZSTD", "SNAPPY"])
-    pq.write_table(table, path, row_group_size=rng.choice([1, 7, 1000000]), compression=packed)
+    packed, group = rng.choice(["NONE", "ZSTD", "SNAPPY"]), rng.choice([1, 7, 1000000])
+    pq.write_table(table, path, row_group_size=1000000 if do == "bomb" else group, compression=packed)
     return f"{name}: {do}"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import signal
 import stat
@@ -73,7 +72,7 @@ class Ran:
             raise RuntimeError(f"{folder.name}: the mutator failed:\n{(folder / 'mutator.log').read_text()}")
         if (folder / "ended.json").exists():
             ended = json.loads((folder / "ended.json").read_text())
-        number, said, before = pickle.loads((folder / "before.pickle").read_bytes())
+        number, said, before = json.loads((folder / "before.json").read_text())
         stderr = (folder / "stderr").read_text(errors="replace") if (folder / "stderr").exists() else ""
         return cls(target.runs[number], said, before, stderr=stderr, hung=hung, memory=usage.ru_maxrss, **ended)
 

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import pickle
 import random
 import resource
 import shutil
@@ -79,7 +78,7 @@ def _be_mutant(folder: Path, part: Path, target: Target, rng: random.Random) -> 
         with warnings.catch_warnings(action="ignore"):
             said = (run.damage or target.damage)(rng)
         before = inside(folder)
-        (folder / "before.pickle").write_bytes(pickle.dumps((number, said, before)))
+        (folder / "before.json").write_text(json.dumps((number, said, before)))
     except BaseException:
         (folder / "mutator.log").write_text(traceback.format_exc())
         os._exit(98)

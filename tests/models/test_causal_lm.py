@@ -85,6 +85,17 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 INNER = SIZES | {"intermediate_size": 48, "num_key_value_heads": 2}
 
 
+def test_a_file_that_transformers_cannot_use_is_named(tmp_path: Path) -> None:
+    write_tiny_lm(tmp_path, "llama")
+    write_json(tmp_path / "generation_config.json", {"pad_token_id": "0"})
+    with pytest.raises(ValueError, match=r"generation_config\.json: not what transformers reads"):
+        load_causal_lm(tmp_path, device=CPU)
+    (tmp_path / "model.safetensors").rename(tmp_path / "x.safetensors")
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"model.norm.weight": "x.safetensors"}})
+    with pytest.raises(ValueError, match=r"index\.json: holds no mapping `metadata`"):
+        load_causal_lm(tmp_path, device=CPU)
+
+
 def write_model(folder: Path, config: Any) -> Path:
     """A model of that config, as transformers draws and writes it."""
     with torch.random.fork_rng(), quiet():

@@ -66,12 +66,12 @@ class CachePlan:
     """Of the pictures, by which a cache of others is told from one of these; their path from the cache if left out."""
 
 
-class _Entry(BaseModel):
+class _Entry(BaseModel, extra="forbid"):
     dataset_id: str
     sha256: str
 
 
-class _Record(BaseModel):
+class _Record(BaseModel, extra="forbid"):
     """What a shard holds; written last, so that with it the shard is complete."""
 
     made_from: str
@@ -125,7 +125,7 @@ def cache_features(
     return meta
 
 
-class _Job(BaseModel):
+class _Job(BaseModel, extra="forbid"):
     """What a cache is made of."""
 
     model: str

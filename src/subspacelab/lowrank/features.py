@@ -206,11 +206,12 @@ def read_header(path: Path) -> Placed:
 def _read_index(path: Path, meta: FeatureMeta) -> pd.DataFrame:
     """The index in its own types; its rows are those of meta.json, and their features fit into the shards' bytes."""
     try:
-        index = _read_table(path, INDEX_SCHEMA)
-    except ValueError as e:
+        num_rows = pq.read_metadata(path).num_rows  # before they are read: a few bytes may stand for millions
+        index = _read_table(path, INDEX_SCHEMA) if num_rows == meta.count else None
+    except (ValueError, OSError) as e:
         raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); cache again") from e
-    if len(index) != meta.count:
-        raise ValueError(f"{path.parent}: {INDEX} has {len(index)} rows, {META} says {meta.count}; cache again")
+    if index is None:
+        raise ValueError(f"{path.parent}: {INDEX} has {num_rows} rows, {META} says {meta.count}; cache again")
     found: pd.DataFrame = index.to_pandas()
     return found
 

@@ -76,6 +76,12 @@ def _require_whole_model(folder: Path) -> None:
         )
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"{folder}: no config.json, so no language model; give a folder that transformers saved")
+    weights = next((name for name in PREFERENCE if (folder / name).is_file()), "")
+    index = read_json(folder / weights) if weights.endswith(".json") else {"metadata": {}}
+    if not (isinstance(index, dict) and isinstance(index.get("metadata"), dict)):
+        raise ValueError(
+            f"{folder / weights}: holds no mapping `metadata`, as transformers wants; download it again"
+        )
 
 
 def _require_own_settings(checkpoint: Checkpoint, path: Path) -> None:
