@@ -79,9 +79,7 @@ def _require_whole_model(folder: Path) -> None:
     weights = next((name for name in PREFERENCE if (folder / name).is_file()), "")
     index = read_json(folder / weights) if weights.endswith(".json") else {"metadata": {}}
     if not (isinstance(index, dict) and isinstance(index.get("metadata"), dict)):
-        raise ValueError(
-            f"{folder / weights}: holds no mapping `metadata`, as transformers wants; download it again"
-        )
+        raise ValueError(f"{folder / weights}: holds no mapping `metadata`, as transformers wants; download it again")
 
 
 def _require_own_settings(checkpoint: Checkpoint, path: Path) -> None:
