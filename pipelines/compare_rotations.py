@@ -1,7 +1,7 @@
-"""Stage `compare_rotations`: do the rotations of the singular bases compose along base -> rl_stage1 -> rl_stage2?
+"""Stage `compare_rotations`: turns and updates of the weights along base -> rl_stage1 -> rl_stage2, beside random ones.
 
 In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, metrics.json, four
-pictures). Time: about 15 s for the demo.
+pictures). Time: about 35 s for the demo.
 """
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
@@ -28,6 +28,7 @@ def main() -> None:
             k=stage.params.k,
             modules=stage.params.modules,
             seed=stage.seed,
+            null_draws=stage.params.null_draws,
             log_curve=stage.tracker.log_metrics,
         )
         track_comparison(comparison, stage.tracker)

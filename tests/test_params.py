@@ -13,7 +13,7 @@ from subspacelab.rotation.config import CompareRotationsConfig as CompareRotatio
 from subspacelab.rotation.config import DecomposeConfig as Decompose
 
 TOP = "study: s\nrank: 8\nseed: 1\nthreads: 2\n"
-SECTIONS = "decompose:\n  rank: null\n  method: auto\ncompare_rotations:\n  k: 4\n  modules: {}\n"
+SECTIONS = "decompose:\n  rank: null\n  method: auto\ncompare_rotations:\n  k: 4\n  modules: {}\n  null_draws: 2\n"
 STUDY = "checkpoints:\n  base: demo:base\ndecompose:\n  device: cpu\n"
 LAUGHS = "l0: &l0 {x: 1}\n" + "".join(f"l{i}: &l{i} {{<<: [{', '.join([f'*l{i - 1}'] * 9)}]}}\n" for i in range(1, 30))
 """A billion laughs, many times over."""

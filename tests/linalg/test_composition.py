@@ -1,4 +1,6 @@
-"""R_02 = R_01 R_12: true by construction, false by construction, and true for any matrices where Q1 is square."""
+"""R_02 = R_01 R_12: true by construction, false by construction, true for any matrices where Q1 is square, and blind
+to turns within the spans.
+"""
 
 import numpy as np
 import pytest
@@ -36,6 +38,16 @@ def test_a_chain_that_does_not_compose_gives_the_numpy_value():
     error = composition_error(q0, q1, q2)
     assert error.mse == pytest.approx(np.mean(difference**2), rel=1e-12)
     assert error.relative == pytest.approx(np.linalg.norm(difference) / np.linalg.norm(direct), rel=1e-12)
+    np.testing.assert_allclose(difference, -a.T @ (np.eye(90) - b @ b.T) @ c, atol=1e-14)
+
+
+def test_turns_within_the_spans_leave_no_trace():
+    g = seeded(2)
+    q0, q1, q2 = bases(90, 20)
+    error = composition_error(q0, q1, q2)
+    scrambled = composition_error(*(q @ random_orthonormal(20, 20, g) for q in (q0, q1, q2)))
+    assert scrambled.mse == pytest.approx(error.mse, rel=1e-12)
+    assert scrambled.relative == pytest.approx(error.relative, rel=1e-12)
 
 
 def test_the_end_points_own_basis_in_the_middle_composes():

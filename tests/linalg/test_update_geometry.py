@@ -4,11 +4,17 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from tests.linalg.matrices import gaussian, seeded
 
 from subspacelab.linalg.orthonormal import random_orthonormal
-from subspacelab.linalg.update_geometry import principal_energy, update_cosine
+from subspacelab.linalg.update_geometry import (
+    principal_energy,
+    random_cosine_deviation,
+    random_energy_deviation,
+    update_cosine,
+)
 
 
 @pytest.fixture
@@ -26,11 +32,23 @@ def test_update_inside_or_outside_the_frame(frame):
     assert principal_energy(torch.zeros(50, 40), u, v) == 0
 
 
-def test_a_random_update_has_one(frame):
+def test_a_random_update_has_one_and_the_deviation_that_is_told(frame):
     u, v = frame[0][:, :8], frame[1]
     energies = [principal_energy(gaussian(50, 40, seed), u, v) for seed in range(200)]
-    # 64 squared Gaussians in the frame: 18 % each, 1.3 % over 200 draws.
+    # 64 squared Gaussians in the frame: 18 % each, 1.3 % over 200 draws; their deviation is known to 5 %.
     assert np.mean(energies) == pytest.approx(1, abs=0.06)
+    assert np.std(energies) == pytest.approx(random_energy_deviation(50, 40, 8), rel=0.2)
+    inside, outside = 8 * 8 / 2, (50 * 40 - 8 * 8) / 2
+    exact = scipy.stats.beta(inside, outside).std() / (8 / 50 * 8 / 40)
+    assert random_energy_deviation(50, 40, 8) == pytest.approx(exact, rel=1e-12)
+
+
+def test_the_cosine_with_a_random_update_has_the_deviation_that_is_told():
+    d = gaussian(30, 20)
+    cosines = [update_cosine(d, gaussian(30, 20, seed)) for seed in range(1, 301)]
+    # 300 draws: the mean to 0.06 deviations, the deviation to 4 %.
+    assert abs(np.mean(cosines)) < 0.25 * random_cosine_deviation(30, 20)
+    assert np.std(cosines) == pytest.approx(random_cosine_deviation(30, 20), rel=0.2)
 
 
 def test_principal_energy_against_numpy(frame):

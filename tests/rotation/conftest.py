@@ -40,6 +40,7 @@ def comparison(
             tmp_path_factory.mktemp("out"),
             k=8,
             modules=MODULES,
+            null_draws=2,
             log_curve=lambda metrics, step: curves.append((step, dict(metrics))),
             device="cpu",
         )

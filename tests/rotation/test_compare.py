@@ -15,6 +15,7 @@ from tests.tiny import LAYOUTS, tiny_qwen_vl_tensors
 from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.compare import FILES, Comparison, compare, measure_chain, note_limits
 from subspacelab.rotation.groups import make_groups
+from subspacelab.rotation.null_model import MEASURES, SUFFIXES
 
 Folders = tuple[Path, Path, Path]
 K = 8
@@ -33,7 +34,7 @@ def matrices(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def layers(folders: Folders) -> pd.DataFrame:
-    return table(folders, k=K)
+    return table(folders, k=K, null_draws=2)
 
 
 def test_every_promised_column_is_there(layers: pd.DataFrame) -> None:
@@ -46,7 +47,12 @@ def test_every_promised_column_is_there(layers: pd.DataFrame) -> None:
         promised |= {f"floor_{angle}{side}" for side in ("", "_U", "_Vh")}
     changes = ("nss", "update_norm", "update_stable_rank", "unchanged", "principal_energy", "intruders")
     promised |= {f"{change}_{pair}" for change in changes for pair in pairs} | {f"floor_{c}" for c in changes}
-    assert set(layers.columns) == promised
+    nulls = {f"{measure}_{suffix}" for measure in MEASURES for suffix in SUFFIXES}
+    assert set(layers.columns) == promised | nulls
+    assert list(layers)[(i := list(layers).index("nss_02")) : i + 4] == [
+        *("nss_02", "nss_02_null_mean", "nss_02_null_std", "nss_02_z")
+    ]
+    layers = layers.drop(columns=list(nulls))
     largest = [c for c in layers if "angle_max" in c]
     assert not layers.drop(columns=["layer", *largest]).isna().any().any()
     assert layers["gap_k"].between(1.05, np.inf).any()
@@ -150,7 +156,7 @@ def test_the_floor_of_bf16_storage_is_that_of_rounding(tmp_path: Path) -> None:
 
 def test_all_layouts_give_the_same_table(layers: pd.DataFrame, tmp_path: Path) -> None:
     """`layers` is of three checkpoints in the first layout; here each has another of the other three."""
-    other = table(decompose_chain(tmp_path, chain_tensors(), layouts=LAYOUTS[1:]), k=K)
+    other = table(decompose_chain(tmp_path, chain_tensors(), layouts=LAYOUTS[1:]), k=K, null_draws=2)
     pd.testing.assert_frame_equal(other, layers, check_exact=True)
 
 
@@ -199,7 +205,8 @@ def test_metrics_keep_identities_apart(comparison: Comparison) -> None:
     assert metrics["all"]["rotation_mse_U"]["count"] == len(proving) > 0
     assert metrics["all"]["rotation_mse_U"]["mean"] == pytest.approx(proving.mean(), rel=1e-12)
     assert metrics["identity"]["rotation_mse_U"]["count"] == int(layers["identity_U"].sum()) > 0
-    assert metrics["groups"]["language Q"]["rotation_mse_U"] == {"mean": None, "std": None, "count": 0}
+    nothing = metrics["groups"]["language Q"]["rotation_mse_U"]
+    assert (nothing["mean"], nothing["count"], nothing["null_mean"], nothing["null_count"]) == (None, 0, None, 0)
     assert metrics["unmatched"] == []
     assert any("square" in note for note in metrics["notes"])
 
@@ -220,23 +227,28 @@ def test_curves_are_logged_by_group_and_layer(comparison: Comparison, curves: Cu
 
 
 def test_two_runs_give_the_same_bytes(folders: Folders, comparison: Comparison, tmp_path: Path) -> None:
-    again = compare(*folders, tmp_path, k=K, modules=MODULES, device="cpu")
+    again = compare(*folders, tmp_path, k=K, modules=MODULES, null_draws=2, device="cpu")
     for name in sorted(FILES):
         assert (tmp_path / name).read_bytes() == (comparison.output_dir / name).read_bytes(), name
     assert str(again.output_dir) not in (tmp_path / "metrics.json").read_text()
 
 
-def test_another_seed_moves_only_what_is_drawn(folders: Folders, layers: pd.DataFrame) -> None:
-    other = table(folders, k=K, seed=7)
-    same = [column for column in layers if not column.startswith("random_mse")]
+def test_another_seed_moves_only_what_is_drawn(
+    folders: Folders, layers: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("subspacelab.rotation.compare.LONG", 0)
+    other = table(folders, k=K, seed=7, null_draws=2)
+    assert "note: the null model is" in capsys.readouterr().err  # what is long is said before
+    same = [column for column in layers if not column.startswith("random_mse") and not column.endswith(SUFFIXES)]
     pd.testing.assert_frame_equal(other[same], layers[same], check_exact=True)
     assert not other["random_mse_U"].equals(layers["random_mse_U"])
 
 
 def test_truncated_factors_leave_the_updates_empty_and_say_so(tmp_path: Path) -> None:
     folders = decompose_chain(tmp_path, chain_tensors(), rank=K)
-    found = compare(*folders, tmp_path / "out", device="cpu")
+    found = compare(*folders, tmp_path / "out", null_draws=2, device="cpu")
     layers = found.layers
+    assert layers[[f"{measure}_null_mean" for measure in MEASURES]].isna().all().all()
     empty = [c for c in layers if c.startswith(("update_", "unchanged_", "principal_energy_", "cosine", "floor_"))]
     assert layers[empty].isna().all().all()
     assert layers[["angle_mean_01", "nss_02", "rotation_mse_U", "rotation_mse_Vh"]].notna().all().all()
@@ -263,6 +275,7 @@ def test_pictures_and_tables_take_blanks_and_any_name(comparison: Comparison) ->
     ("settings", "said"),
     [
         ({"k": 0}, "k=0: at least 1"),
+        ({"null_draws": -1}, "null_draws=-1: 0 or more"),
         ({"modules": {"x": "visual.nothing.{}"}}, "module 'x': pattern 'visual.nothing.{}' matches no weight"),
         ({"device": "tpu"}, "device='tpu'"),
     ],

@@ -35,7 +35,14 @@ def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(chain: Folders, output_dir: Path, **settings: Any) -> None:
     base, stage1, stage2 = chain
-    given: dict[str, Any] = {"rank": 4, "module": None, "seed": 42, "device": "cpu", "track": False} | settings
+    given: dict[str, Any] = {
+        "rank": 4,
+        "module": None,
+        "seed": 42,
+        "null": 0,
+        "device": "cpu",
+        "track": False,
+    } | settings
     compare(base=base, stage1=stage1, stage2=stage2, output_dir=output_dir, **given)
 
 
@@ -58,7 +65,12 @@ def test_the_same_comparison_replaces_its_own_files_and_no_other(few: Folders, t
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"rank": 5}, "rank=4, this one is of rank=5"), ({"module": ["a=k_proj"]}, "matches no weight"), ({}, "base=")],
+    [
+        ({"rank": 5}, "rank=4, this one is of rank=5"),
+        ({"null": 1}, "null=0, this one is of null=1"),
+        ({"module": ["a=k_proj"]}, "matches no weight"),
+        ({}, "base="),
+    ],
 )
 def test_another_comparison_is_refused_before_any_work(
     few: Folders, tmp_path: Path, settings: dict[str, Any], said: str

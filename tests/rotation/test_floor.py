@@ -1,7 +1,11 @@
 import pytest
 import torch
 
+from subspacelab.linalg.svd import svd
 from subspacelab.rotation.floor import bf16_neighbour, draw_unrounded
+from subspacelab.rotation.layer import measure_weight
+from subspacelab.rotation.null_model import null_columns, with_null
+from subspacelab.rotation.weights import Weight
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -46,3 +50,25 @@ def test_the_same_seed_draws_the_same() -> None:
 
 def test_a_zero_weight_has_itself_for_neighbour() -> None:
     assert torch.equal(bf16_neighbour(torch.zeros(5, 4), generator()), torch.zeros(5, 4))
+
+
+def test_what_lies_below_half_an_ulp_of_noise_is_still_seen_and_told_from_chance() -> None:
+    """Adam's steps of 1e-6 along one direction, stored in bf16: below the noise in angle, nss and norm, yet exact."""
+    g = generator(7)
+    master = torch.randn(96, 64, generator=g) * 0.1
+    along = torch.outer(torch.randn(96, generator=g), torch.randn(64, generator=g)).sign()
+    stored = []
+    for step in (0, 1, 2):
+        noise = torch.randn(master.shape, generator=g) * (1e-6 * (200 * step) ** 0.5)
+        stored.append((master + 1e-6 * (30 * step) * along + noise).bfloat16())
+    chain = tuple(Weight(svd(w), w) for w in stored)
+    assert len(chain) == 3
+    row = measure_weight("w", chain, k=8, seed=0)
+    for column in ("angle_mean", "nss", "update_norm"):
+        assert row[f"{column}_01"] < row[f"floor_{column}"], column
+    before, after = (w.double() for w in stored[:2])
+    # ||W_a|| comes from float32 singular values.
+    assert row["update_norm_01"] == pytest.approx(((after - before).norm() / before.norm()).item(), rel=1e-6)
+    assert row["unchanged_01"] == (before == after).double().mean().item()
+    told = with_null(row, null_columns("w", chain, row, seed=0, draws=10))
+    assert told["update_stable_rank_02_z"] < -5

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from subspacelab.reports.tables import show_number
 from subspacelab.rotation.compare import Comparison
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.report import print_comparison, print_decomposition, track_comparison
@@ -29,10 +30,17 @@ def test_a_decomposition_shows_shapes_errors_and_what_was_skipped(folders: tuple
 def test_a_comparison_shows_groups_and_marks_identities(comparison: Comparison) -> None:
     out = console()
     print_comparison(comparison, out)
-    composition, update = [line for line in text(out).splitlines() if "vision QKV" in line]
+    update, composition = [line for line in text(out).splitlines() if "vision QKV" in line]
     assert "identity" in composition
     assert "identity" not in update
     assert "note: " in text(out)
+    assert "Against 2 random updates" in text(out)
+    (energy,) = [line for line in text(out).splitlines() if "principal_energy_02" in line]
+    assert show_number(comparison.metrics["all"]["principal_energy_02"]["z"]) in energy
+    out = console()
+    print_comparison(replace(comparison, metrics=comparison.metrics | {"null": {"draws": 0}}), out)
+    assert "random updates" not in text(out).partition("Do the rotations")[0]
+    assert "Against" not in text(out)
     assert "not compared" not in text(out)
 
 
@@ -48,4 +56,5 @@ def test_a_comparison_is_tracked_with_tables_and_pictures(comparison: Comparison
     track_comparison(comparison, tracker)
     mean = comparison.metrics["all"]["angle_max_02"]["mean"]
     assert tracker.metrics["mean/angle_max_02"] == [(0, mean)]
+    assert tracker.metrics["z/nss_02"] == [(0, comparison.metrics["all"]["nss_02"]["z"])]
     assert set(tracker.tables) == {"layers", "modules"}

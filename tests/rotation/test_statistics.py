@@ -3,7 +3,14 @@ import pandas as pd
 import pytest
 
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.statistics import curve_table, describe, describe_identities, module_table, rotation_side
+from subspacelab.rotation.statistics import (
+    curve_table,
+    describe,
+    describe_identities,
+    module_table,
+    rotation_side,
+    standing_out,
+)
 
 LAYERS = pd.DataFrame(
     {
@@ -24,6 +31,40 @@ def test_rotations_are_taken_where_they_can_prove_something() -> None:
     assert (got["num_identity_U"], got["num_identity_Vh"]) == (1, 3)
     assert got["rotation_mse_U"] == {"mean": 3.0, "std": 1.0, "count": 2}
     assert got["rotation_mse_Vh"] == {"mean": None, "std": None, "count": 0}
+
+
+def test_the_null_model_of_a_mean() -> None:
+    """Independent draws per weight: the variance of the mean of n is the sum of theirs over n^2."""
+    null = {
+        "nss_01_null_mean": [2.0, 2.0, np.nan],
+        "nss_01_null_std": [0.3, 0.4, np.nan],
+        "nss_01_z": [-3.3, 2.5, np.nan],
+    }
+    layers = LAYERS.assign(**null)
+    got = describe(layers)
+    assert "nss_01_z" not in got
+    assert got["nss_01"] == {"mean": 2.0, "std": 1.0, "count": 2} | {
+        "null_mean": 2.0,
+        "null_std": pytest.approx(0.25),
+        "ratio": 1.0,
+        "z": 0.0,
+        "null_count": 2,
+    }
+    one_draw = describe(layers.assign(nss_01_null_std=np.nan))["nss_01"]
+    assert (one_draw["null_std"], one_draw["z"], one_draw["ratio"]) == (None, None, 1.0)
+    assert describe(layers[2:])["nss_01"]["null_mean"] is None
+    table = module_table({"a": got})
+    assert table["nss_01_z"][0] == 0.0
+
+
+def test_single_weights_that_stand_out_are_listed() -> None:
+    null = {
+        "nss_01_null_mean": [2.0, 2.0, np.nan],
+        "nss_01_null_std": [0.1, 0.4, np.nan],
+        "nss_01_z": [-10, 2.5, np.nan],
+    }
+    (found,) = standing_out(LAYERS.assign(**null))
+    assert found == {"weight": "a.0", "measure": "nss_01", "value": 1.0, "ratio": 0.5, "z": -10.0}
 
 
 def test_identities_are_told_apart() -> None:

@@ -11,7 +11,7 @@ from subspacelab.linalg.gram import chunk_rows
 
 @dataclass(frozen=True)
 class Composition:
-    """How far (Q0^T Q1)(Q1^T Q2) is from Q0^T Q2."""
+    """How far (Q0^T Q1)(Q1^T Q2) is from Q0^T Q2, which is by -Q0^T (I - Q1 Q1^T) Q2."""
 
     mse: float
     """Mean of the squared entries of the difference."""
@@ -31,7 +31,11 @@ def rotation(qa: Float[Tensor, "m ra"], qb: Float[Tensor, "m rb"]) -> Float[Tens
 def composition_error(q0: Float[Tensor, "m r"], q1: Float[Tensor, "m r1"], q2: Float[Tensor, "m r"]) -> Composition:
     """Error of the claim R_02 = R_01 R_12 for three bases, R_ab = Qa^T Qb, in float64.
 
-    True for any matrices at all where Q1 is square (Q1 Q1^T = I). Nothing larger than r x r is formed.
+    R_01 R_12 - R_02 = -Q0^T (I - Q1 Q1^T) Q2: the two projections outside span(Q1), multiplied. So the error sees the
+    tilt of the spans alone. It is 0 for any matrices where Q1 is square (Q1 Q1^T = I), as on the short side of a full
+    decomposition, and it does not change when the columns of a basis are turned among themselves (Q -> Q H, H
+    orthogonal), so singular directions that turn within the column space leave no trace in it. Nothing larger than
+    r x r is formed.
     """
     direct = rotation(q0, q2)
     difference = torch.addmm(direct, rotation(q0, q1), rotation(q1, q2), beta=-1)

@@ -1,5 +1,7 @@
 """Where an update of a weight lies: in which frame, in which entries, along which earlier update."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +25,19 @@ def principal_energy(delta: Float[Tensor, "m n"], u: Float[Tensor, "m k"], v: Fl
         energy += c.square().sum().item()
     inside = (projected @ v.double()).square().sum().item()
     return inside / energy * (m / k) * (n / k) if energy > 0 else 0.0
+
+
+def random_energy_deviation(m: int, n: int, k: int) -> float:
+    """Exact standard deviation of `principal_energy` of a Gaussian update; its mean is 1.
+
+    The share within the frame is Beta(k^2 / 2, (m n - k^2) / 2): (2 (m n - k^2) / (k^2 (m n + 2)))^(1/2).
+    """
+    return math.sqrt(2 * (m * n - k**2) / (k**2 * (m * n + 2)))
+
+
+def random_cosine_deviation(m: int, n: int) -> float:
+    """Exact standard deviation of `update_cosine` of any update with a Gaussian one: (m n)^(-1/2); its mean is 0."""
+    return 1 / math.sqrt(m * n)
 
 
 def update_cosine(da: Float[Tensor, "m n"], db: Float[Tensor, "m n"]) -> float:

@@ -1,5 +1,6 @@
 """Three decomposed checkpoints of one model compared, weight by weight: base -> stage 1 -> stage 2."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from subspacelab.rotation.chain import ROLES, Chain, open_chain
 from subspacelab.rotation.figures import draw_pictures
 from subspacelab.rotation.groups import Group, layer_index, make_groups
 from subspacelab.rotation.layer import MIN_GAP, Value, measure_weight
+from subspacelab.rotation.null_model import false_alarm_rate, null_columns, with_null
 from subspacelab.rotation.plan import gflop
 from subspacelab.rotation.statistics import (
     curve_table,
@@ -23,12 +25,16 @@ from subspacelab.rotation.statistics import (
     describe_identities,
     metric_columns,
     module_table,
+    number_columns,
+    standing_out,
 )
 
 FILES = (
     *("layers.csv", "modules.csv", "curves.csv", "metrics.json"),
     *("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png"),
 )
+LONG = 1000.0
+"""GFLOP of null models beyond which their cost is said first: about a minute on 2 cores."""
 LogCurve = Callable[[Mapping[str, float], int], None]
 
 
@@ -69,29 +75,34 @@ def compare(
     k: int | None = None,
     modules: Mapping[str, str] | None = None,
     seed: int = 42,
+    null_draws: int = 3,
     device: str = "auto",
     log_curve: LogCurve | None = None,
 ) -> Comparison:
     """Measures every weight that three decomposed checkpoints share, and writes tables and pictures to `output_dir`.
 
     `k` leading directions are compared, or all a weight has if fewer (None: min(rank, 64)). `modules` adds groups,
-    label to comma-separated names or patterns. `log_curve(metrics, step)` gets `<group>/<metric>` with the layer
-    index as the step. The columns are described in `rotation.measures`, `rotation.layer` and `rotation.floor`.
+    label to comma-separated names or patterns. `null_draws` random updates of each weight and pair make the null model
+    (0: none). `log_curve(metrics, step)` gets `<group>/<metric>` with the layer index as the step. The columns are
+    described in `rotation.measures`, `rotation.layer`, `rotation.floor` and `rotation.null_model`.
 
     Raises ValueError for a folder that is not decomposed, no weight in common, and a pattern that means nothing.
     """
     if k is not None and k < 1:
         raise ValueError(f"k={k}: at least 1 leading direction")
+    if null_draws < 0:
+        raise ValueError(f"null_draws={null_draws}: 0 or more")
     chain = open_chain(base_dir, stage1_dir, stage2_dir)
     groups = make_groups(chain.names, modules)
-    layers = measure_chain(chain, groups, k=k, seed=seed, device=device)
+    layers = measure_chain(chain, groups, k=k, seed=seed, null_draws=null_draws, device=device)
     summaries = {group.label: describe(layers[layers["weight"].isin(group.members)]) for group in groups}
     metrics = {
         "all": describe(layers),
         "groups": summaries,
         "identity": describe_identities(layers),
         "unmatched": [{"weight": name, "reason": reason} for name, reason in chain.unmatched.items()],
-        "notes": note_limits(layers, chain),
+        "notes": note_limits(layers, chain, null_draws),
+        "null": {"model": "gaussian", "draws": null_draws, "standing_out": standing_out(layers)},
         "k": k,
         "seed": seed,
         "sources": chain.sources,
@@ -107,25 +118,47 @@ def compare(
 
 
 def measure_chain(
-    chain: Chain, groups: list[Group], *, k: int | None = None, seed: int = 42, device: str = "auto"
+    chain: Chain,
+    groups: list[Group],
+    *,
+    k: int | None = None,
+    seed: int = 42,
+    null_draws: int = 0,
+    device: str = "auto",
 ) -> pd.DataFrame:
     """layers.csv as a table: one row per weight that the chain's checkpoints share; arguments as in `compare`."""
     target = float64_place(choose_device(device))
     labels = {name: group.label for group in reversed(groups) for name in group.members}
     rows: list[dict[str, Value]] = []
-    total = sum(gflop(chain.shape(name)) for name in chain.names)
-    with progress_bar("compare", total=total, unit="GFLOP") as advance:
+    costs = {name: _gflop(chain, name, null_draws) for name in chain.names}
+    added = sum(costs.values()) - sum(_gflop(chain, name, 0) for name in chain.names)
+    if added > LONG:
+        print(
+            f"note: the null model is {added:,.0f} GFLOP of {sum(costs.values()):,.0f}; fewer draws (--null 1) or none "
+            "(--null 0) are quicker",
+            file=sys.stderr,
+        )
+    with progress_bar("compare", total=sum(costs.values()), unit="GFLOP") as advance:
         for name in chain.names:
             row: dict[str, Value] = {"weight": name, "module": labels.get(name, ""), "layer": layer_index(name)}
-            rows.append(row | measure_weight(name, chain.read(name, target), k=k, seed=seed))
-            advance(gflop(chain.shape(name)))
+            weights = chain.read(name, target)
+            row |= measure_weight(name, weights, k=k, seed=seed)
+            if null_draws:
+                row = with_null(row, null_columns(name, weights, row, seed=seed, draws=null_draws))
+            rows.append(row)
+            advance(costs[name])
     layers = pd.DataFrame(rows).astype({"layer": "Int64", "identity_U": bool, "identity_Vh": bool})
     # A column of None alone would otherwise be of type object.
-    return layers.astype(dict.fromkeys(metric_columns(layers), float))
+    return layers.astype(dict.fromkeys(number_columns(layers), float))
 
 
-def note_limits(layers: pd.DataFrame, chain: Chain) -> list[str]:
-    """What these numbers cannot say, in sentences: of types, gaps, truncated factors, whole sides, square weights."""
+def _gflop(chain: Chain, name: str, null_draws: int) -> float:
+    """Cost of a weight: the floor's decomposition, and three more per draw where the entries are to be had."""
+    return gflop(chain.shape(name)) * (1 + 3 * null_draws * chain.is_full(name))
+
+
+def note_limits(layers: pd.DataFrame, chain: Chain, null_draws: int = 0) -> list[str]:
+    """What these numbers cannot say, in sentences: of types, gaps, truncation, whole sides, square weights, draws."""
     notes = [
         f"{count} weights are stored as {', '.join(f'{t} in {role}' for role, t in zip(ROLES, types, strict=True))}: "
         "their updates hold the rounding from one type to the other"
@@ -148,7 +181,7 @@ def note_limits(layers: pd.DataFrame, chain: Chain) -> list[str]:
     if truncated:
         notes.append(
             f"{truncated} weights keep only their leading singular triples: update_*, unchanged_*, principal_energy_*, "
-            "cosine_01_12 and floor_* need all of them and are empty"
+            "cosine_01_12, floor_* and the null models need all of them and are empty"
         )
     for side, size in (("U", "m"), ("Vh", "n")):
         whole = int((layers["k"] == layers[size]).sum())
@@ -161,6 +194,18 @@ def note_limits(layers: pd.DataFrame, chain: Chain) -> list[str]:
         notes.append(
             f"{identities} weights are square, an identity on both sides: rotation_mse says nothing of them "
             "(decompose with a rank below their size to test them)"
+        )
+    sparse = int((layers["unchanged_02"] > 0.5).sum())
+    if null_draws and sparse:
+        notes.append(
+            f"in {sparse} weights more than half of the entries are unchanged: random updates spread over all entries, "
+            "and an update of few rows differs from theirs by that alone"
+        )
+    if null_draws > 1:
+        rates = " and ".join(f"|z| > {z} in {false_alarm_rate(z, null_draws):.2g}" for z in (3, 5))
+        notes.append(
+            f"z of a weight rests on {null_draws} random updates: by chance alone {rates} of the columns, more often "
+            "of angles and composition errors, which are skewed (energy and cosine are exact: 0.0027 and 6e-7)"
         )
     return notes
 

@@ -28,6 +28,9 @@ class CompareRotationsConfig:
     """Leading directions whose principal angles are measured; null: the smaller of the rank and 64."""
     modules: dict[str, str]
     """Further groups: label to comma-separated weights, `{}` for any layer; the default groups come by themselves."""
+    null_draws: int
+    """Random updates of equal norm drawn per weight and pair as the null model; the study's, as it costs by size."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "k")
+        require_at_least(0, self, "null_draws")

@@ -1,4 +1,8 @@
-"""The floor: what bf16 storage alone does to a weight; below it nothing is a finding."""
+"""`floor_*`: the effect of half an ulp of bf16 noise, the rounding of a bf16 store, on each measure.
+
+It is the size of one rounding and no limit of what can be seen: the difference of two stored weights is exact, and
+updates of small learning rates lie below it. Whether an update is more than a random one, `null_model` says.
+"""
 
 import torch
 from jaxtyping import Float
@@ -10,7 +14,7 @@ ALREADY_BF16 = 1e-5  # rounding moves a float32 weight by 1.7e-3 of its norm, on
 
 
 def bf16_neighbour(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float[Tensor, "m n"]:
-    """A float32 matrix that bf16 storage cannot tell from `w`: the floor is the distance between the two.
+    """A float32 matrix that bf16 storage cannot tell from `w`, half an ulp of noise away.
 
     It is bf16(w), unless the entries of `w` are bf16 already, so that rounding does nothing. Then it is a seeded
     draw of the weights that would have been stored as `w`: w + u ulp(w) / 2 with u uniform in (-1, 1).

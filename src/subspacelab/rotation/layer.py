@@ -57,14 +57,10 @@ def measure_weight(name: str, chain: tuple[Weight, Weight, Weight], *, k: int | 
     return {column: _finite(value) for column, value in row.items()}
 
 
-def _bases(weight: Weight, side: str) -> torch.Tensor:
-    return weight.svd.U if side == "U" else weight.V
-
-
 def _rotation_columns(name: str, chain: tuple[Weight, Weight, Weight], seed: int) -> Mapping[str, Value]:
     measured = {}
     for side in SIDES:
-        q0, q1, q2 = (_bases(weight, side) for weight in chain)
+        q0, q1, q2 = (weight.basis(side) for weight in chain)
         measured[side] = measure_rotation(q0, q1, q2, generator_for(seed, name, "random", side))
     columns = {
         "rotation_mse": "mse",
@@ -83,7 +79,7 @@ def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, V
         return {f"floor_{column}": None for column in columns}
     dense = bf16_neighbour(base.dense, generator_for(seed, name, "floor"))
     near = Weight(svd(dense, device=dense.device), dense)
-    mse = [composition_error(*(_bases(w, side) for w in (base, near, base))).mse for side in SIDES]
+    mse = [composition_error(*(w.basis(side) for w in (base, near, base))).mse for side in SIDES]
     values = [*mse, *asdict(measure_change(base, near, k)).values()]
     return {f"floor_{column}": value for column, value in zip(columns, values, strict=True)}
 

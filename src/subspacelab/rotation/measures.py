@@ -18,7 +18,11 @@ from subspacelab.rotation.weights import Weight, subtract
 
 @dataclass(frozen=True)
 class Rotation:
-    """The claim R_02 = R_01 R_12 on one side of one weight, beside its controls."""
+    """The claim R_02 = R_01 R_12 on one side of one weight, beside its controls.
+
+    R_01 R_12 - R_02 = -Q_0^T (I - Q_1 Q_1^T) Q_2: on the tall side it measures how far the column space tilts, on the
+    square side it is an identity, and turns of the directions within the space are invisible to it.
+    """
 
     mse: float
     """Mean squared entry of R_01 R_12 - R_02."""

@@ -1,19 +1,32 @@
 """Means and deviations of the measures over groups of weights, with what proves nothing kept apart."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from subspacelab.rotation.groups import Group
+from subspacelab.rotation.null_model import MEASURES, SUFFIXES, Null, stands_out
 
 DESCRIPTION = ("weight", "module", "layer", "m", "n", "rank", "k", "identity_U", "identity_Vh")
 ROTATION = ("rotation_mse", "rotation_rel", "random_mse", "oracle_mse", "floor_rotation_mse")
 
 
+def number_columns(layers: pd.DataFrame) -> list[str]:
+    """The columns of layers.csv that are measures or belong to their null models."""
+    return [column for column in layers.columns if column not in DESCRIPTION]
+
+
+def null_measures(layers: pd.DataFrame) -> list[str]:
+    """The measures of layers.csv that have a null model beside them."""
+    return [column for column in MEASURES if f"{column}_null_mean" in layers]
+
+
 def metric_columns(layers: pd.DataFrame) -> list[str]:
     """The columns of layers.csv that are measures."""
-    return [column for column in layers.columns if column not in DESCRIPTION]
+    nulls = {f"{column}_{suffix}" for column in MEASURES for suffix in SUFFIXES}
+    return [column for column in number_columns(layers) if column not in nulls]
 
 
 def rotation_side(column: str) -> str | None:
@@ -23,7 +36,10 @@ def rotation_side(column: str) -> str | None:
 
 
 def describe(layers: pd.DataFrame) -> dict[str, Any]:
-    """Mean, population deviation and count of each measure; the rotation's over the sides that are no identity."""
+    """Mean, population deviation and count of each measure; the rotation's over the sides that are no identity.
+
+    Where there is a null model: `null_mean`, `null_std`, `ratio` and `z` of the mean of its `null_count` weights.
+    """
     summary: dict[str, Any] = {
         "num_weights": len(layers),
         "num_identity_U": int(layers["identity_U"].sum()),
@@ -32,7 +48,36 @@ def describe(layers: pd.DataFrame) -> dict[str, Any]:
     for column in metric_columns(layers):
         side = rotation_side(column)
         summary[column] = _moments(layers[column] if side is None else layers.loc[~layers[f"identity_{side}"], column])
+    for column in null_measures(layers):
+        summary[column] |= _null_moments(layers, column)
     return summary
+
+
+def _null_moments(layers: pd.DataFrame, column: str) -> dict[str, float | int | None]:
+    """The mean of a measure against that of random updates, drawn independently for each of the n weights.
+
+    The deviation of the mean of n such updates is sqrt(sum of the weights' variances) / n.
+    """
+    rows = layers.dropna(subset=[column, f"{column}_null_mean"])
+    if rows.empty:
+        return dict.fromkeys(("null_mean", "null_std", "ratio", "z"), None) | {"null_count": 0}
+    mean, expected = rows[column].mean(), rows[f"{column}_null_mean"].mean()
+    deviation = math.sqrt(rows[f"{column}_null_std"].pow(2).sum(skipna=False)) / len(rows)
+    null = Null(expected, None if math.isnan(deviation) else deviation)
+    ratio = mean / expected if expected else None
+    return {"null_mean": expected, "null_std": null.std, "ratio": ratio, "z": null.z(mean), "null_count": len(rows)}
+
+
+def standing_out(layers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Every measure of every weight that differs from a random update's by the rule of `null_model.stands_out`."""
+    found = []
+    for column in null_measures(layers):
+        for row in layers.dropna(subset=[f"{column}_z"]).to_dict("records"):
+            value, mean, z = (row[c] for c in (column, f"{column}_null_mean", f"{column}_z"))
+            ratio = value / mean if mean else None
+            if stands_out(value, ratio, z):
+                found.append({"weight": row["weight"], "measure": column, "value": value, "ratio": ratio, "z": z})
+    return found
 
 
 def describe_identities(layers: pd.DataFrame) -> dict[str, Any]:
@@ -49,13 +94,13 @@ def _moments(values: pd.Series) -> dict[str, float | int | None]:
 
 
 def module_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """modules.csv: one row per group, `<measure>_mean` and `<measure>_std`, and how many weights there are."""
+    """modules.csv: one row per group, `<measure>_mean`, `_std` and the null model's, and how many weights there are."""
     rows = []
     for label, summary in summaries.items():
         row: dict[str, Any] = {"module": label}
         for key, value in summary.items():
             if isinstance(value, dict):
-                row |= {f"{key}_mean": value["mean"], f"{key}_std": value["std"]}
+                row |= {f"{key}_{part}": number for part, number in value.items() if "count" not in part}
             else:
                 row[key] = value
         rows.append(row)
@@ -64,13 +109,15 @@ def module_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def curve_table(layers: pd.DataFrame, groups: Iterable[Group]) -> pd.DataFrame:
     """curves.csv: one row per group and layer, the mean of its weights there (usually one)."""
-    metrics, identities = metric_columns(layers), ["identity_U", "identity_Vh"]
+    metrics = [column for column in number_columns(layers) if not column.endswith("_z")]
+    identities = ["identity_U", "identity_Vh"]
     curves = []
     for group in groups:
         if group.is_curve:
             rows = layers.set_index("weight").loc[list(group.members)]
             at = rows.assign(layer=pd.Series(group.members)).groupby("layer")
-            curve = pd.concat([at[metrics].mean(), at[identities].any()], axis=1).reset_index()
+            # Copied, as pandas warns of frames with more than 100 pieces in memory.
+            curve = pd.concat([at[metrics].mean(), at[identities].any()], axis=1).copy().reset_index()
             curves.append(curve.assign(module=group.label))
     empty = pd.DataFrame(columns=["layer", *metrics, *identities, "module"])
     table = pd.concat(curves, ignore_index=True) if curves else empty

@@ -45,6 +45,10 @@ class Weight:
         """Right singular vectors as columns."""
         return self.svd.Vh.T
 
+    def basis(self, side: str) -> Float[Tensor, "long r"]:
+        """Singular vectors of a side, "U" or "Vh", as columns."""
+        return self.svd.U if side == "U" else self.V
+
 
 def to_device(svd: SVD, device: torch.device) -> SVD:
     """The same factors on `device`."""

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from subspacelab.reports.figures import count_along, drawn_name, grid_of, log_if_positive, open_figure, say
-from subspacelab.rotation.figures.style import PAIR_STYLES, place_of
+from subspacelab.rotation.figures.style import HALF_ULP, PAIR_STYLES, draw_null_curve, null_handle, place_of
 from subspacelab.rotation.groups import Group
 
 SHADE = "#d9d9d9"
@@ -17,7 +17,7 @@ ROUNDING = 1e-6  # degrees; what float64 leaves of 0 is far below, any change of
 
 
 def draw_principal_angles(path: Path, curves: pd.DataFrame, groups: Sequence[Group]) -> Path:
-    """A panel per group: mean and largest angle of the three pairs in degrees, what bf16 alone does shaded."""
+    """A panel per group: mean angle of the three pairs beside random updates, the largest where it is told."""
     drawn = [group for group in groups if group.is_curve]
     rows, columns = grid_of(max(1, len(drawn)), 4)
     with open_figure(path, (2.9 * columns + 0.4, 2.2 * rows + 0.9)) as figure:
@@ -33,8 +33,10 @@ def draw_principal_angles(path: Path, curves: pd.DataFrame, groups: Sequence[Gro
         for row in panels:
             row[0].set_ylabel("principal angle (degrees)")
         _set_scale(panels[0][0], curves)
-        figure.suptitle("Principal angles between the leading k directions", fontsize=11)
-        figure.legend(handles=_key(), loc="outside lower center", ncols=6)
+        figure.suptitle(
+            "Mean principal angle of the leading k directions: trained, and a random update of equal norm", fontsize=11
+        )
+        figure.legend(handles=_key(), loc="outside lower center", ncols=4)
     return path
 
 
@@ -53,8 +55,9 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame) -> None:
     x = rows["layer"].astype(int)
     for pair in PAIR_STYLES:
         axes.plot(x, rows[f"angle_mean_{pair.key}"], color=pair.colour, marker=pair.marker)
+        draw_null_curve(axes, rows, f"angle_mean_{pair.key}")
         largest = rows[f"angle_max_{pair.key}"]
-        axes.plot(x, largest, color=pair.colour, marker=pair.marker, markersize=3, linestyle="--", linewidth=1)
+        axes.plot(x, largest, color=pair.colour, marker=pair.marker, markersize=3, linestyle="-.", linewidth=1)
     # From far below, as the axis is logarithmic and cuts it off.
     axes.fill_between(x, 1e-30, rows["floor_angle_mean"], color=SHADE, alpha=0.6, linewidth=0, zorder=0)
     axes.plot(x, rows["floor_angle_max"], color="#5f5f5f", linestyle=":", linewidth=1.2)
@@ -69,7 +72,8 @@ def _key() -> list[Line2D | Patch]:
     ]
     return [
         *pairs,
-        Line2D([], [], color="black", linestyle="--", linewidth=1, label="largest, where the gap at k is wide"),
-        Patch(color=SHADE, alpha=0.6, label="bf16 floor, mean"),
-        Line2D([], [], color="#5f5f5f", linestyle=":", label="bf16 floor, largest"),
+        null_handle(),
+        Patch(color=SHADE, alpha=0.6, label=f"{HALF_ULP}, mean"),
+        Line2D([], [], color="black", linestyle="-.", linewidth=1, label="largest angle, where the gap at k is wide"),
+        Line2D([], [], color="#5f5f5f", linestyle=":", label=f"{HALF_ULP}, largest"),
     ]

@@ -1,4 +1,4 @@
-"""A measure of all three pairs, group by group: mean, deviation, and the bf16 floor."""
+"""A measure of all three pairs, group by group: mean and range, random updates, and half an ulp of bf16 noise."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from subspacelab.reports.figures import GREY, drawn_name, log_if_positive, say
-from subspacelab.rotation.figures.style import PAIR_STYLES
+from subspacelab.rotation.figures.style import HALF_ULP, PAIR_STYLES, RANDOM_UPDATE
 from subspacelab.rotation.groups import Group
 
 
@@ -34,8 +34,14 @@ def draw_by_group(
         mean = [v.mean() for v in values]
         axes.plot(x, mean, pair.marker, color=pair.colour, label=pair.label)
         shown += mean
+        null = f"{measure}_{pair.key}_null_mean"
+        if null in layers:
+            random = [rows[null].astype(float).mean() for rows in members]
+            label_once = RANDOM_UPDATE if pair is PAIR_STYLES[-1] else None
+            axes.plot(x, random, "_", color="black", markersize=9, markeredgewidth=1.3, label=label_once)
+            shown += random
     floor = [rows[f"floor_{measure}"].astype(float).mean() for rows in members]
-    axes.hlines(floor, np.arange(len(groups)) - 0.4, np.arange(len(groups)) + 0.4, color=GREY, label="bf16 floor")
+    axes.hlines(floor, np.arange(len(groups)) - 0.4, np.arange(len(groups)) + 0.4, color=GREY, label=HALF_ULP)
     if log:
         log_if_positive(axes, [*shown, *floor], plain=True)
     axes.set_ylabel(label)
@@ -43,4 +49,4 @@ def draw_by_group(
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.grid(visible=False, axis="x")
     if legend:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5)

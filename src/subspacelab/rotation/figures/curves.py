@@ -16,14 +16,14 @@ from subspacelab.reports.figures import (
     open_figure,
     say,
 )
-from subspacelab.rotation.figures.style import place_of
+from subspacelab.rotation.figures.style import HALF_ULP, draw_null_curve, null_handle, place_of
 from subspacelab.rotation.groups import Group
 
 SIDES = {"U": "left singular vectors (U)", "Vh": "right singular vectors (Vh)"}
 
 
 def draw_rotation_curves(path: Path, curves: pd.DataFrame, groups: Sequence[Group]) -> Path:
-    """A row of panels per part of the model, U left and Vh right: measured, controls, floor, identities in grey."""
+    """A row of panels per part of the model, U left and Vh right: measured, random updates, controls, identities."""
     places: dict[str, list[str]] = {}
     for group in groups:
         if group.is_curve:
@@ -41,8 +41,12 @@ def draw_rotation_curves(path: Path, curves: pd.DataFrame, groups: Sequence[Grou
             say(panels[0][0], "no group with a layer index")
         for axes, title in zip(panels[0], SIDES.values(), strict=True):
             axes.set_title(title)
-        figure.suptitle("Does the rotation base → stage 2 factor through stage 1?", fontsize=11)
-        figure.legend(handles=_key(), loc="outside lower center", ncols=4)
+        figure.suptitle(
+            "Does the rotation base → stage 2 factor through stage 1?\n"
+            "R₁R₂ - R₃ = -U₀ᵀ(I - U₁U₁ᵀ)U₂ sees only the tilt of the tall side's column space",
+            fontsize=11,
+        )
+        figure.legend(handles=_key(), loc="outside lower center", ncols=3)
     return path
 
 
@@ -57,8 +61,9 @@ def _draw_panel(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: s
             axes.plot(x, y, color=GREY, alpha=0.7, linewidth=1, marker=marker, markersize=3)
             continue
         axes.plot(x, y, color=colour, marker=marker, zorder=3)
+        draw_null_curve(axes, rows, f"rotation_mse_{side}")
         for control in ("random_mse", "oracle_mse"):
-            axes.plot(x, rows[f"{control}_{side}"], color=colour, linestyle="--", linewidth=0.9, alpha=0.6)
+            axes.plot(x, rows[f"{control}_{side}"], color=colour, linestyle="-.", linewidth=0.9, alpha=0.6)
         axes.plot(x, rows[f"floor_rotation_mse_{side}"], color=colour, linestyle=":", linewidth=1.2)
     log_if_positive(axes, measured)
     count_along(axes)
@@ -77,7 +82,10 @@ def _handle(i: int, label: str) -> Line2D:
 def _key() -> list[Line2D]:
     return [
         Line2D([], [], color="black", label="measured"),
-        Line2D([], [], color="black", linestyle="--", linewidth=0.9, label="controls: random (high), oracle (low)"),
-        Line2D([], [], color="black", linestyle=":", label="bf16 floor"),
+        null_handle(),
+        Line2D(
+            [], [], color="black", linestyle="-.", linewidth=0.9, label="middle basis random (high), end's own (low)"
+        ),
+        Line2D([], [], color="black", linestyle=":", label=HALF_ULP),
         Line2D([], [], color=GREY, linewidth=1, label="identity: proves nothing"),
     ]

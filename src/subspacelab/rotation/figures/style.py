@@ -1,10 +1,16 @@
-"""What the pictures of a comparison have in common: the pairs, and groups by where they sit in the model."""
+"""What the pictures of a comparison have in common: the pairs, the null model, and where groups sit in the model."""
 
 from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from subspacelab.reports.figures import COLOURS
 from subspacelab.rotation.groups import Group
 
+HALF_ULP = "half an ulp of bf16 noise"
+RANDOM_UPDATE = "random update of equal norm"
 PLACES = {"visual.blocks": "vision block", "model.layers": "language layer"}
 
 
@@ -27,6 +33,20 @@ PAIR_STYLES = (
     Pair("12", "stage 1 → stage 2", COLOURS[1], "s"),
     Pair("02", "base → stage 2", COLOURS[2], "^"),
 )
+
+
+def draw_null_curve(axes: Axes, rows: pd.DataFrame, column: str) -> None:
+    """The null model of a measure over the layers, where there is one: black dashes, two deviations shaded."""
+    if f"{column}_null_mean" not in rows:
+        return
+    x, mean, std = rows["layer"].astype(int), rows[f"{column}_null_mean"], rows[f"{column}_null_std"].fillna(0)
+    axes.fill_between(x, mean - 2 * std, mean + 2 * std, color="black", alpha=0.12, linewidth=0)
+    axes.plot(x, mean, color="black", linestyle="--", linewidth=1, zorder=4)
+
+
+def null_handle() -> Line2D:
+    """The entry of `draw_null_curve` in a legend."""
+    return Line2D([], [], color="black", linestyle="--", linewidth=1, label=f"{RANDOM_UPDATE} (+- 2 deviations)")
 
 
 def place_of(group: Group) -> str:

@@ -29,9 +29,9 @@ def draw_update_geometry(path: Path, layers: pd.DataFrame, groups: Sequence[Grou
                 axes.set_ylim(bottom=0)
         panels[1][0].set_ylim(-0.03, 1.03)
         panels[1][1].axhline(1, color="black", linewidth=0.9, linestyle="--")
-        figure.suptitle("The updates along the chain", fontsize=11)
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.suptitle("The updates along the chain, and random ones of equal norm", fontsize=11)
+        handles, labels = panels[0][1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return path
 
 

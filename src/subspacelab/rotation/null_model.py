@@ -1,0 +1,184 @@
+"""The Gaussian null model: what a random update of the same size would do to each measure of one weight."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.linalg.composition import composition_error
+from subspacelab.linalg.spectra import stable_rank
+from subspacelab.linalg.svd import svd
+from subspacelab.linalg.update_geometry import random_cosine_deviation, random_energy_deviation
+from subspacelab.rotation.layer import PAIRS, SIDES, Value, generator_for, pair_column
+from subspacelab.rotation.measures import measure_change
+from subspacelab.rotation.weights import Weight
+
+TURN = ("angle_mean", "angle_mean_U", "angle_mean_Vh", "nss", "intruders")
+MEASURES = (
+    *(f"{rotation}_{side}" for rotation in ("rotation_mse", "rotation_rel") for side in SIDES),
+    *(pair_column(f, pair) for f in (*TURN, "update_stable_rank", "principal_energy") for pair in PAIRS),
+    "cosine_01_12",
+)
+"""The columns that have a null model."""
+SUFFIXES = ("null_mean", "null_std", "z")
+LARGE_Z = 5.0
+RATIOS = (0.8, 1.25)
+LARGE_COSINE = 0.1
+
+
+@dataclass(frozen=True)
+class Null:
+    """What a random update of the same size gives for one measure."""
+
+    mean: float
+    """Its mean, over the draws or exact."""
+    std: float | None
+    """Its deviation, over the draws (divided by one less than their number) or exact; None from a single draw."""
+
+    def z(self, value: float) -> float | None:
+        """(value - mean) / std; None without a deviation, or where it is 0."""
+        return (value - self.mean) / self.std if self.std else None
+
+
+def stands_out(value: float, ratio: float | None, z: float | None) -> bool:
+    """Whether a measure is both improbable and of another size than a random update's: the rule of every summary.
+
+    |z| > 5, and the `ratio` of value to null mean outside 0.8 to 1.25; of a cosine, whose null mean is 0 (`ratio` is
+    None), |cosine| > 0.1.
+
+    z alone will not do: sums over many entries hardly vary between draws, so an angle 4 % above random may have z = 10.
+    The ratio alone will not do for small weights, where draws differ by that much. 0.8 to 1.25 is the range within
+    which bioequivalence calls two means equal; 0.1 is Cohen's (1988) small correlation. `false_alarm_rate` says how
+    often |z| > 5 comes about by chance.
+    """
+    if z is None:
+        return False
+    far = abs(value) > LARGE_COSINE if ratio is None else not RATIOS[0] <= ratio <= RATIOS[1]
+    return abs(z) > LARGE_Z and far
+
+
+def false_alarm_rate(z: float, draws: int) -> float:
+    """P(|(x - mean) / std| > z) for a normal x that is itself a random update's, mean and std from `draws` others.
+
+    Student's t with nu = draws - 1 degrees of freedom, times sqrt(1 + 1 / draws); the finite sums of Abramowitz &
+    Stegun 26.7.3 and 26.7.4. For |z| > 3 and > 5: 0.122, 0.049 (3 draws); 0.019, 0.0010 (10); 0.0086, 0.0001 (20).
+    Angles and composition errors are skewed and exceed it: 0.04, 0.02 from 10 draws (benchmarks/null_models.py).
+    """
+    nu = draws - 1
+    angle = math.atan(z / math.sqrt(1 + 1 / draws) / math.sqrt(nu))
+    odd = nu % 2
+    term = total = 0.0 if nu == 1 else math.cos(angle) if odd else 1.0
+    for j in range(2 + odd, nu - 1, 2):
+        term *= (j - 1) / j * math.cos(angle) ** 2
+        total += term
+    inside = math.sin(angle) * total
+    return 1 - (2 / math.pi * (angle + inside) if odd else inside)
+
+
+def gaussian_update(shape: tuple[int, ...], norm: float, generator: torch.Generator) -> Float[Tensor, "m n"]:
+    """A matrix of independent Gaussian entries scaled to Frobenius norm `norm`, float64."""
+    drawn = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return drawn.mul_(norm / torch.linalg.vector_norm(drawn))
+
+
+def null_columns(
+    name: str,
+    chain: tuple[Weight, Weight, Weight],
+    row: Mapping[str, Value],
+    *,
+    seed: int,
+    draws: int,
+) -> dict[str, Null]:
+    """The null model of each measure of `row`, that of weight `name`, for which one exists.
+
+    The update of a pair ab is W_a + G, ||G||_F = ||W_b - W_a||_F. The composition error is that of the chain W_0,
+    W_0 + G_01, W_0 + G_01 + G_12 with independent draws, so that its end lies (||G_01||^2 + ||G_12||^2)^(1/2) from W_0
+    whatever the cosine of the real stages is. Energy and cosine have exact null models and take no draws: the share of
+    ||G||^2 within a k x k frame has a Beta distribution, and the cosine with a random direction of R^(mn) has mean 0
+    and variance 1 / (mn).
+
+    Absent: pairs without an update or without entries to be had; sides on which the composition is an identity, or
+    that have only k directions; `unchanged` (a Gaussian changes every float32 entry, and rounding it to bf16
+    changes its norm, so that the size would no longer be equal). `seed`, `name` and the number of the draw decide what
+    is drawn.
+    """
+    norms = _norms(chain, row)
+    if not norms:
+        return {}
+    m, n, k = (int(row[size] or 0) for size in ("m", "n", "k"))
+    found = {f"principal_energy_{pair}": Null(1.0, random_energy_deviation(m, n, k)) for pair in norms}
+    if {"01", "12"} <= norms.keys():
+        found["cosine_01_12"] = Null(0.0, random_cosine_deviation(m, n))
+    drawn = [_measure_draw(chain, norms, k, generator_for(seed, name, "null", str(i))) for i in range(draws)]
+    for column in drawn[0]:
+        values = [draw[column] for draw in drawn]
+        found[column] = Null(fmean(values), stdev(values) if draws > 1 else None)
+    return found
+
+
+def with_null(row: Mapping[str, Value], nulls: Mapping[str, Null]) -> dict[str, Value]:
+    """`row` with `x_null_mean`, `x_null_std` and `x_z` beside every measure x; None where there is no null model."""
+    wide: dict[str, Value] = {}
+    for column, value in row.items():
+        wide[column] = value
+        if column in MEASURES:
+            null = nulls.get(column)
+            z = null.z(value) if null is not None and isinstance(value, float | int) else None
+            found = (null.mean, null.std, z) if null is not None else (None, None, None)
+            wide |= {f"{column}_{suffix}": v for suffix, v in zip(SUFFIXES, found, strict=True)}
+    return wide
+
+
+def _norms(chain: tuple[Weight, Weight, Weight], row: Mapping[str, Value]) -> dict[str, float]:
+    """||W_b - W_a||_F of each pair that has an update."""
+    norms = {}
+    for pair, (a, _) in PAIRS.items():
+        relative = row[f"update_norm_{pair}"]
+        if isinstance(relative, float) and relative > 0:
+            norms[pair] = relative * torch.linalg.vector_norm(chain[a].svd.S.double()).item()
+    return norms
+
+
+def _measure_draw(
+    chain: tuple[Weight, Weight, Weight], norms: Mapping[str, float], k: int, generator: torch.Generator
+) -> dict[str, float]:
+    """Every measure that needs a draw, of one random update per pair."""
+    found: dict[str, float] = {}
+    middle, end = None, None
+    for pair, norm in norms.items():
+        start = chain[PAIRS[pair][0]]
+        assert start.dense is not None
+        update = gaussian_update(start.dense.shape, norm, generator).to(start.dense.device)
+        found[f"update_stable_rank_{pair}"] = stable_rank(update)
+        moved = Weight(svd(start.dense.double() + update), None)
+        change = asdict(measure_change(start, moved, k))
+        found |= {pair_column(field, pair): change[field] for field in TURN if not _is_whole(field, start, k)}
+        if pair == "01":
+            middle, end = moved, start.dense.double().add_(update)
+        elif pair == "12" and middle is not None and end is not None:
+            found |= _compose(chain[0], middle, end.add_(update))
+    return found
+
+
+def _is_whole(field: str, weight: Weight, k: int) -> bool:
+    """Whether the sides that an angle is of have k directions in all: it is 0 for any matrices then."""
+    if not field.startswith("angle"):
+        return False
+    whole = {"U": weight.svd.U.shape[0] == k, "Vh": weight.svd.Vh.shape[1] == k}
+    return whole.get(field.rpartition("_")[2], all(whole.values()))
+
+
+def _compose(base: Weight, middle: Weight, end: Float[Tensor, "m n"]) -> dict[str, float]:
+    """The composition error on the side that is no identity; any basis of `end`'s column space gives the same."""
+    found: dict[str, float] = {}
+    for side in SIDES:
+        q0, q1 = base.basis(side), middle.basis(side)
+        if q1.shape[0] > q1.shape[1]:
+            q2 = torch.linalg.qr(end if side == "U" else end.T).Q
+            error = composition_error(q0, q1, q2)
+            found |= {f"rotation_mse_{side}": error.mse, f"rotation_rel_{side}": error.relative}
+    return found
