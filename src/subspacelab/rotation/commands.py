@@ -85,11 +85,16 @@ def compare(
 ) -> None:
     """How did training turn the weights, and would a random update of equal norm do the same?
 
-    Principal angles, spectra and updates of base, stage 1 and stage 2, and whether the rotations compose: R1 R2 - R3 =
-    -U_0^T (I - U_1 U_1^T) U_2, which sees only how far the tall side's column space tilts. Beside each measure x stand
-    x_null_mean, x_null_std and x_z, those of random updates. A measure stands out where |z| > 5 and its ratio to the
-    random mean lies outside 0.8 to 1.25 (a cosine: beyond 0.1). floor_* is the effect of half an ulp of bf16 noise, no
-    limit of what can be seen. Writes layers.csv, modules.csv, curves.csv, metrics.json and four pictures.
+    Principal angles, spectra and updates of base, stage 1 and stage 2, and
+    whether the rotations compose: R1 R2 - R3 = -U_0^T (I - U_1 U_1^T) U_2,
+    which sees only how far the tall side's column space tilts.
+
+    Beside each measure x stand x_null_mean, x_null_std and x_z, those of random
+    updates. A measure stands out where |z| > 5 and its ratio to the random mean
+    lies outside 0.8 to 1.25 (a cosine: beyond 0.1). floor_* is the effect of
+    half an ulp of bf16 noise, no limit of what can be seen.
+
+    Writes layers.csv, modules.csv, curves.csv, metrics.json and four pictures.
     """
     from subspacelab.ownership import report_folder, require_apart
     from subspacelab.rotation.chain import open_chain
