@@ -13,6 +13,7 @@ at most after a warm-up, at 8,192 and at 65,536 tokens. Exits with 1 when the cl
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from subspacelab.files import write_json
 from subspacelab.linalg.null_space import null_space
 from subspacelab.linalg.second_moment import SecondMoment
 
@@ -119,6 +121,7 @@ def grown(name: str, num_tokens: int, threads: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--child", choices=list(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=int, default=TOKENS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -128,10 +131,11 @@ def main() -> int:
         return 0
     for method in METHODS.values():
         method(samples(SPECTRA["to 1e-5"], WARM_UP))  # loads the libraries
-    holds = True
+    holds, spectra, memory = True, {}, {}
     print(f"[{TOKENS}, {DIM}], rank {RANK}: ||BX||/||X|| over the least there is (seconds)")
     for title, spectrum in SPECTRA.items():
         optimum, ratios, seconds = judge(spectrum)
+        spectra[title] = {"optimum": optimum, "ratios": ratios}
         shown = "  ".join(f"{name} {ratios[name]:.4g} ({seconds[name]:.2f} s)" for name in METHODS)
         print(f"{title:>10}, least {optimum:.3g}:  {shown}", flush=True)
         limit = max(OURS_CLAIM, ratios["float32 SVD"]) if title == UNRESOLVED else OURS_CLAIM
@@ -141,12 +145,16 @@ def main() -> int:
     for name in METHODS:
         few, many = (grown(name, count, args.threads) for count in (TOKENS, TIMES_AS_MANY * TOKENS))
         growth[name] = many - few
+        memory[name] = {"few_bytes": few, "many_bytes": many}
         print(f"{name:>12}: {few / 1e6:6.1f} MB, {many / 1e6:6.1f} MB", flush=True)
     share = growth["ours"] / growth["float32 SVD"]
     print(
         f"claims: ours at most {OURS_CLAIM} ({UNRESOLVED}: no worse than float32 SVD), float16 above {FLOAT16_CLAIM};"
         f" ours grows by {share:.3f} of what the stored activations do (at most {GROWTH_CLAIM})"
     )
+    if args.out:
+        command = shlex.join(["python", *sys.argv])
+        write_json(args.out, {"command": command, "spectra": spectra, "memory": memory, "growth_share": share})
     return int(not holds or share > GROWTH_CLAIM)
 
 

@@ -9,6 +9,7 @@ pages of a mapped weight file count as resident, but the system takes them back 
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from subspacelab.checkpoints import checkpoint_writer, matrix_shape, open_checkpoint
+from subspacelab.files import write_json
 
 LIMIT = 3.0
 SAMPLE_SECONDS = 0.02
@@ -59,6 +61,13 @@ def main() -> None:
     print(f"subspacelab rotation decompose  {ours.peak_bytes / 1e9:6.2f} GB peak, {ours.seconds:5.0f} s")
     print(f"transformers, load in float32   {theirs.peak_bytes / 1e9:6.2f} GB peak, {theirs.seconds:5.0f} s")
     print(f"decompose / largest matrix      {ratio:6.2f} (at most {LIMIT})")
+    if options.out:
+        figures = {
+            "largest_bytes": largest,
+            "peak_bytes": ours.peak_bytes,
+            "transformers_peak_bytes": theirs.peak_bytes,
+        }
+        write_json(options.out, {"command": shlex.join(["python", *sys.argv]), **figures, "ratio": ratio})
     raise SystemExit(ratio > LIMIT)
 
 
@@ -140,6 +149,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     return parser.parse_args()
 
 

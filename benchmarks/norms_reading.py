@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import mmap
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.checkpoints.range_hub import REPO, serving  # noqa: E402
 
 from subspacelab.checkpoints import canonical_name, open_checkpoint  # noqa: E402
 from subspacelab.checkpoints.safetensors_header import LENGTH_BYTES, header_length  # noqa: E402
+from subspacelab.files import write_json  # noqa: E402
 from subspacelab.norms.survey import survey  # noqa: E402
 
 LIMIT = 1.02
@@ -60,6 +62,12 @@ def main() -> None:
     show("norms analyze, from the disk", from_disk, needed, local)
     show("norms analyze, from a loopback hub", sent, needed, remote)
     show("transformers, the whole model", loaded, needed, theirs)
+    if options.out:
+        ways = {"disk": (from_disk, local), "hub": (sent, remote), "transformers": (loaded, theirs)}
+        figures = {
+            w: {"share": n / needed, "peak_bytes": m.peak_bytes, "seconds": m.seconds} for w, (n, m) in ways.items()
+        }
+        write_json(options.out, {"command": shlex.join(["python", *sys.argv]), **figures})
     # Less than what is needed would mean that the measurement is wrong; the system may have dropped a page or two.
     raise SystemExit(max(from_disk, sent) > LIMIT * needed or min(from_disk, sent) < 0.99 * needed)
 
@@ -118,6 +126,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=151936)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     return parser.parse_args()
 
 

@@ -5,18 +5,21 @@ Both give the cosine of every picture at rank 128: ours from `token_svd` in floa
 U_r S_r V_r^T in float32, as one writes it first. Its cosine is taken in float64; the reference for both errors is
 numpy's float64 SVD. Both take turns; medians are compared. Exits with 1 when the claim fails.
 
-    python benchmarks/svd_baseline.py [--device cuda] [--threads 2] [--pictures 16] [--repeats 3]
+    python benchmarks/svd_baseline.py [--device cuda] [--threads 2] [--pictures 16] [--repeats 3] [--out FILE.json]
 """
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from subspacelab.files import write_json
 from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.measures import nearness
 
@@ -61,6 +64,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     x = features(args.pictures, args.device)
@@ -82,6 +86,10 @@ def main() -> int:
         f" {ratio:.2f} times (claim {SPEED_CLAIM[args.device]}); largest error of a cosine: ours {errors['ours']:.1e},"
         f" loop {errors['loop']:.1e} (claim {COSINE_CLAIM:.0e})"
     )
+    if args.out:
+        figures = {"milliseconds": each, "ratio": ratio, "claim": SPEED_CLAIM[args.device], "errors": errors}
+        cpu = torch.backends.cpu.get_cpu_capability()
+        write_json(args.out, {"command": shlex.join(["python", *sys.argv]), "cpu": cpu, **figures})
     return int(ratio < SPEED_CLAIM[args.device] or max(errors.values()) > COSINE_CLAIM)
 
 

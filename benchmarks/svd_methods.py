@@ -10,15 +10,18 @@ medians are compared. float32 gets its input converted for free. Exits with 1 wh
 """
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from subspacelab.files import write_json
 from subspacelab.linalg.svd import SVD, svd
 from subspacelab.linalg.svd_errors import orthogonality_error, reconstruction_error
 
@@ -113,6 +116,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--skip-embedding", action="store_true", help="leave out the 151936 x 2048 matrix")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -141,6 +145,14 @@ def main() -> int:
         f" reconstruction error 1/{1 / ratios[0]:.0f},"
         f" orthogonality error 1/{1 / ratios[1]:.0f} (claim 1/{1 / ERROR_CLAIM:.0f})"
     )
+    if args.out:
+        rows = [
+            {"shape": list(shape), "count": count, "ours": asdict(a), "float32": asdict(b)}
+            for (shape, count), a, b in zip(shapes.items(), ours, theirs, strict=True)
+        ]
+        figures = {"ratio": speed, "reconstruction": ratios[0], "orthogonality": ratios[1], "shapes": rows}
+        cpu = torch.backends.cpu.get_cpu_capability()
+        write_json(args.out, {"command": shlex.join(["python", *sys.argv]), "cpu": cpu, **figures})
     return int(speed < SPEED_CLAIM or max(ratios) > ERROR_CLAIM)
 
 

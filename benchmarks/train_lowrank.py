@@ -8,9 +8,11 @@ compared. Exits with 1 when the claim fails. On a CPU without AVX-512 (or with O
 faster than MKL, and the ratio is 1.2 to 1.3.
 
     python benchmarks/train_lowrank.py [--arch ResMLP] [--device cuda] [--threads 2] [--pictures 48] [--repeats 3]
+        [--out FILE.json]
 """
 
 import argparse
+import shlex
 import statistics
 import sys
 import tempfile
@@ -100,6 +102,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(prefix="train_lowrank_") as temporary:
@@ -124,6 +127,10 @@ def main() -> int:
         f"{args.arch} at [{TOKENS}, {DIM}], rank {RANK}, {chip}: ours {rates['ours']:.1f} samples/s,"
         f" plain {rates['plain']:.1f}: {ratio:.2f} times (claim {CLAIM[args.device]})"
     )
+    if args.out:
+        figures = {"samples_per_second": rates, "ratio": ratio, "claim": CLAIM[args.device]}
+        cpu = torch.backends.cpu.get_cpu_capability()
+        write_json(args.out, {"command": shlex.join(["python", *sys.argv]), "cpu": cpu, **figures})
     return int(ratio < CLAIM[args.device])
 
 

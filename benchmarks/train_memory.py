@@ -9,6 +9,7 @@ files included. Exits with 1 when the claim fails.
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -46,21 +47,28 @@ def write_cache(folder: Path, count: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=4096)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="train_memory_") as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary) / "features"
+        folder.mkdir()
         on_disk = write_cache(folder, args.pictures)
         command = [sys.executable, "-m", "subspacelab", "lowrank", "train", "--features", str(folder)]
         command += ["--arch", "Sketch", "--rank", "8", "--power-steps", "0", "--epochs", "1", "--no-track"]
         start = time.monotonic()
-        child = subprocess.Popen([*command, "--results-dir", str(folder / "results")], cwd=folder)
+        child = subprocess.Popen([*command, "--results-dir", str(folder.parent / "results")], cwd=temporary)
         _, status, usage = os.wait4(child.pid, 0)
-    resident = usage.ru_maxrss * 1024
+    if status:
+        raise SystemExit("the training failed")
+    resident, seconds = usage.ru_maxrss * 1024, time.monotonic() - start
     print(
         f"cache of {on_disk / 1e9:.2f} GB: {resident / 1e9:.2f} GB resident at most"
-        f" (claim {LIMIT_BYTES / 1e9:.1f}), {time.monotonic() - start:.0f} s"
+        f" (claim {LIMIT_BYTES / 1e9:.1f}), {seconds:.0f} s"
     )
-    return int(status != 0 or resident > LIMIT_BYTES)
+    if args.out:
+        figures = {"on_disk_bytes": on_disk, "resident_bytes": resident, "claim_bytes": LIMIT_BYTES, "seconds": seconds}
+        write_json(args.out, {"command": shlex.join(["python", *sys.argv]), **figures})
+    return int(resident > LIMIT_BYTES)
 
 
 if __name__ == "__main__":
