@@ -18,6 +18,7 @@ from subspacelab.files import (
     real_path,
     remove_partials_of,
     sha256_file,
+    through_links,
     write_beside,
     write_json,
 )
@@ -62,8 +63,7 @@ def sole_writer(place: Path) -> Iterator[None]:
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
     share too; it goes with the process, however that ends. Folders made for it go again if nothing came into them.
     """
-    if place.is_symlink() or place.name in ("", ".."):  # else errors name it as it was typed
-        place = real_path(place)
+    place = real_path(place) if place.name in ("", "..") else through_links(place)  # errors name it as it was typed
     path = lock_of(place)
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)

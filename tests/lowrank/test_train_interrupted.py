@@ -8,6 +8,7 @@ from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, killed_in, train_tiny
 
 from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.state import load_model
 from subspacelab.lowrank.train import resume_training
 from subspacelab.ownership import sole_writer
 
@@ -138,12 +139,19 @@ def test_a_damaged_state_is_named_and_nothing_changes(
 
 @pytest.mark.parametrize("name", ["best_model.safetensors", "best_model.json", "history.json"])
 def test_what_a_finished_training_has_left_is_mended(features: Features, tmp_path: Path, name: str) -> None:
-    folder = train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random").folder
-    before = contents(folder)
+    result = train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random")
+    folder, before = result.folder, contents(result.folder)
     for content in (b"junk", _flip(before[name])):
         (folder / name).write_bytes(content)
         train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random")
         assert contents(folder) == before
+    if name == "best_model.json":  # of a training that goes on, too: no later epoch may be better
+        (folder / name).write_bytes(b"junk")
+        with pytest.raises(Killed):
+            resume_training(
+                features, tmp_path, arch="MLP", epochs=1, device="cpu", log=kill_at(1 + result.progress.best_epoch)
+            )
+        assert load_model(folder).epoch == result.progress.best_epoch
 
 
 def test_a_model_is_no_state(features: Features, tmp_path: Path) -> None:

@@ -150,6 +150,20 @@ def test_two_repositories_or_revisions_never_share_a_place(
     assert snapshot(tmp_path / "out" / "m") == first
 
 
+def test_finished_work_is_read_and_not_written(model: Path, tmp_path: Path) -> None:
+    """On a full disk the index would be gone, and not come back."""
+    folder = run(model, tmp_path / "out").folder
+    before = {path: path.stat() for path in folder.iterdir()}
+    run(model, tmp_path / "out")
+    run(model, tmp_path / "out", include="q_proj")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == {
+        path: found.st_mtime_ns for path, found in before.items()
+    }
+    (folder / INDEX).unlink()
+    run(model, tmp_path / "out")
+    assert (folder / INDEX).stat().st_size == before[folder / INDEX].st_size
+
+
 def test_equal_weights_under_another_name_fit(model: Path, tmp_path: Path) -> None:
     run(model, tmp_path / "out", include="q_proj")
     moved = shutil.copytree(model, tmp_path / "elsewhere" / "m")
