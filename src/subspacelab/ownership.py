@@ -44,6 +44,14 @@ def require_own_entries(folder: Path, own: Collection[str], what: str) -> None:
     others = sorted(name for name in names - set(own) if not is_partial(name))
     if others:
         raise ValueError(f"{folder}: holds {others[0]!r}, no part of {what}, and would be replaced; give a new folder")
+    require_no_links(folder)
+
+
+def require_no_links(folder: Path) -> None:
+    """ValueError, naming it, for a symbolic link in `folder`: output would be written elsewhere, or replace it."""
+    link = next((path for path in sorted(folder.iterdir()) if path.is_symlink()), None) if folder.is_dir() else None
+    if link is not None:
+        raise ValueError(f"{link}: a symbolic link among what is written here; move it away, or give another place")
 
 
 def require_same_job(place: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -102,6 +102,19 @@ def test_a_folder_of_others_is_refused_by_name(features: Features, tmp_path: Pat
     assert contents(tmp_path) == {f"Sketch/{name}": b"mine"}
 
 
+def test_a_link_among_the_results_is_refused_and_the_folder_may_be_one(features: Features, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "Sketch").symlink_to(tmp_path / "disk")
+    train_tiny(features, tmp_path / "results", epochs=1)
+    (tmp_path / "mine.json").write_text("mine")
+    (tmp_path / "disk" / "history.json").unlink()
+    (tmp_path / "disk" / "history.json").symlink_to(tmp_path / "mine.json")
+    with pytest.raises(ValueError, match=r"history\.json: a symbolic link among what is written here"):
+        train_tiny(features, tmp_path / "results", epochs=1)
+    assert (tmp_path / "mine.json").read_text() == "mine"
+
+
 def test_results_do_not_go_into_the_features(tmp_path: Path) -> None:
     features = write_random_cache(tmp_path / "cache")
     before = contents(tmp_path)

@@ -82,16 +82,18 @@ def test_what_others_made_is_refused_where_output_would_go(
     assert "\n" not in said
 
 
-def test_what_others_made_beside_it_stays(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_no_factors_go_among_the_files_of_another_model(model: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "out" / "m"
     folder.mkdir(parents=True)
-    (folder / "vae.safetensors").write_bytes(b"mine")
-    shutil.copy(model / "model.safetensors", folder)
-    before = snapshot(folder)
+    (folder / "notes.txt").write_bytes(b"mine")
     run(model, tmp_path / "out")
-    write(model, seed=1)
+    before = (folder / "notes.txt").read_bytes()
+    shutil.copy(model / name, folder)
+    assert f"{name}: no factors" in refused(tmp_path / "out", model)
+    (folder / name).unlink()
     run(model, tmp_path / "out")
-    assert before.items() <= snapshot(folder).items()
+    assert (folder / "notes.txt").read_bytes() == before
 
 
 def test_a_file_where_the_folder_goes_is_refused(model: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from subspacelab.lowrank.state import (
     read_training,
 )
 from subspacelab.lowrank.trainer import Log, Trainer
-from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
+from subspacelab.ownership import require_apart, require_no_links, require_own_entries, require_same_job, sole_writer
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def train(
 def _sole_training(folder: Path, features: Features, device: str) -> Iterator[Processes]:
     """Keeps other commands off `folder`, and removes there what a killed one has left; for features that are whole."""
     require_apart(folder, [features.folder])
+    require_no_links(folder)
     features.require_whole()
     group = processes(cpu=choose_device(device).type == "cpu")
     if not group.is_main:
