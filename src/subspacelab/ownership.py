@@ -157,6 +157,12 @@ def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Ite
             _write_manifest(folder, manifest | {command: _Entry(job=wanted, files=own | only)})
 
 
+def written_names(folder: Path, command: str) -> set[str]:
+    """The names of what `command` wrote into `folder`, by the manifest there."""
+    entry = _read_manifest(folder / MANIFEST).get(command)
+    return set(entry.files) if entry else set()
+
+
 def _require_own_files(folder: Path, names: Iterable[str], own: Mapping[str, list[str]]) -> None:
     for name in names:
         path = folder / name
