@@ -38,7 +38,7 @@ from subspacelab.files import (
     write_if_changed,
     write_json,
 )
-from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
+from subspacelab.lowrank.features import INDEX, JOB, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 from subspacelab.ownership import lock_of, require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.reports.progress import progress_bar
@@ -47,7 +47,6 @@ Log = Callable[[Mapping[str, float], int], None]
 SHARD_PICTURES = 64
 UNREADABLE_SHARE = 0.01  # more than this is an error: it is the wrong path, or a broken data set
 JPEG_QUALITY = 90  # of the pictures kept for looking at
-JOB = "job.json"  # what the cache is made of: by it the folder is known to be ours
 PENDING = "pending"  # shards that are made, until all are: an earlier cache stays whole meanwhile
 _OWN = re.compile(rf"{JOB}|{PENDING}|{META}|{INDEX}|features-\d{{5,}}\.(json|safetensors)|pictures-\d{{5,}}\.parquet")
 
@@ -166,6 +165,8 @@ def _claim(folder: Path, job: _Job) -> _Job:
         require_same_job(folder, found.model_dump(), job.model_dump())
         own += _own_names(folder)
         require_own_entries(folder / PENDING, _own_names(folder / PENDING), "a feature cache's unfinished shards")
+    elif (folder / META).is_file() and (folder / INDEX).is_file():
+        raise ValueError(f"{folder}: a feature cache without {JOB}, of an older version; cache into a new folder")
     require_own_entries(folder, own, "a feature cache that this command began")
     if folder.is_dir():
         remove_partials(folder)

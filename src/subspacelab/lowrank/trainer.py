@@ -237,6 +237,7 @@ class Trainer:
     def save_start(self) -> None:
         """Makes a resume what is taken up from now on: a kill in its first epoch must not begin it elsewhere."""
         if self.group.is_main:
+            self._mend()  # before the first change: it may be refused
             self._write(LAST)
         self.group.wait()
 
