@@ -160,11 +160,16 @@ def test_what_a_finished_training_has_left_is_mended(features: Features, tmp_pat
         assert contents(folder) == before
     if name == "best_model.json":  # of a training that goes on, too: no later epoch may be better
         (folder / name).write_bytes(b"junk")
+        best = result.progress.best_epoch
         with pytest.raises(Killed):
-            resume_training(
-                features, tmp_path, arch="MLP", epochs=1, device="cpu", log=kill_at(1 + result.progress.best_epoch)
-            )
-        assert load_model(folder).epoch == result.progress.best_epoch
+            resume_training(features, tmp_path, arch="MLP", epochs=1, device="cpu", log=kill_at(best + 1))
+        assert load_model(folder).epoch == best
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        before = contents(folder)
+        with pytest.raises(IsADirectoryError):
+            resume_training(features, tmp_path, arch="MLP", epochs=2, device="cpu")
+        assert contents(folder) == before
 
 
 def test_a_model_is_no_state(features: Features, tmp_path: Path) -> None:
