@@ -33,6 +33,11 @@ def run(body: str, *words: str, **streams) -> subprocess.CompletedProcess:
             1,
             r"error: a\x1b[2J, at http://host/x",
         ),
+        (
+            "import shutil; raise shutil.Error([(x, x + '/b', '[Errno 28] No space left on device: a') for x in 'ab'])",
+            1,
+            "error: a/b: No space left on device; make room and run again",
+        ),
         ("raise MemoryError", 1, f"error: {MEMORY}"),
         ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')", 1, f"error: {MEMORY}"),
         ("import torch; torch.empty(1 << 55)", 1, f"error: {MEMORY}"),

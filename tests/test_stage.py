@@ -76,7 +76,8 @@ def test_the_declaration_is_that_of_dvc_yaml(project):
     ("text", "said"),
     [
         ("stages: {toy: text}", r"dvc\.yaml: toy: .* got 'text'"),
-        ("stages: [toy]", r"has no stage 'toy'; it has \['toy'\]"),
+        ("stages: [toy]", r"dvc\.yaml: stages: .* got \['toy'\]"),
+        ("stages: 7", r"dvc\.yaml: stages: .* got 7"),
         ("stages: {1: {}, a: {}}", r"has no stage 'toy'; it has \['1', 'a'\]"),
         ("stages: {toy: {deps: a}}", r"toy\.deps: .* got 'a'"),
         ("stages: {toy: {deps: [1]}}", r"toy\.deps\.0\.str: .* got 1"),

@@ -41,6 +41,16 @@ class Processes:
         broadcast_object_list(values, src=0)
         return values[0]
 
+    def any_of(self, value: bool) -> bool:
+        """Whether `value` is true in any process; all must call it."""
+        if self.count == 1:
+            return value
+        from torch.distributed import all_gather_object
+
+        values = [False] * self.count
+        all_gather_object(values, value)
+        return any(values)
+
 
 def is_main_process() -> bool:
     """Whether this process is the one that prints and tracks; known from the environment, nothing is set up."""

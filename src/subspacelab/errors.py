@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,11 +63,22 @@ def _said(e: Exception) -> tuple[str, int]:
         return "out of memory; choose a smaller model, batch or size, or a machine with more", 1
     if isinstance(e, RecursionError):
         return "an input is nested too deeply to be read; --verbose shows which", 1
+    e = first_of(e)
     if isinstance(e, OSError) and e.errno in REMEDIES:
         return f"{e.filename or 'a file'}: {e.strerror}; {REMEDIES[e.errno]}", 1
     if isinstance(e, (ValueError, OSError, ImportError)):
         return str(e) or f"{type(e).__name__} without a message; --verbose shows where", 1
     return f"unexpected {type(e).__name__}: {e}; --verbose shows where; please report", UNEXPECTED
+
+
+def first_of(e: Exception) -> Exception:
+    """The first file's error, where shutil has copied a folder and lists those of all files; else the error itself."""
+    listed = e.args[0] if isinstance(e, shutil.Error) and e.args else None
+    if not isinstance(listed, list):
+        return e
+    _, place, why = listed[0]
+    number = re.match(r"\[Errno (\d+)\]", str(why))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(place)) if number else OSError(f"{place}: {why}")
 
 
 def _is_torch_out_of_memory(e: Exception) -> bool:

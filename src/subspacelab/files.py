@@ -23,7 +23,7 @@ def write_beside(path: Path) -> Iterator[Path]:
     A folder, because some writers (safetensors) themselves write to a file of another name and rename it: a kill
     leaves theirs too where `remove_partials` finds it. A symbolic link is written through, not replaced.
     """
-    path = _through_links(path)
+    path = through_links(path)
     with partial_folder(path) as folder:
         yield folder / path.name
         os.replace(folder / path.name, path)
@@ -35,7 +35,7 @@ def replace_folder(final: Path) -> Iterator[Path]:
 
     Only for a `final` that the caller knows to be its own. A symbolic link is written through, not replaced.
     """
-    final = _through_links(final)
+    final = through_links(final)
     with partial_folder(final) as folder:
         (folder / final.name).mkdir()
         yield folder / final.name
@@ -81,7 +81,8 @@ def seen_from(folder: Path, place: Path) -> str:
     return os.path.relpath(real_path(place), real_path(folder))
 
 
-def _through_links(path: Path) -> Path:
+def through_links(path: Path) -> Path:
+    """Where output to `path` is written: a symbolic link's target, else `path` as it is typed; OSError for a loop."""
     if not path.is_symlink():
         return path
     target = real_path(path)
@@ -129,10 +130,21 @@ def is_partial(name: str) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes sorted, indented JSON with a final newline, so that equal values are equal bytes."""
-    with write_beside(path) as partial:
-        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        # What UTF-8 cannot say, half a surrogate pair, is written as JSON escapes it.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    # What UTF-8 cannot say, half a surrogate pair, is written as JSON escapes it.
+    write_if_changed(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_if_changed(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all; one of these very bytes is left alone."""
+    if not holds(path, data):
+        with write_beside(path) as partial:
+            partial.write_bytes(data)
+
+
+def holds(path: Path, data: bytes) -> bool:
+    """Whether `path` is a file of exactly these bytes."""
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def read_json(path: Path) -> Any:

@@ -18,6 +18,7 @@ from subspacelab.files import (
     real_path,
     remove_partials_of,
     sha256_file,
+    through_links,
     write_beside,
     write_json,
 )
@@ -43,6 +44,14 @@ def require_own_entries(folder: Path, own: Collection[str], what: str) -> None:
     others = sorted(name for name in names - set(own) if not is_partial(name))
     if others:
         raise ValueError(f"{folder}: holds {others[0]!r}, no part of {what}, and would be replaced; give a new folder")
+    require_no_links(folder)
+
+
+def require_no_links(folder: Path) -> None:
+    """ValueError, naming it, for a symbolic link in `folder`: output would be written elsewhere, or replace it."""
+    link = next((path for path in sorted(folder.iterdir()) if path.is_symlink()), None) if folder.is_dir() else None
+    if link is not None:
+        raise ValueError(f"{link}: a symbolic link among what is written here; move it away, or give another place")
 
 
 def require_same_job(place: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -62,8 +71,7 @@ def sole_writer(place: Path) -> Iterator[None]:
     The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
     share too; it goes with the process, however that ends. Folders made for it go again if nothing came into them.
     """
-    if place.is_symlink() or place.name in ("", ".."):  # else errors name it as it was typed
-        place = real_path(place)
+    place = real_path(place) if place.name in ("", "..") else through_links(place)  # errors name it as it was typed
     path = lock_of(place)
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +155,12 @@ def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Ite
                     shutil.move(scratch / name, partial)
             only = {name: [digest] for name, digest in new.items()}
             _write_manifest(folder, manifest | {command: _Entry(job=wanted, files=own | only)})
+
+
+def written_names(folder: Path, command: str) -> set[str]:
+    """The names of what `command` wrote into `folder`, by the manifest there."""
+    entry = _read_manifest(folder / MANIFEST).get(command)
+    return set(entry.files) if entry else set()
 
 
 def _require_own_files(folder: Path, names: Iterable[str], own: Mapping[str, list[str]]) -> None:

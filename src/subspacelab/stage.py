@@ -55,8 +55,8 @@ def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) 
 
     `item` is what DVC writes after the `@`: the value of each axis, joined by `-`; only the first may hold one itself.
     """
-    stages = read_yaml(path).get("stages") or {}
-    if not isinstance(stages, dict) or name not in stages:
+    stages = validate(dict[str, Any], read_yaml(path).get("stages") or {}, where=f"{path}: stages")
+    if name not in stages:
         raise ValueError(f"{path} has no stage {name!r}; it has {sorted(stages)}")
     stage = validate(_Stage, stages[name], where=f"{path}: {name}")
     values = dict(zip(stage.matrix, (item or "").rsplit("-", len(stage.matrix) - 1), strict=False))

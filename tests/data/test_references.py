@@ -1,12 +1,25 @@
 """Pictures by path, or by the name of a data set on the hub."""
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
-from subspacelab.data.references import resolve_pictures
+from subspacelab.data.pictures import read_pictures
+from subspacelab.data.references import file_patterns, resolve_pictures
 
 
 def test_what_is_there_is_taken_as_it_is(tmp_path):
     assert resolve_pictures(str(tmp_path)) == tmp_path
+
+
+def test_of_a_data_set_comes_what_a_scan_of_its_folder_finds(tmp_path):
+    names = ["0.PNG", "a/1.tiff", "2.bmp", "3.Gif", "4.jp2", "README.md", "weights.bin", "5.eps"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    fetched = filter_repo_objects(names, allow_patterns=file_patterns())
+    assert sorted(fetched) == sorted(picture.dataset_id for picture in read_pictures(tmp_path))
+    tables = ["data/x.parquet", "y.jsonl"]
+    assert list(filter_repo_objects(tables, allow_patterns=file_patterns())) == tables
 
 
 @pytest.mark.parametrize("reference", ["nowhere/at/all", "missing.parquet", "org/rows.jsonl", "no such folder"])

@@ -231,7 +231,7 @@ def places(commands: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]
     for name, flag in v.OUTPUTS.items():
         for place in v.PLACES:
             stem = os.path.normpath(place)
-            outs = {stem, os.path.splitext(stem)[0], "log", {"link": "other"}.get(place, stem)}
+            outs = {stem, os.path.splitext(stem)[0], "log", {"link": "other", "dangling": "nowhere"}.get(place, stem)}
             yield f"{commands[name]} {flag} {place}", tuple(sorted(outs))
 
 

@@ -61,7 +61,8 @@ def build_template(place: Path, parts: Collection[str]) -> None:
     _write_names(place)
     _write_checkpoints(place)
     _write_texts(place)
-    wanted = {name for part in parts for name in RESULTS.get(part, ())}
+    made = [place for place in RESULTS if any(f"{part}/".startswith(f"{place}/") for part in parts)]
+    wanted = {name for place in made for name in RESULTS[place]}
     for name, words in IN_ORDER.items():
         if name in wanted:
             _run_to_its_third_step(words) if name.startswith("half-") else _run_well(words)

@@ -181,7 +181,7 @@ LOWRANK: list[Row] = [
     ("train-lowrank", "NaN", d.set_tensor("features/features-00001.safetensors", "features", d.nan), "--results-dir anew",
      "features: NaN or infinity among .. cache them again"),
     ("train-lowrank", "state cut off", d.cut("results/Sketch/last.safetensors"), "", "last.safetensors: missing or broken"),
-    ("train-lowrank", "continued at another rank", None, "--resume --rank 3", "holds rank 4, asked for 3; choose another"),
+    ("train-lowrank", "continued at another rank", None, "--resume --rank 3", "rank=4, asked for rank=3; a resumed training keeps"),
     ("train-lowrank", "continued on other features", d.set_json("features/meta.json", model="other"), "--resume",
      "trained on other features .. train on these anew"),
     ("train-lowrank", "a file where the folder goes", d.put("file", ""), "--results-dir file", "file: .. give another place"),

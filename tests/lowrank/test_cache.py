@@ -191,3 +191,8 @@ def test_no_training_on_a_damaged_cache(source: Source, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{shard_name(1)}: changed or damaged since it was cached; cache again"):
         train_tiny(Features(tmp_path / "out"), tmp_path / "results")
     assert not (tmp_path / "results").exists()
+    (tmp_path / "out" / JOB).unlink()  # as of a version that wrote none
+    with pytest.raises(ValueError, match="since it was cached; cache again, into a new folder"):
+        Features(tmp_path / "out").require_whole()
+    with pytest.raises(ValueError, match="without job.json, of an older version; cache into a new folder"):
+        _cache(source, tmp_path / "in", tmp_path / "out")

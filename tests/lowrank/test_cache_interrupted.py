@@ -67,9 +67,11 @@ def test_a_complete_cache_is_not_computed_again(source: Source, tmp_path: Path, 
     folder = write_pictures(tmp_path / "in", 5)
     _cache(source, folder, tmp_path / "out")
     first = contents(tmp_path / "out")
+    written = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").iterdir())]
     _cache(source, folder, tmp_path / "out")
     assert calls.count == 3
     assert contents(tmp_path / "out") == first
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").iterdir())] == written
 
 
 def _zero(file: Path) -> None:
@@ -147,6 +149,10 @@ def test_the_same_checkpoint_by_another_name_continues(source: Source, tmp_path:
     calls.count = 0
     cache_features(moved, CachePlan(folder, image_size=56), out, device=CPU)
     assert (calls.count, Features(out).meta.model) == (0, source.name)
+    assert contents(out) == before
+    job = json.loads(before["job.json"])
+    (out / "job.json").write_text(json.dumps(job | {"model": "another"}))  # damaged: meta.json knows it better
+    _cache(source, folder, out)
     assert contents(out) == before
 
 

@@ -113,7 +113,8 @@ def test_every_setting_of_a_training_has_its_flag_with_the_same_default() -> Non
 def test_resume_adds_epochs(place: Path) -> None:
     assert train("--arch", "Sketch", "--start", "random") == 0
     best = read_json(place / "results" / "Sketch" / "best_model.json")["epoch"]
-    assert train("--arch", "Sketch", "--resume", "--epochs", "3") == 0
+    assert train("--arch", "Sketch", "--resume", "--lr", "0.01") == 1  # asked for, and another
+    assert train("--arch", "Sketch", "--resume", "--epochs", "3") == 0  # not asked for: --start
     assert len(read_json(place / "results" / "Sketch" / "history.json")) == best + 3
     assert stored_settings("Sketch")["start"] == "random"  # the settings are those of the first training
 

@@ -34,7 +34,7 @@ def resume(features: Features, results: Path, arch: str = "Sketch", *, epochs: i
 def test_n_epochs_and_m_more_are_n_plus_m(features: Features, tmp_path: Path, arch: str) -> None:
     whole = train_tiny(features, tmp_path / "whole", arch, epochs=4, **FALLING[arch])
     assert train_tiny(features, tmp_path / "parts", arch, epochs=2, **FALLING[arch]).progress.best_epoch == 2
-    parts = resume(features, tmp_path / "parts", arch, rank=RANK)
+    parts = resume(features, tmp_path / "parts", arch, asked={"rank": RANK})
     assert parts.progress == whole.progress
     for name in ("best_model.safetensors", "best_model.json", "history.json"):
         assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
@@ -124,19 +124,25 @@ def test_a_killed_continuation_of_a_source_goes_on(features: Features, tmp_path:
     assert logged == [4]
 
 
-def test_another_rank_is_refused(features: Features, tmp_path: Path) -> None:
-    folder = train_tiny(features, tmp_path, epochs=1).folder
+def test_another_setting_is_refused_by_its_name(features: Features, tmp_path: Path) -> None:
+    folder = train_tiny(features, tmp_path, "AdaLoRA", epochs=1).folder
     before = contents(folder)
-    with pytest.raises(ValueError, match=f"holds rank {RANK}, asked for 5") as e:
-        resume(features, tmp_path, rank=5)
-    assert "\n" not in str(e.value)
+    for asked, said in (
+        ({"rank": 5}, f"rank={RANK}, asked for rank=5; .* leave --rank out"),
+        ({"rank": RANK, "lr": 1e-2}, r"lr=0.001 \(0.001 by now\), asked for lr=0.01; .* leave --lr out"),
+        ({"allocator_keep_ratio": 0.5}, "allocator_keep_ratio=0.25, asked .* leave --allocator-keep-ratio out"),
+    ):
+        with pytest.raises(ValueError, match=f"was trained with {said}") as e:
+            resume(features, tmp_path, "AdaLoRA", asked=asked)
+        assert "\n" not in str(e.value)
     assert contents(folder) == before
+    resume(features, tmp_path, "AdaLoRA", epochs=1, asked={"lr": 1e-3, "epochs": 7, "device": "cpu"})
 
 
 def test_another_architecture_in_the_folder_is_refused(features: Features, tmp_path: Path) -> None:
     folder = train_tiny(features, tmp_path, "Sketch", epochs=1).folder
     folder.rename(tmp_path / "MLP")
-    with pytest.raises(ValueError, match="holds arch Sketch, asked for MLP"):
+    with pytest.raises(ValueError, match="arch='Sketch', asked for arch='MLP'"):
         resume(features, tmp_path, "LowRankProjMLP")
 
 

@@ -8,6 +8,7 @@ from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, killed_in, train_tiny
 
 from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.state import load_model
 from subspacelab.lowrank.train import resume_training
 from subspacelab.ownership import sole_writer
 
@@ -101,6 +102,19 @@ def test_a_folder_of_others_is_refused_by_name(features: Features, tmp_path: Pat
     assert contents(tmp_path) == {f"Sketch/{name}": b"mine"}
 
 
+def test_a_link_among_the_results_is_refused_and_the_folder_may_be_one(features: Features, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "Sketch").symlink_to(tmp_path / "disk")
+    train_tiny(features, tmp_path / "results", epochs=1)
+    (tmp_path / "mine.json").write_text("mine")
+    (tmp_path / "disk" / "history.json").unlink()
+    (tmp_path / "disk" / "history.json").symlink_to(tmp_path / "mine.json")
+    with pytest.raises(ValueError, match=r"history\.json: a symbolic link among what is written here"):
+        train_tiny(features, tmp_path / "results", epochs=1)
+    assert (tmp_path / "mine.json").read_text() == "mine"
+
+
 def test_results_do_not_go_into_the_features(tmp_path: Path) -> None:
     features = write_random_cache(tmp_path / "cache")
     before = contents(tmp_path)
@@ -138,11 +152,23 @@ def test_a_damaged_state_is_named_and_nothing_changes(
 
 @pytest.mark.parametrize("name", ["best_model.safetensors", "best_model.json", "history.json"])
 def test_what_a_finished_training_has_left_is_mended(features: Features, tmp_path: Path, name: str) -> None:
-    folder = train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random").folder
-    before = contents(folder)
+    result = train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random")
+    folder, before = result.folder, contents(result.folder)
     for content in (b"junk", _flip(before[name])):
         (folder / name).write_bytes(content)
         train_tiny(features, tmp_path, "MLP", epochs=3, lr=3e-3, start="random")
+        assert contents(folder) == before
+    if name == "best_model.json":  # of a training that goes on, too: no later epoch may be better
+        (folder / name).write_bytes(b"junk")
+        best = result.progress.best_epoch
+        with pytest.raises(Killed):
+            resume_training(features, tmp_path, arch="MLP", epochs=1, device="cpu", log=kill_at(best + 1))
+        assert load_model(folder).epoch == best
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        before = contents(folder)
+        with pytest.raises(IsADirectoryError):
+            resume_training(features, tmp_path, arch="MLP", epochs=2, device="cpu")
         assert contents(folder) == before
 
 

@@ -53,7 +53,7 @@ def test_a_prompt_begins_as_the_tokenizer_makes_it_and_has_no_end_in_its_midst(
 def test_a_response_is_encoded_where_it_stands_and_not_as_a_text_of_its_own() -> None:
     tokenizer = tokenizer_of("<s> $A", space=True)
     assert tokenizer.convert_ids_to_tokens(encode(tokenizer, ["ab"])[0]) == ["▁", "a", "b"]
-    assert tokenizer.convert_ids_to_tokens(encode_responses(tokenizer, ["why?\n"], ["ab"])[0]) == ["a", "b"]
+    assert tokenizer.convert_ids_to_tokens(encode_responses(tokenizer, ["why?\n"], ["ab"], 9)[0]) == ["a", "b"]
 
 
 def test_a_long_text_is_given_in_parts_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +64,9 @@ def test_a_long_text_is_given_in_parts_and_none_is_lost(monkeypatch: pytest.Monk
     monkeypatch.setattr(tokens, "BATCH", 3)
     assert encode(tokenizer, texts) == whole
     assert [len(ids) for ids in whole] == [len(text) for text in texts]
+    enough = encode(tokenizer, [*texts, "y" * 99], 20)  # 20 tokens are 3 parts of 7, and they come by 3
+    assert [len(ids) for ids in enough] == [21, 0, 1, 21, 28]
+    assert all(ids == all_of_it[: len(ids)] for ids, all_of_it in zip(enough, whole, strict=False))
 
 
 def test_positions_are_those_that_a_text_can_have() -> None:

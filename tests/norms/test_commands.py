@@ -33,19 +33,29 @@ def run(*arguments: str) -> int:
 
 def test_one_model_gives_one_report_and_two_pictures(place: Path, capsys: pytest.CaptureFixture) -> None:
     zoo.write_model(place / "kimi", zoo.kimi_vl())
-    (place / "embedding_analysis").mkdir()
-    (place / "embedding_analysis" / "mine.txt").write_text("stays")
     assert run("--model", "kimi", "--device", "cpu") == 0
     report = read_json(place / "embedding_analysis.json")
     assert (report["model_name"], report["model_type"]) == ("kimi", "kimi_vl")
     assert (report["total_embedding_layers"], report["total_norm_layers"]) == (3, 7)
     found = {path.name for path in (place / "embedding_analysis").iterdir()}
-    assert found == {"embedding_norms.png", "norm_scales.png", "mine.txt"}
+    assert found == {"embedding_norms.png", "norm_scales.png"}
     said = capsys.readouterr().out
     order = ["family: Kimi-VL", "Embedding layers: 3", "vocabulary", "norms ", "weights ", "features", "positions"]
     order += ["Norm layers: 7 of 18", "input_layernorm: RMSNorm [24]", "multi_modal_projector.pre_norm: LayerNorm"]
     assert sorted(order, key=said.index) == order
     assert "warning" not in said
+
+
+def test_pictures_go_into_nobodys_folder_that_was_not_named(place: Path, capsys: pytest.CaptureFixture) -> None:
+    zoo.write_model(place / "vit", zoo.vit())
+    (place / "a").mkdir()
+    (place / "a" / "mine.txt").write_text("stays")
+    assert run("--model", "vit", "--output", "a.json") == 1
+    assert "error: a: there already, and not by this command; name a place" in capsys.readouterr().err
+    assert [path.name for path in (place / "a").iterdir()] == ["mine.txt"]
+    assert run("--model", "vit", "--output", "a.json", "--output-dir", "a") == 0
+    assert run("--model", "vit", "--output", "a.json") == 0  # now they are its own
+    assert (place / "a" / "mine.txt").read_text() == "stays"
 
 
 def test_all_norms_and_the_output_are_where_they_are_asked_for(place: Path) -> None:
@@ -120,7 +130,7 @@ def test_what_others_made_is_never_replaced(place: Path, capsys: pytest.CaptureF
     (place / taken).parent.mkdir(exist_ok=True)
     (place / taken).write_text("mine")
     assert run("--model", "vit", "--output", "report.json") == 1
-    assert capsys.readouterr().err.startswith(f"error: {taken}")
+    assert capsys.readouterr().err.startswith(f"error: {Path(taken).parts[0]}")
     assert (place / taken).read_text() == "mine"
     assert {p.name for p in place.iterdir()} == {"vit", Path(taken).parts[0]}
 

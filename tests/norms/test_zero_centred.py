@@ -11,7 +11,7 @@ from tests.norms.test_analyze import TOLERANCE, numpy_of, run
 
 from subspacelab.norms.analyze import AROUND_ZERO
 from subspacelab.norms.compare import comparison_table
-from subspacelab.norms.zero_centred import LAYER_NORMS, ZERO_CENTRED, is_zero_centred, zero_centred_type
+from subspacelab.norms.zero_centred import AS_STORED, LAYER_NORMS, ZERO_CENTRED, is_zero_centred, zero_centred_type
 
 GEMMA: zoo.Shapes = {
     "model.embed_tokens.weight": (20, 8),
@@ -97,9 +97,10 @@ def test_of_an_unknown_family_a_mean_near_zero_is_doubted(tmp_path: Path) -> Non
     assert entries["model.norm"]["warning"] == AROUND_ZERO
     assert "warning" not in entries["model.a_norm"]
     assert f"1 of 2 norm layers, such as model.norm: {AROUND_ZERO}" in analysis.warnings
-    model.config["model_type"] = "gemma"
-    known = run(zoo.write_model(tmp_path / "gemma", model, tensors=tensors))
-    assert not any("around zero" in warning for warning in known.warnings)
+    for config in ({"model_type": "gemma"}, {"model_type": "llama"}, {"architectures": ["LlamaForCausalLM"]}):
+        model = zoo.Model(config, shapes, torch.float32)
+        known = run(zoo.write_model(tmp_path / str(config), model, tensors=tensors))
+        assert not any("around zero" in warning for warning in known.warnings)
 
 
 def test_all_weights_zero_are_a_model_too(tmp_path: Path) -> None:
@@ -114,15 +115,19 @@ ONE_PLUS = re.compile(r"1(?:\.0)? ?\+ ?self\.weight|self\.weight(?:\.float\(\))?
 
 
 def test_the_table_has_every_family_of_transformers_that_multiplies_by_one_plus_w() -> None:
-    folders = (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")
+    folders = list((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py"))
     found = {path.parent for path in folders if ONE_PLUS.search(path.read_text(encoding="utf-8"))}
     assert {path.name for path in found} >= {"gemma", "gemma2", "gemma3", "qwen3_next", "nemotron"}
-    missing = []
-    for folder in found:
+    missing, plain = [], set()
+    for folder in {path.parent for path in folders}:
         for path in folder.glob("configuration_*.py"):
             declared = re.findall(r'^    model_type = "(\w+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
-            missing += [t for t in declared if t not in ZERO_CENTRED and not re.search("vision|audio", t)]
+            if folder not in found:
+                plain |= set(declared)
+            else:
+                missing += [t for t in declared if t not in ZERO_CENTRED and not re.search("vision|audio", t)]
     assert missing == []
+    assert plain >= AS_STORED
     assert set(LAYER_NORMS) <= set(ZERO_CENTRED)
 
 

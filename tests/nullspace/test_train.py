@@ -166,6 +166,7 @@ def test_a_finished_training_is_left_as_it_is_and_another_is_refused(place: Path
     assert contents(first.folder) == before
     tensors = first.folder / "adapter_model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-64] + bytes(64))
+    write_json(first.folder / "nullspace.json", first.meta | {"rank": first.meta["rank"] + 1})
     assert contents(train_tiny(place / "lora_null_v2", tmp_path).folder) == before, "damaged, so made anew"
 
 

@@ -82,16 +82,18 @@ def test_what_others_made_is_refused_where_output_would_go(
     assert "\n" not in said
 
 
-def test_what_others_made_beside_it_stays(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_no_factors_go_among_the_files_of_another_model(model: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "out" / "m"
     folder.mkdir(parents=True)
-    (folder / "vae.safetensors").write_bytes(b"mine")
-    shutil.copy(model / "model.safetensors", folder)
-    before = snapshot(folder)
+    (folder / "notes.txt").write_bytes(b"mine")
     run(model, tmp_path / "out")
-    write(model, seed=1)
+    before = (folder / "notes.txt").read_bytes()
+    shutil.copy(model / name, folder)
+    assert f"{name}: no factors" in refused(tmp_path / "out", model)
+    (folder / name).unlink()
     run(model, tmp_path / "out")
-    assert before.items() <= snapshot(folder).items()
+    assert (folder / "notes.txt").read_bytes() == before
 
 
 def test_a_file_where_the_folder_goes_is_refused(model: Path, tmp_path: Path) -> None:
@@ -148,6 +150,20 @@ def test_two_repositories_or_revisions_never_share_a_place(
     assert all(f"{repo}@{commit}" in said for repo, commit in (one, other))
     run(sources[0], tmp_path / "out", include="q_proj")
     assert snapshot(tmp_path / "out" / "m") == first
+
+
+def test_finished_work_is_read_and_not_written(model: Path, tmp_path: Path) -> None:
+    """On a full disk the index would be gone, and not come back."""
+    folder = run(model, tmp_path / "out").folder
+    before = {path: path.stat() for path in folder.iterdir()}
+    run(model, tmp_path / "out")
+    run(model, tmp_path / "out", include="q_proj")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == {
+        path: found.st_mtime_ns for path, found in before.items()
+    }
+    (folder / INDEX).unlink()
+    run(model, tmp_path / "out")
+    assert (folder / INDEX).stat().st_size == before[folder / INDEX].st_size
 
 
 def test_equal_weights_under_another_name_fit(model: Path, tmp_path: Path) -> None:

@@ -3,9 +3,14 @@
 from pathlib import Path
 
 from subspacelab.checkpoints.references import HUB_REFERENCE
+from subspacelab.data.decoding import picture_suffixes
 from subspacelab.data.hub_files import fetch_data_folder
 
-PATTERNS = ("*.parquet", "*.jsonl", "*.png", "*.jpg", "*.jpeg", "*.webp")
+
+def file_patterns() -> list[str]:
+    """What is fetched of a data set: the files that a folder of it is scanned for, in either case."""
+    suffixes = ("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in s) for s in sorted(picture_suffixes()))
+    return ["*.parquet", "*.jsonl", *(f"*{suffix}" for suffix in suffixes)]
 
 
 def resolve_pictures(reference: str) -> Path:
@@ -18,4 +23,4 @@ def resolve_pictures(reference: str) -> Path:
         raise ValueError(
             f"{reference}: no such pictures; give a parquet file, a folder, a .jsonl, or org/name[@revision]"
         )
-    return fetch_data_folder(match["repo"], PATTERNS, revision=match["revision"])
+    return fetch_data_folder(match["repo"], file_patterns(), revision=match["revision"])

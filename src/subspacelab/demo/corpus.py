@@ -15,6 +15,7 @@ from subspacelab.params import require_at_least
 
 SHEET = 4  # sums on an exercise sheet
 MAX_ROUNDS = 1000  # 3,456 biographies of a person differ: enough are left for the test text
+MAX_SHEETS = 100_000  # all are held in memory
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= MAX_ROUNDS:
             raise ValueError(f"rounds must be from 1 to {MAX_ROUNDS}, got {self.rounds}")
+        for key, most in (("asked", MAX_ROUNDS), ("sheets", MAX_SHEETS)):
+            if getattr(self, key) > most:
+                raise ValueError(f"{key} must be at most {most}, got {getattr(self, key)}")
         require_at_least(0, self, "asked", "sheets")
         require_at_least(1, self, "arithmetic_train", "arithmetic_test")
 

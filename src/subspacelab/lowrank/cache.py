@@ -27,16 +27,18 @@ from subspacelab.data.pictures import (
 )
 from subspacelab.distributed import processes
 from subspacelab.files import (
+    holds,
     read_json,
-    real_path,
     remove_folder,
     remove_partials,
     seen_from,
     sha256_file,
+    through_links,
     write_beside,
+    write_if_changed,
     write_json,
 )
-from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
+from subspacelab.lowrank.features import INDEX, JOB, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 from subspacelab.ownership import lock_of, require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.reports.progress import progress_bar
@@ -45,7 +47,6 @@ Log = Callable[[Mapping[str, float], int], None]
 SHARD_PICTURES = 64
 UNREADABLE_SHARE = 0.01  # more than this is an error: it is the wrong path, or a broken data set
 JPEG_QUALITY = 90  # of the pictures kept for looking at
-JOB = "job.json"  # what the cache is made of: by it the folder is known to be ours
 PENDING = "pending"  # shards that are made, until all are: an earlier cache stays whole meanwhile
 _OWN = re.compile(rf"{JOB}|{PENDING}|{META}|{INDEX}|features-\d{{5,}}\.(json|safetensors)|pictures-\d{{5,}}\.parquet")
 
@@ -103,7 +104,7 @@ def cache_features(
     total = count_pictures(plan.pictures, limit=plan.limit)
     _require_pictures(plan, total)
     tower = load_vision_tower(source, device, plan.image_size)
-    output_dir = real_path(output_dir) if output_dir.is_symlink() else output_dir  # a link is written through
+    output_dir = through_links(output_dir)
     # The lock lies within: a volume may be mounted where nothing can lie beside it.
     with sole_writer(output_dir / JOB) if group.is_main else nullcontext():
         if group.is_main:
@@ -157,18 +158,29 @@ def _claim(folder: Path, job: _Job) -> _Job:
     own = [lock_of(folder / JOB).name]
     if (folder / JOB).is_file():
         found = _read_job(folder / JOB)
-        if found.weights == job.weights:  # by whatever name: it keeps its first, on which trainings rely
-            job.model = found.model
+        if found.weights == job.weights:  # by whatever name
+            found.model = job.model = _first_name(folder, found) or job.model
         if job.limit is None or (found.limit is not None and found.limit <= job.limit):  # more pictures are added
             found.limit = job.limit
         require_same_job(folder, found.model_dump(), job.model_dump())
         own += _own_names(folder)
         require_own_entries(folder / PENDING, _own_names(folder / PENDING), "a feature cache's unfinished shards")
+    elif (folder / META).is_file() and (folder / INDEX).is_file():
+        raise ValueError(f"{folder}: a feature cache without {JOB}, of an older version; cache into a new folder")
     require_own_entries(folder, own, "a feature cache that this command began")
     if folder.is_dir():
         remove_partials(folder)
     write_json(folder / JOB, job.model_dump())
     return job
+
+
+def _first_name(folder: Path, found: _Job) -> str | None:
+    """What a cache calls its checkpoint: it keeps this name, on which trainings rely. None if it gives it two."""
+    try:
+        named = FeatureMeta(**read_json(folder / META)).model
+    except (OSError, ValueError, TypeError):  # none, or a damaged one
+        return found.model
+    return named if named == found.model else None
 
 
 def _own_names(folder: Path) -> list[str]:
@@ -277,7 +289,7 @@ def _write_pictures(path: Path, squares: list[SquarePicture]) -> None:
         buffer = BytesIO()
         Image.fromarray(one.pixels.numpy()).save(buffer, format="JPEG", quality=JPEG_QUALITY)
         rows.append({"image": buffer.getvalue(), "bbox": None if one.bbox is None else list(one.bbox)})
-    _write_parquet(path, pd.DataFrame(rows))
+    write_if_changed(path, _as_parquet(pd.DataFrame(rows)))
 
 
 def _finish(folder: Path, num_shards: int, job: _Job, plan: CachePlan) -> None:
@@ -291,16 +303,18 @@ def _finish(folder: Path, num_shards: int, job: _Job, plan: CachePlan) -> None:
         for offset, entry in enumerate(record.entries)
     ]
     _require_few(plan, unreadable, len(rows) + len(unreadable))
-    (folder / META).unlink(missing_ok=True)
+    table = pd.DataFrame(rows)
+    table.insert(0, "row", range(len(table)))
+    index = _as_parquet(table)
+    if pending or not holds(folder / INDEX, index):
+        (folder / META).unlink(missing_ok=True)
     for number in pending:
         _take_over(folder, number)
     _remove_leftovers(folder, num_shards)
-    index = pd.DataFrame(rows)
-    index.insert(0, "row", range(len(index)))
-    _write_parquet(folder / INDEX, index)
-    first = read_header(folder / index["shard"][0]).info
+    write_if_changed(folder / INDEX, index)
+    first = read_header(folder / table["shard"][0]).info
     _, tokens, dim = first.shape
-    meta = FeatureMeta(job.model, job.revision, plan.image_size, tokens, dim, first.dtype, len(index), unreadable)  # type: ignore[arg-type]
+    meta = FeatureMeta(job.model, job.revision, plan.image_size, tokens, dim, first.dtype, len(table), unreadable)  # type: ignore[arg-type]
     write_json(folder / META, meta.as_json())
 
 
@@ -317,9 +331,10 @@ def _take_over(folder: Path, number: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write_parquet(path: Path, table: pd.DataFrame) -> None:
-    with write_beside(path) as partial:
-        table.to_parquet(partial, index=False)
+def _as_parquet(table: pd.DataFrame) -> bytes:
+    buffer = BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
 def _remove_leftovers(folder: Path, num_shards: int) -> None:

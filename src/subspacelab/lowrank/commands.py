@@ -66,6 +66,7 @@ def cache(
 
 @app.command()
 def train(
+    context: typer.Context,
     features: FeaturesDir,
     arch: Annotated[str, typer.Option(help="ResMLP, MLP, AdaLoRA, Sketch, or an alias of one.")] = "ResMLP",
     rank: Rank = 128,
@@ -80,7 +81,8 @@ def train(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order, dropout, and of the split.")] = 42,
     results_dir: ResultsDir = Path("results"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the best model, with its optimizer, scheduler and settings.")
+        bool,
+        typer.Option("--resume", help="Go on from the best model, by its own settings, optimizer and scheduler."),
     ] = False,
     start: Annotated[
         str, typer.Option(help="pca: shortcuts start at the training pictures' PCA basis; random: plain networks.")
@@ -120,12 +122,14 @@ def train(
     settings = training_settings(flags)
     name = canonical_arch(arch)
     cached = Features(features)
-    params = asdict(settings) | {"arch": name, "rank": rank, "seed": seed, "features": features, "resume": resume}
-    with open_run("lowrank", f"train {name} r{rank}", params=params, enabled=track) as tracker:
+    asked = {flag: flags[flag] for flag in context.params if context.get_parameter_source(flag).name != "DEFAULT"}  # type: ignore[union-attr]
+    params = asked if resume else asdict(settings) | {"rank": rank, "seed": seed}
+    params |= {"arch": name, "features": features, "resume": resume}
+    with open_run("lowrank", f"{'resume' if resume else 'train'} {name}", params=params, enabled=track) as tracker:
         with open_hand_log(params, tracker.log_metrics) as (hand, log):
             if resume:
                 result = resume_training(
-                    cached, results_dir, arch=name, rank=rank, epochs=epochs, device=device, compile=compile, log=log
+                    cached, results_dir, arch=name, epochs=epochs, asked=asked, device=device, compile=compile, log=log
                 )
             else:
                 result = run(cached, results_dir, arch=name, rank=rank, seed=seed, settings=settings, log=log)

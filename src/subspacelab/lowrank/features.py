@@ -24,6 +24,8 @@ from subspacelab.lowrank.splits import Split, split_rows
 from subspacelab.params import validate
 
 INDEX, META = "index.parquet", "meta.json"
+JOB = "job.json"
+"""What a cache is made of: by it the folder is known to be that of `lowrank cache`."""
 INDEX_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -100,7 +102,7 @@ class Features:
         for name, offsets in self.index.groupby("shard")["offset"]:
             if not offsets.between(0, self._shards[name].count - 1).all():
                 raise ValueError(
-                    f"{folder / INDEX}: offsets outside the {self._shards[name].count} rows of {name}; cache again"
+                    f"{folder / INDEX}: offsets outside the {self._shards[name].count} rows of {name}; {_again(folder)}"
                 )
         self._places = list(zip(self.index["shard"], self.index["offset"], strict=True))
 
@@ -113,7 +115,7 @@ class Features:
             path = self.folder / name
             record = path.with_suffix(".json")
             if record.is_file() and _read_digests(record).get(name) != sha256_file(path):
-                raise ValueError(f"{path}: changed or damaged since it was cached; cache again")
+                raise ValueError(f"{path}: changed or damaged since it was cached; {_again(path)}")
 
     def split(self, seed: int) -> dict[Split, list[int]]:
         """Rows of the train, validation and test pictures of a seed."""
@@ -129,7 +131,7 @@ class Features:
             pixels = np.asarray(decode_rgb(image, "a kept picture"))
             corners = None if box is None else tuple(float(v) for v in box)
         except (ValueError, LookupError, TypeError) as e:
-            raise ValueError(f"{path}: no picture of row {row} ({str(e).splitlines()[0]}); cache again") from e
+            raise ValueError(f"{path}: no picture of row {row} ({str(e).splitlines()[0]}); {_again(path)}") from e
         return CachedPicture(self.index["dataset_id"][row], pixels, corners)
 
     def will_need(self, rows: Sequence[int]) -> None:
@@ -153,20 +155,20 @@ class _Shard:
     def __init__(self, folder: Path, name: str, meta: FeatureMeta) -> None:
         path = folder / name
         if Path(name).name != name:
-            raise ValueError(f"{folder / INDEX}: shard {name!r} is not a file name; cache again")
+            raise ValueError(f"{folder / INDEX}: shard {name!r} is not a file name; {_again(folder)}")
         if not path.is_file():
-            raise ValueError(f"{path}: shard is missing; cache again")
+            raise ValueError(f"{path}: shard is missing; {_again(path)}")
         placed = read_header(path)
         found = placed.info
         if found.shape[1:] != (meta.tokens, meta.dim) or found.dtype != meta.dtype:
-            raise ValueError(f"{path}: {found.dtype} {list(found.shape)} does not fit {META}; cache again")
+            raise ValueError(f"{path}: {found.dtype} {list(found.shape)} does not fit {META}; {_again(path)}")
         self._dtype, self._shape = DTYPES[found.dtype], (meta.tokens, meta.dim)
         self._start, self.count = placed.start, found.shape[0]
         self._bytes = meta.tokens * meta.dim * self._dtype.itemsize
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if placed.stop > len(self._map):
-            raise ValueError(f"{path}: truncated; cache again")
+            raise ValueError(f"{path}: truncated; {_again(path)}")
 
     def copy_to(self, out: Tensor, row: int) -> None:
         first = self._start + row * self._bytes
@@ -200,7 +202,7 @@ def read_header(path: Path) -> Placed:
             header = file.read(header_length(file.read(LENGTH_BYTES), path.name))
         return {p.info.name: p for p in parse_header(header, path.name, path.name)}[TENSOR]
     except (ValueError, KeyError) as e:
-        raise ValueError(f"{path}: truncated or no feature shard ({e}); cache again") from e
+        raise ValueError(f"{path}: truncated or no feature shard ({e}); {_again(path)}") from e
 
 
 def _read_index(path: Path, meta: FeatureMeta) -> pd.DataFrame:
@@ -209,9 +211,9 @@ def _read_index(path: Path, meta: FeatureMeta) -> pd.DataFrame:
         num_rows = pq.read_metadata(path).num_rows  # before they are read: a few bytes may stand for millions
         index = _read_table(path, INDEX_SCHEMA) if num_rows == meta.count else None
     except (ValueError, OSError) as e:
-        raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); cache again") from e
+        raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); {_again(path)}") from e
     if index is None:
-        raise ValueError(f"{path.parent}: {INDEX} has {num_rows} rows, {META} says {meta.count}; cache again")
+        raise ValueError(f"{path.parent}: {INDEX} has {num_rows} rows, {META} says {meta.count}; {_again(path)}")
     found: pd.DataFrame = index.to_pandas()
     return found
 
@@ -226,7 +228,7 @@ def _read_digests(record: Path) -> dict[str, str]:
     try:
         return _Digests.model_validate(read_json(record)).digests
     except ValidationError as e:
-        raise ValueError(f"{record}: not the record of a shard; cache again") from e
+        raise ValueError(f"{record}: not the record of a shard; {_again(record)}") from e
 
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -242,11 +244,17 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def _again(place: Path) -> str:
+    """What helps when a cache's folder, or a file in it, is damaged: one of an older version cannot be replaced."""
+    folder = place if place.is_dir() else place.parent
+    return "cache again" if (folder / JOB).is_file() else "cache again, into a new folder"
+
+
 def _read_meta(path: Path) -> FeatureMeta:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: not the {META} of a feature cache; cache again")
+        raise ValueError(f"{path}: not the {META} of a feature cache; {_again(path)}")
     meta = validate(FeatureMeta, content, where=str(path))
     if meta.side**2 != meta.tokens:
-        raise ValueError(f"{path}: tokens {meta.tokens} is not a square number; cache again")
+        raise ValueError(f"{path}: tokens {meta.tokens} is not a square number; {_again(path)}")
     return meta

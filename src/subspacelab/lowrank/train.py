@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from subspacelab.lowrank.state import (
     read_training,
 )
 from subspacelab.lowrank.trainer import Log, Trainer
-from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
+from subspacelab.ownership import require_apart, require_no_links, require_own_entries, require_same_job, sole_writer
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def train(
 def _sole_training(folder: Path, features: Features, device: str) -> Iterator[Processes]:
     """Keeps other commands off `folder`, and removes there what a killed one has left; for features that are whole."""
     require_apart(folder, [features.folder])
+    require_no_links(folder)
     features.require_whole()
     group = processes(cpu=choose_device(device).type == "cpu")
     if not group.is_main:
@@ -116,7 +117,7 @@ def resume_training(
     *,
     arch: str,
     epochs: int,
-    rank: int | None = None,
+    asked: Mapping[str, Any] | None = None,
     source: Path | None = None,
     device: str = "auto",
     compile: bool = True,
@@ -125,7 +126,8 @@ def resume_training(
     """Goes on for `epochs` more from the best model in `results_dir/<arch>`: its optimizer, scheduler and settings.
 
     With `source`, the folder of a finished training, that one is copied and continued, and stays as it is. A resumed
-    training that was cut short is taken up. Raises ValueError when there is nothing to resume, or another rank.
+    training that was cut short is taken up. Raises ValueError when there is nothing to resume, and for a setting in
+    `asked` (by the name of its flag) that is not the one it was trained with.
     """
     arch = canonical_arch(arch)
     folder = results_dir / arch
@@ -136,7 +138,7 @@ def resume_training(
             with replace_folder(folder) as partial:
                 shutil.copytree(source, partial, dirs_exist_ok=True)
         group.wait()
-        begun, best = _begun(folder), _best_to_resume(folder, arch, rank)
+        begun, best = _begun(folder), _best_to_resume(folder, arch, asked or {})
         _require_features(folder, best, features)
         resumed = begun is not None and begun.job["resumed_from"] is not None and begun.job["epochs"] == epochs
         if begun is not None and resumed and (source is not None or not begun.progress.finished):
@@ -162,14 +164,18 @@ def _begun(folder: Path) -> SavedTraining | None:
     return read_training(folder / LAST) if (folder / LAST).is_file() else None
 
 
-def _best_to_resume(folder: Path, arch: str, rank: int | None) -> SavedTraining:
+def _best_to_resume(folder: Path, arch: str, asked: Mapping[str, Any]) -> SavedTraining:
     if not (folder / BEST_STATE).is_file():
         raise ValueError(f"{folder}: nothing to resume ({BEST_STATE} is missing); train without --resume first")
     best = read_training(folder / BEST_STATE)
-    for key, wanted in {"arch": arch, "rank": rank or best.job["rank"]}.items():
-        if best.job[key] != wanted:
+    found = _flat(best.job)
+    found.pop("epochs")  # these are added
+    for key, wanted in {**asked, "arch": arch}.items():
+        if key in found and found[key] != wanted:
+            now = f" ({best.groups[0]['lr']:g} by now)" if key == "lr" else ""
             raise ValueError(
-                f"{folder}: holds {key} {best.job[key]}, asked for {wanted}; choose another --results-dir or retrain"
+                f"{folder}: was trained with {key}={found[key]!r}{now}, asked for {key}={wanted!r}; a resumed training "
+                f"keeps its settings: leave --{key.replace('_', '-')} out, or train anew in another --results-dir"
             )
     return best
 

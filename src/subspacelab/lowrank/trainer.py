@@ -113,8 +113,8 @@ class Trainer:
     def run(self) -> None:
         """Epoch after epoch until the last one or until the validation MSE has stopped improving."""
         p = self.progress
-        if p.finished and self.group.is_main:
-            self._write_best_again()
+        if self.group.is_main:
+            self._mend()
         num_batches = len(batches_of(self.rows["train"], self.settings.batch_size))
         with progress_bar(
             f"train {self.job['arch']}", total=(p.until - p.epoch) * num_batches, unit="steps"
@@ -224,17 +224,20 @@ class Trainer:
             self._write(LAST)  # last of all: a kill before it repeats this epoch, to the same bytes
         self.group.wait()
 
-    def _write_best_again(self) -> None:
-        """What a finished training has left, from its best state: it may have been damaged since."""
-        best = read_training(self.folder / BEST_STATE)
-        model = build_model(best.spec, seed=self.seed)
-        model.load_state_dict(best.part("model"))
-        write_model(self.folder, model, epoch=best.progress.epoch, val_mse=best.progress.best_mse, seed=self.seed)
-        write_json(self.folder / HISTORY, self.progress.history)
+    def _mend(self) -> None:
+        """What an earlier run has left, from its states: it may have been damaged since, and no epoch may be better."""
+        if (self.folder / BEST_STATE).is_file():
+            best = read_training(self.folder / BEST_STATE)
+            model = build_model(best.spec, seed=self.seed)
+            model.load_state_dict(best.part("model"))
+            write_model(self.folder, model, epoch=best.progress.epoch, val_mse=best.progress.best_mse, seed=self.seed)
+        if self.progress.finished:
+            write_json(self.folder / HISTORY, self.progress.history)
 
     def save_start(self) -> None:
         """Makes a resume what is taken up from now on: a kill in its first epoch must not begin it elsewhere."""
         if self.group.is_main:
+            self._mend()  # before the first change: it may be refused
             self._write(LAST)
         self.group.wait()
 

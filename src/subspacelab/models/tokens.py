@@ -17,12 +17,17 @@ def read_model_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text alone, without what the tokenizer puts around it; memory does not grow with a text."""
+def encode(tokenizer: Any, texts: Sequence[str], enough: int | None = None) -> list[list[int]]:
+    """The tokens of each text alone, without what the tokenizer puts around it; memory does not grow with a text.
+
+    Of a long text that has `enough` tokens, the rest is not read.
+    """
     found: list[list[int]] = [[] for _ in texts]
     parts = [(number, i) for number, text in enumerate(texts) for i in range(0, len(text), PART)]
     for first in range(0, len(parts), BATCH):
-        batch = parts[first : first + BATCH]
+        batch = [part for part in parts[first : first + BATCH] if enough is None or len(found[part[0]]) < enough]
+        if not batch:
+            continue
         given = [texts[number][i : i + PART] for number, i in batch]
         tokens = tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
         for (number, _), ids in zip(batch, tokens, strict=True):
@@ -38,20 +43,21 @@ def prefix_of(tokenizer: Any, text: str) -> list[int]:
     return list(whole[:start])
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], enough: int | None = None) -> list[list[int]]:
     """Each prompt with what the tokenizer puts before it; what it would put behind does not belong in the midst."""
     prefix = prefix_of(tokenizer, prompts[0])
-    return [prefix + ids for ids in encode(tokenizer, prompts)]
+    return [prefix + ids for ids in encode(tokenizer, prompts, enough)]
 
 
-def encode_responses(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+def encode_responses(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], enough: int) -> list[list[int]]:
     """The tokens of each response where it follows its prompt, for a tokenizer may begin every text with a space.
 
-    Where the border of the two lies within a token, those of the response alone.
+    Where the border of the two lies within a token, those of the response alone. Both may lack what comes after
+    their first `enough` tokens.
     """
-    before = encode(tokenizer, prompts)
-    both = encode(tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
-    alone = encode(tokenizer, responses)
+    before = encode(tokenizer, prompts, enough)
+    both = encode(tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)], 2 * enough)
+    alone = encode(tokenizer, responses, enough)
     return [w[len(b) :] if w[: len(b)] == b else a for b, w, a in zip(before, both, alone, strict=True)]
 
 

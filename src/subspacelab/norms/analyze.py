@@ -12,7 +12,7 @@ from subspacelab.norms.results import Analysis, Embedding, Norm
 from subspacelab.norms.statistics import Moments, measure_vectors, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, survey
 from subspacelab.norms.vocabulary import TOKENIZER_NAME, read_vocabulary
-from subspacelab.norms.zero_centred import NEAR_ZERO, zero_centred_type
+from subspacelab.norms.zero_centred import NEAR_ZERO, is_known
 from subspacelab.reports.progress import progress_bar
 
 CHUNK_ENTRIES = 1 << 23
@@ -39,8 +39,8 @@ def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = F
             for layer in layers
         )
     source, family = checkpoint.source, found.detected.family
-    known = family is not None or zero_centred_type(checkpoint.config) is not None
-    norms = _measure_norms(checkpoint, found.norms, not known, refused)
+    doubtful = family is None and not is_known(checkpoint.config)
+    norms = _measure_norms(checkpoint, found.norms, doubtful, refused)
     read = [e.layer.key for e in embeddings] + [k for n in norms for k in _keys(n.layer)]
     return Analysis(
         model_name=source.reference if source.revision else source.name,

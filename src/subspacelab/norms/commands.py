@@ -73,6 +73,8 @@ def analyze(
         models = [s.reference if s.revision else seen_from(output.parent, s.folder) for s in sources]
         job: dict[str, Any] = {"models": models}
         job |= {"revisions": [s.revision for s in sources], "device": device, "all_norms": all_norms}
+        if output_dir is None:
+            require_free_or_own(output, folder)
         places = reserved(output, folder, job, [*drawn, *COMPARISON] if several else PICTURES)
         report, pictures = stack.enter_context(places)
         analyses = []
@@ -94,6 +96,17 @@ def analyze(
         print_analysis(analysis)
     if several:
         print_comparison(analyses)
+
+
+def require_free_or_own(output: Path, folder: Path) -> None:
+    """ValueError if `folder`, which nobody named, is there and not because the pictures of `output` lie in it."""
+    from subspacelab.ownership import written_names
+
+    own = written_names(output.parent, f"norms analyze {output.name}")
+    if folder.is_dir() and any(folder.iterdir()) and not any(name.startswith(f"{folder.name}/") for name in own):
+        raise ValueError(
+            f"{folder}: there already, and not by this command; name a place for the pictures of {output}: --output-dir"
+        )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Which norm layers store their scale around zero, as w, and multiply by 1 + w."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 VISION = r"(?:.*\.)?(?:vision|visual|image|video|audio)\w*\..*"
@@ -23,6 +23,16 @@ ZERO_CENTRED = {
 """`model_type` -> regular expression of the layers of such a model that store the scale itself (read off the classes
 of transformers 5.23)."""
 
+AS_STORED = frozenset(
+    (
+        *("deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "glm", "glm4", "glm4_moe", "gpt_oss", "granite"),
+        *("granitemoe", "helium", "llama", "llama4", "llama4_text", "ministral", "mistral", "mistral3", "mixtral"),
+        *("mllama_text_model", "olmo2", "olmo3", "olmoe", "phi3", "phimoe", "qwen2", "qwen2_5_vl", "qwen2_5_vl_text"),
+        *("qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_text", "smollm3"),
+    )
+)
+"""`model_type` of common families whose norms multiply by what they store, however small (the same classes)."""
+
 LAYER_NORMS = ("nemotron", "videoprism", "videoprism_text_model", "videoprism_vision_model")
 """The families of the table whose zero-centred norms have a bias; the others' are RMSNorms."""
 
@@ -33,13 +43,22 @@ NEAR_ZERO = 0.1
 
 def zero_centred_type(config: Mapping[str, Any]) -> str | None:
     """The `model_type` in the table that the language part of a model has, else the whole; None without one."""
+    return _type_among(ZERO_CENTRED, config)
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Whether it is known of the language part of a model, else the whole, what its norms do with what they store."""
+    return _type_among([*ZERO_CENTRED, *AS_STORED], config) is not None
+
+
+def _type_among(table: Collection[str], config: Mapping[str, Any]) -> str | None:
     for section in LANGUAGE_SECTIONS:
         inner = config.get(section)
         if isinstance(inner, Mapping) and isinstance(inner.get("model_type"), str):
-            return zero_centred_type(inner)
+            return _type_among(table, inner)
     if config.get("model_type"):
-        return next((known for known in ZERO_CENTRED if known == config["model_type"]), None)
-    plain = {model_type.replace("_", ""): model_type for model_type in ZERO_CENTRED}
+        return next((known for known in table if known == config["model_type"]), None)
+    plain = {model_type.replace("_", ""): model_type for model_type in table}
     classes = [re.sub(r"(?:For[A-Z]\w*|Model)$", "", str(name)).lower() for name in config.get("architectures") or ()]
     return next((plain[name] for name in classes if name in plain), None)
 

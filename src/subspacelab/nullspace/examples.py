@@ -27,10 +27,10 @@ def encode_rows(tokenizer: Any, rows: Sequence[Instruction], max_length: int) ->
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     prompts = [prompt_of(row.query) for row in rows]
-    responses = encode_responses(tokenizer, prompts, [row.response for row in rows])
+    responses = encode_responses(tokenizer, prompts, [row.response for row in rows], max_length)
     encoded = [
         encode_example(prompt, response, tokenizer.eos_token_id, max_length)
-        for prompt, response in zip(encode_prompts(tokenizer, prompts), responses, strict=True)
+        for prompt, response in zip(encode_prompts(tokenizer, prompts, max_length), responses, strict=True)
     ]
     kept = [example for example in encoded if example is not None]
     if not kept:

@@ -16,7 +16,7 @@ from subspacelab.checkpoints import read_tensors
 from subspacelab.data.instructions import Instruction
 from subspacelab.devices import choose_device
 from subspacelab.distributed import processes
-from subspacelab.files import read_json, real_path, remove_folder, remove_partials_of, sha256_file, write_json
+from subspacelab.files import read_json, remove_folder, remove_partials_of, sha256_file, through_links, write_json
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import (
     STATE,
@@ -92,7 +92,7 @@ def train_adapter(
     meta = read_meta(require_adapter(adapter))
     source = base_of(meta, base)
     finished, work_dir = output_dir / TRAINED, output_dir / CHECKPOINTS
-    work_dir = real_path(work_dir) if work_dir.is_symlink() else work_dir  # a link is written through, and stays
+    work_dir = through_links(work_dir)
     for place in (finished, work_dir):
         require_apart(place, [adapter, source.folder, Path(settings.data)])
     job = _job(adapter, rows, settings, seed)
@@ -102,7 +102,7 @@ def train_adapter(
         if group.is_main:
             _require_own(finished, work_dir, job)
         group.wait()  # what is refused is refused before any process begins
-        if _is_finished(finished, job):
+        if _is_finished(finished, job, meta):
             group.wait()  # until every process has looked
         else:
             tokenizer = load_tokenizer(source.folder)
@@ -187,12 +187,14 @@ def _require_same(place: Path, found: _Job, job: _Job) -> None:
         require_same_job(place, found.told(job), job.told(found))
 
 
-def _is_finished(folder: Path, job: _Job) -> bool:
-    """Whether that training is there, to the last byte; a damaged one is made anew."""
+def _is_finished(folder: Path, job: _Job, built: Mapping[str, Any]) -> bool:
+    """Whether that training of the adapter `built` is there, to the last byte; a damaged one is made anew."""
     if not (folder / META).is_file():
         return False
     meta = read_meta(folder)
-    return bool(meta["trained"]) and meta["trained"]["job"] == job.job and is_intact(folder, meta)
+    if not meta["trained"] or meta["trained"]["job"] != job.job or not is_intact(folder, meta):
+        return False
+    return {**built, "trained": meta["trained"], "files": meta["files"]} == meta
 
 
 def _fine_tuning(num_rows: int, method: str, settings: TrainSettings, seed: int) -> FineTuning:

@@ -92,9 +92,10 @@ def decompose(
         work = _look(checkpoint, _share(plan, folder, group), earlier, origin, settings)
         others = _look_at_others(checkpoint, plan, earlier, origin, settings) if group.is_main else _Work({}, [])
         require_one_layout([*plan.parts, *(part.weight for part in others.digests)])
-        group.wait()  # all have looked at their weights, and at what is there, before anything changes
+        # All have looked at their weights, and at what is there, before anything changes.
+        unfinished = group.any_of(bool(work.todo or others.todo))
         parts = [*plan.parts.values(), *others.digests]
-        if group.is_main:
+        if group.is_main and unfinished:
             begin(earlier, origin, [part.file for part in parts])
         group.wait()
         _decompose_parts(checkpoint, work + others, folder, settings)
@@ -243,7 +244,7 @@ def _finish(
     remove_partials(folder)
     remove_stale(earlier, [record.file for record in records.values()])
     write_index(folder, records, skipped, origin.source, origin.place)
-    (folder / UNFINISHED).unlink()
+    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def _log_errors(decomposition: Decomposition, log: Log) -> None:

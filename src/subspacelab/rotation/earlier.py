@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -130,10 +130,22 @@ def read_earlier(folder: Path) -> Earlier:
         index = read_decomposition(folder)
         records = {record.weight: record for record in index.weights.values()}
         own = frozenset([*files, *(record.file for record in records.values())])
+        _require_no_checkpoint(folder, own)
         return Earlier(folder, Origin(index.source, index.origin), own, records)
+    _require_no_checkpoint(folder, files)
     found = [record for file in files if (record := read_record(folder / file))]
     records = {record.weight: record for record in found}
     return Earlier(folder, unfinished.origin if unfinished else None, frozenset(files), records)
+
+
+def _require_no_checkpoint(folder: Path, own: Collection[str]) -> None:
+    """ValueError if factors would go among the files of a model."""
+    found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    for path in (folder / "config.json", *(path for path in found if path.name not in own)):
+        if path.is_file() and read_record(path) is None:
+            raise ValueError(
+                f"{path}: no factors: this folder is another checkpoint's, or another tool's; give another --output-dir"
+            )
 
 
 def _read_unfinished(path: Path) -> _Unfinished | None:

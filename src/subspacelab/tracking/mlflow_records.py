@@ -18,6 +18,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from requests.exceptions import RequestException
 
+from subspacelab.errors import first_of
 from subspacelab.tracking.outbox import PACKAGE, Record, Refused, Unreachable
 from subspacelab.tracking.store import without_secrets
 
@@ -55,6 +56,7 @@ def deliver(client: MlflowClient, uri: str, record: Record) -> None:
 
 def first_line(error: Exception) -> str:
     """What an error says, cut to a line for a person, without secrets."""
+    error = first_of(error)
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from subspacelab.errors import first_of
 from subspacelab.files import write_beside
 
 _PAUSE = 30.0  # seconds between attempts on a store that does not answer
@@ -102,7 +103,7 @@ class Outbox:
         try:
             return record | named | {key: str(self._copy(Path(record[key]))) for key in FILES if key in record}
         except OSError as e:  # a full disk: the files stay where they are
-            self._warn(e)
+            self._warn(first_of(e))
             return record
 
     def _copy(self, path: Path) -> Path:
