@@ -39,7 +39,7 @@ def print_training(result: TrainingResult, console: Console | None = None) -> No
     row = [result.folder.name, str(result.progress.best_epoch), str(result.progress.epoch)]
     row += [f"{best['val_mse']:.5f}", f"{best['val_cosine']:.4f}"]
     print_table(
-        f"Trained in {result.folder}",
+        f"Trained in {result.folder}, {result.rank}",
         ["arch", "best epoch", "epochs", "validation MSE", "cosine"],
         [row],
         console=console,

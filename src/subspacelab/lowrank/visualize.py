@@ -9,25 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.files import write_json
-from subspacelab.linalg.sketch import sketch_basis
-from subspacelab.linalg.token_svd import project, token_svd
+from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.batches import batches_of, read_batches
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.figures.maps import draw_channels, draw_errors, draw_overlay, draw_rank_curve
 from subspacelab.lowrank.measures import nearness
 from subspacelab.lowrank.methods import (
     CONTROLS,
-    PCA_BASIS,
-    PCA_SKETCH,
-    RANDOM_BASIS,
-    RANDOM_SKETCH,
     SVD,
     Contest,
     approximations,
-    num_power_steps,
     open_contest,
-    random_basis,
-    random_omega,
     train_basis,
 )
 
@@ -114,23 +106,16 @@ def _rank_curves(
     features: Features, contest: Contest, basis: Float[Tensor, "dim dim"]
 ) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
     """Mean cosine over the test pictures: SVD and controls at every rank, networks at theirs."""
-    dim, steps = features.meta.dim, num_power_steps(contest.models)
     ranks = [r for r in CURVE if r <= features.meta.full_rank] or [contest.rank]
-    omegas = {PCA_SKETCH: basis, RANDOM_SKETCH: random_omega(dim, max(ranks), contest.seed)}
-    bases = {PCA_BASIS: basis, RANDOM_BASIS: random_basis(dim, max(ranks), contest.seed)}
+    methods = {r: approximations(contest.models, basis, r, contest.seed) for r in ranks}
     sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, *CONTROLS)}
     points = dict.fromkeys(contest.models, 0.0)
     for x in read_batches(features, batches_of(contest.rows, BATCH), contest.normalisation, torch.device("cpu")):
-        wide = x.double()
-        optimum, norms = token_svd(wide).cosines(), wide.flatten(1).norm(dim=1)
-        kept = {name: (wide @ v).square().sum(1).cumsum(1).sqrt() for name, v in bases.items()}
+        optimum = token_svd(x).cosines()
         for r in ranks:
             sums[SVD][r] += optimum[:, r - 1].sum().item()
-            for name, lengths in kept.items():
-                sums[name][r] += (lengths[:, r - 1] / norms).sum().item()
-            for name, omega in omegas.items():
-                sketched = project(wide, sketch_basis(wide, omega[:, :r], steps))
-                sums[name][r] += nearness(wide, sketched).cosine.sum().item()
+            for name in CONTROLS:
+                sums[name][r] += nearness(x, methods[r][name](x)).cosine.sum().item()
         for name, trained in contest.models.items():
             points[name] += nearness(x, trained.model(x)[2]).cosine.sum().item()
     count = len(contest.rows)

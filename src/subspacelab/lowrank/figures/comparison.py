@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from subspacelab.lowrank.figures.style import colour_of, line_of, methods_of
+from subspacelab.lowrank.figures.style import look_of, methods_of
 from subspacelab.lowrank.methods import RANDOM_BASIS
 from subspacelab.reports.figures import log_if_positive, open_figure, say
 
@@ -27,11 +26,9 @@ def draw_comparison(path: Path, images: pd.DataFrame, rank: int, full_rank: int)
         low = min(table["cosine"].min() for table in drawn.values())
         bins = np.linspace(low, 1, 41).tolist()
         for name, table in drawn.items():
-            look: dict[str, Any] = {"color": colour_of(name), "linestyle": line_of(name), "label": name}
-            histogram.hist(
-                table["cosine"], bins=bins, histtype="step", linewidth=1.5, **look | {"label": _mean(name, table)}
-            )
-            single.plot(table["cosine"].to_numpy()[order], **look)
+            look = look_of(name)
+            histogram.hist(table["cosine"], bins=bins, histtype="step", label=_mean(name, table), **look)
+            single.plot(table["cosine"].to_numpy()[order], label=name, **look)
         histogram.plot([], [], " ", label=_mean(RANDOM_BASIS, by_method[RANDOM_BASIS]) + " (not drawn)")
         histogram.set(xlabel="cosine", ylabel="test pictures")
         histogram.set_ylim(top=1.9 * histogram.get_ylim()[1])  # room for the legend

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from subspacelab.lowrank.features import CachedPicture
-from subspacelab.lowrank.figures.style import colour_of, line_of
+from subspacelab.lowrank.figures.style import colour_of, look_of
 from subspacelab.reports.figures import COLOURS, drawn_name, open_figure
 
 Maps = NDArray[np.float32]  # [channels, side, side]
@@ -84,10 +84,16 @@ def draw_rank_curve(
     with open_figure(path, (6, 4)) as figure:
         axes = figure.subplots()
         for name, curve in curves.items():
-            look: dict[str, Any] = {"color": colour_of(name), "linestyle": line_of(name), "label": name}
-            axes.plot(list(curve), list(curve.values()), marker="o", **look)
+            axes.plot(list(curve), list(curve.values()), marker="o", label=name, **look_of(name))
         for (name, (rank, cosine)), marker in zip(points.items(), ("*", "s", "^", "D"), strict=False):
-            axes.plot([rank], [cosine], color=colour_of(name), marker=marker, markersize=9, linestyle="", label=name)
+            look: dict[str, Any] = {
+                "color": colour_of(name),
+                "marker": marker,
+                "markersize": 9,
+                "linestyle": "",
+                "zorder": 4,
+            }
+            axes.plot([rank], [cosine], label=name, **look)
         axes.set_xscale("log", base=2)
         ranks = sorted({rank for curve in curves.values() for rank in curve})
         axes.set_xticks(ranks, [str(rank) for rank in ranks])

@@ -1,5 +1,7 @@
 """One colour per method, in every picture of the room."""
 
+from typing import Any
+
 import pandas as pd
 
 from subspacelab.lowrank.methods import CONTROLS
@@ -23,9 +25,15 @@ def colour_of(method: str) -> str:
     return _COLOURS[method]
 
 
-def line_of(method: str) -> str:
-    """Dashed where nothing is trained, so that a curve below it shows."""
-    return "--" if method in CONTROLS else "-"
+def look_of(method: str) -> dict[str, Any]:
+    """How a method's line is drawn: a control broad and pale, below the thin line of a network that lies on it."""
+    control = method in CONTROLS
+    return {
+        "color": colour_of(method),
+        "linewidth": 4 if control else 1.2,
+        "alpha": 0.5 if control else 1,
+        "zorder": 2 if control else 3,
+    }
 
 
 def methods_of(table: pd.DataFrame) -> list[str]:
