@@ -86,10 +86,8 @@ def main() -> int:
             seconds[name].append(time.process_time() - start)
     figures: dict[str, dict[str, float]] = {}
     for name, (approximate, flops) in methods.items():
-        figures[name] = {
-            "flops": flops,
-            "milliseconds": 1000 * min(seconds[name][1:]) / len(x[:BATCH]),
-        }  # the first warms up
+        least = min(seconds[name][1:])  # the first warms up
+        figures[name] = {"flops": flops, "milliseconds": 1000 * least / len(x[:BATCH])}
         if args.features and name not in {*ALIASES} - {"Sketch"}:
             figures[name]["cosine"] = nearness(x, approximate(x)).cosine.mean().item()
         cosine = f", cosine {figures[name]['cosine']:.4f}" if "cosine" in figures[name] else ""
