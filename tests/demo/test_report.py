@@ -9,6 +9,7 @@ from tests.demo.tiny import TINY
 
 from subspacelab.demo.evaluate import box_iou
 from subspacelab.demo.model import build_model
+from subspacelab.demo.outcome import print_checkpoint
 from subspacelab.demo.report import best_constant_box, draw_boxes, report_checkpoint, truncation_cosine
 from subspacelab.demo.scenes import scene
 from subspacelab.demo.tokenizer import build_tokenizer, write_tokenizer
@@ -57,6 +58,16 @@ def test_a_report_is_repeatable_and_its_gain_over_itself_is_zero(checkpoint, tmp
     assert (figures["gain"], figures["gain_se"], figures["num_scenes"]) == (0.0, 0.0, 12)
     assert 0 <= figures["mean_iou"] <= 1
     assert figures["svd_cosine_rank64_median"] <= figures["svd_cosine_rank128_median"] <= 1 + 1e-12
+
+
+def test_what_is_printed_says_what_the_errors_are_over(capsys):
+    figures = {"num_scenes": 12, "gain": 0.05, "gain_se": 0.01}
+    figures |= {f"{name}{part}": 0.25 for name in ("mean_iou", "sampled_iou", "constant_iou") for part in ("", "_se")}
+    print_checkpoint("rl_stage1", figures)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rl_stage1 on 12 scenes" in said
+    assert "greedy 0.250 0.250 +0.050 0.010" in said
+    assert "standard error over the scenes, of this one training" in said
 
 
 def test_boxes_are_drawn_for_each_scene_with_its_iou():

@@ -126,8 +126,9 @@ def test_comparing_and_seeing(place: Path, capsys: pytest.CaptureFixture) -> Non
     common = ("--features", "features", "--rank", "4", "--results_dir", "results", "--no-track")
     assert run("compare", *common) == 0
     said = capsys.readouterr().out
-    for method in ("SVD", "MLP", "Sketch", "PCA basis", "random sketch"):
-        assert method in said
+    for words in ("SVD", "MLP", "Sketch", "PCA sketch", "random basis", "Rank 4 of 12", "best epoch", "cosine change"):
+        assert words in said
+    assert "standard deviation over the pictures" in " ".join(said.split())
     comparison = place / "results" / "comparison"
     written = {"comparison.csv", "metrics.json", "svd_nn_comparison.png"}
     assert {path.name for path in comparison.iterdir()} == written | {MANIFEST}

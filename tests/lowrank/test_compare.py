@@ -12,9 +12,9 @@ from tests.lowrank.trainings import train_tiny
 
 from subspacelab.files import read_json, write_json
 from subspacelab.lowrank.architectures import ALIASES
-from subspacelab.lowrank.compare import MEASURES, Comparison, compare
+from subspacelab.lowrank.compare import CHANGE, MEASURES, Comparison, compare
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.methods import PCA, RANDOM, SVD
+from subspacelab.lowrank.methods import CONTROLS, PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, random_basis
 from subspacelab.lowrank.splits import split_rows
 from subspacelab.lowrank.state import load_model
 
@@ -52,8 +52,8 @@ def held_out(features: Features) -> list[int]:
 
 def test_the_table_has_every_method_for_every_test_picture(features: Features, comparison: Comparison) -> None:
     images, rows = comparison.images, held_out(features)
-    methods = [SVD, *ALIASES, PCA, RANDOM]
-    assert list(images.columns) == ["method", "dataset_id", *MEASURES]
+    methods = [SVD, *ALIASES, *CONTROLS]
+    assert list(images.columns) == ["method", "dataset_id", *MEASURES, CHANGE]
     assert list(comparison.metrics["methods"]) == methods
     assert len(rows) == 4
     names = set(features.index["dataset_id"][rows])
@@ -84,6 +84,9 @@ def test_measures_of_one_picture_are_numpys(features: Features, results: Path, c
         assert found["relative_error"] == pytest.approx(np.sqrt(share), rel=1e-5)
         assert found["explained_variance"] == pytest.approx(1 - share, rel=1e-5)
         assert found["share_of_svd"] == pytest.approx(cosine / best, rel=1e-6)
+        assert found["residual_over_svd"] == pytest.approx(share / (1 - best**2), rel=1e-5)
+        by_token = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+        assert found["token_cosine"] == pytest.approx(by_token.mean(), rel=1e-6)
 
 
 def test_the_svd_is_first_everywhere(comparison: Comparison) -> None:
@@ -97,6 +100,7 @@ def test_the_files_hold_what_was_returned(comparison: Comparison) -> None:
     assert {path.name for path in folder.iterdir()} == {"comparison.csv", "metrics.json", "svd_nn_comparison.png"}
     assert read_json(folder / "metrics.json") == comparison.metrics
     pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), comparison.images)
+    assert set(comparison.milliseconds) == set(comparison.metrics["flops_per_picture"]) == {SVD, *ALIASES, *CONTROLS}
     assert comparison.picture.read_bytes().startswith(PNG)
     cosine = comparison.images[comparison.images["method"] == "MLP"]["cosine"]
     expected = {"mean": pytest.approx(cosine.mean(), rel=1e-12), "std": pytest.approx(np.std(cosine), rel=1e-12)}
@@ -105,7 +109,7 @@ def test_the_files_hold_what_was_returned(comparison: Comparison) -> None:
 
 def test_only_what_was_asked_for_is_compared_by_any_name(features: Features, results: Path, tmp_path: Path) -> None:
     metrics = compare(features, results, tmp_path, archs=["symmetric", "Sketch"], rank=RANK).metrics
-    assert list(metrics["methods"]) == [SVD, "ResMLP", "Sketch", PCA, RANDOM]
+    assert list(metrics["methods"]) == [SVD, "ResMLP", "Sketch", *CONTROLS]
 
 
 def test_the_same_command_gives_the_same_numbers(
@@ -174,11 +178,57 @@ def test_without_a_trained_model_there_is_nothing_to_compare(features: Features,
             compare(features, tmp_path, tmp_path / "out", archs=archs, rank=RANK)
 
 
-def test_the_random_sketch_takes_as_many_power_steps_as_the_learned_one(features: Features, tmp_path: Path) -> None:
+def test_the_random_sketch_takes_as_many_power_steps_as_the_trained_one(features: Features, tmp_path: Path) -> None:
     train_tiny(features, tmp_path, "MLP", epochs=1, power_steps=2)
     train_tiny(features, tmp_path, "Sketch", epochs=1, power_steps=0)
     both, alone = (
-        compare(features, tmp_path, tmp_path / "out", archs=archs, rank=RANK).metrics["methods"][RANDOM]
+        compare(features, tmp_path, tmp_path / "out", archs=archs, rank=RANK).metrics["methods"][RANDOM_SKETCH]
         for archs in (["MLP", "Sketch"], ["Sketch"])
     )
     assert both == alone
+
+
+@pytest.mark.parametrize("start", ["pca", "random"])
+def test_networks_that_training_left_where_they_began_changed_no_cosine(
+    features: Features, tmp_path: Path, start: str
+) -> None:
+    for arch in ALIASES:  # this rate leaves every float32 parameter as it is
+        train_tiny(features, tmp_path, arch, start=start, lr=1e-30, epochs=1)
+    found = compare(features, tmp_path, tmp_path / "out", rank=RANK)
+    nothing = {"best_epoch": 1, CHANGE: 0.0, f"{CHANGE}_se": 0.0}
+    assert found.metrics["training"] == dict.fromkeys(ALIASES, nothing)
+    cosines = {name: table["cosine"].to_numpy() for name, table in found.images.groupby("method")}
+    for arch in ALIASES:
+        control = PCA_SKETCH if arch == "Sketch" else PCA_BASIS
+        close = np.allclose(cosines[arch], cosines[control], rtol=0, atol=1e-6)  # float32 products in another order
+        assert close == (start == "pca"), arch
+
+
+def test_what_training_changed_is_paired_with_the_networks_own_start(comparison: Comparison) -> None:
+    images = comparison.images
+    for arch in ("Sketch", "MLP"):
+        change = images[images["method"] == arch][CHANGE].to_numpy()
+        control = PCA_SKETCH if arch == "Sketch" else PCA_BASIS
+        cosines = [images[images["method"] == name]["cosine"].to_numpy() for name in (arch, control)]
+        np.testing.assert_allclose(change, cosines[0] - cosines[1], rtol=0, atol=1e-6)  # float32, as above
+        said = comparison.metrics["training"][arch]
+        assert said[CHANGE] == pytest.approx(change.mean(), rel=1e-12)
+        assert said[f"{CHANGE}_se"] == pytest.approx(change.std(ddof=1) / len(change) ** 0.5, rel=1e-12)
+        assert said["best_epoch"] == 1
+    assert images[images["method"].isin([SVD, *CONTROLS])][CHANGE].isna().all()
+
+
+def test_where_the_svd_leaves_nothing_no_residual_is_compared(features: Features, tmp_path: Path) -> None:
+    train_tiny(features, tmp_path, "Sketch", rank=16, epochs=1)
+    found = compare(features, tmp_path, tmp_path / "out", rank=16)
+    assert (found.metrics["rank"], found.metrics["full_rank"]) == (16, 16)
+    assert found.images["residual_over_svd"].isna().all()
+    assert all("residual_over_svd" not in measures for measures in found.metrics["methods"].values())
+    assert found.picture.read_bytes().startswith(PNG)
+
+
+def test_a_random_basis_keeps_its_share_of_the_dimensions_of_the_energy() -> None:
+    dim, rank, draws = 40, 10, 400
+    x = torch.randn(3, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares = torch.tensor([(x @ random_basis(dim, rank, s)).square().sum() / x.square().sum() for s in range(draws)])
+    assert abs(shares.mean() - rank / dim) < 5 * shares.std() / draws**0.5  # five standard errors

@@ -22,7 +22,7 @@ class Evaluation:
     mean_iou: float
     """Mean IoU of the greedy boxes."""
     mean_iou_se: float
-    """Its standard error."""
+    """Its standard error over the scenes; another training of the same checkpoint may differ by more."""
     num_scenes: int
     """Scenes in the mean."""
     boxes: Float[Tensor, "scenes 4"]
@@ -50,7 +50,7 @@ def scene_tensors(scenes: Sequence[Scene]) -> tuple[Tensor, list[str], Tensor]:
 def evaluate(
     model: Any, tokenizer: DemoTokenizer, scenes: Sequence[Scene], *, batch_size: int = 32, draws: int | None = None
 ) -> Evaluation:
-    """Mean IoU over scenes of one size, with its standard error: of the greedy boxes, or with `draws` of sampled ones.
+    """Mean IoU of the greedy boxes over scenes of one size, or with `draws` of sampled ones; standard error over them.
 
     `draws` seeds the samples, one per scene at temperature 1: what the policy does, as reinforcement sees it.
     """
@@ -72,6 +72,6 @@ def evaluate(
 
 
 def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float]:
-    """Mean, and standard deviation over sqrt(n)."""
+    """Mean, and its standard error over these values, std / sqrt(n): it says nothing about another training."""
     values = values.double()
     return float(values.mean()), float(values.std() / len(values) ** 0.5)

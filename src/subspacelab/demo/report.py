@@ -31,7 +31,8 @@ def report_checkpoint(
 
     Figures: `mean_iou` of the greedy boxes, `sampled_iou` of boxes drawn at temperature 1; `constant_iou`, that of the
     best box that never looks (found on training scenes, measured on the held-out ones); with `before`, the paired
-    `gain` and `sampled_gain` over that checkpoint; each with its standard error (`_se`).
+    `gain` and `sampled_gain` over that checkpoint; each with its standard error over the scenes (`_se`),
+    which says nothing about another training (another seed or CPU).
     `svd_cosine_rank64_median`, `svd_cosine_rank128_median`: cosine between the [256, d] merged tokens of a 448-pixel
     picture and their best approximation of that rank.
     """

@@ -10,7 +10,7 @@ def sketch_basis(
 ) -> Float[Tensor, "batch tokens k"]:
     """Orthonormal Q = orth((X X^T)^q X Omega), k <= min(tokens, dim); orthonormalised after every step.
 
-    Halko, Martinsson & Tropp (arXiv 0909.4061), algorithm 4.4. Differentiable in `omega`, which may be learned
+    Halko, Martinsson & Tropp (arXiv 0909.4061), algorithm 4.4. Differentiable in `omega`, which can be trained
     (Indyk, Vakilian & Yuan, arXiv 1910.13984).
     """
     q = torch.linalg.qr(x @ omega).Q

@@ -165,9 +165,10 @@ def compare(
     ] = False,
     track: Track = True,
 ) -> None:
-    """SVD, trained networks, one PCA basis for all pictures and a random sketch on the test pictures.
+    """SVD, trained networks and controls that are not trained, on the test pictures: nearness, cost, best epoch.
 
-    Writes comparison.csv, metrics.json and svd_nn_comparison.png.
+    Controls: a sketch and one basis for all pictures, each from the training pictures' PCA and at random; and every
+    network as it was before training. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
     """
     from dataclasses import replace
 

@@ -1,27 +1,52 @@
-"""The networks against the SVD, and against controls, on the test pictures."""
+"""The networks against the SVD, against controls, and against what they were before training, on the test pictures."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from subspacelab.files import write_json
+from subspacelab.lowrank.architectures import LowRankModel
 from subspacelab.lowrank.batches import batches_of, read_batches
+from subspacelab.lowrank.cost import flops_per_picture
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.figures.comparison import draw_comparison
 from subspacelab.lowrank.figures.style import methods_of
 from subspacelab.lowrank.measures import nearness
-from subspacelab.lowrank.methods import SVD, Contest, approximations, open_contest, train_basis
+from subspacelab.lowrank.methods import (
+    SVD,
+    Contest,
+    approximations,
+    num_power_steps,
+    open_contest,
+    train_basis,
+    untrained,
+)
 from subspacelab.lowrank.normalisation import Normalisation
 from subspacelab.reports.progress import progress_bar
 from subspacelab.reports.tables import write_csv
 
 BATCH = 16
 PICTURE = "svd_nn_comparison.png"
-MEASURES = ("cosine", "mse", "relative_error", "explained_variance", "share_of_svd")
+MEASURES = (
+    "cosine",
+    "token_cosine",
+    "mse",
+    "relative_error",
+    "explained_variance",
+    "share_of_svd",
+    "residual_over_svd",
+)
+CHANGE = "cosine_change"
+ROUNDING = torch.finfo(torch.float32).eps ** 2
+"""Share of the energy that is lost to float32: where the SVD leaves no more, ratios of residuals say nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +54,14 @@ class Comparison:
     """What `compare` found and wrote."""
 
     images: pd.DataFrame
-    """method, dataset_id and the measures: one row per method and test picture."""
+    """One row per method and test picture: method, dataset_id, MEASURES, and CHANGE, the cosine less that of the same
+    network before training (of networks alone). `share_of_svd` is cosine / cosine of the SVD, `residual_over_svd`
+    ||X - Y||_F^2 / ||X - X_r||_F^2, without a value where the SVD is exact but for rounding."""
     metrics: dict[str, Any]
-    """rank, num_images, normalisation, and mean and std of each measure by method."""
+    """What was compared; mean and std over the pictures of each measure by method (of ratios the mean of the pictures'
+    own); `training` by network: best epoch, mean CHANGE and its standard error over the pictures; flops_per_picture."""
+    milliseconds: dict[str, float]
+    """Of a picture by method, the median over the batches of this run; in no file, since no two runs agree."""
     output_dir: Path
     """Holds comparison.csv, metrics.json and the picture."""
     picture: Path
@@ -48,47 +78,77 @@ def compare(
     rank: int,
     raw_inputs: bool = False,
 ) -> Comparison:
-    """Measures SVD, networks, one PCA basis and a random sketch at `rank`, in the space the networks were trained in.
+    """Measures SVD, networks and controls at `rank`, in the space the networks were trained in.
 
     `raw_inputs` is an ablation: networks are given, and everything is compared on, raw features, whatever they were
     trained on. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
     """
     contest = open_contest(features, results_dir, archs, rank)
+    basis = train_basis(features, contest.seed, contest.normalisation)
+    starts = {name: untrained(trained, basis) for name, trained in contest.models.items()}
     if raw_inputs:
         contest = replace(contest, normalisation=Normalisation())
-    images = _measure(features, contest)
+        basis = train_basis(features, contest.seed, contest.normalisation)
+    images, milliseconds = _measure(features, contest, basis, starts)
+    meta = features.meta
+    by_method = {name: images[images["method"] == name] for name in methods_of(images)}
     metrics = {
         "rank": rank,
+        "full_rank": meta.full_rank,
+        "power_steps": num_power_steps(contest.models),
         "num_images": len(contest.rows),
         "normalisation": contest.normalisation.kind,
-        "methods": {name: _summary(images[images["method"] == name]) for name in methods_of(images)},
+        "methods": {name: _summary(table) for name, table in by_method.items()},
+        "training": {
+            name: {"best_epoch": trained.epoch} | _paired(by_method[name][CHANGE])
+            for name, trained in contest.models.items()
+        },
+        "flops_per_picture": flops_per_picture(contest.models, rank, meta.tokens, meta.dim),
     }
     write_csv(output_dir / "comparison.csv", images)
     write_json(output_dir / "metrics.json", metrics)
-    picture = draw_comparison(output_dir / PICTURE, images, rank)
-    return Comparison(images, metrics, output_dir, picture)
+    picture = draw_comparison(output_dir / PICTURE, images, rank, meta.full_rank)
+    return Comparison(images, metrics, milliseconds, output_dir, picture)
 
 
-def _measure(features: Features, contest: Contest) -> pd.DataFrame:
-    """One row per method and test picture."""
-    basis = train_basis(features, contest.seed, contest.normalisation)
+def _measure(
+    features: Features, contest: Contest, basis: Float[Tensor, "dim dim"], starts: dict[str, LowRankModel]
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """One row per method and test picture, and milliseconds of a picture by method."""
     methods = approximations(contest.models, basis, contest.rank, contest.seed)
     batches = batches_of(contest.rows, BATCH)
     found: list[pd.DataFrame] = []
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     with progress_bar("compare", total=len(contest.rows), unit="pictures") as advance:
         read = read_batches(features, batches, contest.normalisation, torch.device("cpu"))
         for batch, x in zip(batches, read, strict=True):
-            best = nearness(x, methods[SVD](x)).cosine
+            best = nearness(x, methods[SVD](x))
+            least = best.mse.where(1 - best.explained_variance > ROUNDING, torch.nan)
             ids = features.index["dataset_id"][batch].tolist()
             for name, approximate in methods.items():
-                near = nearness(x, approximate(x))
-                values = asdict(near) | {"share_of_svd": near.cosine / best}
+                begin = perf_counter()
+                approximation = approximate(x)
+                seconds[name].append((perf_counter() - begin) / len(batch))
+                near = nearness(x, approximation)
+                start = nearness(x, starts[name](x)[2]).cosine if name in starts else torch.nan
+                values = asdict(near) | {
+                    "share_of_svd": near.cosine / best.cosine,
+                    "residual_over_svd": near.mse / least,
+                    CHANGE: near.cosine - start,
+                }
                 table = {key: value.tolist() for key, value in values.items()}
                 found.append(pd.DataFrame({"method": name, "dataset_id": ids, **table}))
             advance(len(batch))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True), {name: 1000 * median(each) for name, each in seconds.items()}
 
 
 def _summary(images: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over the pictures (population, so that one picture has 0)."""
-    return {m: {"mean": float(images[m].mean()), "std": float(images[m].std(ddof=0))} for m in MEASURES}
+    """Mean and standard deviation over the pictures (population, so that one picture has 0); no measure without one."""
+    have = [m for m in MEASURES if images[m].notna().any()]
+    return {m: {"mean": float(images[m].mean()), "std": float(images[m].std(ddof=0))} for m in have}
+
+
+def _paired(changes: "pd.Series[float]") -> dict[str, float]:
+    """Mean and standard error over the pictures; 0 of one picture."""
+    error = float(changes.std(ddof=0)) / max(1, len(changes) - 1) ** 0.5
+    return {CHANGE: float(changes.mean()), f"{CHANGE}_se": error}

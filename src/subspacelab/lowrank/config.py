@@ -110,7 +110,7 @@ class ContinueLowrankConfig:
 
 @dataclass(frozen=True)
 class CompareLowrankConfig:
-    """Stage `compare_lowrank`: the networks against the SVD and two controls on the test pictures."""
+    """Stage `compare_lowrank`: the networks against the SVD, controls and their own start, on the test pictures."""
 
     raw_inputs: bool
     """Ablation: compare on raw features, whatever the networks were trained on."""

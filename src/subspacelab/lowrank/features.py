@@ -66,6 +66,11 @@ class FeatureMeta:
         """Tokens per side of the picture."""
         return math.isqrt(self.tokens)
 
+    @property
+    def full_rank(self) -> int:
+        """min(tokens, dim): what a rank is a rank of."""
+        return min(self.tokens, self.dim)
+
     def as_json(self) -> dict[str, Any]:
         """The content of meta.json."""
         return asdict(self)

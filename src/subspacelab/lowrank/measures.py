@@ -12,7 +12,9 @@ class Nearness:
     """One value per picture, float64, for X and its approximation Y."""
 
     cosine: Float[Tensor, " batch"]
-    """<X, Y> / (||X|| ||Y||), flattened."""
+    """<X, Y> / (||X|| ||Y||), of the flattened matrices."""
+    token_cosine: Float[Tensor, " batch"]
+    """Mean over the tokens t of <x_t, y_t> / (||x_t|| ||y_t||); 0 for a token of zeros."""
     mse: Float[Tensor, " batch"]
     """mean((X - Y)^2)."""
     relative_error: Float[Tensor, " batch"]
@@ -23,7 +25,9 @@ class Nearness:
 
 def nearness(x: Float[Tensor, "batch tokens dim"], y: Float[Tensor, "batch tokens dim"]) -> Nearness:
     """Measures in float64: between two methods cosines may differ in the fifth digit only."""
-    flat, other = x.double().flatten(1), y.double().flatten(1)
+    wide, near = x.double(), y.double()
+    flat, other = wide.flatten(1), near.flatten(1)
     difference = (flat - other).square()
     share = difference.sum(1) / flat.square().sum(1)
-    return Nearness(F.cosine_similarity(flat, other), difference.mean(1), share.sqrt(), 1 - share)
+    cosine, by_token = F.cosine_similarity(flat, other), F.cosine_similarity(wide, near, dim=2).mean(1)
+    return Nearness(cosine, by_token, difference.mean(1), share.sqrt(), 1 - share)

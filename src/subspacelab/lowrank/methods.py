@@ -1,4 +1,4 @@
-"""The ways to approximate X at a rank that are compared: the SVD, trained networks, and two controls."""
+"""The ways to approximate X at a rank that are compared: the SVD, trained networks, and what is not trained."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,16 +8,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subspacelab.linalg.orthonormal import random_orthonormal
 from subspacelab.linalg.sketch import sketch_basis
 from subspacelab.linalg.token_svd import project, token_svd
-from subspacelab.lowrank.architectures import canonical_arch
+from subspacelab.lowrank.architectures import LowRankModel, build_model, canonical_arch
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.normalisation import Normalisation
 from subspacelab.lowrank.state import TrainedModel, load_model
 from subspacelab.lowrank.statistics import feature_statistics
 
 Approximate = Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch tokens dim"]]
-SVD, PCA, RANDOM = "SVD", "PCA basis", "random sketch"
+SVD, PCA_SKETCH, RANDOM_SKETCH = "SVD", "PCA sketch", "random sketch"
+PCA_BASIS, RANDOM_BASIS = "PCA basis", "random basis"
+CONTROLS = (PCA_SKETCH, RANDOM_SKETCH, PCA_BASIS, RANDOM_BASIS)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Contest:
     rank: int
     """Of every approximation."""
     seed: int
-    """Of the split, and of the random sketch."""
+    """Of the split, and of the random sketch and basis."""
     rows: list[int]
     """The test pictures."""
     normalisation: Normalisation
@@ -76,23 +79,30 @@ def _trained(results_dir: Path) -> list[str]:
 
 
 def num_power_steps(models: Mapping[str, TrainedModel]) -> int:
-    """Those of the learned sketch, so that the random one differs by its Omega alone."""
+    """Those of the trained Sketch, so that the untrained ones differ from it by their Omega alone."""
     return models.get("Sketch", next(iter(models.values()))).model.spec.power_steps
 
 
 def approximations(
     models: Mapping[str, TrainedModel], basis: Float[Tensor, "dim dim"], rank: int, seed: int
 ) -> dict[str, Approximate]:
-    """Method to approximation of normalised features at `rank`: SVD, the models, one PCA basis, a random sketch."""
+    """Method to approximation of normalised features at `rank`: SVD in float64, the models, and four controls.
+
+    `PCA sketch`: the Sketch with Omega at the leading columns of `basis`, where its training starts by default;
+    `random sketch`: with a Gaussian Omega. `PCA basis`, `random basis`: X V V^T with one V for all pictures, from
+    `basis` or uniform; a random one keeps rank/dim of the energy on average, a cosine of about sqrt(rank/dim).
+    Controls compute in the precision of X, as the networks do.
+    """
+    leading, steps = basis[:, :rank], num_power_steps(models)
+    omega, haar = (draw(basis.shape[0], rank, seed).to(basis.device) for draw in (random_omega, random_basis))
     found: dict[str, Approximate] = {SVD: lambda x: project(x, token_svd(x).U[..., :rank])}
     for name, trained in models.items():
         found[name] = lambda x, model=trained.model: model(x)[2]  # type: ignore[misc]
-    omega, steps = random_omega(basis.shape[0], rank, seed), num_power_steps(models)
-    leading = basis[:, :rank]
-    return found | {
-        PCA: lambda x: x.double() @ leading @ leading.T,
-        RANDOM: lambda x: project(x, sketch_basis(x.double(), omega, steps)),
-    }
+    for name, start in {PCA_SKETCH: leading, RANDOM_SKETCH: omega}.items():
+        found[name] = lambda x, start=start: project(x, sketch_basis(x, start.to(x.dtype), steps))  # type: ignore[misc]
+    for name, v in {PCA_BASIS: leading, RANDOM_BASIS: haar}.items():
+        found[name] = lambda x, v=v: x @ v.to(x.dtype) @ v.to(x.dtype).T  # type: ignore[misc]
+    return found
 
 
 def random_omega(dim: int, rank: int, seed: int) -> Float[Tensor, "dim rank"]:
@@ -100,7 +110,22 @@ def random_omega(dim: int, rank: int, seed: int) -> Float[Tensor, "dim rank"]:
     return torch.randn(dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def random_basis(dim: int, rank: int, seed: int) -> Float[Tensor, "dim rank"]:
+    """Seeded orthonormal columns, uniform under rotations."""
+    return random_orthonormal(dim, rank, torch.Generator().manual_seed(seed))
+
+
 def train_basis(features: Features, seed: int, normalisation: Normalisation) -> Float[Tensor, "dim dim"]:
     """PCA basis of the training pictures, strongest direction first."""
     rows = features.split(seed)["train"]
     return feature_statistics(features, rows, normalisation.kind).basis
+
+
+def untrained(trained: TrainedModel, basis: Float[Tensor, "dim dim"]) -> LowRankModel:
+    """The network as it was before its first training step: what training is measured against.
+
+    `basis` is that of `train_basis` in the network's own normalisation; a network that started at random draws again.
+    """
+    spec = trained.model.spec
+    start = basis[:, : spec.rank].float() if spec.shortcut else None
+    return build_model(spec, seed=trained.seed, basis=start).eval()

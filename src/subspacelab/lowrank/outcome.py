@@ -34,12 +34,12 @@ def draw_training(result: TrainingResult, features: Features) -> list[Path]:
         errors += ((approximation - x).norm(dim=2) / x.norm(dim=2)).sum(0)
         norms += (a.norm(dim=1) * b.norm(dim=2)).sum(0)
     history, best = result.progress.history, result.progress.best_epoch
-    folder = result.folder
+    folder, rank = result.folder, result.rank
     return [
         draw_loss_comparison(folder / "train_val_loss_comparison.png", history, best),
         draw_loss_curves(folder / "loss_curves.png", history),
-        draw_error_heatmap(folder / "error_heatmap.png", (errors / len(rows)).numpy(), features.meta.side),
-        draw_row_norms(folder / "B_row_norms.png", (norms / len(rows)).tolist()),
+        draw_error_heatmap(folder / "error_heatmap.png", (errors / len(rows)).numpy(), features.meta.side, rank=rank),
+        draw_row_norms(folder / "B_row_norms.png", (norms / len(rows)).tolist(), rank=rank),
     ]
 
 

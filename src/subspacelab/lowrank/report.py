@@ -2,17 +2,21 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from rich.console import Console
 
 from subspacelab.errors import printable
-from subspacelab.lowrank.compare import Comparison
+from subspacelab.lowrank.compare import BATCH, CHANGE, Comparison
 from subspacelab.lowrank.features import FeatureMeta
 from subspacelab.lowrank.train import TrainingResult
 from subspacelab.lowrank.visualize import Views
-from subspacelab.reports.tables import print_table
+from subspacelab.reports.tables import print_table, show_number
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
+
+CHANGED = {"best_epoch": "d", CHANGE: "+.1e", f"{CHANGE}_se": ".1e"}
+"""What is shown of a training, and how."""
 
 
 def print_cache(meta: FeatureMeta, console: Console | None = None) -> None:
@@ -35,7 +39,7 @@ def print_training(result: TrainingResult, console: Console | None = None) -> No
     row = [result.folder.name, str(result.progress.best_epoch), str(result.progress.epoch)]
     row += [f"{best['val_mse']:.5f}", f"{best['val_cosine']:.4f}"]
     print_table(
-        f"Trained in {result.folder}",
+        f"Trained in {result.folder}, {result.rank}",
         ["arch", "best epoch", "epochs", "validation MSE", "cosine"],
         [row],
         console=console,
@@ -43,28 +47,61 @@ def print_training(result: TrainingResult, console: Console | None = None) -> No
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints the measures of each method, mean and standard deviation over the test pictures."""
+    """Prints how near each method comes, then what it costs and what training changed."""
     metrics = comparison.metrics
+    console = console or Console()
+    rank = f"rank {metrics['rank']} of {metrics['full_rank']}"
     rows = []
     for name, measures in metrics["methods"].items():
-        cosine = measures["cosine"]
-        rest = [measures[m]["mean"] for m in ("mse", "relative_error", "explained_variance", "share_of_svd")]
-        rows.append([name, f"{cosine['mean']:.4f}", f"{cosine['std']:.4f}", *(f"{value:.4f}" for value in rest)])
+        cosine, residual = measures["cosine"], measures.get("residual_over_svd", {})
+        rest = [measures[m]["mean"] for m in ("share_of_svd", "token_cosine", "explained_variance")]
+        times = [show_number(residual.get(part)) for part in ("mean", "std")]
+        rows.append([name, f"{cosine['mean']:.4f}", f"{cosine['std']:.4f}", *(f"{v:.4f}" for v in rest), *times])
     print_table(
-        f"Rank {metrics['rank']}, {metrics['num_images']} test pictures, normalisation {metrics['normalisation']}",
-        ["method", "cosine", "+-", "MSE", "error", "explained", "of SVD"],
+        f"{rank.capitalize()}, {metrics['num_images']} test pictures, normalisation {metrics['normalisation']}; "
+        "+- standard deviation over the pictures",
+        ["method", "cosine", "+-", "of SVD", "by token", "explained", "residual", "+-"],
         rows,
         console=console,
+    )
+    console.print(
+        "by token: mean over the tokens of each token's cosine; residual: ||X - Y||^2 over that of the SVD, mean of "
+        f"the pictures' ratios. The sketches take {metrics['power_steps']} power steps.",
+        markup=False,
+    )
+    rows = []
+    for name, flops in metrics["flops_per_picture"].items():
+        training = metrics["training"].get(name)
+        row = [name, f"{flops / 1e6:.1f}", f"{comparison.milliseconds[name]:.2f}"]
+        changed = [f"{training[key]:{form}}" for key, form in CHANGED.items()] if training else ["-"] * len(CHANGED)
+        rows.append(row + changed)
+    print_table(
+        f"Cost of one picture at {rank}, and what training changed",
+        ["method", "MFLOP", "ms", "best epoch", "cosine change", "+-"],
+        rows,
+        console=console,
+    )
+    console.print(
+        f"ms: of this run, batches of {BATCH}, {torch.get_num_threads()} threads. cosine change: the cosine less that "
+        "of the same network before training; +- its standard error over the pictures, of this one training.",
+        markup=False,
     )
 
 
 def track_comparison(comparison: Comparison, tracker: "Tracker") -> None:
-    """Records mean and deviation of every measure, the cosines as the headline, the table and the picture."""
-    for name, measures in comparison.metrics["methods"].items():
+    """Records mean and deviation of every measure, the cosines as the headline, the table and the picture.
+
+    Also the cost of a picture, in operations and in milliseconds of this run, and what training changed.
+    """
+    metrics = comparison.metrics
+    for name, measures in metrics["methods"].items():
         key = name.replace(" ", "_")
         tracker.log_headline({f"cosine_{key}": measures["cosine"]["mean"]})
         tracker.log_metrics({f"{measure}/{key}": value["mean"] for measure, value in measures.items()})
         tracker.log_metrics({f"{measure}_std/{key}": value["std"] for measure, value in measures.items()})
+        cost = {"flops": metrics["flops_per_picture"][name], "milliseconds": comparison.milliseconds[name]}
+        training = metrics["training"].get(name, {})
+        tracker.log_metrics({f"{measure}/{key}": value for measure, value in (cost | training).items()})
     tracker.log_table(comparison.images, "comparison")
     tracker.log_artifact(comparison.picture, "pictures")
     tracker.log_artifact(comparison.output_dir / "metrics.json", "tables")

@@ -38,6 +38,8 @@ class TrainingResult:
     """Holds best_model.safetensors and .json, best_state, last, history.json."""
     progress: Progress
     """Epochs, best validation MSE, history."""
+    rank: str
+    """Of A @ B and of what it could be at most: "rank 128 of 256"."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -84,7 +86,7 @@ def train(
             trainer.progress.until = settings.epochs
             trainer.save_start()  # from now on the folder is known to be this training's
         trainer.run()
-    return TrainingResult(folder, trainer.progress)
+    return TrainingResult(folder, trainer.progress, f"rank {trainer.job['rank']} of {features.meta.full_rank}")
 
 
 @contextmanager
@@ -149,7 +151,7 @@ def resume_training(
             trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
             trainer.save_start()
         trainer.run()
-    return TrainingResult(folder, trainer.progress)
+    return TrainingResult(folder, trainer.progress, f"rank {trainer.job['rank']} of {features.meta.full_rank}")
 
 
 def _require_features(folder: Path, saved: SavedTraining, features: Features) -> None:

@@ -9,21 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.files import write_json
-from subspacelab.linalg.sketch import sketch_basis
-from subspacelab.linalg.token_svd import project, token_svd
+from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.batches import batches_of, read_batches
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.figures.maps import draw_channels, draw_errors, draw_overlay, draw_rank_curve
 from subspacelab.lowrank.measures import nearness
 from subspacelab.lowrank.methods import (
-    PCA,
-    RANDOM,
+    CONTROLS,
     SVD,
     Contest,
     approximations,
-    num_power_steps,
     open_contest,
-    random_omega,
     train_basis,
 )
 
@@ -70,7 +66,7 @@ def visualize(
     basis = train_basis(features, contest.seed, contest.normalisation)
     pictures = _draw_one(features, contest, basis, output_dir, image_idx=image_idx, channels=channels)
     curves, points = _rank_curves(features, contest, basis)
-    pictures.append(draw_rank_curve(output_dir / "rank_curve.png", curves, points))
+    pictures.append(draw_rank_curve(output_dir / "rank_curve.png", curves, points, features.meta.full_rank))
     table = {name: {str(r): c for r, c in curve.items()} for name, curve in curves.items()}
     table |= {name: {str(r): c} for name, (r, c) in points.items()}
     write_json(output_dir / "rank_curve.json", table)
@@ -90,7 +86,7 @@ def _draw_one(
     row, side = contest.rows[image_idx], features.meta.side
     x, picture = contest.normalisation.apply(features.read([row])), features.picture(row)
     methods = approximations(contest.models, basis, contest.rank, contest.seed)
-    approximated = {name: approximate(x) for name, approximate in methods.items() if name not in (PCA, RANDOM)}
+    approximated = {name: approximate(x) for name, approximate in methods.items() if name not in CONTROLS}
 
     def maps(y: Tensor) -> Tensor:
         return y[0, :, :channels].float().T.reshape(channels, side, side)
@@ -98,31 +94,28 @@ def _draw_one(
     original, by_method = maps(x).numpy(), {name: maps(y).numpy() for name, y in approximated.items()}
     summed = {name: (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
     of_channels, of_errors, overlay = (output_dir / name for name in file_names(image_idx)[:3])
+    rank = f"rank {contest.rank} of {features.meta.full_rank}"
     return [
-        draw_channels(of_channels, original, by_method, picture),
-        draw_errors(of_errors, original, by_method, picture),
-        draw_overlay(overlay, summed, picture),
+        draw_channels(of_channels, original, by_method, picture, rank=rank),
+        draw_errors(of_errors, original, by_method, picture, rank=rank),
+        draw_overlay(overlay, summed, picture, rank=rank),
     ]
 
 
 def _rank_curves(
     features: Features, contest: Contest, basis: Float[Tensor, "dim dim"]
 ) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
-    """Mean cosine over the test pictures: SVD, PCA and random sketch at every rank, networks at theirs."""
-    tokens, dim = features.meta.tokens, features.meta.dim
-    ranks = [r for r in CURVE if r <= min(tokens, dim)] or [contest.rank]
-    omega, steps = random_omega(dim, max(ranks), contest.seed), num_power_steps(contest.models)
-    sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, PCA, RANDOM)}
+    """Mean cosine over the test pictures: SVD and controls at every rank, networks at theirs."""
+    ranks = [r for r in CURVE if r <= features.meta.full_rank] or [contest.rank]
+    methods = {r: approximations(contest.models, basis, r, contest.seed) for r in ranks}
+    sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, *CONTROLS)}
     points = dict.fromkeys(contest.models, 0.0)
     for x in read_batches(features, batches_of(contest.rows, BATCH), contest.normalisation, torch.device("cpu")):
-        wide = x.double()
-        optimum, norms = token_svd(wide).cosines(), wide.flatten(1).norm(dim=1)
-        in_basis = (wide @ basis).square().sum(1).cumsum(1).sqrt()
+        optimum = token_svd(x).cosines()
         for r in ranks:
             sums[SVD][r] += optimum[:, r - 1].sum().item()
-            sums[PCA][r] += (in_basis[:, r - 1] / norms).sum().item()
-            sketched = project(wide, sketch_basis(wide, omega[:, :r], steps))
-            sums[RANDOM][r] += nearness(wide, sketched).cosine.sum().item()
+            for name in CONTROLS:
+                sums[name][r] += nearness(x, methods[r][name](x)).cosine.sum().item()
         for name, trained in contest.models.items():
             points[name] += nearness(x, trained.model(x)[2]).cosine.sum().item()
     count = len(contest.rows)

@@ -19,11 +19,11 @@ class Factors(NamedTuple):
 
 
 class FactorNet(nn.Module):
-    """A = rows(X), B = columns(X^T)^T; with `shortcut`, A += X P and B += Q^T for learned P, Q [dim, rank].
+    """A = rows(X), B = columns(X^T)^T; with `shortcut`, A += X P and B += Q^T for trained P, Q [dim, rank].
 
     The column network sees the 256 values of a feature and not which feature it is; Q tells it. With P = Q = V, the
     leading PCA basis of the data set, and silent networks, A B = X V V^T is the best one basis for all pictures:
-    there `start_from` begins, and the networks learn what is left.
+    there `start_from` begins.
     """
 
     def __init__(self, rows: nn.Sequential, columns: nn.Sequential, dim: int, rank: int, *, shortcut: bool) -> None:
@@ -51,7 +51,7 @@ class FactorNet(nn.Module):
 
 
 def silence(network: nn.Sequential) -> None:
-    """Zeroes the last linear layer, so that the network gives 0 until it has learnt."""
+    """Zeroes the last linear layer, so that the network gives 0 until it is trained."""
     last: Any = network[-1]
     last.weight.zero_()
     last.bias.zero_()

@@ -45,10 +45,11 @@ def draw_loss_curves(path: Path, history: History) -> Path:
     return path
 
 
-def draw_error_heatmap(path: Path, errors: Any, side: int) -> Path:
+def draw_error_heatmap(path: Path, errors: Any, side: int, *, rank: str) -> Path:
     """error_heatmap.png: relative error of each token, mean over the validation pictures, on the picture's plane."""
-    with open_figure(path, (4.6, 3.8)) as figure:
+    with open_figure(path, (4.6, 4)) as figure:
         axes = figure.subplots()
+        axes.set_title(f"Error of A B, {rank}")
         image = axes.imshow(errors.reshape(side, side), cmap="viridis", vmin=0)
         axes.set(xlabel="token column", ylabel="token row")
         axes.grid(visible=False)
@@ -56,10 +57,11 @@ def draw_error_heatmap(path: Path, errors: Any, side: int) -> Path:
     return path
 
 
-def draw_row_norms(path: Path, norms: Any) -> Path:
+def draw_row_norms(path: Path, norms: Any, *, rank: str) -> Path:
     """B_row_norms.png: length of each row of B times its column of A, sorted: how many of the r carry anything."""
     with open_figure(path, (5.5, 3.4)) as figure:
         axes = figure.subplots()
+        axes.set_title(f"Components of A B, {rank}")
         axes.bar(range(1, len(norms) + 1), sorted(norms, reverse=True), width=1.0, color=COLOURS[0])
         axes.set(xlabel="component, sorted", ylabel="‖a_i‖ ‖b_i‖, mean over validation pictures")
     return path
