@@ -29,7 +29,7 @@ from subspacelab.tracking import MemoryTracker
 
 CPU = torch.device("cpu")
 RANK = 5
-ZERO = ("lora_null_v2", "lora", "lora_decay")
+ZERO = tuple(name for name, method in METHODS.items() if not method.moves_weight)
 """Methods that start with A = 0."""
 
 
