@@ -25,6 +25,11 @@ CURVES = (
     *("BX_ratio", "ABX_ratio", "adapter_contribution", "DeltaX_ratio", "BX_ratio_random", "BX_ratio_optimum"),
     *("BX_ratio_bos", "BX_ratio_rest", "BX_ratio_median", "A_weight_norm", "B_weight_norm"),
 )
+SHOWN = {
+    **{"recall": "recall", "recall_begun": "begun", "recall_uncalibrated": "uncal."},
+    **{"recall_begun_uncalibrated": "begun", "task": "task", "drift": "drift"},
+}
+"""Measures of knowledge in the table on the terminal, with their headings."""
 
 
 def print_training(result: TrainedAdapter, console: Console | None = None) -> None:
@@ -137,22 +142,23 @@ def print_comparison(table: pd.DataFrame, console: Console | None = None) -> Non
 
 
 def print_knowledge(table: pd.DataFrame, equal_task: pd.DataFrame, console: Console | None = None) -> None:
-    """Prints mean and standard deviation over the seeds of each rate, then the recalls at equal task."""
+    """Prints mean and deviation over the seeds at each rate, the base first, then the recalls at equal task."""
     rows = []
     for row in table.to_dict("records"):
-        rate = "" if row["method"] == BASE else f"{row['rate']:g}{'*' if row['chosen'] else ''}"
-        values = [_spread(row[f"{m}_mean"], row[f"{m}_std"], row["num_seeds"]) for m in KNOWLEDGE]
-        rows.append([str(row["method"]), rate, str(row["num_seeds"]), *values])
-    names = ["recall", "begun", *("cal.", "begun", "uncal.", "begun"), "task", "valid.", "g. mean", "drift", "‖ΔW‖"]
-    title = "Did knowledge survive? (* rate chosen on validation; cal.: facts that the calibration text asks)"
-    print_table(title, ["method", "rate", "seeds", *names], rows, console=console)
+        rate = "" if row["method"] == BASE else f" {row['rate']:g}{'*' if row['chosen'] else ''}"
+        values = [_spread(row[f"{m}_mean"], row[f"{m}_std"], row["num_seeds"]) for m in SHOWN]
+        rows.append([f"{row['method']}{rate}", *values])
+    title = "Did knowledge survive? uncal.: facts that the calibration text does not ask; *: chosen on validation"
+    print_table(title, ["method, rate", *SHOWN.values()], rows, console=console)
     if not equal_task.empty:
-        rows = [
-            [str(method), *(_spread(row["mean"], row["std"], row["num_seeds"]) for row in found.to_dict("records"))]
-            for method, found in equal_task.groupby("method", sort=False)
-        ]
-        title = f"Where the task is at {EQUAL_TASK:g}, between two rates"
-        print_table(title, ["method", *equal_task["measure"].unique()], rows, console=console)
+        rows = []
+        for method, found in equal_task[equal_task["measure"].isin(SHOWN)].groupby("method", sort=False):
+            values = [_spread(row["mean"], row["std"], row["num_seeds"]) for row in found.to_dict("records")]
+            rows.append([str(method), *values])
+        names = [name for measure, name in SHOWN.items() if measure in set(equal_task["measure"])]
+        print_table(
+            f"Where the task is at {EQUAL_TASK:g}, between two rates", ["method", *names], rows, console=console
+        )
 
 
 def _spread(mean: float, std: float, num_seeds: int) -> str:

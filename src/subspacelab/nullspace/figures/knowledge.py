@@ -29,27 +29,20 @@ def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
         panels[0].set_ylabel("old knowledge: share of facts")
         panels[0].set_ylim(-0.04, 1.06)
         seeds = int(table["num_seeds"].max())
-        title = f"mean ± deviation of {seeds} trainings; open: other rates" if seeds > 1 else "one training of each"
+        spread = f"mean ± deviation of {seeds} trainings" if seeds > 1 else "one training of each"
+        title = f"{spread}; filled: the rate chosen on validation problems"
         figure.legend(*panels[0].get_legend_handles_labels(), title=title, loc="outside lower center", ncols=5)
     return path
 
 
 def _curve(axes: Axes, i: int, method: str, rows: pd.DataFrame, measure: str) -> None:
-    is_base = method == BASE
-    colour = "#000000" if is_base else [*COLOURS[:-1], GREY][(i - 1) % len(COLOURS)]
-    marker = "*" if is_base else MARKERS[(i - 1) % len(MARKERS)]
-    # More methods than colours: the second round has dashed lines.
-    line = "--" if (i - 1) // len(COLOURS) else "-"
+    """The base (i = 0) is a black star; from the eighth method on colours come again, with other marks and dashes."""
+    again, number = divmod(i - 1, len(COLOURS))
+    colour = "#000000" if method == BASE else [*COLOURS[:-1], GREY][number]
+    marker = "*" if method == BASE else MARKERS[(number + again) % len(MARKERS)]
     x, y, chosen = rows["task_mean"], rows[f"{measure}_mean"], rows["chosen"].astype(bool)
-    axes.plot(x, y, line, color=colour, marker=marker, fillstyle="none", linewidth=1)
-    axes.errorbar(
-        x[chosen],
-        y[chosen],
-        xerr=rows["task_std"][chosen],
-        yerr=rows[f"{measure}_std"][chosen],
-        fmt=marker,
-        color=colour,
-        markersize=11 if is_base else 7,
-        capsize=3,
-        label=drawn_name(method),
-    )
+    size, line = 11 if method == BASE else 6, "--" if again > 0 else "-"
+    label = drawn_name(method)
+    axes.plot(x, y, line, color=colour, marker=marker, fillstyle="none", linewidth=1, markersize=size, label=label)
+    xerr, yerr = rows["task_std"][chosen], rows[f"{measure}_std"][chosen]
+    axes.errorbar(x[chosen], y[chosen], yerr, xerr, fmt=marker, color=colour, markersize=size, capsize=3)
