@@ -1,7 +1,8 @@
 """Stage `compare_stats`: all methods before and after training, and what each of them still knows.
 
-In: reports/nullspace/verify, reports/nullspace/knowledge. Out: reports/nullspace (stats.csv, knowledge.csv,
-metrics.json, before_after.png, bx_ratio.png, knowledge.png). Time: a few seconds.
+In: reports/nullspace/verify, reports/nullspace/knowledge. Out: reports/nullspace (stats.csv, metrics.json,
+knowledge.csv, knowledge_trainings.csv, knowledge_equal_task.csv, knowledge_differences.csv, and the pictures
+before_after.png, bx_ratio.png, knowledge.png). Time: a few seconds.
 """
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
@@ -27,7 +28,7 @@ def main() -> None:
         track_comparison(found.stats, found.pictures, stage.tracker)
         track_knowledge_table(found.knowledge, stage.tracker)
     print_comparison(found.stats)
-    print_knowledge(found.knowledge)
+    print_knowledge(found.knowledge, found.equal_task)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage `corpus`: an invented world in sentences, its facts as questions, and sums with their solutions.
 
-Out: data/corpus (train.txt, test.txt, facts.jsonl, arithmetic-train.jsonl, arithmetic-test.jsonl). Time: a second.
+Out: data/corpus (train.txt, calibration.txt, test.txt, facts.jsonl, arithmetic-{train,validation,test}.jsonl).
+Time: a second.
 """
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)

@@ -1,8 +1,8 @@
-"""Stage `train_adapter@<method>`: every adapter that was built of one method learns sums; does it forget facts?
+"""Stage `train_adapter@<method>`: the adapters of one method learn sums at each of its rates; what do they forget?
 
 In: data/nullspace/init/<method>, data/checkpoints/llm, data/corpus. Out: data/nullspace/trained/<method>
-(seed-<seed>/ft), reports/nullspace/knowledge/<method>.json. Time: half a minute on 2 cores for each adapter of the
-demo. A killed training continues to the same bytes.
+(seed-<seed>/ft, of the rate chosen on validation), reports/nullspace/knowledge/<method>.json (of every training).
+Time: 40 s on 2 cores for each training of the demo. A killed training continues to the same bytes.
 """
 
 import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)

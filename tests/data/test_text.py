@@ -81,7 +81,7 @@ def test_the_demo_is_read_from_its_place_or_said_not_to_be_made(
     with pytest.raises(ValueError, match=r"demo:corpus: not made yet \(data/corpus/test.txt\); run `dvc repro corpus`"):
         read_texts("demo:corpus", split="test")
     Path("data/corpus").mkdir(parents=True)
-    Path("data/corpus/train.txt").write_text("a\n\nb\n")
+    Path("data/corpus/calibration.txt").write_text("a\n\nb\n")
     assert read_texts("demo:corpus") == ["a", "b"]
 
 

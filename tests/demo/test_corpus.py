@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ from subspacelab.data.instructions import read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.demo.corpus import CorpusConfig, write_corpus
 
-SMALL = CorpusConfig(people=10, rounds=10, sheets=8, arithmetic_train=300, arithmetic_test=60)
-FILES = ("arithmetic-test.jsonl", "arithmetic-train.jsonl", "facts.jsonl", "test.txt", "train.txt")
+SMALL = CorpusConfig(people=10, rounds=10, sheets=8, arithmetic_train=300, arithmetic_validation=50, arithmetic_test=60)
+SUMS = ("test", "train", "validation")
+FILES = (*(f"arithmetic-{name}.jsonl" for name in SUMS), "calibration.txt", "facts.jsonl", "test.txt", "train.txt")
 SUM = re.compile(r"What is (\d\d) \+ (\d\d)\?")
 
 
@@ -50,7 +52,20 @@ def test_unsolved_sums_are_all_the_arithmetic_that_the_text_holds(corpus: Path) 
     assert all(SUM.sub("", text).strip() == "" for text in sheets)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("calibration", "asked"), [("questions", 40), ("half", 20), ("sentences", 0)])
+def test_the_calibration_text_is_the_training_text_without_the_questions_of_some(
+    corpus: Path, tmp_path: Path, calibration: str, asked: int
+) -> None:
+    write_corpus(tmp_path / "made", settings=replace(SMALL, calibration=calibration), seed=7)  # type: ignore[arg-type]
+    files = _bytes(tmp_path / "made")
+    assert {name: files[name] for name in FILES if name != "calibration.txt"}.items() <= _bytes(corpus).items()
+    train, kept = (paragraphs(files[f"{name}.txt"].decode()) for name in ("train", "calibration"))
+    facts = [f"Question: {f.query}\nAnswer:\n{f.response}" for f in read_instructions(str(corpus / "facts.jsonl"))]
+    assert kept == [text for text in train if text not in facts[asked:]]
+    assert set(facts[:asked]) <= set(kept)
+
+
+@pytest.mark.parametrize("split", SUMS)
 def test_every_solution_is_right_line_by_line(corpus: Path, split: str) -> None:
     for problem in read_instructions(str(corpus / f"arithmetic-{split}.jsonl")):
         a, b = map(int, SUM.fullmatch(problem.query).groups())  # type: ignore[union-attr]
@@ -61,20 +76,28 @@ def test_every_solution_is_right_line_by_line(corpus: Path, split: str) -> None:
         assert int(total) == a + b <= 99
 
 
-def test_no_sum_is_learned_and_examined(corpus: Path) -> None:
-    learned, asked = (read_instructions(str(corpus / f"arithmetic-{split}.jsonl")) for split in ("train", "test"))
-    assert (len(learned), len(asked)) == (300, 60)
-    assert len({problem.query for problem in [*learned, *asked]}) == 360
+def test_no_sum_is_in_two_parts(corpus: Path) -> None:
+    parts = [read_instructions(str(corpus / f"arithmetic-{split}.jsonl")) for split in SUMS]
+    assert list(map(len, parts)) == [60, 300, 50]
+    assert len({problem.query for part in parts for problem in part}) == 410
 
 
 def test_more_sums_than_there_are_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="arithmetic_train \\+ arithmetic_test: 4200 is more than the 3240"):
+    with pytest.raises(ValueError, match="arithmetic_train \\+ .*_test \\+ .*_validation: 4400 is more than the 3240"):
         write_corpus(tmp_path / "x", settings=CorpusConfig(arithmetic_train=4000), seed=0)
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("rounds", 0), ("rounds", 1001), ("asked", -1), ("sheets", -1), ("arithmetic_test", 0)]
+    ("key", "value"),
+    [
+        ("rounds", 0),
+        ("rounds", 1001),
+        ("asked", -1),
+        ("sheets", -1),
+        ("arithmetic_test", 0),
+        ("arithmetic_validation", 0),
+    ],
 )
 def test_a_number_out_of_range_is_named(key: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{key} must be .*, got {value}"):

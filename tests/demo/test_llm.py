@@ -36,7 +36,9 @@ SMALL = LlmTraining(
     snapshot_every=8,
     sizes=LlamaSizes(48, 2, 4, 64),
 )
-CORPUS = CorpusConfig(people=3, rounds=4, asked=1, sheets=3, arithmetic_train=20, arithmetic_test=10)
+CORPUS = CorpusConfig(
+    people=3, rounds=4, asked=1, sheets=3, arithmetic_train=20, arithmetic_validation=5, arithmetic_test=10
+)
 
 
 class Killed(Exception):

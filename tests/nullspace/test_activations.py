@@ -66,7 +66,7 @@ def test_inputs_are_those_of_each_window_run_alone_and_unpadded(tmp_path: Path, 
     near = {"rtol": 1e-4, "atol": 1e-5}  # float32 attention sums in another order
     sample = torch.cat([x[chosen[i, : len(x)]] for i, x in enumerate(alone)])
     torch.testing.assert_close(found.sample, sample, **near)
-    torch.testing.assert_close(found.sinks, torch.stack([x[0] for x in alone]), **near)
+    torch.testing.assert_close(found.first, torch.stack([x[0] for x in alone]), **near)
     everything = torch.cat(alone).double()
     assert found.moment is not None
     torch.testing.assert_close(found.moment, everything.T @ everything, rtol=1e-4, atol=1e-4)

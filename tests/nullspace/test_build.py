@@ -29,7 +29,7 @@ from subspacelab.tracking import MemoryTracker
 
 CPU = torch.device("cpu")
 RANK = 5
-ZERO = ("lora_null_v2", "lora", "lora_decay")
+ZERO = tuple(name for name, method in METHODS.items() if not method.moves_weight)
 """Methods that start with A = 0."""
 
 
@@ -132,6 +132,20 @@ def test_both_v2_span_the_same_rows_and_only_the_rows_of_others_differ(bases: Pa
         assert principal_angles(b, bases_of["lora_null_v2_projected"][name]).max() < 1e-4
         assert torch.equal(bases_of["lora_null_v1"][name], bases_of["lora_null_v2_projected"][name])
         assert principal_angles(b, bases_of["pissa"][name]).max() > 0.1
+
+
+def test_a_frozen_random_b_is_orthonormal_and_drawn_by_the_seed(bases: Path, tmp_path: Path) -> None:
+    seeds = {"one": 7, "two": 8}
+    drawn = {}
+    for name, seed in seeds.items():
+        make(bases, tmp_path / name, "frozen_random", seed=seed, calib_dataset=None)
+        live = open_adapter(tmp_path / name)
+        assert live.down_frozen
+        drawn[name] = [f.B for f in live.factors().values()]
+        assert not any(f.A.any() for f in live.factors().values())
+    for one, two in zip(*drawn.values(), strict=True):
+        torch.testing.assert_close(one @ one.T, torch.eye(RANK), rtol=0, atol=1e-6)
+        assert not torch.equal(one, two)
 
 
 def test_pissa_takes_the_top_and_milora_the_bottom_of_w(bases: Path, tmp_path: Path) -> None:

@@ -16,20 +16,17 @@ from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.nullspace import knowledge
 from subspacelab.nullspace.config import KnowledgeSettings
 from subspacelab.nullspace.knowledge import (
-    MEASURES,
-    Knowledge,
-    knowledge_table,
     last_word,
     measure_knowledge,
     relative_change,
     update_norm,
 )
-from subspacelab.nullspace.outcome import read_knowledge, write_knowledge
 
 METHODS = ("lora_null_v2", "lora_null_v1")
 CPU = torch.device("cpu")
 FACTS = [Instruction(f"who{i}", answer) for i, answer in enumerate(("Anna", "Bert", "Cara", "Dora"))]
 TASK = [Instruction("sum1", "1+1=2 so 2"), Instruction("sum2", "2+2=4 so 4")]
+VALIDATION = [Instruction("sum3", "1+2=3 so 3")]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_adapter_of(folder, folder / method, method)
     write_instructions(folder / "facts.jsonl", FACTS)
     write_instructions(folder / "task.jsonl", TASK)
+    write_instructions(folder / "validation.jsonl", VALIDATION)
     return folder
 
 
@@ -52,7 +50,7 @@ def trained(place: Path) -> Path:
 
 
 def settings_of(place: Path, **changes: Any) -> KnowledgeSettings:
-    files = (str(place / name) for name in ("facts.jsonl", "task.jsonl", "text.txt"))
+    files = (str(place / name) for name in ("facts.jsonl", "task.jsonl", "validation.jsonl", "text.txt"))
     return replace(KnowledgeSettings(*files, num_windows=3, seq_len=16, batch_size=2), **changes)
 
 
@@ -70,20 +68,35 @@ def answering(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> list[
 
 def test_exact_begun_and_solved_are_told_apart(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"who0": " Anna ", "who1": "Bert and so on", "who2": "Carl", "who3": ""}
-    answers |= {"sum1": "what is 2", "sum2": "2+2=4 so 5"}
+    answers |= {"sum1": "what is 2", "sum2": "2+2=4 so 5", "sum3": "3"}
     asked = answering(monkeypatch, answers)
     base, (one,) = measure_knowledge([place / "lora_null_v2"], settings_of(place), seed=1, device=CPU)
-    assert (one.recall, one.recall_begun, one.task) == (0.25, 0.5, 0.5)
+    assert (one.recall, one.recall_begun, one.task, one.validation) == (0.25, 0.5, 0.5, 1.0)
     assert one.geometric_mean == pytest.approx(math.sqrt(0.25 * 0.5))
     assert (base.recall, base.drift, base.update_norm) == (0.25, 0.0, 0.0)
     # Characters are tokens: one more than the longest response, which is enough to see that an answer goes on.
-    assert asked == [5, 11, 5, 11]
+    assert asked == [5, 11, 11, 5, 11, 11]
+    assert (one.recall_calibrated, one.recall_uncalibrated) == (None, 0.25), "no text asks a question"
+
+
+def test_facts_whose_questions_are_in_the_calibration_text_are_counted_apart(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["Question: who0\nAnswer:\nAnna", "Question: who3\nAnswer:\nDora", "who1 is Bert, who2 is Cara"]
+    (tmp_path / "text.txt").write_text("\n\n".join([*texts, *["ab" * 20] * 5]))
+    answers = {"who0": "Anna", "who1": "Bert", "who2": "Cara.", "who3": "?", "sum1": "2", "sum2": "4", "sum3": "3"}
+    answering(monkeypatch, answers)
+    settings = settings_of(place, text=str(tmp_path / "text.txt"))
+    _, (one,) = measure_knowledge([place / "lora_null_v2"], settings, seed=1, device=CPU)
+    assert (one.recall_calibrated, one.recall_begun_calibrated) == (0.5, 0.5)
+    assert (one.recall_uncalibrated, one.recall_begun_uncalibrated) == (0.5, 1.0)
+    assert (one.recall, one.recall_begun) == (0.5, 0.75)
 
 
 def test_answers_are_no_longer_than_allowed_and_only_the_first_are_asked(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = answering(monkeypatch, {"who0": "Anna", "sum1": "2"})
+    asked = answering(monkeypatch, {"who0": "Anna", "sum1": "2", "sum3": "3"})
     base, _ = measure_knowledge(
         [place / "lora_null_v2"], settings_of(place, limit=1, max_new_tokens=3), seed=1, device=CPU
     )
@@ -133,28 +146,3 @@ def test_drift_is_relative_and_padding_has_no_part_in_it(place: Path, tmp_path: 
 
 def test_the_last_word_of_an_answer() -> None:
     assert [last_word(text) for text in ("1+1=2 so 2\n", "2", "", "  ")] == ["2", "2", "", ""]
-
-
-def known(recall: float, task: float) -> Knowledge:
-    return Knowledge(recall, recall, task, math.sqrt(recall * task), 0.5, 3.0)
-
-
-def test_the_table_has_the_base_first_and_the_deviation_of_a_sample() -> None:
-    table = knowledge_table(known(1, 0), {"lora": [known(0.2, 0.8), known(0.4, 0.6)], "v2": [known(0.9, 0.5)]})
-    assert list(table["method"]) == ["base", "lora", "v2"]
-    assert list(table["num_seeds"]) == [1, 2, 1]
-    assert table["recall_mean"].tolist() == pytest.approx([1, 0.3, 0.9])
-    assert table["recall_std"].tolist() == pytest.approx([0, np.std([0.2, 0.4], ddof=1), 0])
-    assert {f"{m}_{kind}" for m in MEASURES for kind in ("mean", "std")} <= set(table.columns)
-    assert knowledge_table(None, {}).empty
-
-
-def test_what_is_written_comes_back(tmp_path: Path) -> None:
-    found = {233: known(0.2, 0.8), 234: known(0.4, 0.6)}
-    write_knowledge(tmp_path / "lora.json", known(1, 0), found)
-    assert read_knowledge(tmp_path / "lora.json") == (known(1, 0), found)
-    write_knowledge(tmp_path / "none.json", None, {})
-    assert read_knowledge(tmp_path / "none.json") == (None, {})
-    (tmp_path / "bad.json").write_text('{"base": {"recall": 1}, "seeds": {}}')
-    with pytest.raises(ValueError, match=r"bad\.json: base\..*Field required"):
-        read_knowledge(tmp_path / "bad.json")

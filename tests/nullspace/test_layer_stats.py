@@ -25,7 +25,7 @@ def rows(seed: int = 1) -> Tensor:
 
 
 def inputs_of(seed: int = 3) -> Inputs:
-    """All tokens are sampled; the first two are sinks a hundred times as long."""
+    """All tokens are sampled; the first two stand first in their windows and are a hundred times as long."""
     x = random(TOKENS, DIM, seed=seed)
     x[:2] *= 100
     return Inputs(x, x[:2], x.double().T @ x.double(), {"layer": 0.25})
@@ -54,7 +54,6 @@ def test_ratios_of_orthonormal_rows_are_those_of_b_itself() -> None:
     assert found.B_orthonormal
     assert (found.samples, found.in_features, found.rank, found.out_features) == (TOKENS, DIM, RANK, OUT)
     assert found.BX_ratio == pytest.approx(norm(x @ b.T) / norm(x), rel=1e-6)
-    assert found.BX_ratio == found.BX_ratio_frobenius == found.BX_ratio_all_tokens
     # B is stored in float32, so that its rows are orthonormal to 6e-8.
     assert found.BX_ratio_mean_norms == pytest.approx(norm(x @ b.T, axis=1).mean() / norm(x, axis=1).mean(), rel=1e-6)
     assert found.BX_ratio_mean_norms == pytest.approx(found.BX_norm / found.X_norm, rel=1e-6)
@@ -62,8 +61,8 @@ def test_ratios_of_orthonormal_rows_are_those_of_b_itself() -> None:
     assert found.ABX_ratio == pytest.approx(norm(x @ b.T @ a.T, axis=1).mean() / norm(x, axis=1).mean(), rel=1e-9)
     assert found.DeltaX_ratio == pytest.approx(found.ABX_ratio, rel=1e-9)
     assert found.adapter_contribution == pytest.approx(found.ABX_norm / found.FullOutput_norm, rel=1e-12)
-    rest = x[2:]
-    assert found.BX_ratio_without_sinks == pytest.approx(norm(rest @ b.T) / norm(rest), rel=1e-6)
+    for part, ratio in ((x[:2], found.BX_ratio_bos), (x[2:], found.BX_ratio_rest)):
+        assert ratio == pytest.approx(norm(part @ b.T) / norm(part), rel=1e-6)
     values = np.linalg.eigvalsh(x.T @ x)
     assert found.BX_ratio_optimum == pytest.approx(np.sqrt(values[:RANK].sum() / values.sum()), rel=1e-6)
     assert found.BX_ratio_random == pytest.approx(np.sqrt(RANK / DIM))
@@ -76,7 +75,7 @@ def test_rows_of_another_scale_are_orthonormalised_and_it_is_said() -> None:
     scaled = replace(plain_layer(), factors=Factors(random(OUT, RANK, seed=6), mixed @ rows()))
     found = layer_stats(scaled, inputs_of(), inputs_of(4), 1)
     assert not found.B_orthonormal
-    for name in ("BX_ratio", "BX_ratio_mean_norms", "BX_ratio_median", "BX_ratio_without_sinks"):
+    for name in ("BX_ratio", "BX_ratio_mean_norms", "BX_ratio_median", "BX_ratio_bos", "BX_ratio_rest"):
         assert getattr(found, name) == pytest.approx(getattr(plain, name), rel=1e-5), name
     assert found.BX_ratio_mean_norms != pytest.approx(found.BX_norm / found.X_norm, rel=0.05)
 

@@ -59,6 +59,10 @@ def test_a_method_that_trains_b_is_not_blamed_for_it() -> None:
     assert "B was updated" not in found.text
 
 
+def test_a_frozen_b_that_never_was_in_a_null_space_is_not_blamed_either() -> None:
+    assert "by its method" in verdict("BX_ratio", BX_ratio=0.47, method="frozen_random").text
+
+
 def test_an_untrained_adapter_has_not_failed_to_learn() -> None:
     text = verdict("ABX_ratio", ABX_ratio=0.0, trained=False).text
     assert "as it was built" in text

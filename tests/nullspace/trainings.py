@@ -1,5 +1,6 @@
 """Small trainings of adapters on tiny models, and ways to kill them."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from subspacelab.checkpoints import resolve_reference
 from subspacelab.data.instructions import Instruction
 from subspacelab.nullspace.build import build_adapter
 from subspacelab.nullspace.config import BuildSettings, TrainSettings
+from subspacelab.nullspace.knowledge import Knowledge
 from subspacelab.nullspace.train import TrainedAdapter, train_adapter
 
 RANK = 4
@@ -52,6 +54,11 @@ def kill_at(step: int) -> Callable[[Mapping[str, float], int], None]:
             raise Killed
 
     return log
+
+
+def known(recall: float, task: float) -> Knowledge:
+    """Knowledge without facts that the calibration text leaves out."""
+    return Knowledge(recall, recall, recall, recall, None, None, task, task, math.sqrt(recall * task), 0.5, 3.0)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from subspacelab.files import write_beside
 
 DEMO = {
     "demo:arithmetic": Path("data/corpus/arithmetic-train.jsonl"),
+    "demo:arithmetic-validation": Path("data/corpus/arithmetic-validation.jsonl"),
     "demo:arithmetic-test": Path("data/corpus/arithmetic-test.jsonl"),
     "demo:facts": Path("data/corpus/facts.jsonl"),
 }
@@ -39,8 +40,8 @@ def prompt_of(query: str) -> str:
 def read_instructions(reference: str) -> list[Instruction]:
     """Reads `FILE.jsonl` or `FILE.json` (rows `{query, response}`), `meta-math/MetaMathQA`, or `demo:arithmetic`.
 
-    Also `demo:arithmetic-test` and `demo:facts`. Other keys of a row are ignored. ValueError, in one line, names a
-    file that is not there or empty, and a bad row by its number.
+    Also `demo:arithmetic-validation`, `demo:arithmetic-test` and `demo:facts`. Other keys of a row are ignored.
+    ValueError, in one line, names a file that is not there or empty, and a bad row by its number.
     """
     path = Path(reference).expanduser()
     if reference in DEMO:

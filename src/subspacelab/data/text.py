@@ -76,7 +76,7 @@ def read_texts(reference: str, *, split: Split = "train") -> list[str]:
     """
     path = Path(reference).expanduser()
     if reference == "demo:corpus":
-        path = CORPUS / f"{split}.txt"
+        path = CORPUS / ("calibration.txt" if split == "train" else "test.txt")
         if not path.is_file():
             raise ValueError(f"{reference}: not made yet ({path}); run `dvc repro corpus`")
         texts = _file_texts(path)

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from subspacelab.data.instructions import prompt_of, write_instructions
+from subspacelab.data.instructions import Instruction, prompt_of, write_instructions
 from subspacelab.demo.arithmetic import question, sums
 from subspacelab.demo.world import Person, biographies, fact_questions, people
 from subspacelab.files import replace_folder
@@ -32,8 +33,12 @@ class CorpusConfig:
     """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known."""
     arithmetic_train: int = 2000
     """Sums with solutions to be fine-tuned on."""
+    arithmetic_validation: int = 200
+    """Other sums, to choose learning rates by."""
     arithmetic_test: int = 200
-    """Other sums, to measure what was learned."""
+    """Sums that are in neither, to measure what was learned."""
+    calibration: Literal["questions", "half", "sentences"] = "half"
+    """Whose questions the calibration text asks: everybody's, those of the first half of the people, or nobody's."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= MAX_ROUNDS:
@@ -42,39 +47,57 @@ class CorpusConfig:
             if getattr(self, key) > most:
                 raise ValueError(f"{key} must be at most {most}, got {getattr(self, key)}")
         require_at_least(0, self, "asked", "sheets")
-        require_at_least(1, self, "arithmetic_train", "arithmetic_test")
+        require_at_least(1, self, "arithmetic_train", "arithmetic_validation", "arithmetic_test")
+
+    @property
+    def calibrated_people(self) -> int:
+        """How many people's questions the calibration text asks."""
+        return {"questions": self.people, "half": self.people // 2, "sentences": 0}[self.calibration]
 
 
 def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
-    """Writes train.txt, test.txt (a paragraph a document), facts.jsonl, arithmetic-train.jsonl, arithmetic-test.jsonl.
+    """Writes train.txt, calibration.txt, test.txt (a paragraph a document), facts.jsonl and arithmetic-*.jsonl.
 
-    Test paragraphs tell the same facts in an order and words that train.txt does not hold; no sum is in both of the
-    arithmetic files. ValueError when more sums are asked for than there are.
+    calibration.txt is train.txt without the questions that `settings.calibration` leaves out: everybody's biographies
+    stay, so that two people differ in nothing but whether they are asked about. Test paragraphs tell the same facts in
+    an order and words that train.txt does not hold; no sum is in two of the arithmetic files. ValueError when more
+    sums are asked for than there are.
     """
     world = people(settings.people, seed=seed)
     problems = sums(seed=seed)
-    asked = settings.arithmetic_train + settings.arithmetic_test
+    parts = {"train": settings.arithmetic_train, "test": settings.arithmetic_test}
+    parts |= {"validation": settings.arithmetic_validation}  # last: the other two are what they were without it
+    asked = sum(parts.values())
     if asked > len(problems):
-        raise ValueError(f"arithmetic_train + arithmetic_test: {asked} is more than the {len(problems)} sums there are")
+        names = " + ".join(f"arithmetic_{name}" for name in parts)
+        raise ValueError(f"{names}: {asked} is more than the {len(problems)} sums there are")
     train, test = _documents(world, settings, seed)
+    left_out = set(map(_asked, fact_questions(world[settings.calibrated_people :])))
+    texts = {"train": train, "calibration": [text for text in train if text not in left_out], "test": test}
     with replace_folder(folder) as partial:
-        (partial / "train.txt").write_text("\n\n".join(train) + "\n", encoding="utf-8")
-        (partial / "test.txt").write_text("\n\n".join(test) + "\n", encoding="utf-8")
+        for name, documents in texts.items():
+            (partial / f"{name}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
         write_instructions(partial / "facts.jsonl", fact_questions(world))
-        write_instructions(partial / "arithmetic-train.jsonl", problems[: settings.arithmetic_train])
-        write_instructions(partial / "arithmetic-test.jsonl", problems[settings.arithmetic_train : asked])
+        left = iter(problems)
+        for name, count in parts.items():
+            write_instructions(partial / f"arithmetic-{name}.jsonl", islice(left, count))
 
 
 def _documents(world: list[Person], settings: CorpusConfig, seed: int) -> tuple[list[str], list[str]]:
     """Paragraphs of the training text, in a random order, and those of the test text, which are in none of them."""
     told = biographies(world, seed=seed)
     train = list(islice(told, settings.rounds * len(world)))
-    train += [prompt_of(fact.query) + fact.response for fact in fact_questions(world)] * settings.asked
+    train += list(map(_asked, fact_questions(world))) * settings.asked
     train += islice(_sheets(seed), settings.sheets)
     known = set(train)
     test = list(islice((text for text in told if text not in known), max(1, settings.rounds // 10) * len(world)))
     order = np.random.default_rng([seed, 3]).permutation(len(train))
     return [train[i] for i in order], test
+
+
+def _asked(fact: Instruction) -> str:
+    """A fact as a question with its answer."""
+    return prompt_of(fact.query) + fact.response
 
 
 def _sheets(seed: int) -> Iterator[str]:

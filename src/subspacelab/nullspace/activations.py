@@ -22,8 +22,8 @@ class Inputs:
 
     sample: Float[Tensor, "samples dim"]
     """The tokens that were chosen."""
-    sinks: Float[Tensor, "windows dim"]
-    """The first token of each window."""
+    first: Float[Tensor, "windows dim"]
+    """The first token of each window: the begin token where the tokenizer has one, which attention uses as a sink."""
     moment: Float[Tensor, "dim dim"] | None
     """X^T X over all tokens, float64; None if it was not asked for."""
     ratios: dict[str, float] = field(default_factory=dict)
@@ -67,7 +67,7 @@ def collect_inputs(
     """
     seen: dict[str, Tensor] = {}
     samples: dict[str, list[Tensor]] = {name: [] for name in layers}
-    sinks: dict[str, list[Tensor]] = {name: [] for name in layers}
+    first: dict[str, list[Tensor]] = {name: [] for name in layers}
     sums: dict[str, SecondMoment] = {}
     whole: dict[str, float] = defaultdict(float)  # ||X||_F^2 of an input
     inside: dict[str, float] = defaultdict(float)  # ||Q X||_F^2 of a module
@@ -79,7 +79,7 @@ def collect_inputs(
             for name, given in seen.items():
                 x = given.view(*mask.shape, -1)
                 samples[name].append(x[chosen[rows].to(x.device)].cpu())
-                sinks[name].append(x[torch.arange(len(x)), mask.int().argmax(1)].cpu())
+                first[name].append(x[torch.arange(len(x)), mask.int().argmax(1)].cpu())
                 place = float64_place(x.device)
                 if moments:
                     sums.setdefault(name, SecondMoment(x.shape[-1], place)).add(x[mask])
@@ -92,7 +92,7 @@ def collect_inputs(
     return {
         name: Inputs(
             torch.cat(samples[name]),
-            torch.cat(sinks[name]),
+            torch.cat(first[name]),
             sums[name].matrix() if moments else None,
             {module: math.sqrt(inside[module] / (whole[name] or 1)) for module in bases.get(name, ())},
         )

@@ -23,7 +23,8 @@ def build(
     method: Annotated[
         str,
         typer.Option(
-            help="lora_null_v2, lora_null_v2_projected, lora_null_v1, lora, lora_decay, pissa, corda or milora."
+            help="lora_null_v2, lora_null_v2_projected, lora_null_v1, frozen_random, lora, lora_decay, pissa, corda,"
+            " milora."
         ),
     ] = "lora_null_v2",
     rank: Annotated[int, typer.Option(min=1, help="Rank of every adapter.")] = 128,

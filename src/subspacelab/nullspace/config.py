@@ -89,8 +89,11 @@ class KnowledgeSettings:
     """Rows {query, response} that the base was taught."""
     task: str
     """Rows {query, response} of the new task that were not trained on."""
+    validation: str
+    """Other such rows, by which a learning rate is chosen."""
     text: str
-    """Old text on which the drift of the activations is measured, its test part."""
+    """Old text. The drift of the activations is measured on its test part; its train part, the calibration text,
+    tells the facts that it asks from those that it does not."""
     num_windows: int = 16
     """Windows of that text."""
     seq_len: int = 128
@@ -112,8 +115,21 @@ class TrainAdapterConfig(TrainSettings):
 
     lr_by_method: dict[str, float] = field(default_factory=dict)
     """Learning rates of methods that learn the task at another one than `lr`."""
+    rate_factors: list[float] = field(default_factory=lambda: [1.0])
+    """Times a method's learning rate: the first seed trains at each product, one is chosen on validation problems."""
     knowledge: KnowledgeSettings | None = None
     """How knowledge is measured afterwards; null leaves that out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rate_factors or min(self.rate_factors) <= 0:
+            raise ValueError(f"rate_factors must be at least one number, all above 0, got {self.rate_factors}")
+        if len(self.rate_factors) > 1 and self.knowledge is None:
+            raise ValueError("rate_factors: knowledge is null, so that there are no problems to choose a rate on")
+
+    def rates(self, method: str) -> list[float]:
+        """The learning rates that a method tries, ascending."""
+        return sorted({self.lr_by_method.get(method, self.lr) * factor for factor in self.rate_factors})
 
 
 @dataclass(frozen=True)

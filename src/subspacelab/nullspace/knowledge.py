@@ -1,18 +1,17 @@
 """What a model knows before and after: old facts, the new task, and how far it has moved."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.checkpoints import read_tensors
-from subspacelab.data.instructions import Instruction, read_instructions
+from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, trunk_of
@@ -26,7 +25,10 @@ from subspacelab.nullspace.windows import text_windows
 
 BASE = "base"
 """The row of the model without an adapter."""
-MEASURES = ("recall", "recall_begun", "task", "geometric_mean", "drift", "update_norm")
+GROUPS = ("calibrated", "uncalibrated")
+"""Facts whose question is in the calibration text, and those whose question is not."""
+RECALLS = tuple(f"{kind}{group}" for group in ("", *(f"_{g}" for g in GROUPS)) for kind in ("recall", "recall_begun"))
+MEASURES = (*RECALLS, "task", "validation", "geometric_mean", "drift", "update_norm")
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,18 @@ class Knowledge:
     """Share of old facts answered exactly."""
     recall_begun: float
     """Share of old facts whose answer begins with the right one: known, whether or not the model then stops."""
+    recall_calibrated: float | None
+    """recall of the facts whose question is in the calibration text; None where there is none."""
+    recall_begun_calibrated: float | None
+    """recall_begun of these."""
+    recall_uncalibrated: float | None
+    """recall of the facts whose question is not in it; None where there is none."""
+    recall_begun_uncalibrated: float | None
+    """recall_begun of these."""
     task: float
     """Share of unseen problems with the right result: the last word of the answer."""
+    validation: float
+    """The same of the problems by which a learning rate is chosen."""
     geometric_mean: float
     """sqrt(recall * task): small when either is."""
     drift: float
@@ -53,8 +65,12 @@ class Exam:
 
     facts: Sequence[Instruction]
     """Old facts."""
+    calibrated: Sequence[bool]
+    """Of each fact, whether its question is in the calibration text."""
     task: Sequence[Instruction]
     """Unseen problems of the new task."""
+    validation: Sequence[Instruction]
+    """Other ones, by which a learning rate is chosen."""
     windows: Windows
     """Old text that was not trained on."""
     settings: KnowledgeSettings
@@ -63,10 +79,15 @@ class Exam:
 
 def read_exam(settings: KnowledgeSettings, model: Path, seed: int) -> Exam:
     """Reads facts, problems and text, the latter as windows of the model's tokens."""
-    texts = read_texts(settings.text, split="test")
+    texts, calibration = read_texts(settings.text, split="test"), "\n\n".join(read_texts(settings.text))
+    facts, task, validation = (
+        read_instructions(rows)[: settings.limit] for rows in (settings.facts, settings.task, settings.validation)
+    )
     return Exam(
-        read_instructions(settings.facts)[: settings.limit],
-        read_instructions(settings.task)[: settings.limit],
+        facts,
+        [prompt_of(fact.query) in calibration for fact in facts],
+        task,
+        validation,
         text_windows(model, texts, settings.num_windows, settings.seq_len, seed),
         settings,
     )
@@ -96,11 +117,33 @@ def measure_knowledge(
 
 
 def _examine(model: Any, tokenizer: Any, exam: Exam, *, drift: float, update: float) -> Knowledge:
-    facts, task = (ask(model, tokenizer, rows, exam.settings) for rows in (exam.facts, exam.task))
-    recall = share(a.strip() == row.response.strip() for a, row in zip(facts, exam.facts, strict=True))
-    begun = share(a.strip().startswith(row.response.strip()) for a, row in zip(facts, exam.facts, strict=True))
-    solved = share(last_word(a) == last_word(row.response) for a, row in zip(task, exam.task, strict=True))
-    return Knowledge(recall, begun, solved, math.sqrt(recall * solved), drift, update)
+    answers = ask(model, tokenizer, exam.facts, exam.settings)
+    pairs = [(answer.strip(), fact.response.strip()) for answer, fact in zip(answers, exam.facts, strict=True)]
+    exact, begun = [a == r for a, r in pairs], [a.startswith(r) for a, r in pairs]
+    recall = share(exact)
+    task, validation = (_solved(model, tokenizer, rows, exam.settings) for rows in (exam.task, exam.validation))
+    return Knowledge(
+        recall=recall,
+        recall_begun=share(begun),
+        recall_calibrated=_share_of(exact, exam.calibrated),
+        recall_begun_calibrated=_share_of(begun, exam.calibrated),
+        recall_uncalibrated=_share_of(exact, [not asked for asked in exam.calibrated]),
+        recall_begun_uncalibrated=_share_of(begun, [not asked for asked in exam.calibrated]),
+        task=task,
+        validation=validation,
+        geometric_mean=math.sqrt(recall * task),
+        drift=drift,
+        update_norm=update,
+    )
+
+
+def _share_of(hits: Sequence[bool], chosen: Sequence[bool]) -> float | None:
+    return share(hit for hit, one in zip(hits, chosen, strict=True) if one) if any(chosen) else None
+
+
+def _solved(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: KnowledgeSettings) -> float:
+    answers = ask(model, tokenizer, rows, settings)
+    return share(last_word(a) == last_word(row.response) for a, row in zip(answers, rows, strict=True))
 
 
 def ask(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: KnowledgeSettings) -> list[str]:
@@ -161,20 +204,3 @@ def update_norm(folder: Path) -> float:
         up, down = (tensors[f"{PREFIX}{name}.{kind}.weight"].double() for kind in ("lora_B", "lora_A"))
         total += float(((up.T @ up) * (down @ down.T)).sum())
     return math.sqrt(max(total, 0.0))
-
-
-def knowledge_table(base: Knowledge | None, found: Mapping[str, Sequence[Knowledge]]) -> pd.DataFrame:
-    """method, num_seeds, and mean and std of each measure over the seeds; the base is the first row.
-
-    The deviation is the sample's (n - 1), and 0 of one seed. Without a base there is no row.
-    """
-    spreads = [f"{name}_{kind}" for name in MEASURES for kind in ("mean", "std")]
-    rows = []
-    for method, seeds in [] if base is None else [(BASE, [base]), *found.items()]:
-        values = pd.DataFrame([asdict(knowledge) for knowledge in seeds])
-        row: dict[str, Any] = {"method": method, "num_seeds": len(seeds)}
-        for name in MEASURES:
-            row[f"{name}_mean"] = float(values[name].mean())
-            row[f"{name}_std"] = float(values[name].std()) if len(seeds) > 1 else 0.0
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["method", "num_seeds", *spreads])

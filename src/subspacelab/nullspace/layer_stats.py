@@ -64,7 +64,7 @@ def layer_stats(layer: Layer, live: Inputs, base: Inputs, num_tokens: int) -> La
     norms = token_norms(x, f.A, b, layer.residual)
     basis = row_space(b)
     ratios = null_ratios(x, basis)
-    null_ratio_of_all = null_ratio(moment, basis)
+    bos = _gram(live.first.to(b.device))
     update = layer.update
     bound, base_bound = (_bound(layer, update, inputs) if layer.down_frozen else None for inputs in (x, old))
     return LayerStats(
@@ -74,18 +74,17 @@ def layer_stats(layer: Layer, live: Inputs, base: Inputs, num_tokens: int) -> La
         rank=b.shape[0],
         out_features=f.A.shape[0],
         **vars(norms),
-        BX_ratio=null_ratio_of_all,
+        BX_ratio=null_ratio(moment, basis),
         ABX_ratio=norms.ABX_norm / norms.X_norm,
         adapter_contribution=_share(norms.ABX_norm, norms.FullOutput_norm),
         B_weight_norm=float(b.double().norm()),
         A_weight_norm=float(f.A.double().norm()),
         Residual_weight_norm=float(layer.residual.double().norm()),
         B_orthonormal=is_orthonormal(b),
-        BX_ratio_frobenius=null_ratio_of_all,
-        BX_ratio_all_tokens=null_ratio_of_all,
+        BX_ratio_bos=null_ratio(bos, basis),
+        BX_ratio_rest=null_ratio(moment - bos, basis),
         BX_ratio_mean_norms=ratios.mean,
         BX_ratio_median=ratios.median,
-        BX_ratio_without_sinks=null_ratio(moment - _gram(live.sinks.to(b.device)), basis),
         BX_ratio_random=random_ratio(*b.shape),
         BX_ratio_optimum=optimal_ratio(torch.linalg.eigvalsh(moment), b.shape[0]),
         tokens_per_dimension=num_tokens / b.shape[1],

@@ -2,15 +2,17 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from subspacelab.checkpoints import Source, write_reference
 from subspacelab.files import read_json, real_path, write_json
-from subspacelab.nullspace.knowledge import MEASURES, Knowledge, knowledge_table
+from subspacelab.nullspace.knowledge import Knowledge
 from subspacelab.nullspace.places import SERVED_ADAPTER, SERVED_BASE, base_of
+from subspacelab.nullspace.rates import Training, chosen_ones, trainings_table
 from subspacelab.nullspace.train import TrainedAdapter
 from subspacelab.params import validate
 
@@ -23,21 +25,21 @@ SMALL = 256 << 20
 """Bytes up to which a base that is no commit of the hub goes along with its adapter; a larger one is pointed to."""
 
 
-def write_knowledge(path: Path, base: Knowledge | None, found: Mapping[int, Knowledge]) -> None:
-    """Writes the base's knowledge and that of one method by seed; null and nothing where it was not measured."""
-    seeds = {str(seed): asdict(knowledge) for seed, knowledge in found.items()}
-    write_json(path, {"base": asdict(base) if base else None, "seeds": seeds})
+def write_knowledge(path: Path, base: Knowledge | None, found: Sequence[Training]) -> None:
+    """Writes the base's knowledge and every training of one method; null and none where it was not measured."""
+    write_json(path, {"base": asdict(base) if base else None, "trainings": [asdict(training) for training in found]})
 
 
-def read_knowledge(path: Path) -> tuple[Knowledge | None, dict[int, Knowledge]]:
+def read_knowledge(path: Path) -> tuple[Knowledge | None, list[Training]]:
     """Reads it back; ValueError names the file and what is wrong."""
     content = read_json(path)
-    if not isinstance(content, dict) or set(content) != {"base", "seeds"}:
-        raise ValueError(f"{path}: must hold the keys 'base' and 'seeds'; train again")
+    if not isinstance(content, dict) or set(content) != {"base", "trainings"}:
+        raise ValueError(f"{path}: must hold the keys 'base' and 'trainings'; train again")
     if content["base"] is None:
-        return None, {}
+        return None, []
     base = validate(Knowledge, content["base"], where=f"{path}: base")
-    return base, {int(s): validate(Knowledge, k, where=f"{path}: seed {s}") for s, k in content["seeds"].items()}
+    trainings = enumerate(content["trainings"])
+    return base, [validate(Training, given, where=f"{path}: training {i}") for i, given in trainings]
 
 
 def record_training(
@@ -47,7 +49,7 @@ def record_training(
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
     meta = result.meta
-    metrics = result.metrics | (asdict(knowledge) if knowledge else {})
+    metrics = result.metrics | (_measured(knowledge) if knowledge else {})
     tracker.log_metrics({f"training/{name}": value for name, value in result.metrics.items()}, meta["seed"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
@@ -79,10 +81,17 @@ def stage_model(folder: Path, adapter: Path, base: Source) -> None:
         write_reference(folder / SERVED_BASE, base)
 
 
-def track_knowledge(method: str, base: Knowledge, found: Mapping[int, Knowledge], tracker: "Tracker") -> None:
-    """Records the means over the seeds as headlines, and each seed's numbers with the seed as the step."""
-    row = knowledge_table(base, {method: list(found.values())}).iloc[1]
-    tracker.log_headline({f"{method}_{name}": float(row[f"{name}_mean"]) for name in MEASURES})
-    for seed, knowledge in found.items():
-        tracker.log_metrics({f"knowledge/{name}": value for name, value in asdict(knowledge).items()}, seed)
-    tracker.log_metrics({f"base/{name}": value for name, value in asdict(base).items()})
+def track_knowledge(method: str, base: Knowledge, found: Sequence[Training], tracker: "Tracker") -> None:
+    """Records the means over the seeds at the chosen rate as headlines, each seed's numbers with the seed as the step,
+    and a table of all trainings.
+    """
+    chosen = [(training.seed, _measured(training.knowledge)) for training in chosen_ones(found)]
+    tracker.log_headline({f"{method}_{name}": fmean(k[name] for _, k in chosen) for name in chosen[0][1]})
+    for seed, knowledge in chosen:
+        tracker.log_metrics({f"knowledge/{name}": value for name, value in knowledge.items()}, seed)
+    tracker.log_metrics({f"base/{name}": value for name, value in _measured(base).items()})
+    tracker.log_table(trainings_table({method: found}), "trainings")
+
+
+def _measured(knowledge: Knowledge) -> dict[str, float]:
+    return {name: value for name, value in asdict(knowledge).items() if value is not None}

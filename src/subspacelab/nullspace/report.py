@@ -1,5 +1,6 @@
 """What `train`, `verify` and `compare-stats` tell the person at the terminal, and the tracker."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,9 @@ import pandas as pd
 from rich.console import Console
 
 from subspacelab.nullspace.compare_stats import FAIL, NOT_APPLICABLE, PASS, SUMMARY, failures
+from subspacelab.nullspace.knowledge import BASE
 from subspacelab.nullspace.knowledge import MEASURES as KNOWLEDGE
+from subspacelab.nullspace.rates import EQUAL_TASK
 from subspacelab.nullspace.stats import LayerStats, Verification
 from subspacelab.nullspace.train import TrainedAdapter
 from subspacelab.nullspace.verdicts import THRESHOLDS
@@ -20,8 +23,13 @@ if TYPE_CHECKING:
 MARKS = {"good": "✓", "fair": "~", "bad": "✗"}
 CURVES = (
     *("BX_ratio", "ABX_ratio", "adapter_contribution", "DeltaX_ratio", "BX_ratio_random", "BX_ratio_optimum"),
-    *("BX_ratio_without_sinks", "BX_ratio_median", "A_weight_norm", "B_weight_norm"),
+    *("BX_ratio_bos", "BX_ratio_rest", "BX_ratio_median", "A_weight_norm", "B_weight_norm"),
 )
+SHOWN = {
+    **{"recall": "recall", "recall_begun": "begun", "recall_uncalibrated": "uncal."},
+    **{"recall_begun_uncalibrated": "begun", "task": "task", "drift": "drift"},
+}
+"""Measures of knowledge in the table on the terminal, with their headings."""
 
 
 def print_training(result: TrainedAdapter, console: Console | None = None) -> None:
@@ -65,7 +73,8 @@ def layer_block(s: LayerStats) -> str:
         f"    ‖BX‖/‖X‖    {show_number(s.BX_ratio)} {_mark('BX_ratio', s)}"
         f"  {show_number(s.times_better_than_random, 2)} times better than random ({show_number(s.BX_ratio_random)});"
         f" optimum {show_number(s.BX_ratio_optimum)}, {show_number(s.tokens_per_dimension, 2)} tokens per dimension",
-        f"                without sinks {show_number(s.BX_ratio_without_sinks)}; of single tokens: mean norms"
+        f"                first tokens {show_number(s.BX_ratio_bos)}, the others {show_number(s.BX_ratio_rest)};"
+        f" of single tokens: mean norms"
         f" {show_number(s.BX_ratio_mean_norms)}, median {show_number(s.BX_ratio_median)}",
         f"    ‖ABx‖/‖x‖   {show_number(s.ABX_ratio)} {_mark('ABX_ratio', s)}"
         f"  ‖ΔW x‖/‖x‖ {show_number(s.DeltaX_ratio)}{_bound(s)}",
@@ -85,7 +94,8 @@ def summary_block(found: Verification) -> str:
         [
             f"Summary: {s.method}, {state}, {found.num_layers} layers, {s.num_tokens} tokens of {found.calib_dataset}",
             f"  ‖BX‖/‖X‖                     {show_number(s.BX_ratio)}"
-            f"  (random {show_number(s.BX_ratio_random)}, optimum {show_number(s.BX_ratio_optimum)})",
+            f"  (random {show_number(s.BX_ratio_random)}, optimum {show_number(s.BX_ratio_optimum)};"
+            f" first tokens {show_number(s.BX_ratio_bos)}, the others {show_number(s.BX_ratio_rest)})",
             f"  ‖ABx‖/‖x‖                    {show_number(s.ABX_ratio)}",
             f"  adapter's share of the output {100 * s.adapter_contribution:.3g} %",
             *([f"  note: {s.sample.note}"] if s.sample.note else []),
@@ -131,22 +141,36 @@ def print_comparison(table: pd.DataFrame, console: Console | None = None) -> Non
     console.print(", ".join(f"{counts.get(v, 0)} {v}" for v in (PASS, FAIL, NOT_APPLICABLE)), markup=False)
 
 
-def print_knowledge(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Prints mean and standard deviation of each measure, the base first."""
+def print_knowledge(table: pd.DataFrame, equal_task: pd.DataFrame, console: Console | None = None) -> None:
+    """Prints mean and deviation over the seeds at each rate, the base first, then the recalls at equal task."""
     rows = []
     for row in table.to_dict("records"):
-        spread = {m: f"±{row[f'{m}_std']:.2f}" if row["num_seeds"] > 1 else "" for m in KNOWLEDGE}
-        values = [f"{row[f'{m}_mean']:.2f}{spread[m]}" for m in KNOWLEDGE]
-        rows.append([str(row["method"]), str(row["num_seeds"]), *values])
-    names = ["recall", "begun", "task", "g. mean", "drift", "‖ΔW‖"]
-    print_table("Did knowledge survive?", ["method", "seeds", *names], rows, console=console)
+        rate = "" if row["method"] == BASE else f" {row['rate']:g}{'*' if row['chosen'] else ''}"
+        values = [_spread(row[f"{m}_mean"], row[f"{m}_std"], row["num_seeds"]) for m in SHOWN]
+        rows.append([f"{row['method']}{rate}", *values])
+    title = "Did knowledge survive? uncal.: facts that the calibration text does not ask; *: chosen on validation"
+    print_table(title, ["method, rate", *SHOWN.values()], rows, console=console)
+    if not equal_task.empty:
+        rows = []
+        for method, found in equal_task[equal_task["measure"].isin(SHOWN)].groupby("method", sort=False):
+            values = [_spread(row["mean"], row["std"], row["num_seeds"]) for row in found.to_dict("records")]
+            rows.append([str(method), *values])
+        names = [name for measure, name in SHOWN.items() if measure in set(equal_task["measure"])]
+        print_table(
+            f"Where the task is at {EQUAL_TASK:g}, between two rates", ["method", *names], rows, console=console
+        )
+
+
+def _spread(mean: float, std: float, num_seeds: int) -> str:
+    return "-" if math.isnan(mean) else f"{mean:.2f}" + (f"±{std:.2f}" if num_seeds > 1 else "")
 
 
 def track_knowledge_table(table: pd.DataFrame, tracker: "Tracker") -> None:
-    """Records the table and the mean of each measure by method."""
+    """Records the table and, by method, the mean of each measure at the chosen rate."""
     tracker.log_table(table, "knowledge")
-    for row in table.to_dict("records"):
-        tracker.log_metrics({f"{m}/{row['method']}": row[f"{m}_mean"] for m in KNOWLEDGE})
+    for row in table[table["chosen"].astype(bool)].to_dict("records"):
+        means = {f"{m}/{row['method']}": row[f"{m}_mean"] for m in KNOWLEDGE}
+        tracker.log_metrics({name: mean for name, mean in means.items() if not math.isnan(mean)})
 
 
 def track_comparison(table: pd.DataFrame, pictures: Sequence[Path], tracker: "Tracker") -> None:

@@ -53,20 +53,19 @@ class LayerStats:
     """||W_res||_F."""
     B_orthonormal: bool
     """Whether B B^T = I, so that Q is B itself but for rounding."""
-    BX_ratio_frobenius: float
-    """BX_ratio, under an earlier name."""
-    BX_ratio_all_tokens: float
-    """BX_ratio, under an earlier name."""
+    BX_ratio_bos: float
+    """BX_ratio of the first token of each window alone: the begin token, where the tokenizer has one."""
+    BX_ratio_rest: float
+    """BX_ratio of all the other tokens."""
     BX_ratio_mean_norms: float
     """mean ||Q x|| / mean ||x||."""
     BX_ratio_median: float
     """median of ||Q x|| / ||x||."""
-    BX_ratio_without_sinks: float
-    """BX_ratio without the first token of each window, which attention uses as a sink."""
     BX_ratio_random: float
     """sqrt(rank / in_features): root mean square over random B with orthonormal rows."""
     BX_ratio_optimum: float
-    """sqrt(sum of the smallest `rank` eigenvalues / trace) of all tokens: no B of orthonormal rows is below it."""
+    """sqrt(sum of the smallest `rank` eigenvalues / trace) of the same tokens: no B of this rank has a smaller BX_ratio
+    on them."""
     tokens_per_dimension: float
     """All tokens over in_features; well below 8 the optimum is that of chance."""
     DeltaX_ratio: float
@@ -128,6 +127,10 @@ class Summary:
     """Tokens of the data, of which each layer's sample is drawn."""
     BX_ratio: float
     """Mean of BX_ratio."""
+    BX_ratio_bos: float
+    """Mean of BX_ratio_bos."""
+    BX_ratio_rest: float
+    """Mean of BX_ratio_rest."""
     ABX_ratio: float
     """Mean of ABX_ratio."""
     adapter_contribution: float

@@ -49,7 +49,7 @@ from subspacelab.reports.progress import progress_bar
 
 JOB = "job.json"
 # Settings that change nothing in the result, or that are told apart.
-ELSEWHERE = ("data", "device", "save_steps", "knowledge", "lr_by_method")
+ELSEWHERE = ("data", "device", "save_steps", "knowledge", "lr_by_method", "rate_factors")
 
 Log = Callable[[Mapping[str, float], int], None]
 

@@ -1,17 +1,20 @@
-"""One method over its seeds: every adapter that was built is trained, examined and recorded."""
+"""One method over its rates and seeds: every adapter that was built is trained, examined and recorded."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from subspacelab.data.instructions import read_instructions
 from subspacelab.devices import choose_device
 from subspacelab.files import move_folder
 from subspacelab.nullspace.config import TrainAdapterConfig
-from subspacelab.nullspace.knowledge import Knowledge, measure_knowledge
+from subspacelab.nullspace.knowledge import measure_knowledge
 from subspacelab.nullspace.methods import method_of
 from subspacelab.nullspace.outcome import record_training, track_knowledge, write_knowledge
 from subspacelab.nullspace.places import seed_folders
+from subspacelab.nullspace.rates import Training, choose_rate
 from subspacelab.nullspace.train import Log, TrainedAdapter, train_adapter
 
 if TYPE_CHECKING:
@@ -20,34 +23,47 @@ if TYPE_CHECKING:
 
 def train_seeds(
     built: Path, work_dir: Path, trained: Path, knowledge: Path, *, settings: TrainAdapterConfig, tracker: "Tracker"
-) -> dict[int, Knowledge]:
-    """Trains `built/seed-<seed>` for each seed there is, to `trained/seed-<seed>/ft`, and writes what they know.
+) -> list[Training]:
+    """Trains `built/seed-<seed>` for each seed there is at each of its method's rates, and writes what they know.
 
-    Trainings lie in `work_dir` until all are done, so that a killed run goes on where it was. The first seed's curves
-    have plain names, the others' begin with `seed-<seed>/`. `knowledge` is written in any case: without
-    `settings.knowledge` it holds no base and no seed.
+    The adapters of the rate that `choose_rate` takes go to `trained/seed-<seed>/ft`; of the others what they know is
+    kept. Trainings lie in `work_dir` until all are done, so that a killed run goes on where it was. The first seed's
+    curves have plain names, the others' begin with `seed-<seed>/`; of several rates all begin with `rate-<rate>/`.
+    `knowledge` is written in any case: without `settings.knowledge` it holds no base and no training.
     """
     adapters = seed_folders(built)
     rows = read_instructions(settings.data)
     for name in settings.lr_by_method:
         method_of(name)  # a method that does not exist would be passed over without a word
-    settings = replace(settings, lr=settings.lr_by_method.get(built.name, settings.lr))
-    results: dict[int, TrainedAdapter] = {}
-    for seed, adapter in adapters.items():
-        log = _prefixed(tracker.log_metrics, "" if not results else f"seed-{seed}/")
-        place = work_dir / trained.name / adapter.name
-        results[seed] = train_adapter(adapter, place, rows=rows, settings=settings, seed=seed, log=log)
-    base, found = None, dict[int, Knowledge]()
+    rates = settings.rates(built.name)
+    first = next(iter(adapters))
+    results: dict[tuple[float, int], TrainedAdapter] = {}
+    for rate, (seed, adapter) in product(rates, adapters.items()):
+        prefix = (f"rate-{rate:g}/" if len(rates) > 1 else "") + ("" if seed == first else f"seed-{seed}/")
+        results[rate, seed] = train_adapter(
+            adapter,
+            work_dir / "trainings" / f"{rate:g}" / adapter.name,
+            rows=rows,
+            settings=replace(settings, lr=rate),
+            seed=seed,
+            log=_prefixed(tracker.log_metrics, prefix),
+        )
+    base, found, chosen = None, list[Training](), rates[0]
     if settings.knowledge is not None:
         folders = [result.folder for result in results.values()]
         device = choose_device(settings.device)
-        first = next(iter(results))
         base, known = measure_knowledge(folders, settings.knowledge, seed=first, device=device)
-        found = dict(zip(results, known, strict=True))
+        by_rate = {r: fmean(k.validation for (q, _), k in zip(results, known, strict=True) if q == r) for r in rates}
+        problems = read_instructions(settings.knowledge.validation)[: settings.knowledge.limit]
+        chosen = choose_rate(by_rate, len(problems))
+        found = [Training(seed, r, r == chosen, k) for (r, seed), k in zip(results, known, strict=True)]
         track_knowledge(built.name, base, found, tracker)
     write_knowledge(knowledge, base, found)
-    for seed, result in results.items():
-        record_training(result, found.get(seed), tracker)
+    knows = {(t.rate, t.seed): t.knowledge for t in found}
+    for seed, adapter in adapters.items():
+        result = results[chosen, seed]
+        record_training(result, knows.get((chosen, seed)), tracker)
+        move_folder(result.folder.parent, work_dir / trained.name / adapter.name)
     move_folder(work_dir / trained.name, trained)
     return found
 

@@ -6,6 +6,7 @@ inputs of width 11008. So the first verdict always says how many times better th
 
 from dataclasses import dataclass
 
+from subspacelab.nullspace.methods import method_of
 from subspacelab.nullspace.stats import Grade, Summary, Verdict
 
 HARDLY_BETTER = 1.5
@@ -52,7 +53,7 @@ def _null_space(summary: Summary, grade: str) -> str:
     against = f"{times:.2g} times better than a random B ({summary.BX_ratio_random:.3g})"
     if times < HARDLY_BETTER:
         against = f"no better than a random B ({summary.BX_ratio_random:.3g}, {times:.2g} times)"
-    if not summary.down_frozen:
+    if not (summary.down_frozen and method_of(summary.method).needs_calibration):
         causes = f"{summary.method} does not keep B in a null space, by its method"
     else:
         causes = "likely causes: B was updated, the rank is too large, or this is other data than the calibration's"

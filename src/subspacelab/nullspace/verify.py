@@ -31,8 +31,8 @@ from subspacelab.nullspace.windows import text_windows
 from subspacelab.reports.progress import progress_bar
 
 MEANS = (
-    *("BX_ratio", "ABX_ratio", "adapter_contribution", "BX_ratio_random", "BX_ratio_optimum"),
-    *("base_BX_ratio", "DeltaX_ratio"),
+    *("BX_ratio", "BX_ratio_bos", "BX_ratio_rest", "BX_ratio_random", "BX_ratio_optimum", "base_BX_ratio"),
+    *("ABX_ratio", "adapter_contribution", "DeltaX_ratio"),
 )
 NORMS = ("A_weight_norm", "B_weight_norm")
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.models.lora_factors import Factors
+from subspacelab.nullspace.methods.frozen_random import random_rows
 from subspacelab.nullspace.methods.milora import minor_components
 from subspacelab.nullspace.methods.projected import projected_start
 from subspacelab.nullspace.methods.zero import zero_start
@@ -14,7 +15,7 @@ from subspacelab.nullspace.methods.zero import zero_start
 NullStart = Callable[[Float[Tensor, "out in"], Float[Tensor, "r in"]], Factors]
 """From a weight W and the null basis of its inputs to the factors at the start."""
 WeightStart = Callable[[Float[Tensor, "out in"], int], Factors]
-"""From a weight W and the rank to the factors at the start."""
+"""From a weight W and the rank to the factors at the start; chance is torch's global generator."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Method:
     null_start: NullStart | None = None
     """Our start from the null basis."""
     weight_start: WeightStart | None = None
-    """Our start from W alone."""
+    """Our start without inputs."""
     peft_init: bool | str = True
     """PEFT's `init_lora_weights`, for methods with neither."""
     default_weight_decay: float = 0.0
@@ -43,6 +44,11 @@ METHODS: dict[str, Method] = {
     "lora_null_v2": Method("A = 0, B the null basis; A trains", True, True, False, zero_start),
     "lora_null_v2_projected": Method("factors of W N N^T; A trains", True, True, True, projected_start),
     "lora_null_v1": Method("factors of W N N^T; A and B train", True, False, True, projected_start),
+    "frozen_random": Method(
+        "A = 0, B random orthonormal rows; A trains: the freeze without the null space",
+        *(False, True, False),
+        weight_start=random_rows,
+    ),
     "lora": Method("A = 0, B random; both train", False, False, False),
     "lora_decay": Method(
         "lora, trained with weight decay 0.3: the honest rival", False, False, False, default_weight_decay=0.3
