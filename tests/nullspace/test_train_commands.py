@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import fields
 from pathlib import Path
 
@@ -161,6 +162,10 @@ def test_statistics_replace_only_those_of_the_same_adapter_and_tokens(
         assert run(*arguments) == 1, said
         assert said in capsys.readouterr().err
         assert contents(place) == before
+    with chdir(place / "twin"):
+        elsewhere = ("--trained-model-path", "../built", "--calib-dataset", "../text.txt", "--save-stats")
+        assert run(*VERIFY, *elsewhere, "../stats.json") == 1
+    assert "of the adapter 'built', which is not there from this folder; run it in the" in capsys.readouterr().err
 
 
 def test_a_comparison_replaces_only_its_own_files(place: Path, capsys: pytest.CaptureFixture) -> None:

@@ -132,6 +132,28 @@ def test_fused_experts_are_a_matrix_each(tmp_path: Path, key: str, format: str) 
 
 
 @pytest.mark.usefixtures("any_names")
+def test_experts_under_each_other_are_a_matrix_each_if_the_config_tells_how_many(tmp_path: Path) -> None:
+    key = "transformer.blocks.0.ffn.experts.mlp.w1"
+    stacked = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    folder = write_tiny_qwen_vl(tmp_path / "m", tensors={key: stacked.reshape(12, 6)})
+    config = json.loads((folder / "config.json").read_text())
+    for said in (config, config | {"ffn_config": {"moe_num_experts": 5}}):
+        (folder / "config.json").write_text(json.dumps(said))
+        assert f"{key}: all experts of a layer in one matrix, and config.json has no" in refused(
+            tmp_path / "out", folder
+        )
+    (folder / "config.json").write_text(json.dumps(config | {"ffn_config": {"moe_num_experts": 3}}))
+    result = run(folder, tmp_path / "out")
+    assert set(result.weights) == {f"{key}[{e}]" for e in range(3)}
+    for e in range(3):
+        factors = result.read(f"{key}[{e}]")
+        assert torch.allclose((factors.U * factors.S) @ factors.Vh, stacked[e], atol=1e-5)  # float32 of entries near 1
+    before = {path: path.stat().st_mtime_ns for path in result.folder.iterdir()}
+    run(folder, tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in result.folder.iterdir()} == before
+
+
+@pytest.mark.usefixtures("any_names")
 def test_experts_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_tiny_qwen_vl(tmp_path / "m", tensors={"experts.w": torch.randn(3, 4, 4), "w": torch.eye(4)})
     from subspacelab.checkpoints import Checkpoint

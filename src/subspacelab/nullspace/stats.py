@@ -217,11 +217,14 @@ def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: 
         found = read_stats(path)
     except ValueError as e:
         raise ValueError(f"{path}: no statistics of this version, and would be replaced; give another file") from e
-    require_same_job(
-        path,
-        _job(found.model_path, found.calib_dataset, found.summary.sample),
-        _job(str(model_path), calib_dataset, sample),
-    )
+    earlier = _job(found.model_path, found.calib_dataset, found.summary.sample)
+    wanted = _job(str(model_path), calib_dataset, sample)
+    if earlier["model_path"] != wanted["model_path"] and not Path(found.model_path).exists():
+        raise ValueError(
+            f"{path}: of the adapter {found.model_path!r}, which is not there from this folder; run it in the folder "
+            "where that was measured, or give another file"
+        )
+    require_same_job(path, earlier, wanted)
 
 
 def _job(model_path: str, calib_dataset: str, sample: Sample) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Which tensors of a checkpoint are decomposed, which are skipped and why, and what each will cost."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from subspacelab.checkpoints import (
 from subspacelab.checkpoints.names import unmerged_adapter
 from subspacelab.rotation.file_names import file_names
 
+STACKED = re.compile(r"(?:.*\.)?ffn\.experts\.mlp\.(?:w1|v1|w2)")
+"""Of DBRX, [experts * a, b]: how many experts, config.json alone tells."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -25,7 +29,7 @@ class Part:
     key: str
     """Key of the stored tensor in its checkpoint."""
     expert: int | None
-    """Which expert of a fused tensor [experts, a, b]; None for an ordinary weight."""
+    """Which expert of a fused tensor [experts, a, b], or [experts * a, b]; None for an ordinary weight."""
     shape: tuple[int, int]
     """Shape of the matrix: [shape[0], -1], or that of the expert as it is stored."""
     file: str
@@ -40,6 +44,8 @@ class Part:
         """The stored entries; of a fused tensor those of this expert alone are read."""
         if self.expert is None:
             return checkpoint.read(self.key)
+        if len(checkpoint.info(self.key).shape) == 2:
+            return checkpoint.read_rows(self.key, self.expert * self.shape[0], (self.expert + 1) * self.shape[0])
         return checkpoint.read_rows(self.key, self.expert, self.expert + 1)[0]
 
 
@@ -57,9 +63,13 @@ def _weight_name(key: str, expert: int | None) -> str:
     return key if expert is None else f"{key}[{expert}]"
 
 
-def _experts(info: TensorInfo) -> Iterable[int | None]:
+def _experts(info: TensorInfo, config: Mapping[str, Any]) -> Sequence[int | None]:
     """The experts of a fused tensor; of any other None alone."""
     count = num_experts(info.name, info.shape)
+    if count is None and STACKED.fullmatch(info.name) and len(info.shape) == 2:
+        said = config.get("ffn_config")
+        count = said.get("moe_num_experts") if isinstance(said, Mapping) else None
+        count = count if isinstance(count, int) and count > 0 and info.shape[0] % count == 0 else None
     return [None] if count is None else range(count)
 
 
@@ -95,7 +105,8 @@ def make_plan(
     included, excluded = _pattern("include", include), _pattern("exclude", exclude)
     infos = [checkpoint.info(name) for name in checkpoint.names]
     _require_text(checkpoint.names)
-    files = file_names(_weight_name(info.name, expert) for info in infos for expert in _experts(info))
+    experts = {info.name: _experts(info, checkpoint.config) for info in infos}
+    files = file_names(_weight_name(info.name, expert) for info in infos for expert in experts[info.name])
     parts: list[Part] = []
     skipped: dict[str, str] = {}
     for info in infos:
@@ -106,7 +117,7 @@ def make_plan(
             skipped[info.name] = reason
             continue
         checkpoint.require_floating(info.name)
-        parts += _parts_of(info, rank, files)
+        parts += _parts_of(info, experts[info.name], rank, files)
     if not parts:
         raise ValueError(
             f"{checkpoint.source.reference}: no weight is left to decompose with include={include!r}, "
@@ -128,15 +139,22 @@ def _require_text(names: Iterable[str]) -> None:
             raise ValueError(f"weight {name!a}: its name is no Unicode text; use another copy of the checkpoint")
 
 
-def _parts_of(info: TensorInfo, rank: int | None, files: dict[str, str]) -> list[Part]:
-    fused = num_experts(info.name, info.shape) is not None
-    shape = matrix_shape(info.shape[1:] if fused else info.shape)
+def _parts_of(info: TensorInfo, experts: Sequence[int | None], rank: int | None, files: dict[str, str]) -> list[Part]:
+    if experts[0] is None and STACKED.fullmatch(info.name):
+        raise ValueError(
+            f"{info.name}: all experts of a layer in one matrix, and config.json has no ffn_config.moe_num_experts "
+            "that divides it; add the model's config.json, or leave it out with exclude"
+        )
+    if experts[0] is None:
+        shape = matrix_shape(info.shape)
+    else:
+        shape = matrix_shape(info.shape[1:] if len(info.shape) > 2 else (info.shape[0] // len(experts), info.shape[1]))
     if rank is not None and not 1 <= rank <= min(shape):
         raise ValueError(
             f"rank={rank}: weight {info.name!r} of shape {shape[0]}x{shape[1]} allows 1 to {min(shape)}; "
             "choose one of these or leave the weight out with exclude"
         )
-    return [Part(info.name, e, shape, files[_weight_name(info.name, e)]) for e in _experts(info)]
+    return [Part(info.name, e, shape, files[_weight_name(info.name, e)]) for e in experts]
 
 
 def require_one_layout(weights: Iterable[str]) -> None:
