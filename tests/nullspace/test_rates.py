@@ -18,7 +18,6 @@ from subspacelab.nullspace.rates import (
     equal_task_table,
     knowledge_table,
     trainings_table,
-    two_sided_p,
     welch,
 )
 
@@ -62,11 +61,6 @@ def test_equal_task_is_read_between_the_neighbouring_rates_of_each_seed() -> Non
     table = equal_task_table({"lora": LORA, "one": LORA[:2]})
     assert set(table["method"]) == {"lora"}
     assert table.set_index("measure").loc["recall", "mean"] == pytest.approx(0.55)
-
-
-@pytest.mark.parametrize(("t", "df"), [(0.0, 2.0), (2.33, 2.94), (-6.4, 3.9), (1.0, 1.0), (25.0, 30.0)])
-def test_p_is_that_of_scipy(t: float, df: float) -> None:
-    assert two_sided_p(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), rel=1e-9)
 
 
 def test_differences_are_those_of_welch_at_both_places() -> None:

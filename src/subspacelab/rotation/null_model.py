@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 
 import torch
 from jaxtyping import Float
+from scipy.special import stdtr
 from torch import Tensor
 
 from subspacelab.linalg.composition import composition_error
@@ -64,19 +65,11 @@ def stands_out(value: float, ratio: float | None, z: float | None) -> bool:
 def false_alarm_rate(z: float, draws: int) -> float:
     """P(|(x - mean) / std| > z) for a normal x that is itself a random update's, mean and std from `draws` others.
 
-    Student's t with nu = draws - 1 degrees of freedom, times sqrt(1 + 1 / draws); the finite sums of Abramowitz &
-    Stegun 26.7.3 and 26.7.4. For |z| > 3 and > 5: 0.122, 0.049 (3 draws); 0.019, 0.0010 (10); 0.0086, 0.0001 (20).
-    Angles and composition errors are skewed and exceed it: 0.04, 0.02 from 10 draws (benchmarks/null_models.py).
+    Student's t of draws - 1 degrees of freedom, times sqrt(1 + 1 / draws). For |z| > 3 and > 5: 0.122, 0.049 (3 draws);
+    0.019, 0.0010 (10); 0.0086, 0.0001 (20). Angles and composition errors are skewed and exceed it: 0.04, 0.01 from 10
+    draws (benchmarks/null_models.py).
     """
-    nu = draws - 1
-    angle = math.atan(z / math.sqrt(1 + 1 / draws) / math.sqrt(nu))
-    odd = nu % 2
-    term = total = 0.0 if nu == 1 else math.cos(angle) if odd else 1.0
-    for j in range(2 + odd, nu - 1, 2):
-        term *= (j - 1) / j * math.cos(angle) ** 2
-        total += term
-    inside = math.sin(angle) * total
-    return 1 - (2 / math.pi * (angle + inside) if odd else inside)
+    return 2 * float(stdtr(draws - 1, -z / math.sqrt(1 + 1 / draws)))
 
 
 def gaussian_update(shape: tuple[int, ...], norm: float, generator: torch.Generator) -> Float[Tensor, "m n"]:
