@@ -81,7 +81,9 @@ def measure(case: str, chains: Iterable[Chain], draws: int, k: int = K) -> dict[
             family = next((family for family in FAMILIES if column.startswith(family)), None)
             value = row[column]
             if family and isinstance(value, float) and (z := null.z(value)) is not None:
-                found[family].append({"value": value, "null_mean": null.mean, "z": z})
+                found[family].append(
+                    {"value": value, "null_mean": null.mean, "z": z, "out": stands_out(column, value, null)}
+                )
     return found
 
 
@@ -92,8 +94,7 @@ def rates_of(measured: dict[str, list[dict[str, float]]], weights: int, draws: i
     for family, entries in measured.items():
         told = expected_rates(family, draws)
         rates = [sum(abs(e["z"]) > limit for e in entries) / len(entries) for limit in LIMITS]
-        ratios = [e["value"] / e["null_mean"] if e["null_mean"] else None for e in entries]
-        out = sum(stands_out(e["value"], r, e["z"]) for e, r in zip(entries, ratios, strict=True)) / len(entries)
+        out = sum(e["out"] for e in entries) / len(entries)
         allowed = [4 * max(math.sqrt(rate * (1 - rate) / weights), 1 / weights) for rate in told]
         as_told = all(abs(r - e) <= a for r, e, a in zip(rates, told, allowed, strict=True))
         good = (draws < 10 or out <= 0.02) if family in SKEWED else as_told

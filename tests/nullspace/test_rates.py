@@ -72,7 +72,10 @@ def test_differences_are_those_of_welch_at_both_places() -> None:
         assert found["difference"] == pytest.approx(np.mean(a) - np.mean(b))
         assert (found["p"], found["df"]) == pytest.approx((wanted.pvalue, wanted.df))
     assert math.isnan(rows.loc[("chosen rate", "drift"), "p"]), "the values do not vary"
-    assert welch([0.5, 0.5], [0.25, 0.25])["difference"] == 0.25
+    same = welch([0.1] * 3, [0.2] * 3)
+    assert same["difference"] == pytest.approx(-0.1)
+    assert same["standard_error"] == 0
+    assert math.isnan(same["p"]), "none of them varies, though the numpy deviation of [0.1] * 3 is not 0"
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:

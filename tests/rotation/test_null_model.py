@@ -11,6 +11,7 @@ from subspacelab.linalg.svd import svd
 from subspacelab.rotation.layer import Value, measure_weight
 from subspacelab.rotation.null_model import (
     MEASURES,
+    Null,
     false_alarm_rate,
     gaussian_update,
     null_columns,
@@ -63,7 +64,9 @@ def test_random_updates_look_random(random_rows: pd.DataFrame) -> None:
         ratio = random_rows[column].mean() / random_rows[f"{column}_null_mean"].mean()
         # The mean of 25 weights, each of up to 20 % deviation; benchmarks/null_models.py has 0.994 to 1.002 over 200.
         assert ratio == pytest.approx(1, abs=0.15), column
-    z = random_rows[[f"{c}_z" for c in MEASURES if c != "intruders" and f"{c}_z" in random_rows]].to_numpy(dtype=float)
+    z = random_rows[[f"{c}_z" for c in MEASURES if not c.startswith("intruders") and f"{c}_z" in random_rows]].to_numpy(
+        dtype=float
+    )
     z = z[~pd.isna(z)]
     # 1.9 % of Student's t, 4 % of the skewed angles; the columns of a weight hang together.
     assert (abs(z) > 3).mean() < 0.08
@@ -86,10 +89,9 @@ def test_planted_updates_stand_out(lead: bool, sign: int) -> None:
         d1, d2 = (u @ (u.T @ g @ v) @ v.T for g in (g1, g2))
         w1 = w0 + NORM * d1 / d1.norm()
         row = measured(w0, w1, w1 + NORM * d2 / d2.norm(), seed=seed)
-        z = row["principal_energy_01_z"]
-        assert isinstance(z, float)
-        assert sign * z > 5
-        assert stands_out(row["principal_energy_01"], row["principal_energy_01"], z)
+        value, mean, std = (row[f"principal_energy_01{part}"] for part in ("", "_null_mean", "_null_std"))
+        assert sign * row["principal_energy_01_z"] > 5
+        assert stands_out("principal_energy_01", value, Null(mean, std))
 
 
 def test_a_stage_that_goes_on_stands_out() -> None:
@@ -98,6 +100,7 @@ def test_a_stage_that_goes_on_stands_out() -> None:
     assert row["cosine_01_12_null_mean"] == 0
     assert row["cosine_01_12_null_std"] == 1 / math.sqrt(M * N)
     assert row["cosine_01_12_z"] == pytest.approx(math.sqrt(M * N), rel=1e-5)
+    assert stands_out("cosine_01_12", row["cosine_01_12"], Null(0.0, row["cosine_01_12_null_std"]))
 
 
 def test_draws_have_the_norm_of_the_update_and_depend_on_seed_and_name_only() -> None:
@@ -157,18 +160,20 @@ def test_the_rate_of_false_alarms_is_that_of_normal_draws(draws: int, z: float) 
 
 
 @pytest.mark.parametrize(
-    ("value", "ratio", "z", "expected"),
+    ("column", "value", "mean", "std", "expected"),
     [
-        (3.0, 1.04, 10.0, False),
-        (3.0, 1.5, 4.0, False),
-        (3.0, 1.5, 6.0, True),
-        (3.0, 0.7, -6.0, True),
-        (3.0, 0.7, None, False),
-        (0.04, None, 30.0, False),
-        (-0.2, None, -30.0, True),
+        ("nss_01", 1.04, 1.0, 0.004, False),
+        ("nss_01", 1.5, 1.0, 0.125, False),
+        ("nss_01", 1.5, 1.0, 0.08, True),
+        ("nss_01", 0.7, 1.0, 0.05, True),
+        ("nss_01", 0.7, 1.0, None, False),
+        ("cosine_01_12", 0.04, 0.0, 0.001, False),
+        ("cosine_01_12", -0.2, 0.0, 0.001, True),
+        ("intruders_01", 0, 0.0, 0.0, False),
+        ("intruders_01", 3, 0.0, 0.0, True),
     ],
 )
 def test_both_ratio_and_z_must_say_something(
-    value: float, ratio: float | None, z: float | None, expected: bool
+    column: str, value: float, mean: float, std: float | None, expected: bool
 ) -> None:
-    assert stands_out(value, ratio, z) is expected
+    assert stands_out(column, value, Null(mean, std)) is expected

@@ -123,7 +123,7 @@ def train(
     name = canonical_arch(arch)
     cached = Features(features)
     asked = {flag: flags[flag] for flag in context.params if context.get_parameter_source(flag).name != "DEFAULT"}  # type: ignore[union-attr]
-    params = asked if resume else asdict(settings) | {"rank": rank, "seed": seed}
+    params = dict(asked) if resume else asdict(settings) | {"rank": rank, "seed": seed}
     params |= {"arch": name, "features": features, "resume": resume}
     with open_run("lowrank", f"{'resume' if resume else 'train'} {name}", params=params, enabled=track) as tracker:
         with open_hand_log(params, tracker.log_metrics) as (hand, log):

@@ -116,7 +116,7 @@ class TrainAdapterConfig(TrainSettings):
     lr_by_method: dict[str, float] = field(default_factory=dict)
     """Learning rates of methods that learn the task at another one than `lr`."""
     rate_factors: list[float] = field(default_factory=lambda: [1.0])
-    """Times a method's learning rate: the first seed trains at each product, one is chosen on validation problems."""
+    """Times a method's learning rate: every seed trains at each product, one is chosen on validation problems."""
     knowledge: KnowledgeSettings | None = None
     """How knowledge is measured afterwards; null leaves that out."""
 

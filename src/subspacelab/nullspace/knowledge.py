@@ -26,7 +26,7 @@ from subspacelab.nullspace.windows import text_windows
 BASE = "base"
 """The row of the model without an adapter."""
 GROUPS = ("calibrated", "uncalibrated")
-"""Facts whose question is in the calibration text, and those whose question is not."""
+"""Facts whose question is in the calibration part of `KnowledgeSettings.text`, and those whose question is not."""
 RECALLS = tuple(f"{kind}{group}" for group in ("", *(f"_{g}" for g in GROUPS)) for kind in ("recall", "recall_begun"))
 MEASURES = (*RECALLS, "task", "validation", "geometric_mean", "drift", "update_norm")
 
@@ -40,7 +40,7 @@ class Knowledge:
     recall_begun: float
     """Share of old facts whose answer begins with the right one: known, whether or not the model then stops."""
     recall_calibrated: float | None
-    """recall of the facts whose question is in the calibration text; None where there is none."""
+    """recall of the facts whose question is in the calibration part of the text; None where there is none."""
     recall_begun_calibrated: float | None
     """recall_begun of these."""
     recall_uncalibrated: float | None

@@ -38,8 +38,7 @@ def read_knowledge(path: Path) -> tuple[Knowledge | None, list[Training]]:
     if content["base"] is None:
         return None, []
     base = validate(Knowledge, content["base"], where=f"{path}: base")
-    trainings = enumerate(content["trainings"])
-    return base, [validate(Training, given, where=f"{path}: training {i}") for i, given in trainings]
+    return base, validate(list[Training], content["trainings"], where=f"{path}: trainings")
 
 
 def record_training(

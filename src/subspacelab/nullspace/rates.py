@@ -68,7 +68,7 @@ def knowledge_table(base: Knowledge | None, found: Mapping[str, Sequence[Trainin
             row: dict[str, Any] = {"method": method, "rate": rate, "chosen": same[0].chosen, "num_seeds": len(same)}
             for name in MEASURES:
                 row[f"{name}_mean"] = float(values[name].mean())
-                row[f"{name}_std"] = float(values[name].std()) if len(same) > 1 else 0.0
+                row[f"{name}_std"] = float(values[name].std()) if len(same) > 1 else 0.0 * row[f"{name}_mean"]
             rows.append(row)
     spreads = [f"{name}_{kind}" for name in MEASURES for kind in ("mean", "std")]
     return pd.DataFrame(rows, columns=["method", "rate", "chosen", "num_seeds", *spreads])
@@ -134,9 +134,9 @@ def _values(trainings: Sequence[Training], at: str, measure: str) -> list[float]
 def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     """mean(a) - mean(b), its standard error, the degrees of freedom and two-sided p of Welch's t-test (1947)."""
     difference = float(np.mean(a) - np.mean(b))
-    error = math.sqrt(sum(float(np.var(x, ddof=1)) / len(x) for x in (a, b)))
+    error = math.sqrt(sum(float(np.var(x, ddof=1)) / len(x) for x in (a, b) if np.ptp(x)))
     df = p = math.nan
-    if error:
+    if np.ptp(a) or np.ptp(b):  # the deviation of three equal numbers may be 1e-17
         from scipy import stats  # half a second, which a training need not wait for
 
         test = stats.ttest_ind(a, b, equal_var=False)

@@ -27,8 +27,9 @@ def train_seeds(
     """Trains `built/seed-<seed>` for each seed there is at each of its method's rates, and writes what they know.
 
     The adapters of the rate that `choose_rate` takes go to `trained/seed-<seed>/ft`; of the others what they know is
-    kept. Trainings lie in `work_dir` until all are done, so that a killed run goes on where it was. The first seed's
-    curves have plain names, the others' begin with `seed-<seed>/`; of several rates all begin with `rate-<rate>/`.
+    kept. Trainings lie in `work_dir` until all are done and recorded, so that a killed run goes on where it was. The
+    first seed's curves have plain names, the others' begin with `seed-<seed>/`; of several rates all begin with
+    `rate-<rate>/`.
     `knowledge` is written in any case: without `settings.knowledge` it holds no base and no training.
     """
     adapters = seed_folders(built)
@@ -60,10 +61,10 @@ def train_seeds(
         track_knowledge(built.name, base, found, tracker)
     write_knowledge(knowledge, base, found)
     knows = {(t.rate, t.seed): t.knowledge for t in found}
+    for seed in adapters:
+        record_training(results[chosen, seed], knows.get((chosen, seed)), tracker)
     for seed, adapter in adapters.items():
-        result = results[chosen, seed]
-        record_training(result, knows.get((chosen, seed)), tracker)
-        move_folder(result.folder.parent, work_dir / trained.name / adapter.name)
+        move_folder(results[chosen, seed].folder.parent, work_dir / trained.name / adapter.name)
     move_folder(work_dir / trained.name, trained)
     return found
 

@@ -45,21 +45,22 @@ class Null:
         return (value - self.mean) / self.std if self.std else None
 
 
-def stands_out(value: float, ratio: float | None, z: float | None) -> bool:
+def stands_out(column: str, value: float, null: Null) -> bool:
     """Whether a measure is both improbable and of another size than a random update's: the rule of every summary.
 
-    |z| > 5, and the `ratio` of value to null mean outside 0.8 to 1.25; of a cosine, whose null mean is 0 (`ratio` is
-    None), |cosine| > 0.1.
+    |z| > 5, and the ratio of value to null mean outside 0.8 to 1.25; of a cosine, whose null mean is 0,
+    |cosine| > 0.1. A count of which all draws agree (`intruders`) need only differ from them.
 
     z alone will not do: sums over many entries hardly vary between draws, so an angle 4 % above random may have z = 10.
     The ratio alone will not do for small weights, where draws differ by that much. 0.8 to 1.25 is the range within
     which bioequivalence calls two means equal; 0.1 is Cohen's (1988) small correlation. `false_alarm_rate` says how
     often |z| > 5 comes about by chance.
     """
-    if z is None:
+    if null.std is None or abs(value - null.mean) <= LARGE_Z * null.std:
         return False
-    far = abs(value) > LARGE_COSINE if ratio is None else not RATIOS[0] <= ratio <= RATIOS[1]
-    return abs(z) > LARGE_Z and far
+    if column.startswith("cosine"):
+        return abs(value) > LARGE_COSINE
+    return not RATIOS[0] * null.mean <= value <= RATIOS[1] * null.mean
 
 
 def false_alarm_rate(z: float, draws: int) -> float:
@@ -107,7 +108,7 @@ def null_columns(
     if {"01", "12"} <= norms.keys():
         found["cosine_01_12"] = Null(0.0, random_cosine_deviation(m, n))
     drawn = [_measure_draw(chain, norms, k, generator_for(seed, name, "null", str(i))) for i in range(draws)]
-    for column in drawn[0]:
+    for column in drawn[0] if drawn else ():
         values = [draw[column] for draw in drawn]
         found[column] = Null(fmean(values), stdev(values) if draws > 1 else None)
     return found
@@ -147,13 +148,15 @@ def _measure_draw(
         assert start.dense is not None
         update = gaussian_update(start.dense.shape, norm, generator).to(start.dense.device)
         found[f"update_stable_rank_{pair}"] = stable_rank(update)
-        moved = Weight(svd(start.dense.double() + update), None)
+        if pair == "12" and middle is not None and end is not None:
+            found |= _compose(chain[0], middle, end.add_(update))
+            middle = end = None  # two matrices of the weight's size, no longer needed
+        summed = update.add_(start.dense)
+        moved = Weight(svd(summed), None)
         change = asdict(measure_change(start, moved, k))
         found |= {pair_column(field, pair): change[field] for field in TURN if not _is_whole(field, start, k)}
         if pair == "01":
-            middle, end = moved, start.dense.double().add_(update)
-        elif pair == "12" and middle is not None and end is not None:
-            found |= _compose(chain[0], middle, end.add_(update))
+            middle, end = moved, summed
     return found
 
 

@@ -11,7 +11,7 @@ from subspacelab.reports.tables import print_table, show_number
 from subspacelab.rotation.compare import Comparison
 from subspacelab.rotation.factors import Decomposition, FactorRecord
 from subspacelab.rotation.layer import PAIRS
-from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, MEASURES, RATIOS, stands_out
+from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, MEASURES, RATIOS, Null, stands_out
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
@@ -166,7 +166,8 @@ def _update_row(label: str, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _null_row(column: str, found: Mapping[str, Any], num_weights: int) -> list[str]:
-    mark = "*" if stands_out(found["mean"] or 0, found["ratio"], found["z"]) else ""
+    null = Null(found["null_mean"] or 0.0, found["null_std"])
+    mark = "*" if found["null_count"] and stands_out(column, found["mean"], null) else ""
     numbers = [show_number(found[part]) for part in ("mean", "null_mean")]
     numbers += [show_number(found["null_std"], 2), show_number(found["ratio"]), show_number(found["z"])]
     return [column, *numbers, mark, f"{num_weights}/{found['null_count']}"]

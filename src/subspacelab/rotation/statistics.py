@@ -56,7 +56,8 @@ def describe(layers: pd.DataFrame) -> dict[str, Any]:
 def _null_moments(layers: pd.DataFrame, column: str) -> dict[str, float | int | None]:
     """The mean of a measure against that of random updates, drawn independently for each of the n weights.
 
-    The deviation of the mean of n such updates is sqrt(sum of the weights' variances) / n.
+    The deviation of the mean of n such updates is sqrt(sum of the weights' variances) / n. As in each weight's z, the
+    error of the null mean itself is left out: with N draws z is too large by a factor of up to sqrt(1 + 1 / N).
     """
     rows = layers.dropna(subset=[column, f"{column}_null_mean"])
     if rows.empty:
@@ -72,11 +73,12 @@ def standing_out(layers: pd.DataFrame) -> list[dict[str, Any]]:
     """Every measure of every weight that differs from a random update's by the rule of `null_model.stands_out`."""
     found = []
     for column in null_measures(layers):
-        for row in layers.dropna(subset=[f"{column}_z"]).to_dict("records"):
-            value, mean, z = (row[c] for c in (column, f"{column}_null_mean", f"{column}_z"))
-            ratio = value / mean if mean else None
-            if stands_out(value, ratio, z):
-                found.append({"weight": row["weight"], "measure": column, "value": value, "ratio": ratio, "z": z})
+        for row in layers.dropna(subset=[column, f"{column}_null_std"]).to_dict("records"):
+            value, null = row[column], Null(row[f"{column}_null_mean"], row[f"{column}_null_std"])
+            if stands_out(column, value, null):
+                ratio = value / null.mean if null.mean else None
+                entry = {"weight": row["weight"], "measure": column, "value": value, "ratio": ratio}
+                found.append(entry | {"z": null.z(value)})
     return found
 
 
