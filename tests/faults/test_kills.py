@@ -27,8 +27,8 @@ STAGES = (
     "checkpoint_base",
     "checkpoint_rl_stage1",
 )
-# Their loop and snapshots are those of checkpoint_llm, its door that of the other adapter.
-ONLY_IN_FULL = {"checkpoint_base", "checkpoint_rl_stage1", "build_adapter@corda"}
+# Their loop and snapshots are those of checkpoint_llm, their doors those of the other adapter and network.
+ONLY_IN_FULL = {"checkpoint_base", "checkpoint_rl_stage1", "build_adapter@corda", "train_lowrank@ResMLP"}
 COLUMNS = ("stage", "kills", "in mid-work", "found work", "same bytes", "unbroken", "continued (median)")
 
 
