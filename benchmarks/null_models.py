@@ -1,4 +1,4 @@
-"""Claim: to room 1's null model random updates look random at the rate that it tells, and planted ones stand out.
+"""Claim: to rotation's null model random updates look random at the rate that it tells, and planted ones stand out.
 
 Matrices of 48 x 32 with a decaying spectrum, norm 1, and two updates of norm 0.05 each; leading frame k = 8.
 - random: both updates Gaussian. |z| > 3 and > 5 come about as often as `false_alarm_rate` says (Student's t, for

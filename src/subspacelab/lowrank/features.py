@@ -71,6 +71,10 @@ class FeatureMeta:
         """min(tokens, dim): what a rank is a rank of."""
         return min(self.tokens, self.dim)
 
+    def describe_rank(self, rank: int) -> str:
+        """A rank beside what it could be at most: "rank 128 of 256"."""
+        return f"rank {rank} of {self.full_rank}"
+
     def as_json(self) -> dict[str, Any]:
         """The content of meta.json."""
         return asdict(self)

@@ -86,7 +86,7 @@ def train(
             trainer.progress.until = settings.epochs
             trainer.save_start()  # from now on the folder is known to be this training's
         trainer.run()
-    return TrainingResult(folder, trainer.progress, f"rank {trainer.job['rank']} of {features.meta.full_rank}")
+    return TrainingResult(folder, trainer.progress, features.meta.describe_rank(trainer.job["rank"]))
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def resume_training(
             trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
             trainer.save_start()
         trainer.run()
-    return TrainingResult(folder, trainer.progress, f"rank {trainer.job['rank']} of {features.meta.full_rank}")
+    return TrainingResult(folder, trainer.progress, features.meta.describe_rank(trainer.job["rank"]))
 
 
 def _require_features(folder: Path, saved: SavedTraining, features: Features) -> None:

@@ -94,7 +94,7 @@ def _draw_one(
     original, by_method = maps(x).numpy(), {name: maps(y).numpy() for name, y in approximated.items()}
     summed = {name: (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
     of_channels, of_errors, overlay = (output_dir / name for name in file_names(image_idx)[:3])
-    rank = f"rank {contest.rank} of {features.meta.full_rank}"
+    rank = features.meta.describe_rank(contest.rank)
     return [
         draw_channels(of_channels, original, by_method, picture, rank=rank),
         draw_errors(of_errors, original, by_method, picture, rank=rank),
