@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -91,8 +92,10 @@ def test_the_second_of_two_repros_at_once_is_told_so_and_harms_nothing(clone: Cl
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)  # else it may be done before the second has begun
     second = start(clone, "repro", "scenes")
     said = "".join(second.communicate())
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 0, first.communicate()
     assert second.returncode != 0
     assert "is busy" in said or "lock" in said, said

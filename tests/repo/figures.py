@@ -5,9 +5,10 @@
 A figure is a number outside of code and link targets that has a decimal point, an exponent or a unit (%, times, a unit
 of time, memory, speed or angle), that follows +-, or that is a share (14 of 28, 1/45) or a clock time (13:04).
 
-docs/figures.yaml has three parts. `files` gives each result file a name, under the command that makes it. `figures` has
-templates for one or more documents: f-strings over those names and over `files`, the dictionary of them all, with abs,
-len, max, mean, min, round and sum; `{each: [...], text: ...}` is one template for several values of `it`. What a
+docs/figures.yaml has four parts. `files` gives each result file a name, under the command that makes it; `names` gives
+one to what several templates need, by an expression over the names before it. `figures` has templates for one or more
+documents: f-strings over those names and over `files`, the dictionary of all files, with abs, len, max, mean, min,
+round and sum; `{each: [...], text: ...}` is one template for several values of `it`. What a
 template renders to must stand in each of its documents, whatever its line breaks. `constants` are texts with numbers
 that nobody measured, each with the reason.
 
@@ -66,23 +67,22 @@ def read_results(root: Path, path: str, committed: bool) -> Any:
     return pd.read_csv(io.StringIO(text), comment="#", index_col=0)
 
 
-def render(template: str, names: dict[str, Any]) -> str:
-    """The f-string `template` over `names`: our own committed text, without Python's other built-in names."""
+def value(expression: str, names: dict[str, Any]) -> Any:
+    """An expression over `names`: our own committed text, without Python's other built-in names."""
     try:
-        return eval(f'f"""{template}"""', {"__builtins__": FUNCTIONS} | names)
+        return eval(expression, {"__builtins__": FUNCTIONS} | names)
     except Exception as e:
-        e.add_note(f"{FIGURES}: {template}")
+        e.add_note(f"{FIGURES}: {expression}")
         raise
 
 
 def rendered(entries: list[Any], names: dict[str, Any]) -> Iterator[str]:
     """What the templates of some documents render to."""
     for entry in entries:
-        if isinstance(entry, str):
-            yield render(entry, names)
-        else:
-            for it in entry["each"]:
-                yield render(entry["text"], names | {"it": Record(it) if isinstance(it, dict) else it})
+        each = [entry] if isinstance(entry, str) else entry["each"]
+        template = entry if isinstance(entry, str) else entry["text"]
+        for it in each:
+            yield value(f'f"""{template}"""', names | {"it": Record(it) if isinstance(it, dict) else it})
 
 
 def spans(text: str, document: str) -> list[tuple[int, int]]:
@@ -97,6 +97,8 @@ def problems(root: Path = ROOT, committed: bool = True) -> list[str]:
     files = {name: path for made in settings["files"].values() for name, path in made.items()}
     names: dict[str, Any] = {name: read_results(root, path, committed) for name, path in files.items()}
     names["files"] = dict(names)
+    for name, expression in settings["names"].items():
+        names[name] = value(expression, names)
     texts: dict[str, list[str]] = {}
     for documents, entries in settings["figures"].items():
         for document in documents.split():
