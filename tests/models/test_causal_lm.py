@@ -292,6 +292,15 @@ def test_layers_that_peft_takes_for_experts_are_left_out() -> None:
     assert {name for name, _ in lora_layers(live)} == set(linears)
 
 
+def test_a_weight_that_two_layers_share_is_counted_once() -> None:
+    model = tiny_model()
+    first, second = (layer.mlp for layer in model.model.layers)
+    second.up_proj.weight = first.up_proj.weight
+    found = reach(model, target_linears(model, ["up_proj"]))
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.reached == first.up_proj.weight.numel()
+
+
 def test_a_share_below_one_in_a_hundred_is_not_nothing() -> None:
     assert Reach(1000, 1, {}).said() == "warning: adapters reach less than 1 % of 1,000 parameters, less than a third"
 

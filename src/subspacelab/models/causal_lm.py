@@ -324,11 +324,11 @@ class Reach:
 
 def reach(model: Any, linears: Mapping[str, nn.Linear]) -> Reach:
     """How much of the model `linears` are; experts kept in one tensor, embeddings and norms are no linear layers."""
-    mine = {id(linear.weight) for linear in linears.values()}
+    mine = {id(linear.weight): linear.weight.numel() for linear in linears.values()}  # two layers may share one weight
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in mine:
             kind = re.sub(r"\.\d+(?=\.|$)", ".*", name)
             sizes[kind] = sizes.get(kind, 0) + parameter.numel()
-    reached = sum(linear.weight.numel() for linear in linears.values())
+    reached = sum(mine.values())
     return Reach(reached + sum(sizes.values()), reached, sizes)
