@@ -17,7 +17,8 @@ from subspacelab.norms.zero_centred import is_zero_centred, zero_centred_type
 
 # For families outside the table: lookup tables and patch projections by their usual names.
 GENERAL_EMBEDDING = re.compile(
-    r"(?:.*\.)?(?P<part>wte|wpe|shared|(?:cls|class|register|reg|storage)_tokens?|(?!embed_out)\w*emb(?:ed\w*)?)"
+    r"(?:.*\.)?(?P<part>wte|wpe|shared|(?:cls|class|register|reg|storage)_tokens?|"
+    r"(?!embed_out|embed\w*_(?:proj|mapp))\w*emb(?:ed\w*)?)"
     r"(?:\.(?:proj|projection))?(?:\.weight)?",
     re.IGNORECASE,
 )
