@@ -1,5 +1,7 @@
 import json
 import os
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
@@ -140,6 +142,49 @@ def test_a_ramp_from_black_to_white_stays_one(values: np.ndarray, kind: str) -> 
     pixels = _pixels(_encoded(Image.fromarray(values), kind))
     # Whole numbers are cut before they are scaled, and JPEG 2000 is lossless here: one grey at most.
     np.testing.assert_allclose(pixels, np.repeat(RAMP[..., None] * 255, 3, axis=2), rtol=0, atol=1)
+
+
+def _tiff(values: np.ndarray, bits: int = 16, kind: int = 1, photometric: int = 1) -> bytes:
+    """A TIFF by hand, for Pillow writes none of these; of 12 bits two values fill three bytes."""
+    data = values.tobytes()
+    if bits == 12:
+        pairs = values.reshape(-1, 2).astype(int)
+        data = b"".join(int(a << 12 | b).to_bytes(3, "big") for a, b in pairs)
+    tags = {256: 28, 257: 28, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 28, 279: len(data), 339: kind}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, v) for tag, v in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        _tiff((RAMP * 4095).astype("<u2"), bits=12),
+        _tiff((RAMP * 32767).astype("<i2"), kind=2),
+        _tiff((RAMP * 65535 - 32768).astype("<i2"), kind=2),
+        _tiff((RAMP * (2**32 - 1)).astype("<u4"), bits=32),
+        _tiff((65535 - RAMP * 65535).astype("<u2"), photometric=0),
+        _tiff((1 - RAMP).astype("<f4"), bits=32, kind=3, photometric=0),
+        b"P5 28 28 1023\n" + (RAMP * 1023).astype(">u2").tobytes(),
+        b"Pf\n28 28\n-1.0\n" + (RAMP * 1.5).astype("<f4")[::-1].tobytes(),
+    ],
+)
+def test_what_pillow_does_not_tell_of_a_ramp_is_asked_of_its_file(encoded: bytes) -> None:
+    np.testing.assert_allclose(_pixels(encoded), np.repeat(RAMP[..., None] * 255, 3, axis=2), rtol=0, atol=1)
+
+
+def test_a_few_grey_levels_in_floats_stay_dark() -> None:
+    levels = np.floor(RAMP * 8).astype(np.float32)
+    assert (_pixels(_encoded(Image.fromarray(levels), "TIFF"))[..., 0] == levels).all()
+
+
+def test_the_clear_grey_of_16_bits_is_white_as_that_of_8_is() -> None:
+    header, data = b"IHDR" + struct.pack(">IIBBBBB", 28, 28, 16, 0, 0, 0, 0), (RAMP > 0.5) * 20_000
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in data)
+    chunks = (header, b"tRNS\0\0", b"IDAT" + zlib.compress(rows), b"IEND")
+    encoded = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    expected = np.where(data == 0, 255, round(20_000 / 257))
+    assert (_pixels(b"\x89PNG\r\n\x1a\n" + encoded)[..., 0] == expected).all()
 
 
 def test_a_dark_picture_of_16_bits_stays_dark() -> None:

@@ -169,12 +169,20 @@ def test_a_byte_order_mark_is_obeyed_and_is_no_text(tmp_path: Path, name: str, e
     assert "".join(read_texts(str(tmp_path / name)) + read_texts(str(tmp_path / name), split="test")) == text
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_wide_characters_without_a_mark_are_no_utf_8(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "x.txt").write_text("a red fox", encoding=encoding)
+    with pytest.raises(ValueError, match=r"x\.txt: not UTF-8 text \(zero bytes"):
+        read_texts(str(tmp_path / "x.txt"))
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize(
     "column",
     [
         pa.array(["a b", None, "c d"]),
         pa.array(["a b", "", "c d"], pa.large_string()),
+        pa.array(["a b", "", "c d"], pa.string_view()),
         pa.array(["a b", None, "c d"]).dictionary_encode(),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.language_models import FAMILIES, tiny_model, write_tiny_lm
 from torch import nn
@@ -20,6 +21,8 @@ from subspacelab.models.causal_lm import (
     target_linears,
     unused_weights,
 )
+from subspacelab.models.lora_folder import lora_config
+from subspacelab.models.lora_freeze import lora_layers
 
 CPU = torch.device("cpu")
 
@@ -274,6 +277,28 @@ def test_adapters_are_for_layers_that_give_one_product() -> None:
     assert not any(name.endswith("router") for name in target_linears(llama4))
     falcon = transformers.FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
     assert len(target_linears(transformers.AutoModelForCausalLM.from_config(falcon))) == 4
+
+
+def test_layers_that_peft_takes_for_experts_are_left_out() -> None:
+    """Of DeepSeek-V3 and kin PEFT turns `gate_proj` into the fused experts: what we built would lie elsewhere."""
+    sizes = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+    experts = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2}
+    config = transformers.DeepseekV3Config(**INNER, **sizes, **experts, first_k_dense_replace=1)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    linears = target_linears(model)
+    assert len(linears) == 10
+    assert all(".self_attn." in name for name in linears)
+    live = get_peft_model(model, lora_config(list(linears), 2))
+    assert {name for name, _ in lora_layers(live)} == set(linears)
+
+
+def test_a_weight_that_two_layers_share_is_counted_once() -> None:
+    model = tiny_model()
+    first, second = (layer.mlp for layer in model.model.layers)
+    second.up_proj.weight = first.up_proj.weight
+    found = reach(model, target_linears(model, ["up_proj"]))
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.reached == first.up_proj.weight.numel()
 
 
 def test_a_share_below_one_in_a_hundred_is_not_nothing() -> None:

@@ -311,6 +311,18 @@ def test_a_config_of_another_kind_of_adapter_never_reaches_peft(tmp_path: Path, 
         load_plain(base, tmp_path / "adapter", device=CPU)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"lora_alpha": 64}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"target_modules": ["q_proj"]}],
+)
+def test_a_config_by_which_peft_would_make_another_adapter_is_named(tmp_path: Path, changed: dict[str, Any]) -> None:
+    save_adapter(attach(write_tiny_lm(tmp_path / "base"), "moved"), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    write_json(path, read_json(path) | changed)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {next(iter(changed))} is .*, it was written as"):
+        open_adapter(tmp_path / "adapter")
+
+
 def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     live = attach(write_tiny_lm(tmp_path / "base"), "moved_frozen")
     save_adapter(live, tmp_path / "adapter")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import GPT2Config, LlamaConfig, OPTConfig, PreTrainedTokenizerFast, RobertaConfig
+from transformers import GPT2Config, LlamaConfig, MptConfig, OPTConfig, PreTrainedTokenizerFast, RobertaConfig
 
 from subspacelab.models import tokens
 from subspacelab.models.tokens import (
@@ -50,6 +50,12 @@ def test_a_prompt_begins_as_the_tokenizer_makes_it_and_has_no_end_in_its_midst(
     assert tokenizer.decode(plain) == "why?"
 
 
+@pytest.mark.parametrize("first", ["", "<s>", "<s><s>", "</s>", "why?"])
+def test_the_prefix_does_not_depend_on_the_text_that_it_is_seen_on(first: str) -> None:
+    assert prefix_of(tokenizer_of("<s> $A </s>"), first) == [BOS]
+    assert prefix_of(tokenizer_of("$A </s>"), first) == prefix_of(tokenizer_of(), first) == []
+
+
 def test_a_response_is_encoded_where_it_stands_and_not_as_a_text_of_its_own() -> None:
     tokenizer = tokenizer_of("<s> $A", space=True)
     assert tokenizer.convert_ids_to_tokens(encode(tokenizer, ["ab"])[0]) == ["▁", "a", "b"]
@@ -72,6 +78,7 @@ def test_a_long_text_is_given_in_parts_and_none_is_lost(monkeypatch: pytest.Monk
 def test_positions_are_those_that_a_text_can_have() -> None:
     assert max_positions(CONFIG) == 8
     assert max_positions(GPT2Config(n_positions=32)) == 32
+    assert max_positions(MptConfig(max_seq_len=16)) == 16
     assert max_positions(OPTConfig(max_position_embeddings=16)) == 16
     # RoBERTa counts from the padding's id + 1 on: 514 rows for 512 tokens.
     assert max_positions(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512

@@ -175,7 +175,11 @@ KINDS = {
     "embeddings.position_embeddings.weight": "position",
     "embeddings.token_type_embeddings.weight": "token type",
     "transformer.segment_embedding.weight": "token type",
+    "shared.weight": "token",
     "embeddings.lang_embeddings.weight": "other",
+    "model.prototype_embeddings.weight": "other",
+    "embed_region.weight": "other",
+    "composer_embed.weight": "other",
     "visual.patch_embed.proj.weight": "patch",
     "embeddings.cls_token": "class token",
     "embeddings.register_tokens": "register",
@@ -190,6 +194,7 @@ KINDS = {
 def test_tables_of_an_unknown_family_have_their_kinds_and_only_tokens_are_words(tmp_path: Path) -> None:
     shapes = dict.fromkeys(KINDS, (3, 4)) | {"embeddings.cls_token": (1, 1, 4)}
     none = {"model.layers.1.mlp.experts.0.up_proj.weight": (3, 4), "model.layers.1.dense.gate.weight": (3, 4)}
+    none |= {"embeddings_project.weight": (3, 4), "encoder.embedding_hidden_mapping_in.weight": (3, 4)}
     none |= {"lm_head.weight": (3, 4), "embed_out.weight": (3, 4), "model.router.norm.weight": (4,)}
     folder = zoo.write_model(tmp_path, zoo.Model({"model_type": "novel"}, shapes | none, torch.float32))
     write_tokenizer(folder, 3)

@@ -53,6 +53,7 @@ def test_statistics_are_of_the_scale_that_multiplies(tmp_path: Path) -> None:
     [
         ({"model_type": "gemma2"}, "gemma2"),
         ({"model_type": "llama"}, None),
+        ({"model_type": "moonshine_streaming"}, "moonshine_streaming"),
         ({"model_type": "gemma3n"}, None),  # the third Gemma stores the scale itself
         ({"architectures": ["Gemma3ForCausalLM"]}, "gemma3"),
         ({"architectures": ["Gemma3TextModel"]}, "gemma3_text"),

@@ -282,6 +282,14 @@ def test_bad_requests_are_refused_in_one_line(bases: Path, tmp_path: Path, case:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_weight_that_two_layers_share_is_never_moved_twice() -> None:
+    linears = {"first": torch.nn.Linear(8, 8), "second": torch.nn.Linear(8, 8)}
+    linears["second"].weight = linears["first"].weight
+    build._require_rank(2, linears, METHODS["lora_null_v2"])
+    with pytest.raises(ValueError, match="first and second share one weight, which would be moved twice"):
+        build._require_rank(2, linears, METHODS["pissa"])
+
+
 def test_a_folder_of_other_things_is_not_replaced(bases: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"holds 'thesis\.tex', no part of an adapter, and would be replaced"):

@@ -3,14 +3,23 @@
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
 from functools import cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 """Formats that Pillow knows and does not decode itself: it starts Ghostscript, asks Windows, or has a stub only."""
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+"""Tags of a TIFF."""
+WHITE_IS_ZERO = 0
+WHITE = {12: 4095, 16: 65535, 32: 65535}
+"""Bits of whole numbers to the brightest; 32 bits mostly hold 16."""
+LIGHT = 16
+"""Floats beyond 1 up to this are amounts of light, not of 255."""
 _DAMAGE = (
     *(OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -33,15 +42,17 @@ def _formats() -> tuple[str, ...]:
 def decode_rgb(encoded: bytes, name: str) -> Image.Image:
     """The first frame in RGB, turned as its EXIF says, transparency on white; ValueError names what cannot be read.
 
-    White is 65535 for 16 bits. Floats are of [0, 1] or of [0, 255], whichever holds them all; floats and 32-bit
-    integers beyond go from their own minimum (black) to their own maximum (white). Pictures of more than twice
-    `PIL.Image.MAX_IMAGE_PIXELS` are refused.
+    White is 65535 for 16 bits, 4095 for 12. Floats are of [0, 1] or of [0, 255], whichever holds them all; floats and
+    32-bit integers beyond, and floats up to 16 that are no whole numbers, go from their own minimum (black) to their
+    own maximum (white). Pictures of more than twice `PIL.Image.MAX_IMAGE_PIXELS` are refused.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and of odd metadata; an error is one line of ours
             image = Image.open(BytesIO(encoded), formats=_formats())
-            return _on_white(_eight_bits(ImageOps.exif_transpose(image)))
+            stored = getattr(image, "tag_v2", {})  # a picture that is turned has none
+            tags = {tag: stored[tag] for tag in (BITS, PHOTOMETRIC, SAMPLE_FORMAT) if tag in stored}
+            return _on_white(_eight_bits(ImageOps.exif_transpose(image), tags))
     except _DAMAGE as e:
         reason = "of no known format" if isinstance(e, UnidentifiedImageError) else " ".join(str(e).split())
         raise ValueError(f"{name}: not a picture that can be read ({reason}); restore it or leave it out") from e
@@ -58,22 +69,34 @@ def has_known_format(encoded: bytes) -> bool:
     return True
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion clips what is above 255: a 16-bit picture is white then, and one of [0, 1] black."""
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Pillow's own conversion clips what is above 255: a 16-bit picture is white then, and one of [0, 1] black.
+
+    `tags` are a TIFF's: Pillow reads 12 bits as 16, unsigned 32 as signed, and white as black where 0 means white.
+    """
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image, dtype=np.float64)
+    bits, kind = (tags.get(tag, (default,))[0] for tag, default in ((BITS, 16), (SAMPLE_FORMAT, 1)))
+    stored = np.asarray(image)
+    values = (stored.view(np.uint32) if (image.mode, bits, kind) == ("I", 32, 1) else stored).astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("NaN or infinity among its pixels")
-    low, high = _range(values, whole=image.mode != "F")
-    return Image.fromarray(np.rint((values - low) * (255 / (high - low or 1))).astype(np.uint8))
+    low, high = _range(values, None if image.mode == "F" else 32767 if (bits, kind) == (16, 2) else WHITE.get(bits))
+    grey = (values - low) * (255 / (high - low or 1))
+    grey = 255 - grey if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey[values == clear] = 255
+    return Image.fromarray(np.rint(grey).astype(np.uint8))
 
 
-def _range(values: np.ndarray, *, whole: bool) -> tuple[float, float]:
-    """Black and white of one-channel pictures of more than 8 bits."""
+def _range(values: np.ndarray, white: int | None) -> tuple[float, float]:
+    """Black and white of one channel of more than 8 bits; `white` is that of whole numbers, None for floats."""
     low, high = float(values.min()), float(values.max())
-    white = next((w for w in ((65535,) if whole else (1, 255)) if low >= 0 and high <= w), None)
-    return (low, high) if white is None else (0, white)
+    if white is None:
+        # Light beyond 1, as of a camera, is not 255 times darker than white; a few grey levels are whole numbers.
+        of_bytes = high > LIGHT or not (values % 1).any()
+        white = 1 if high <= 1 else 255 if of_bytes else 0
+    return (0, white) if low >= 0 and high <= white else (low, high)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -54,6 +54,10 @@ def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as raw:
             head = raw.peek(4)
             encoding = next((name for bom, name in _BOMS if head.startswith(bom)), encoding)
+            if encoding == "utf-8" and b"\0" in head[:4]:
+                raise ValueError(
+                    f"{path}: not UTF-8 text (zero bytes, as in UTF-16 without a mark); convert it to UTF-8"
+                )
             with io.TextIOWrapper(raw, encoding=encoding) as file:
                 yield file
     except UnicodeDecodeError as e:

@@ -248,7 +248,8 @@ def trunk_of(model: Any) -> Any:
 def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str, nn.Linear]:
     """Module name -> linear layer, in the model's order: all `nn.Linear` but the output head, tied or not.
 
-    A subclass with a forward pass of its own is left out: Llama 4's router gives two tensors, and no adapter fits.
+    A subclass with a forward pass of its own is left out: Llama 4's router gives two tensors, and no adapter fits. So
+    is a layer whose name PEFT takes for that of fused experts (shared experts and dense MLPs of DeepSeek-V3 and kin).
     `targets` are regular expressions found anywhere in the name; each must find a layer, else ValueError.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -260,6 +261,8 @@ def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str
         and module is not head
         and module.weight is not embedding.weight
     }
+    known = _known_to_peft(model, list(linears))
+    linears = {name: linear for name, linear in linears.items() if name in known}
     if not linears:
         kinds = sorted({type(m).__name__ for m in model.modules() if getattr(m, "weight", None) is not None})
         raise ValueError(
@@ -270,6 +273,16 @@ def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str
     for target in targets:
         _require_match(target, linears)
     return {name: module for name, module in linears.items() if any(re.search(target, name) for target in targets)}
+
+
+def _known_to_peft(model: Any, names: Sequence[str]) -> set[str]:
+    """The names that PEFT leaves as they are: of some families it turns `gate_proj` and the like into experts."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(config, model, None)
+    return set(config.target_modules or ())
 
 
 def _require_match(target: str, linears: dict[str, nn.Linear]) -> None:
@@ -311,11 +324,11 @@ class Reach:
 
 def reach(model: Any, linears: Mapping[str, nn.Linear]) -> Reach:
     """How much of the model `linears` are; experts kept in one tensor, embeddings and norms are no linear layers."""
-    mine = {id(linear.weight) for linear in linears.values()}
+    mine = {id(linear.weight): linear.weight.numel() for linear in linears.values()}  # two layers may share one weight
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in mine:
             kind = re.sub(r"\.\d+(?=\.|$)", ".*", name)
             sizes[kind] = sizes.get(kind, 0) + parameter.numel()
-    reached = sum(linear.weight.numel() for linear in linears.values())
+    reached = sum(mine.values())
     return Reach(reached + sum(sizes.values()), reached, sizes)

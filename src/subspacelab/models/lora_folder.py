@@ -28,6 +28,12 @@ META, WEIGHTS, CONFIG, INITIAL = (
 )
 PREFIX = "base_model.model."
 """What PEFT puts before a module's name in its files."""
+PLAIN: dict[str, Any] = {
+    **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out"), False),
+    **dict.fromkeys(("modules_to_save", "layers_to_transform")),
+    **{"bias": "none", "rank_pattern": {}, "alpha_pattern": {}},
+}
+"""What every `adapter_config.json` of ours says: PEFT's result is W + A B and nothing else."""
 T = TypeVar("T")
 
 AGAIN = "build the adapter again"
@@ -164,26 +170,38 @@ def _config_json(targets: list[str], rank: int, base: Mapping[str, Any]) -> dict
 
 
 def read_factors(folder: Path, meta: Mapping[str, Any]) -> dict[str, Factors]:
-    """Module -> its factors, as `nullspace.json` (`meta`) announces them; ValueError for NaN, gaps and other shapes."""
+    """Module -> its factors, as `nullspace.json` (`meta`) announces them.
+
+    ValueError for NaN, gaps, other shapes, and an `adapter_config.json` by which PEFT would make another adapter.
+    """
     tensors, _ = read_tensors(folder / WEIGHTS)
     initial = read_tensors(folder / INITIAL)[0] if (folder / INITIAL).exists() else {}
     for name, tensor in (tensors | initial).items():
         require_finite(f"{folder}: {name}", tensor)
     factors = {}
+    width = meta["rank"] * (2 if initial and not meta["down_frozen"] else 1)
     for name in meta["targets"]:
         start = None
         if initial:
             start = (_pick(initial, f"{name}.A0", folder), _pick(initial, f"{name}.B0", folder))
         down = _pick(tensors, f"{PREFIX}{name}.lora_A.weight", folder)
         up = _pick(tensors, f"{PREFIX}{name}.lora_B.weight", folder)
-        width = meta["rank"] * (2 if start is not None and not meta["down_frozen"] else 1)
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != width or up.shape[1] != width:
             raise ValueError(
                 f"{folder}: {name} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, rank {width} was built;"
                 " build it again"
             )
         factors[name] = from_lora(down, up, start, down_frozen=meta["down_frozen"])
+    written = PLAIN | {"r": width, "lora_alpha": width, "target_modules": sorted(meta["targets"])}
+    _require_settings(folder / CONFIG, written)
     return factors
+
+
+def _require_settings(path: Path, written: Mapping[str, Any]) -> None:
+    found = read_json(path) if path.is_file() else {}
+    for key, value in written.items():
+        if isinstance(found, dict) and found.get(key, value) != value:
+            raise ValueError(f"{path}: {key} is {str(found[key])[:60]}, it was written as {str(value)[:60]}; {AGAIN}")
 
 
 def _pick(tensors: Mapping[str, Tensor], name: str, folder: Path) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 
 PART, BATCH = 1 << 14, 64
 """Characters of a text, and such parts, that a tokenizer is given at once: it takes some 360 bytes for each."""
+_POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+"""What families call the length of their tables; the second is MPT's, the third that of speech models."""
 _COUNT_FROM_PADDING = ("roberta", "camembert", "data2vec-text", "xmod")
 """Kinds of models whose first position is the padding's id + 1."""
 
@@ -36,9 +38,14 @@ def encode(tokenizer: Any, texts: Sequence[str], enough: int | None = None) -> l
 
 
 def prefix_of(tokenizer: Any, text: str) -> list[int]:
-    """What the tokenizer puts before every text, such as its begin token, seen on one."""
+    """What the tokenizer puts before every text, such as its begin token, seen on one.
+
+    On a letter, where the text is empty or holds nothing but special tokens: these would be taken for one another.
+    """
     text = text[:PART]
     whole, (plain,) = tokenizer(text)["input_ids"], encode(tokenizer, [text])
+    if set(plain) <= set(tokenizer.all_special_ids) and text != "a":
+        return prefix_of(tokenizer, "a")
     start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
     return list(whole[:start])
 
@@ -64,7 +71,7 @@ def encode_responses(tokenizer: Any, prompts: Sequence[str], responses: Sequence
 def max_positions(config: Any) -> int | None:
     """The longest text that a model is made for; None without a limit."""
     text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
+    limit = next((found for key in _POSITIONS if (found := getattr(text, key, None))), None)
     if limit and any(kind in text.model_type for kind in _COUNT_FROM_PADDING):
         limit -= (text.pad_token_id or 0) + 1
     return limit

@@ -17,17 +17,18 @@ from subspacelab.norms.zero_centred import is_zero_centred, zero_centred_type
 
 # For families outside the table: lookup tables and patch projections by their usual names.
 GENERAL_EMBEDDING = re.compile(
-    r"(?:.*\.)?(?P<part>wte|wpe|(?:cls|class|register|reg|storage)_tokens?|(?!embed_out)\w*emb(?:ed\w*)?)"
+    r"(?:.*\.)?(?P<part>wte|wpe|shared|(?:cls|class|register|reg|storage)_tokens?|"
+    r"(?!embed_out|embed\w*_(?:proj|mapp))\w*emb(?:ed\w*)?)"
     r"(?:\.(?:proj|projection))?(?:\.weight)?",
     re.IGNORECASE,
 )
 ROUTER = re.compile(r"(?:.*\.)?(?:(?P<experts>\w+)\.gate(?:\.wg)?|\w*router\w*(?:\.\w+)?)(?:\.weight)?", re.IGNORECASE)
 GENERAL_KINDS: tuple[tuple[str, EmbeddingKind], ...] = (
     ("expert", "expert router"),
-    ("reg|storage", "register"),
-    ("type|segment", "token type"),
+    ("(^|_)(reg(ister)?|storage)s?(_|$)", "register"),
+    ("(^|_)((token_?)?type|segment)s?(_|$)", "token type"),
     ("patch", "patch"),
-    ("pos|wpe", "position"),
+    ("(^|_)pos|wpe", "position"),
     ("cls|class", "class token"),
     ("tok|word|wte|vocab|shared|^(input_)?emb(ed(ding)?s?)?(_in)?$", "token"),
 )

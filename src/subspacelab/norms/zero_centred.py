@@ -18,6 +18,7 @@ ZERO_CENTRED = {
     **dict.fromkeys(
         ("muse_spark", "muse_spark_text"), VISION + r"|(?:.*\.)?(?:norm|post_attention_layernorm|post_proj_norm)"
     ),
+    **dict.fromkeys(("moonshine_streaming", "moonshine_streaming_encoder"), r"(?:.*\.)?decoder\..*"),
     **dict.fromkeys(("nemotron", "videoprism", "videoprism_text_model", "videoprism_vision_model"), ""),
 }
 """`model_type` -> regular expression of the layers of such a model that store the scale itself (read off the classes

@@ -142,6 +142,11 @@ def _require_same_base(folder: Path, source: Source, digest: str) -> None:
 def _require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) -> None:
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+    weights: dict[int, str] = {}
+    for name, linear in linears.items():
+        other = weights.setdefault(id(linear.weight), name)
+        if other != name and method.moves_weight:
+            raise ValueError(f"{other} and {name} share one weight, which would be moved twice; choose another method")
     for name, linear in linears.items():
         sides = {"input": linear.in_features} | ({"output": linear.out_features} if method.moves_weight else {})
         for side, width in sides.items():
