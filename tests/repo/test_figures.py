@@ -8,9 +8,10 @@ from tests.repo.figures import problems
 SETTINGS = """
 files:
   make repro: {recall: reports/recall.json, table: reports/table.csv}
+names: {mean_recall: recall.lora.mean, shown: "round(mean_recall, 2)"}
 figures:
   page.md other.md:
-    - "{recall.lora.mean:.2f} +- {recall.lora.se:.2f}"
+    - "{shown:.2f} +- {recall.lora.se:.2f}"
     - {each: [a, b], text: "| {it} | {table.ratio[it]:.1e} |"}
 constants:
   thresholds: [below 0.5]
