@@ -190,3 +190,24 @@ def test_a_door_without_its_word_says_so(words, tmp_path):
     done = subprocess.run([sys.executable, DOOR, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"error: train_lowrank.py takes <arch>, not {words}; dvc.yaml shows how it is called\n"
+
+
+def test_names_of_files_are_utf8_in_every_locale_and_the_terminal_keeps_its_encoding(tmp_path):
+    body = "def main(word): print(sys.getfilesystemencoding(), sys.stdout.encoding); open(word, 'w').close()\n"
+    script = f"import sys\nfrom subspacelab.doors import run_door\n{body}run_door(main)"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment.pop("PYTHONIOENCODING", None)
+    name = "\u6a21\u578b"
+    line = [sys.executable, "-c", script, name]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "utf-8 ascii\n", "")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_name_that_is_no_utf8_is_refused_before_any_work(capsys):
+    from subspacelab.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["rotation", "decompose", "--model-id", "m", "--output-dir", "\udcff"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(r"error: \udcff: no UTF-8")

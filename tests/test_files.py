@@ -11,6 +11,7 @@ import time
 import pytest
 
 from subspacelab.files import (
+    expanded,
     move_folder,
     read_json,
     remove_folder,
@@ -145,3 +146,17 @@ def test_broken_json_is_one_line_that_names_the_file(tmp_path):
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"subspace")
     assert sha256_file(tmp_path / "a") == hashlib.sha256(b"subspace").hexdigest()
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        for read in (read_json, sha256_file):
+            with pytest.raises(ValueError, match=f"{name}: not a regular file"):
+                read(tmp_path / name)
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [str(expanded(path)) for path in ("~/a", "~nobody-here/a", "a~")] == ["/home/me/a", "~nobody-here/a", "a~"]

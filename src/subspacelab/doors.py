@@ -30,6 +30,7 @@ def run_process(work: Callable[[], None]) -> NoReturn:
 
     Python takes apart, object by object, what torch, transformers and MLflow have imported: a second and more.
     """
+    _read_names_as_utf8()
     steady_streams()
     if not (os.environ.get("VERBOSE") or "--verbose" in sys.argv):
         quieten_libraries()
@@ -46,6 +47,18 @@ def run_process(work: Callable[[], None]) -> NoReturn:
     if isinstance(code, str) or not _flushed():
         sys.exit(code)  # Python itself says what is to be said
     os._exit(code or 0)
+
+
+def _read_names_as_utf8() -> None:
+    """Starts the process again in Python's UTF-8 mode where the locale has another encoding.
+
+    tokenizers and safetensors take UTF-8 paths only, and a name that is stored must be found in any locale. What is
+    printed keeps the terminal's encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        shown = os.environ.get("PYTHONIOENCODING") or getattr(sys.stdout, "encoding", None) or "utf-8"
+        environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": shown}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def quieten_libraries() -> None:

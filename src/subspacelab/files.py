@@ -128,11 +128,16 @@ def is_partial(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes sorted, indented JSON with a final newline, so that equal values are equal bytes."""
+def json_bytes(value: Any) -> bytes:
+    """Sorted, indented JSON with a final newline, so that equal values are equal bytes."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     # What UTF-8 cannot say, half a surrogate pair, is written as JSON escapes it.
-    write_if_changed(path, text.encode("utf-8", errors="backslashreplace"))
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `json_bytes`, whole or not at all; a file of these bytes is left alone."""
+    write_if_changed(path, json_bytes(value))
 
 
 def write_if_changed(path: Path, data: bytes) -> None:
@@ -147,8 +152,20 @@ def holds(path: Path, data: bytes) -> bool:
     return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
+def require_regular(path: Path) -> None:
+    """ValueError for a pipe, which would be waited for, or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a regular file; put the file itself there")
+
+
+def expanded(path: str) -> Path:
+    """The path with `~` as the home folder; of somebody unknown it is a name like any other."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError
+
+
 def read_json(path: Path) -> Any:
     """Reads JSON; a broken file is a ValueError that names it."""
+    require_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
@@ -157,5 +174,6 @@ def read_json(path: Path) -> Any:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
+    require_regular(path)
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -76,6 +77,7 @@ def sole_writer(place: Path) -> Iterator[None]:
     new = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
+        _require_lock(path)
         with path.open("a+", encoding="utf-8") as lock:
             _lock_or_refuse(lock, place)
             if not _is_still(path, lock):  # its owner removed it between our opening and our locking it
@@ -95,6 +97,22 @@ def sole_writer(place: Path) -> Iterator[None]:
 def lock_of(place: Path) -> Path:
     """The file by which `sole_writer(place)` keeps others off."""
     return place.with_name(f".{place.name}.lock")
+
+
+def _require_lock(path: Path) -> None:
+    """ValueError for what no `sole_writer` has left: a lock is a file that holds a process id, or nothing yet."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file() or re.fullmatch(rb"[0-9]{0,20}", _head(path)) is None:
+        raise ValueError(f"{path}: no lock of subspacelab, and one would go there; move it away, or give another place")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(21)
+    except FileNotFoundError:  # its owner has ended
+        return b""
 
 
 def _lock_or_refuse(lock: IO[str], place: Path) -> None:

@@ -27,6 +27,7 @@ def test_every_layout_comes_back_to_the_hub_name(layout):
         ("_fsdp_wrapped_module.model.layers.3._fsdp_wrapped_module.mlp.module.w", "model.layers.3.mlp.w"),
         ("model.layers.0._checkpoint_wrapped_module.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.weight"),
         ("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("model.embed_tokens.original_module.weight", "model.embed_tokens.weight"),
         ("base_model.model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.weight"),
         ("layers.0.mlp.down_proj.weight", "model.layers.0.mlp.down_proj.weight"),
         ("embed_tokens.weight", "model.embed_tokens.weight"),

@@ -179,7 +179,7 @@ def test_a_second_writer_is_refused(source: Source, tmp_path: Path) -> None:
         _cache(source, write_pictures(tmp_path / "in", 3), out)
     assert not out.exists()
     out.mkdir()
-    (out / ".job.json.lock").write_text("of a killed process")
+    (out / ".job.json.lock").write_text("4242")  # a killed process leaves its id
     _cache(source, tmp_path / "in", out)
     assert ".job.json.lock" not in contents(out)
 
@@ -196,3 +196,17 @@ def test_no_training_on_a_damaged_cache(source: Source, tmp_path: Path) -> None:
         Features(tmp_path / "out").require_whole()
     with pytest.raises(ValueError, match="without job.json, of an older version; cache into a new folder"):
         _cache(source, tmp_path / "in", tmp_path / "out")
+
+
+def test_a_file_of_a_shards_name_that_no_record_proves_stays(source: Source, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _cache(source, write_pictures(tmp_path / "in", 5), out)
+    (out / "features-00007.json").write_text("mine")
+    changed = (out / shard_name(2)).read_bytes() + b"mine"
+    (out / shard_name(2)).write_bytes(changed)
+    (tmp_path / "in" / "004.png").unlink()
+    _cache(source, tmp_path / "in", out)
+    assert (out / "features-00007.json").read_text() == "mine"
+    assert (out / shard_name(2)).read_bytes() == changed
+    assert not (out / "features-00002.json").exists()
+    assert Features(out).meta.count == 4

@@ -232,3 +232,18 @@ def test_a_random_basis_keeps_its_share_of_the_dimensions_of_the_energy() -> Non
     x = torch.randn(3, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     shares = torch.tensor([(x @ random_basis(dim, rank, s)).square().sum() / x.square().sum() for s in range(draws)])
     assert abs(shares.mean() - rank / dim) < 5 * shares.std() / draws**0.5  # five standard errors
+
+
+def test_a_network_is_not_judged_on_other_features_than_it_was_trained_on(copied: Path, tmp_path: Path) -> None:
+    """A larger cache splits anew: its test pictures were among those that the network was trained on."""
+    other = write_random_cache(tmp_path / "cache", count=60, dim=20)
+    with pytest.raises(ValueError, match="trained on other features than those in .*cache"):
+        compare(other, copied, tmp_path / "out", rank=RANK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_were_damaged_since_are_told(features: Features, copied: Path, tmp_path: Path) -> None:
+    weights = copied / "Sketch" / "best_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40] + bytes(40))
+    with pytest.raises(ValueError, match="is not what was trained; run the same `lowrank train` again"):
+        compare(features, copied, tmp_path / "out", rank=RANK)

@@ -309,3 +309,24 @@ def test_a_model_of_other_layers_says_of_which() -> None:
     config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=16)
     with pytest.raises(ValueError, match=r"no nn\.Linear besides its head, .* made of \['Conv1D', 'Embedding'"):
         target_linears(transformers.AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize("named", [1, 2])
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_of_a_tensor_in_two_shards_the_one_that_the_index_names_is_taken(
+    tmp_path: Path, named: int, prefix: str
+) -> None:
+    folder = write_tiny_lm(tmp_path / "lm")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    wanted = "model.layers.0.mlp.up_proj.weight"
+    stored = {name.removeprefix("model.") if not prefix else name: tensor for name, tensor in tensors.items()}
+    twice = wanted if prefix else wanted.removeprefix("model.")
+    shards = {f"model-0000{i}-of-00002.safetensors": dict(list(stored.items())[i - 1 :: 2]) for i in (1, 2)}
+    weight_map = {name: shard for shard, held in shards.items() for name in held}
+    for number, (shard, held) in enumerate(shards.items(), start=1):
+        held[twice] = tensors[wanted] if number == named else torch.full_like(tensors[wanted], 7.0)
+        save_file(held, folder / shard, metadata={"format": "pt"})
+    weight_map[twice] = list(shards)[named - 1]
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    assert torch.equal(load_causal_lm(folder, device=CPU).state_dict()[wanted], tensors[wanted])

@@ -382,3 +382,19 @@ def test_nan_in_the_weights_is_named_by_the_layer(bases: Path, tmp_path: Path) -
     (tmp_path / "text.txt").write_bytes((bases / "text.txt").read_bytes())
     with pytest.raises(ValueError, match=r"^model\.layers\.0\.self_attn\.o_proj: NaN or infinity"):
         make(tmp_path, tmp_path / "out")
+
+
+def test_what_peft_has_saved_in_the_folder_since_is_not_replaced(bases: Path, tmp_path: Path) -> None:
+    """The quickest way to train it outside of this project is to save it where it was loaded from."""
+    base, out = resolve_reference(str(bases / "llama")), tmp_path / "a"
+    settings = settings_of(bases)
+    build_adapter(base, out, method="lora", rank=RANK, seed=0, settings=settings)
+    model = PeftModel.from_pretrained(load_causal_lm(base.folder, device=CPU), out, is_trainable=True)
+    for parameter in model.parameters():
+        parameter.data.add_(0.5 * parameter.requires_grad)
+    model.save_pretrained(out)
+    (out / "README.md").unlink()  # PEFT's card alone would be refused
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"adapter_config.json: not as it was written.*would be lost"):
+        build_adapter(base, out, method="lora", rank=RANK, seed=0, settings=settings)
+    assert contents(out) == before

@@ -168,6 +168,12 @@ def test_a_finished_training_is_left_as_it_is_and_another_is_refused(place: Path
     tensors.write_bytes(tensors.read_bytes()[:-64] + bytes(64))
     write_json(first.folder / "nullspace.json", first.meta | {"rank": first.meta["rank"] + 1})
     assert contents(train_tiny(place / "lora_null_v2", tmp_path).folder) == before, "damaged, so made anew"
+    (first.folder / "adapter_config.json").write_text("{")
+    assert contents(train_tiny(place / "lora_null_v2", tmp_path).folder) == before, "damaged, so made anew"
+    write_json(first.folder / "adapter_config.json", {})
+    (first.folder / "adapter_config.json").write_text("{}")  # as PEFT writes it, without a line's end
+    with pytest.raises(ValueError, match="adapter_config.json: not as it was written"):
+        train_tiny(place / "lora_null_v2", tmp_path)
 
 
 def test_a_link_to_where_checkpoints_go_is_written_through_and_stays(place: Path, tmp_path: Path) -> None:

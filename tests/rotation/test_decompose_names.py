@@ -88,6 +88,7 @@ def test_an_adapter_that_is_not_merged_is_told_and_can_be_left_out(tmp_path: Pat
     parts = ("base_layer", "lora_A.default", "lora_B.default")
     folder = write_tiny_qwen_vl(tmp_path / "m", tensors={f"{name}.{part}.weight": torch.eye(3) for part in parts})
     assert "holds an adapter that is not merged" in refused(tmp_path / "out", folder)
+    assert "holds an adapter that is not merged" in refused(tmp_path / "out", folder, rank=9)
     found = run(folder, tmp_path / "out", exclude="lora_").weights
     assert any(weight.endswith("layers.0.mlp.up_proj.weight") for weight in found)
     assert not any("lora_" in weight for weight in found)

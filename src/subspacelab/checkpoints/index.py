@@ -1,5 +1,6 @@
 """Which files hold a checkpoint's weights: decided by name, never by globbing."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -78,6 +79,12 @@ def located(
         if name not in found:
             raise ValueError(f"{path_of(shard)}: {name} is not in it, though the index says so; download both again")
     return found
+
+
+def repeated_names(shards: Iterable[Iterable[TensorInfo]]) -> list[str]:
+    """The tensors that more than one shard holds."""
+    counts = Counter(info.name for shard in shards for info in shard)
+    return [name for name, count in counts.items() if count > 1]
 
 
 def _checked(files: WeightFiles) -> WeightFiles:

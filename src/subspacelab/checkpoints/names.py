@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 WRAPPERS = (
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"),
-    *("base_layer", r"base_model\.model"),
+    *("base_layer", "original_module", r"base_model\.model"),
 )
 """Parts that data-parallel training, torch.compile, FSDP, activation checkpointing, Lightning and PEFT put in names."""
 

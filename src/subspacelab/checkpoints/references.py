@@ -6,7 +6,7 @@ from pathlib import Path
 
 from subspacelab.checkpoints.hub import fetch_from_hub
 from subspacelab.checkpoints.index import PREFERENCE
-from subspacelab.files import read_json, real_path, remove_partials_of, write_json
+from subspacelab.files import expanded, read_json, real_path, remove_partials_of, write_json
 from subspacelab.ownership import require_own_entries, require_same_job
 
 POINTER_NAME = "reference.json"
@@ -58,7 +58,7 @@ def locate_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source |
     """What a reference means, without asking the hub; pointer files are followed. Errors as `resolve_reference`."""
     if reference.startswith("demo:"):
         return _followed(_demo_source(reference, demo_root))
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if reference and path.exists():
         return _followed(local_source(path, reference))
     match = HUB_REFERENCE.fullmatch(reference)
@@ -111,7 +111,7 @@ def _followed(source: Source) -> Source | Repository:
     if not pointer.is_file() or any((source.folder / name).exists() for name in PREFERENCE):
         return source
     target, revision = _read_pointer(pointer)
-    place = Path(target).expanduser()
+    place = expanded(target)
     if place.exists():
         if (place / POINTER_NAME).exists():
             raise ValueError(f"{pointer}: points to {target}, itself a pointer; point to the checkpoint")

@@ -8,7 +8,7 @@ from typing import Any
 
 from subspacelab.data.hub_files import fetch_data_file
 from subspacelab.data.text_files import json_lines, json_list, require_characters
-from subspacelab.files import write_beside
+from subspacelab.files import expanded, write_beside
 
 DEMO = {
     "demo:arithmetic": Path("data/corpus/arithmetic-train.jsonl"),
@@ -43,7 +43,7 @@ def read_instructions(reference: str) -> list[Instruction]:
     Also `demo:arithmetic-validation`, `demo:arithmetic-test` and `demo:facts`. Other keys of a row are ignored.
     ValueError, in one line, names a file that is not there or empty, and a bad row by its number.
     """
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if reference in DEMO:
         path = DEMO[reference]
         if not path.is_file():

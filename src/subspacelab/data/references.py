@@ -5,6 +5,7 @@ from pathlib import Path
 from subspacelab.checkpoints.references import HUB_REFERENCE
 from subspacelab.data.decoding import picture_suffixes
 from subspacelab.data.hub_files import fetch_data_folder
+from subspacelab.files import expanded
 
 
 def file_patterns() -> list[str]:
@@ -15,7 +16,7 @@ def file_patterns() -> list[str]:
 
 def resolve_pictures(reference: str) -> Path:
     """A file or folder that is there, else a data set of the hub, downloaded once; a ValueError says what is wrong."""
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if path.exists():
         return path
     match = HUB_REFERENCE.fullmatch(reference)

@@ -18,6 +18,7 @@ from subspacelab.data.text_files import (
     require_text_file,
     too_much,
 )
+from subspacelab.files import expanded
 
 Split = Literal["train", "test"]
 
@@ -74,7 +75,7 @@ def read_texts(reference: str, *, split: Split = "train") -> list[str]:
     `validation`); where no name says a split, the last tenth of the text is the test part. Of c4 the first 20,000
     documents of a split are read. ValueError, in one line, says what is missing and what to do.
     """
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if reference == "demo:corpus":
         path = CORPUS / ("calibration.txt" if split == "train" else "test.txt")
         if not path.is_file():

@@ -341,8 +341,15 @@ def _remove_leftovers(folder: Path, num_shards: int) -> None:
     """Shards of an earlier, larger cache, by their records, and what is left of the pending ones."""
     current = {_record_path(folder, number).stem for number in range(num_shards)}
     for record in folder.glob("features-*.json"):
-        if record.stem not in current:
-            for path in (record, *_shard_files(folder, int(record.stem.rpartition("-")[2]))):
-                path.unlink(missing_ok=True)
+        if record.stem in current:
+            continue
+        try:
+            digests = _read_record(folder, int(record.stem.rpartition("-")[2])).digests
+        except ValueError:  # not of a cache
+            continue
+        for name, digest in digests.items():
+            if name in _own_names(folder) and sha256_file(folder / name) == digest:
+                (folder / name).unlink()
+        record.unlink()
     if (folder / PENDING).exists():
         remove_folder(folder / PENDING)

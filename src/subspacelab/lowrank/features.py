@@ -19,7 +19,7 @@ from torch import Tensor
 from subspacelab.checkpoints.safetensors_header import LENGTH_BYTES, Placed, header_length, parse_header
 from subspacelab.data.decoding import decode_rgb
 from subspacelab.data.grounding import require_bounded
-from subspacelab.files import read_json, sha256_file
+from subspacelab.files import read_json, require_regular, sha256_file
 from subspacelab.lowrank.splits import Split, split_rows
 from subspacelab.params import validate
 
@@ -126,6 +126,10 @@ class Features:
             if record.is_file() and _read_digests(record).get(name) != sha256_file(path):
                 raise ValueError(f"{path}: changed or damaged since it was cached; {_again(path)}")
 
+    def digest(self) -> str:
+        """Tells the features of one cache from those of another: of which pictures, how made, in which order."""
+        return " ".join(sha256_file(self.folder / name) for name in (META, INDEX))
+
     def split(self, seed: int) -> dict[Split, list[int]]:
         """Rows of the train, validation and test pictures of a seed."""
         return split_rows(list(self.index["sha256"]), seed)
@@ -216,6 +220,7 @@ def read_header(path: Path) -> Placed:
 
 def _read_index(path: Path, meta: FeatureMeta) -> pd.DataFrame:
     """The index in its own types; its rows are those of meta.json, and their features fit into the shards' bytes."""
+    require_regular(path)
     try:
         num_rows = pq.read_metadata(path).num_rows  # before they are read: a few bytes may stand for millions
         index = _read_table(path, INDEX_SCHEMA) if num_rows == meta.count else None

@@ -41,6 +41,7 @@ class Contest:
 
 def open_contest(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> Contest:
     """The models of `read_models` and the test pictures of their seed, normalised as the models were trained."""
+    features.require_whole()
     models = read_models(features, results_dir, archs, rank)
     first = next(iter(models.values()))
     return Contest(models, rank, first.seed, features.split(first.seed)["test"], first.model.spec.normalisation)
@@ -60,6 +61,11 @@ def read_models(features: Features, results_dir: Path, archs: Sequence[str], ran
         if (spec.tokens, spec.dim) != (features.meta.tokens, features.meta.dim):
             shape = [features.meta.tokens, features.meta.dim]
             raise ValueError(f"{folder}: trained on [{spec.tokens}, {spec.dim}], {features.folder} holds {shape}")
+        if trained.features not in (None, features.digest()):
+            raise ValueError(
+                f"{folder}: trained on other features than those in {features.folder}, whose test pictures it may have "
+                "seen; train on these anew, in another --results-dir"
+            )
         if spec.rank != rank:
             raise ValueError(f"{folder}: holds rank {spec.rank}, asked for {rank}; train that rank or ask for this one")
         if trained.seed != first.seed:

@@ -153,6 +153,8 @@ class TrainedModel:
     """It is from."""
     seed: int
     """Of the training, and of the split whose test pictures it has not seen."""
+    features: str | None = None
+    """`Features.digest` of what it was trained on; None where no state lies beside it to tell."""
 
 
 def load_model(folder: Path) -> TrainedModel:
@@ -173,7 +175,12 @@ def load_model(folder: Path) -> TrainedModel:
     for name, tensor in tensors.items():
         require_finite(f"{folder}: {name}", tensor)
     model.load_state_dict(tensors)
-    return TrainedModel(model.eval(), training.epoch, training.seed)
+    best = read_training(folder / BEST_STATE) if (folder / BEST_STATE).is_file() else None
+    if best and best.progress.best_epoch == training.epoch:
+        for name, tensor in best.part("model").items():
+            if not torch.equal(tensor, tensors[name]):
+                raise ValueError(f"{weights}: {name} is not what was trained; run the same `lowrank train` again")
+    return TrainedModel(model.eval(), training.epoch, training.seed, best.job["features"] if best else None)
 
 
 @dataclass(frozen=True)

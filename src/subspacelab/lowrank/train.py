@@ -10,14 +10,14 @@ from typing import Any
 
 from subspacelab.devices import choose_device
 from subspacelab.distributed import Processes, processes
-from subspacelab.files import remove_partials, replace_folder, sha256_file
+from subspacelab.files import remove_partials, replace_folder
 from subspacelab.lowrank.architectures import (
     canonical_arch,
     require_rank,
 )
 from subspacelab.lowrank.batches import batches_of
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
-from subspacelab.lowrank.features import INDEX, META, Features
+from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.state import (
     BEST_STATE,
     LAST,
@@ -155,7 +155,7 @@ def resume_training(
 
 
 def _require_features(folder: Path, saved: SavedTraining, features: Features) -> None:
-    if saved.job["features"] != _features_digest(features):
+    if saved.job["features"] != features.digest():
         raise ValueError(
             f"{folder}: trained on other features than those in {features.folder}; choose another --results-dir to "
             "train on these anew"
@@ -198,12 +198,8 @@ def training_job(features: Features, arch: str, rank: int, seed: int, settings: 
         # Of the first training: the allocator stays at its final budget when it is continued.
         "allocator_steps": epochs * len(batches_of(rows, settings.batch_size)),
         "settings": content,
-        "features": _features_digest(features),
+        "features": features.digest(),
     }
-
-
-def _features_digest(features: Features) -> str:
-    return " ".join(sha256_file(features.folder / name) for name in (META, INDEX))
 
 
 def _settings_of(job: dict[str, Any], device: str, compile: bool) -> TrainLowrankConfig:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from subspacelab.checkpoints import Checkpoint, config_errors, open_checkpoint
-from subspacelab.checkpoints.index import CONFIG_NAME, PREFERENCE
+from subspacelab.checkpoints.index import CONFIG_NAME, PREFERENCE, find_weights, repeated_names
+from subspacelab.checkpoints.shards import list_tensors
 from subspacelab.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -62,6 +63,7 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: to
             f"{folder}: {name} is {list(stored)}, config.json says {list(wanted)}; download the checkpoint again"
         )
     _require_all_placed(folder, model, checkpoint, found)
+    _take_indexed(folder, model, checkpoint)
     _require_causal(folder, model.to(device).eval())
     return model
 
@@ -167,6 +169,21 @@ def _require_all_placed(folder: Path, model: Any, checkpoint: Checkpoint, found:
             f"{folder}: {unplaced[0]} is stored and has no place in {kind} ({len(unplaced)} weights in all);"
             " correct config.json, or what comes out is another model's"
         )
+
+
+@torch.no_grad()
+def _take_indexed(folder: Path, model: Any, checkpoint: Checkpoint) -> None:
+    """Of a tensor in two shards transformers takes the last one's; the index decides, as everywhere else."""
+    files = find_weights(folder)
+    if len(files.shards) == 1:
+        return
+    places = model.state_dict()
+    for name in repeated_names(list_tensors(folder / shard) for shard in files.shards):
+        place = places.get(name, places.get(f"{model.base_model_prefix}.{name}"))
+        stored = checkpoint.read(name)
+        if place is None or place.shape != stored.shape:
+            raise ValueError(f"{folder}: {name} is in two shards; leave it in the one that the index names")
+        place.copy_(stored)
 
 
 def _is_computed(name: str, checkpoint: Checkpoint) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 
 from subspacelab.checkpoints import Source, read_tensors, require_finite, resolve_reference, write_tensors
-from subspacelab.files import read_json, replace_folder, sha256_file, write_json
+from subspacelab.files import expanded, holds, json_bytes, read_json, replace_folder, sha256_file, write_json
 from subspacelab.models.causal_lm import Reach
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 
@@ -116,7 +116,7 @@ def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
     reference, revision = meta["base"]["reference"], meta["base"]["revision"]
     if revision is not None:
         return resolve_reference(f"{reference}@{revision}")
-    if not reference.startswith("demo:") and not Path(reference).expanduser().exists():
+    if not reference.startswith("demo:") and not expanded(reference).exists():
         raise ValueError(f"the adapter's base, {reference}, is no such checkpoint on this disk; name it by --base")
     return resolve_reference(reference)
 
@@ -139,9 +139,30 @@ def read_schema(kind: type[T], content: Any, path: Path, remedy: str) -> T:
         raise ValueError(f"{path}: {key} cannot be {str(problem['input'])[:60]}; {remedy}") from e
 
 
+def require_own_config(folder: Path) -> None:
+    """ValueError if PEFT has saved here since: its `adapter_config.json` ends without a line's end, ours with one.
+
+    A damaged one is made anew with the rest.
+    """
+    path = folder / CONFIG
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return
+    if not holds(path, json_bytes(content)):
+        raise ValueError(
+            f"{path}: not as it was written, by PEFT or by hand, and what was trained or set there would be lost; "
+            "give another folder, or move it away"
+        )
+
+
 def is_intact(folder: Path, meta: Mapping[str, Any]) -> bool:
-    """Whether the tensors are to the last byte those that were written with `nullspace.json` (`meta`)."""
+    """Whether `adapter_config.json` can be read and the tensors are those written with `nullspace.json` (`meta`)."""
     files = meta.get("files", {})
+    try:
+        read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return False
     return bool(files) and all((folder / n).is_file() and sha256_file(folder / n) == files[n] for n in files)
 
 

@@ -12,9 +12,9 @@ from subspacelab.checkpoints import Source
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.devices import choose_device
-from subspacelab.files import remove_partials_of, seen_from
+from subspacelab.files import expanded, remove_partials_of, seen_from
 from subspacelab.models.causal_lm import load_causal_lm, reach, target_linears, unused_weights
-from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, write_adapter
+from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, require_own_config, write_adapter
 from subspacelab.nullspace.calibration import (
     split_windows,
 )
@@ -69,7 +69,7 @@ def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settin
     """What an adapter is built from, and how; files as they lie from it, however they were typed."""
     own = {key: value for key, value in asdict(settings).items() if key in RESULT}
     text, is_demo = settings.calib_dataset, source.reference.startswith("demo:")
-    if text is not None and (file := Path(text).expanduser()).exists():
+    if text is not None and (file := expanded(text)).exists():
         own["calib_dataset"] = seen_from(folder, file)
     base = source.reference if source.revision or is_demo else seen_from(folder, source.folder)
     return own | {"base": base, "revision": source.revision, "method": method, "rank": rank, "seed": seed}
@@ -106,7 +106,7 @@ def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], se
         "trained": False,
     }
     first = read_meta(folder) if (folder / META).is_file() else None
-    if first and Path(first["base"]["reference"]).expanduser().exists():
+    if first and expanded(first["base"]["reference"]).exists():
         meta["base"] = first["base"]  # as it was typed first: trainings know the adapter by its bytes
         if meta["calibration"]:
             meta["calibration"]["calib_dataset"] = first["calibration"]["calib_dataset"]
@@ -131,6 +131,7 @@ def _require_place(folder: Path, job: Mapping[str, Any]) -> None:
     if "job" not in found:
         raise ValueError(f"{folder}: does not say what it was built from (an earlier version's?); give a new folder")
     require_same_job(folder, found["job"], job)
+    require_own_config(folder)
 
 
 def _require_same_base(folder: Path, source: Source, digest: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from subspacelab.files import read_json, real_path, write_json
+from subspacelab.files import expanded, read_json, real_path, write_json
 from subspacelab.ownership import require_same_job
 from subspacelab.params import validate
 
@@ -228,7 +228,7 @@ def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: 
 
 
 def _job(model_path: str, calib_dataset: str, sample: Sample) -> dict[str, Any]:
-    text = Path(calib_dataset).expanduser()
+    text = expanded(calib_dataset)
     given = {"model_path": _place(Path(model_path)), "calib_dataset": _place(text) if text.exists() else calib_dataset}
     return asdict(sample) | given | {"note": ""}
 

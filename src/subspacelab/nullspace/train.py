@@ -37,6 +37,7 @@ from subspacelab.models.lora_folder import (
     is_intact,
     read_meta,
     read_schema,
+    require_own_config,
     write_adapter,
 )
 from subspacelab.models.tokens import padding_id, require_readable
@@ -173,6 +174,7 @@ def _require_own(finished: Path, work_dir: Path, job: _Job) -> None:
         if not trained:
             raise ValueError(f"{finished}: holds an adapter as it was built, which would be lost; give another place")
         _require_same(finished, read_schema(_Trained, trained, finished / META, "train again elsewhere"), job)
+        require_own_config(finished)
     for place in (finished, work_dir, work_dir / JOB):
         remove_partials_of(place)
     begun = (work_dir / JOB).is_file()

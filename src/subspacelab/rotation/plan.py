@@ -107,7 +107,7 @@ def make_plan(
     _require_text(checkpoint.names)
     experts = {info.name: _experts(info, checkpoint.config) for info in infos}
     files = file_names(_weight_name(info.name, expert) for info in infos for expert in experts[info.name])
-    parts: list[Part] = []
+    chosen: list[TensorInfo] = []
     skipped: dict[str, str] = {}
     for info in infos:
         reason = _skip_reason(info, included, excluded)
@@ -116,20 +116,23 @@ def make_plan(
         if reason is not None:
             skipped[info.name] = reason
             continue
-        checkpoint.require_floating(info.name)
-        parts += _parts_of(info, experts[info.name], rank, files)
-    if not parts:
+        chosen.append(info)
+    if not chosen:
         raise ValueError(
             f"{checkpoint.source.reference}: no weight is left to decompose with include={include!r}, "
             f"exclude={exclude!r}; there are {len(skipped)} tensors, such as {next(iter(skipped), None)!r}"
         )
-    require_one_layout(part.weight for part in parts)
-    adapter = unmerged_adapter(part.key for part in parts if "base_layer" not in part.key)
+    adapter = unmerged_adapter(info.name for info in chosen if "base_layer" not in info.name)
     if adapter is not None:
         raise ValueError(
             f"{checkpoint.source.reference}: holds an adapter that is not merged, such as {adapter!r}, so its weights "
             "are the base's; merge it (PEFT's merge_and_unload) and save again, or leave it out with exclude='lora_'"
         )
+    parts: list[Part] = []
+    for info in chosen:
+        checkpoint.require_floating(info.name)
+        parts += _parts_of(info, experts[info.name], rank, files)
+    require_one_layout(part.weight for part in parts)
     return Plan({part.weight: part for part in parts}, skipped)
 
 
