@@ -330,3 +330,11 @@ def test_of_a_tensor_in_two_shards_the_one_that_the_index_names_is_taken(
     weight_map[twice] = list(shards)[named - 1]
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
     assert torch.equal(load_causal_lm(folder, device=CPU).state_dict()[wanted], tensors[wanted])
+
+
+def test_a_pad_token_beyond_the_vocabulary_is_one_line(tmp_path: Path) -> None:
+    """torch asserts it."""
+    folder = write_tiny_lm(tmp_path / "lm")
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"pad_token_id": 10**12})
+    with pytest.raises(ValueError, match="config.json: describes no causal language model .*Padding_idx"):
+        load_causal_lm(folder, device=CPU)

@@ -17,7 +17,7 @@ from subspacelab.checkpoints import Source, resolve_reference, write_reference
 from subspacelab.ownership import sole_writer
 from subspacelab.rotation.decompose import decompose
 from subspacelab.rotation.earlier import UNFINISHED
-from subspacelab.rotation.factors import INDEX, Decomposition
+from subspacelab.rotation.factors import INDEX, Decomposition, read_decomposition
 
 Q, K, UP = (f"model.layers.0.{part}.weight" for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"))
 
@@ -325,3 +325,15 @@ def test_the_list_of_unfinished_work_leads_out_of_no_folder(model: Path, tmp_pat
     before = snapshot(tmp_path / "other")
     assert "unfinished.json: not what an unfinished" in refused(tmp_path / "out", model)
     assert snapshot(tmp_path / "other") == before
+
+
+def test_a_pipe_in_the_place_of_factors_is_not_waited_for(model: Path, tmp_path: Path) -> None:
+    folder = run(model, tmp_path).folder
+    file = next(folder.glob("*.safetensors"))
+    file.unlink()
+    os.mkfifo(file)
+    assert "not factors of this checkpoint" in refusal(lambda: run(model, tmp_path))
+    found = read_decomposition(folder)
+    weight = next(name for name, record in found.weights.items() if record.file == file.name)
+    with pytest.raises(ValueError, match=r"missing or broken .*not a regular file"):
+        found.spectrum(weight)

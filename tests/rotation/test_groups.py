@@ -96,3 +96,9 @@ def test_modules_add_groups_and_name_what_they_cannot_find() -> None:
 def test_a_label_of_a_default_group_replaces_it() -> None:
     groups = {group.label: group for group in make_groups(NAMES, {"language Q": Q.format(1)})}
     assert list(groups["language Q"].members) == [Q.format(1)]
+
+
+def test_signs_of_patterns_within_names_are_letters_like_any_other() -> None:
+    names = [r"$\frac{$", "{}", "{0-1}.weight", "a,b", " edge ", "h.3.{x}", "[/x]"]
+    found = {name: layer for group in make_groups(names) for name, layer in group.members.items()}
+    assert found == dict.fromkeys(names) | {"h.3.{x}": 3}

@@ -156,7 +156,7 @@ def config_errors() -> tuple[type[Exception], ...]:
     """What is raised when a model is made from a config.json that describes none: it depends on where it is wrong."""
     from huggingface_hub.errors import StrictDataclassError
 
-    plain = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+    plain = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
     return StrictDataclassError, *plain
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from subspacelab.checkpoints import require_finite, tensor_digest, write_tensors
-from subspacelab.files import read_json, write_json
+from subspacelab.files import read_json, require_regular, write_json
 from subspacelab.linalg.svd import SVD
 from subspacelab.rotation.file_names import hashed_file_name, plain_file_name
 
@@ -95,6 +95,7 @@ def write_factors(folder: Path, svd: SVD, record: FactorRecord) -> None:
 def read_record(path: Path) -> FactorRecord | None:
     """The record of a factor file, or None if there is no such file or not one of ours."""
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as f:
             record = _RECORD.validate_json((f.metadata() or {})[METADATA_KEY])
     except (OSError, SafetensorError, KeyError, ValueError):
@@ -174,6 +175,7 @@ class Decomposition:
 def _read_tensors(folder: Path, record: FactorRecord, *keys: str) -> list[Tensor]:
     path = folder / record.file
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in keys}
         for key, tensor in tensors.items():

@@ -82,11 +82,14 @@ def layer_index(name: str) -> int | None:
 
 def default_groups(names: Iterable[str]) -> dict[str, str]:
     """A group for every pattern among `names`: label to comma-separated patterns, the known ones first."""
-    patterns = _patterns(names)
+    return {label: ",".join(found) for label, found in _labelled(names).items()}
+
+
+def _labelled(names: Iterable[str]) -> dict[str, list[str]]:
     labelled: dict[str, list[str]] = {}
-    for pattern in sorted(patterns, key=_rank):
+    for pattern in sorted(_patterns(names), key=_rank):
         labelled.setdefault(_label(pattern), []).append(pattern)
-    return {label: ",".join(found) for label, found in labelled.items()}
+    return labelled
 
 
 def _rank(pattern: str) -> int:
@@ -101,11 +104,16 @@ def _label(pattern: str) -> str:
 
 def make_groups(names: Iterable[str], modules: Mapping[str, str] | None = None) -> list[Group]:
     """The default groups of `names`, then those that `modules` adds (a label of its own replaces a default one)."""
-    names = list(names)
+    names, added = list(names), modules or {}
+    of_pattern: dict[str, list[str]] = {}
+    for name in names:
+        of_pattern.setdefault(_pattern(name), []).append(name)
     groups = []
-    for label, patterns in (default_groups(names) | dict(modules or {})).items():
+    for label, patterns in (_labelled(names) | dict(added)).items():
         members: dict[str, int | None] = {}
-        for pattern in patterns.split(","):
+        if label not in added:  # by the names themselves, which may hold braces and commas
+            members = {name: layer_index(name) for pattern in patterns for name in of_pattern[pattern]}
+        for pattern in added[label].split(",") if label in added else ():
             try:
                 members |= find_weights(pattern, names)
             except ValueError as e:
@@ -116,4 +124,8 @@ def make_groups(names: Iterable[str], modules: Mapping[str, str] | None = None) 
 
 def _patterns(names: Iterable[str]) -> list[str]:
     """What `names` have in common: any layer is `{}`, and the experts of one tensor are one."""
-    return sorted({NUMBERED.sub(r"\1.{}", EXPERT.sub("", name)) for name in names})
+    return sorted({_pattern(name) for name in names})
+
+
+def _pattern(name: str) -> str:
+    return NUMBERED.sub(r"\1.{}", EXPERT.sub("", name))
