@@ -16,7 +16,7 @@ $(BIN)/.locked: requirements.lock pyproject.toml
 	touch $@
 
 repro: setup  ## the whole default study; only what changed runs, and nothing of yours is in its way
-	python -m subspacelab.experiments.workspace check
+	python -m subspacelab.pipeline.workspace check
 	dvc repro
 
 test: setup  ## everything, at most 15 minutes on 2 cores
@@ -57,4 +57,4 @@ lock:  ## resolve the versions anew (needs uv); torch names its own CUDA package
 		--no-annotate --no-header --no-emit-index-url | grep -vE '^(nvidia|cuda|triton)' > requirements.lock
 
 clean: setup  ## what the pipeline computed here, each by DVC's word for it; what was changed, runs and DVC's cache stay
-	python -m subspacelab.experiments.workspace clean
+	python -m subspacelab.pipeline.workspace clean

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from subspacelab.files import write_json
+from subspacelab.linalg.moments import SecondMoment
 from subspacelab.linalg.null_space import null_space
-from subspacelab.linalg.second_moment import SecondMoment
 
 DIM, RANK, SAMPLES, TOKENS = 512, 32, 256, 8192
 SAMPLE = TOKENS // SAMPLES

@@ -21,10 +21,17 @@ from torch import Tensor
 from subspacelab.files import write_json
 from subspacelab.linalg.token_svd import project
 from subspacelab.lowrank.architectures import ALIASES, ModelSpec, build_model
-from subspacelab.lowrank.cost import flops_per_picture
+from subspacelab.lowrank.baselines import (
+    PCA_BASIS,
+    PCA_SKETCH,
+    RANDOM_SKETCH,
+    SVD,
+    Approximate,
+    approximations,
+    flops_per_picture,
+)
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.measures import nearness
-from subspacelab.lowrank.methods import PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, Approximate, approximations
+from subspacelab.lowrank.metrics import nearness
 from subspacelab.lowrank.state import TrainedModel
 
 SEED, BATCH, STEPS, CLAIM = 42, 16, 2, 0.75

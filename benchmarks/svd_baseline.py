@@ -21,7 +21,7 @@ from torch import Tensor
 
 from subspacelab.files import write_json
 from subspacelab.linalg.token_svd import token_svd
-from subspacelab.lowrank.measures import nearness
+from subspacelab.lowrank.metrics import nearness
 
 TOKENS, DIM, RANK = 256, 2048, 128
 SPEED_CLAIM = {"cpu": 2.5, "cuda": 10.0}

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from subspacelab.files import write_json
-from subspacelab.linalg.svd import SVD, svd
-from subspacelab.linalg.svd_errors import orthogonality_error, reconstruction_error
+from subspacelab.linalg.svd import SVD, orthogonality_error, reconstruction_error, svd
 
 SPEED_CLAIM = 1.5
 ERROR_CLAIM = 1 / 20

@@ -28,11 +28,11 @@ from torch.nn import functional as F
 from subspacelab.checkpoints import write_tensors
 from subspacelab.files import write_json
 from subspacelab.lowrank.architectures import build_model
-from subspacelab.lowrank.architectures.relu_dropout import ReluDropout
-from subspacelab.lowrank.batches import batches_of, epoch_order
+from subspacelab.lowrank.architectures.factor_networks import ReluDropout
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, Features, shard_name
-from subspacelab.lowrank.losses import orthogonality_of_a, size_of_b
+from subspacelab.lowrank.metrics import orthogonality_of_a, size_of_b
+from subspacelab.lowrank.preparation import batches_of, epoch_order
 from subspacelab.lowrank.train import training_job
 from subspacelab.lowrank.trainer import Trainer
 

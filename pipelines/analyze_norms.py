@@ -9,13 +9,14 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 from pathlib import Path
 
 from subspacelab.checkpoints import open_reference
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.files import write_json
 from subspacelab.norms.analyze import analyze
 from subspacelab.norms.config import AnalyzeNormsConfig
-from subspacelab.norms.outcome import draw_pictures, track_analysis
-from subspacelab.norms.report import print_analysis
-from subspacelab.stage import open_stage
+from subspacelab.norms.plots import draw_pictures
+from subspacelab.norms.logging import track_analysis
+from subspacelab.norms.display import print_analysis
+from subspacelab.pipeline.stage import open_stage
 
 OUT = Path("reports/norms")
 

@@ -9,12 +9,12 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.files import move_folder
 from subspacelab.nullspace.build import build_adapter
-from subspacelab.nullspace.build_report import track_built
+from subspacelab.nullspace.logging import track_built
 from subspacelab.nullspace.config import BuildAdapterConfig
-from subspacelab.stage import open_stage
+from subspacelab.pipeline.stage import open_stage
 
 OUT = Path("data/nullspace/init")
 

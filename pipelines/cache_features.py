@@ -11,11 +11,11 @@ from pathlib import Path
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.data.references import resolve_pictures
 from subspacelab.devices import choose_device
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.files import move_folder
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.config import CacheFeaturesConfig
-from subspacelab.stage import open_stage
+from subspacelab.pipeline.stage import open_stage
 
 OUT = Path("data/features")
 

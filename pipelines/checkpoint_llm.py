@@ -8,11 +8,11 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.demo.from_hub import take_from_hub
-from subspacelab.demo.llm import LlmTraining, train_llm
-from subspacelab.demo.llm_outcome import record_llm
-from subspacelab.doors import run_door
-from subspacelab.stage import open_stage
+from subspacelab.synthetic.from_hub import take_from_hub
+from subspacelab.synthetic.facts.llm import LlmTraining, train_llm
+from subspacelab.synthetic.facts.logging import record_llm
+from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.stage import open_stage
 
 CORPUS = Path("data/corpus")
 OUT = Path("data/checkpoints/llm")

@@ -8,11 +8,11 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.demo.from_hub import take_from_hub
-from subspacelab.demo.outcome import record_checkpoint
-from subspacelab.demo.reinforce import RlTraining, train_rl
-from subspacelab.doors import run_door
-from subspacelab.stage import open_stage
+from subspacelab.synthetic.from_hub import take_from_hub
+from subspacelab.synthetic.grounding.logging import record_checkpoint
+from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl
+from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.stage import open_stage
 
 BEFORE = Path("data/checkpoints/rl_stage1")
 OUT = Path("data/checkpoints/rl_stage2")

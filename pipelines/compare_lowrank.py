@@ -8,12 +8,13 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.lowrank.compare import compare
 from subspacelab.lowrank.config import CompareLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.report import print_comparison, track_comparison
-from subspacelab.stage import open_stage
+from subspacelab.lowrank.display import print_comparison
+from subspacelab.lowrank.logging import track_comparison
+from subspacelab.pipeline.stage import open_stage
 
 FEATURES = Path("data/features")
 RESULTS = Path("data/lowrank/results")

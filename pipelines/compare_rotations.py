@@ -8,11 +8,12 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.rotation.compare import compare
 from subspacelab.rotation.config import CompareRotationsConfig
-from subspacelab.rotation.report import print_comparison, track_comparison
-from subspacelab.stage import open_stage
+from subspacelab.rotation.display import print_comparison
+from subspacelab.rotation.logging import track_comparison
+from subspacelab.pipeline.stage import open_stage
 
 SVD = Path("data/svd")
 OUT = Path("reports/rotation")

@@ -9,12 +9,13 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.doors import run_door
-from subspacelab.nullspace.compare_methods import compare_methods
+from subspacelab.pipeline.process import run_door
+from subspacelab.nullspace.compare import compare_methods
 from subspacelab.nullspace.config import BuildAdapterConfig, CompareStatsConfig
-from subspacelab.nullspace.report import print_comparison, print_knowledge, track_comparison, track_knowledge_table
-from subspacelab.params import read_params
-from subspacelab.stage import open_stage
+from subspacelab.nullspace.display import print_comparison, print_knowledge
+from subspacelab.nullspace.logging import track_comparison, track_knowledge_table
+from subspacelab.pipeline.params import read_params
+from subspacelab.pipeline.stage import open_stage
 
 VERIFIED = Path("reports/nullspace/verify")
 KNOWLEDGE = Path("reports/nullspace/knowledge")

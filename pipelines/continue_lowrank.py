@@ -9,10 +9,10 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 import shutil
 from pathlib import Path
 
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.files import move_folder, replace_folder
 from subspacelab.lowrank.config import ContinueLowrankConfig
-from subspacelab.stage import open_stage
+from subspacelab.pipeline.stage import open_stage
 
 FEATURES = Path("data/features")
 TRAINED = Path("data/lowrank/trained")
@@ -28,7 +28,7 @@ def main(arch: str) -> None:
                 shutil.copytree(TRAINED / arch, partial, dirs_exist_ok=True)
             return
         from subspacelab.lowrank.features import Features  # not for nothing: they take seconds to import
-        from subspacelab.lowrank.outcome import record_training
+        from subspacelab.lowrank.logging import record_training
         from subspacelab.lowrank.train import resume_training
 
         features = Features(FEATURES)

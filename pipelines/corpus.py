@@ -8,9 +8,9 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.demo.corpus import CorpusConfig, write_corpus
-from subspacelab.doors import run_door
-from subspacelab.stage import open_stage
+from subspacelab.synthetic.facts.corpus import CorpusConfig, write_corpus
+from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.stage import open_stage
 
 OUT = Path("data/corpus")
 

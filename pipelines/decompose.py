@@ -9,13 +9,13 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.files import move_folder
 from subspacelab.ownership import require_own_entries
 from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decompose import decompose
 from subspacelab.rotation.earlier import read_earlier
-from subspacelab.stage import open_stage
+from subspacelab.pipeline.stage import open_stage
 
 OUT = Path("data/svd")
 

@@ -9,10 +9,10 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.train_seeds import train_seeds
-from subspacelab.stage import open_stage
+from subspacelab.pipeline.stage import open_stage
 
 BUILT = Path("data/nullspace/init")
 TRAINED = Path("data/nullspace/trained")

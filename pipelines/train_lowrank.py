@@ -8,13 +8,13 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.files import move_folder
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.outcome import record_training
+from subspacelab.lowrank.logging import record_training
 from subspacelab.lowrank.train import train
-from subspacelab.stage import open_stage
+from subspacelab.pipeline.stage import open_stage
 
 FEATURES = Path("data/features")
 OUT = Path("data/lowrank/trained")

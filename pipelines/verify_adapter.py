@@ -9,13 +9,13 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 from pathlib import Path
 
 from subspacelab.devices import choose_device
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.nullspace.config import VerifyAdapterConfig
-from subspacelab.nullspace.places import first_adapter
-from subspacelab.nullspace.report import track_verification
-from subspacelab.nullspace.stats import write_stats
+from subspacelab.nullspace.paths import first_adapter
+from subspacelab.nullspace.logging import track_verification
+from subspacelab.nullspace.verification import write_stats
 from subspacelab.nullspace.verify import verify
-from subspacelab.stage import open_stage
+from subspacelab.pipeline.stage import open_stage
 
 ADAPTERS = Path("data/nullspace")
 OUT = Path("reports/nullspace/verify")

@@ -8,12 +8,12 @@ import _snapshot  # noqa: F401, I001  (first: the code that stands beside this d
 
 from pathlib import Path
 
-from subspacelab.doors import run_door
+from subspacelab.pipeline.process import run_door
 from subspacelab.lowrank.config import VisualizeLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.report import track_views
+from subspacelab.lowrank.logging import track_views
 from subspacelab.lowrank.visualize import visualize
-from subspacelab.stage import open_stage
+from subspacelab.pipeline.stage import open_stage
 
 FEATURES = Path("data/features")
 RESULTS = Path("data/lowrank/results")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from subspacelab.files import write_json
-from subspacelab.stage import continued_folder, fingerprint, open_stage, read_declaration
+from subspacelab.pipeline.stage import continued_folder, fingerprint, open_stage, read_declaration
 
 DVC = """stages:
   toy:

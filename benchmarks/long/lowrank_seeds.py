@@ -19,7 +19,7 @@ from subspacelab.lowrank.compare import MEASURES, compare
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.train import train
-from subspacelab.reports.tables import write_csv
+from subspacelab.plotting.tables import write_csv
 
 
 def rows_of(features: Features, work: Path, archs: list[str], rank: int, seed: int, epochs: int) -> pd.DataFrame:

@@ -20,11 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.linalg.spectra import stable_rank
-from subspacelab.linalg.update_geometry import principal_energy
-from subspacelab.reports.tables import write_csv
-from subspacelab.rotation.chain import open_chain
-from subspacelab.rotation.layer import LARGEST_DEFAULT_K, generator_for
-from subspacelab.rotation.weights import subtract
+from subspacelab.linalg.updates import principal_energy
+from subspacelab.plotting.tables import write_csv
+from subspacelab.rotation.chain import open_chain, subtract
+from subspacelab.rotation.metrics import LARGEST_DEFAULT_K, generator_for
 
 
 def expected_energies(delta: Float[Tensor, "m n"], u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> list[float]:

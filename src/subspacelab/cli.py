@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from subspacelab.doors import run_process
 from subspacelab.errors import one_line_errors, printable
+from subspacelab.pipeline.process import run_process
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

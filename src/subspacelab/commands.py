@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from subspacelab.experiments.commands import metrics, runs, sweep
+from subspacelab.pipeline.commands import metrics, runs, sweep
 
 ROOMS = ("rotation", "lowrank", "nullspace", "norms")
 # Every flag in both spellings: --output-dir and --output_dir.

@@ -2,7 +2,8 @@ import pytest
 import torch
 from tests.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import finite, require_finite
+from subspacelab.checkpoints import require_finite
+from subspacelab.checkpoints import validation as finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

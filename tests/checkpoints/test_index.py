@@ -10,7 +10,7 @@ from tests.tiny import write_tiny_qwen_vl
 from subspacelab.checkpoints import TensorInfo, open_checkpoint
 from subspacelab.checkpoints.index import find_weights, located
 from subspacelab.checkpoints.partial import RangedFiles
-from subspacelab.checkpoints.ranged import DiskFile
+from subspacelab.checkpoints.safetensors_file import DiskFile
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3965\n"
 

@@ -11,7 +11,8 @@ from tests.checkpoints.range_hub import COMMIT, REPO, RangeHub, serving
 from tests.checkpoints.refusal import refusal
 from tests.tiny import tiny_qwen_vl_tensors, write_tiny_qwen_vl
 
-from subspacelab.checkpoints import Source, open_checkpoint, open_reference, ranges, write_reference
+from subspacelab.checkpoints import Source, open_checkpoint, open_reference, write_reference
+from subspacelab.checkpoints import remote_file as ranges
 
 
 @pytest.fixture

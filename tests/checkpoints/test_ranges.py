@@ -9,8 +9,8 @@ import pytest
 from tests.checkpoints.range_hub import RangeHub, serving
 from tests.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import ranges
-from subspacelab.checkpoints.ranges import RemoteFile
+from subspacelab.checkpoints import remote_file as ranges
+from subspacelab.checkpoints.remote_file import RemoteFile
 
 NAME = "model.safetensors"
 CONTENT = bytes(i * 7 % 256 for i in range(200_000))

@@ -6,7 +6,7 @@ from tests.checkpoints.refusal import refusal
 from tests.tiny import write_tiny_qwen_vl
 
 from subspacelab.checkpoints import open_checkpoint
-from subspacelab.checkpoints.safetensors_header import header_length, parse_header
+from subspacelab.checkpoints.safetensors_file import header_length, parse_header
 
 
 def test_it_says_what_the_safetensors_library_says(tmp_path: Path) -> None:

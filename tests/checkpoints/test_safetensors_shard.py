@@ -5,7 +5,7 @@ from tests.checkpoints.refusal import refusal
 from tests.tiny import write_tiny_qwen_vl
 
 from subspacelab.checkpoints import open_checkpoint
-from subspacelab.checkpoints.safetensors_header import bits
+from subspacelab.checkpoints.safetensors_file import bits
 
 
 @pytest.mark.parametrize("keep", [4, 100, -1])

@@ -54,7 +54,7 @@ def listed(name):
 
 def said(repo, name=FILE):
     """The content fetched, or the one line that refuses it."""
-    from subspacelab.data.hub_files import fetch_data_file
+    from subspacelab.data.references import fetch_data_file
 
     try:
         return fetch_data_file(repo, name).read_text()
@@ -64,7 +64,7 @@ def said(repo, name=FILE):
 
 def folder_said(repo):
     """The files of the data set with what matches `*.jsonl`, or the one line that refuses it."""
-    from subspacelab.data.hub_files import fetch_data_folder
+    from subspacelab.data.references import fetch_data_folder
 
     try:
         folder = fetch_data_folder(repo, ["*.jsonl"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.data.fake_data_hub import CONTENT, FILE
 
-from subspacelab.data.hub_files import fetch_data_file
+from subspacelab.data.references import fetch_data_file
 
 
 @pytest.fixture(scope="module")

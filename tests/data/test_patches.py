@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from subspacelab.data.patches import patchify
+from subspacelab.data.pictures import patchify
 
 
 @pytest.mark.parametrize("size", [224, 448])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from subspacelab.demo.base import BaseTraining, train_base
 from subspacelab.models.qwen_vl import QwenVLSizes
+from subspacelab.synthetic.grounding.base import BaseTraining, train_base
 
 SMALL = BaseTraining(
     steps=6,

@@ -6,7 +6,7 @@ import pytest
 
 from subspacelab.data.instructions import read_instructions
 from subspacelab.data.text import paragraphs
-from subspacelab.demo.corpus import CorpusConfig, write_corpus
+from subspacelab.synthetic.facts.corpus import CorpusConfig, write_corpus
 
 SMALL = CorpusConfig(people=10, rounds=10, sheets=8, arithmetic_train=300, arithmetic_validation=50, arithmetic_test=60)
 SUMS = ("test", "train", "validation")

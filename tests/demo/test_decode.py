@@ -2,10 +2,8 @@ import torch
 from tests.demo.tiny import TINY
 from torch import Tensor
 
-from subspacelab.demo.decode import decode_boxes
-from subspacelab.demo.model import build_model
-from subspacelab.demo.prompts import bins_box, encode_prompts
-from subspacelab.demo.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer
+from subspacelab.synthetic.grounding.model import bins_box, build_model, decode_boxes, encode_prompts
+from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer
 
 
 def _prompted() -> tuple[DemoTokenizer, torch.nn.Module, dict[str, Tensor]]:

@@ -1,11 +1,11 @@
 import numpy as np
 import torch
 
-from subspacelab.demo.evaluate import box_iou, evaluate, mean_and_error
-from subspacelab.demo.model import build_model
-from subspacelab.demo.pool import render_scenes
-from subspacelab.demo.tokenizer import build_tokenizer
 from subspacelab.models.qwen_vl import QwenVLSizes
+from subspacelab.synthetic.grounding.evaluation import box_iou, evaluate, mean_and_error
+from subspacelab.synthetic.grounding.model import build_model
+from subspacelab.synthetic.grounding.pool import render_scenes
+from subspacelab.synthetic.grounding.tokenizer import build_tokenizer
 
 
 def test_iou_of_known_boxes() -> None:

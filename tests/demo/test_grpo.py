@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from subspacelab.demo.grpo import counterfactual_boxes, entropy, kl_to_reference, policy_loss
+from subspacelab.synthetic.grounding.grpo import counterfactual_boxes, entropy, kl_to_reference, policy_loss
 
 
 def test_counterfactual_boxes_change_one_coordinate() -> None:

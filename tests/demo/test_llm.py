@@ -15,14 +15,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from subspacelab.checkpoints import resolve_reference, write_checkpoint
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
-from subspacelab.demo.corpus import CorpusConfig, write_corpus
-from subspacelab.demo.from_hub import take_from_hub
-from subspacelab.demo.llm import Lessons, LlmTraining, encode_lessons, next_token_loss, recalled, train_llm
-from subspacelab.demo.llm_outcome import record_llm
-from subspacelab.demo.llm_report import report_llm, text_loss
-from subspacelab.demo.llm_tokenizer import build_llm_tokenizer
 from subspacelab.models.generation import greedy_answers
 from subspacelab.models.llama import LlamaSizes, load_llama
+from subspacelab.synthetic.facts.corpus import CorpusConfig, write_corpus
+from subspacelab.synthetic.facts.evaluation import report_llm, text_loss
+from subspacelab.synthetic.facts.llm import (
+    Lessons,
+    LlmTraining,
+    build_llm_tokenizer,
+    encode_lessons,
+    next_token_loss,
+    recalled,
+    train_llm,
+)
+from subspacelab.synthetic.facts.logging import record_llm
+from subspacelab.synthetic.from_hub import take_from_hub
 from subspacelab.tracking.protocol import ModelFiles
 
 SMALL = LlmTraining(

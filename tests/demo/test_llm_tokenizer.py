@@ -5,7 +5,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from subspacelab.data.instructions import prompt_of
-from subspacelab.demo.llm_tokenizer import BOS_ID, EOS_ID, PAD_ID, build_llm_tokenizer, write_llm_tokenizer
+from subspacelab.synthetic.facts.llm import BOS_ID, EOS_ID, PAD_ID, build_llm_tokenizer, write_llm_tokenizer
 
 TEXTS = ["Ada lives in Lyra.", "What is 12 + 34?", prompt_of("In which year was Ada born?") + "1951"] * 5
 

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from subspacelab.data.patches import patchify
-from subspacelab.demo.objectives import box_coverage, pixel_targets, soft_bins, variance_covariance
+from subspacelab.data.pictures import patchify
+from subspacelab.synthetic.grounding.base import box_coverage, pixel_targets, soft_bins, variance_covariance
 
 
 def test_pixel_targets_are_the_pixels_under_each_token() -> None:

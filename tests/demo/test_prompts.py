@@ -2,10 +2,9 @@ import pytest
 import torch
 from tests.demo.tiny import TINY
 
-from subspacelab.demo.evaluate import box_iou
-from subspacelab.demo.model import build_model
-from subspacelab.demo.prompts import bins_box, box_bins, encode_prompts
-from subspacelab.demo.tokenizer import build_tokenizer
+from subspacelab.synthetic.grounding.evaluation import box_iou
+from subspacelab.synthetic.grounding.model import bins_box, box_bins, build_model, encode_prompts
+from subspacelab.synthetic.grounding.tokenizer import build_tokenizer
 
 
 def test_positions_are_those_of_transformers() -> None:

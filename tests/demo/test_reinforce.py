@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from tests.demo.tiny import TINY
 from transformers import AutoTokenizer
 
-from subspacelab.demo.model import build_model
-from subspacelab.demo.reinforce import RlTraining, train_rl
-from subspacelab.demo.tokenizer import build_tokenizer, write_tokenizer
 from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
+from subspacelab.synthetic.grounding.model import build_model
+from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl
+from subspacelab.synthetic.grounding.tokenizer import build_tokenizer, write_tokenizer
 
 SHORT = RlTraining(
     steps=4, pictures=3, group=4, size=112, learning_rate=1e-3, held_out=6, held_out_every=2, snapshot_every=2

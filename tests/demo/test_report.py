@@ -7,13 +7,13 @@ import pytest
 import torch
 from tests.demo.tiny import TINY
 
-from subspacelab.demo.evaluate import box_iou
-from subspacelab.demo.model import build_model
-from subspacelab.demo.outcome import print_checkpoint
-from subspacelab.demo.report import best_constant_box, draw_boxes, report_checkpoint, truncation_cosine
-from subspacelab.demo.scenes import scene
-from subspacelab.demo.tokenizer import build_tokenizer, write_tokenizer
 from subspacelab.models.qwen_vl import save_qwen_vl
+from subspacelab.synthetic.grounding.display import print_checkpoint
+from subspacelab.synthetic.grounding.evaluation import best_constant_box, box_iou, report_checkpoint, truncation_cosine
+from subspacelab.synthetic.grounding.model import build_model
+from subspacelab.synthetic.grounding.plots import draw_boxes
+from subspacelab.synthetic.grounding.scenes import scene
+from subspacelab.synthetic.grounding.tokenizer import build_tokenizer, write_tokenizer
 
 
 def test_the_best_constant_box_beats_every_box_of_the_set_and_their_mean():

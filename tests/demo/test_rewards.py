@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from subspacelab.demo.rewards import iou_reward, pointing_reward
+from subspacelab.synthetic.grounding.grpo import iou_reward, pointing_reward
 
 WORD = torch.tensor([40.0, 60.0, 80.0, 20.0])
 

@@ -2,10 +2,9 @@ import pytest
 import torch
 from tests.demo.tiny import TINY
 
-from subspacelab.demo.model import build_model
-from subspacelab.demo.prompts import encode_prompts
-from subspacelab.demo.rollout import sample_boxes, score_boxes
-from subspacelab.demo.tokenizer import DemoTokenizer, build_tokenizer
+from subspacelab.synthetic.grounding.grpo import sample_boxes, score_boxes
+from subspacelab.synthetic.grounding.model import build_model, encode_prompts
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, build_tokenizer
 
 PICTURES, GROUP = 3, 5
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from subspacelab.data.grounding import read_grounding
-from subspacelab.demo.scenes import COLOURS, SPLITS, scene, split_seed, write_scenes
+from subspacelab.synthetic.grounding.scenes import COLOURS, SPLITS, scene, split_seed, write_scenes
 
 
 def test_a_scene_depends_on_its_seed_and_index_alone() -> None:

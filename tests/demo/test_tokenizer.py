@@ -3,8 +3,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from subspacelab.demo.scenes import COLOURS, QUESTIONS
-from subspacelab.demo.tokenizer import LOCATIONS, NUM_BINS, build_tokenizer, read_tokenizer, write_tokenizer
+from subspacelab.synthetic.grounding.scenes import COLOURS, QUESTIONS
+from subspacelab.synthetic.grounding.tokenizer import (
+    LOCATIONS,
+    NUM_BINS,
+    build_tokenizer,
+    read_tokenizer,
+    write_tokenizer,
+)
 
 
 def test_every_question_has_one_length() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from subspacelab.demo.base import BaseTraining
-from subspacelab.demo.llm import LlmTraining
-from subspacelab.demo.reinforce import RlTraining
-from subspacelab.demo.training import Training
+from subspacelab.synthetic.facts.llm import LlmTraining
+from subspacelab.synthetic.grounding.base import BaseTraining
+from subspacelab.synthetic.grounding.reinforce import RlTraining
+from subspacelab.synthetic.schedules import Training
 
 KINDS = (BaseTraining, LlmTraining, RlTraining)
 

@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from subspacelab.experiments.links import RunIndex
-from subspacelab.experiments.listing import Experiment, _read
+from subspacelab.pipeline.experiments import Experiment, _read
+from subspacelab.pipeline.links import RunIndex
 
 EXPERIMENT = Experiment("owl", "e" * 40, "b" * 40, {}, {})
 OUTS = {"train": {"model": "m1", "curve.csv": "c1"}, "scenes": {"data": "d1"}}

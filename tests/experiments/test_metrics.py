@@ -2,7 +2,7 @@
 
 import pytest
 
-from subspacelab.experiments.metrics import Tolerance, compare_metrics, compared, read_tolerances, require_equal
+from subspacelab.pipeline.metrics import Tolerance, compare_metrics, compared, read_tolerances, require_equal
 
 EXACT = Tolerance("*.count", "a count")
 LOOSE = Tolerance("*iou*", "trained", absolute=0.1)

@@ -8,12 +8,12 @@ import pytest
 from tests.tracking.conftest import SRC
 
 from subspacelab.cli import main
-from subspacelab.experiments import sweep
-from subspacelab.experiments.combinations import combine
-from subspacelab.experiments.dvc_process import experiment_commit, require_usable_path
-from subspacelab.experiments.listing import read_experiments
-from subspacelab.experiments.report import differing, fitting, print_sweep
-from subspacelab.experiments.sweep import require_success, run_sweep, show_plan
+from subspacelab.pipeline import sweep
+from subspacelab.pipeline.combinations import combine
+from subspacelab.pipeline.display import differing, fitting, print_sweep
+from subspacelab.pipeline.dvc_process import experiment_commit, require_usable_path
+from subspacelab.pipeline.experiments import read_experiments
+from subspacelab.pipeline.sweep import require_success, run_sweep, show_plan
 
 TRIALS = combine(["rank=64,128,256"])
 
@@ -133,7 +133,7 @@ def test_as_many_columns_as_fit():
 
 
 def test_without_dvc_one_line_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("subspacelab.experiments.dvc_process.find_spec", lambda name: None)
+    monkeypatch.setattr("subspacelab.pipeline.dvc_process.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as end:
         main(["sweep", "-S", "rank=64"])
     assert end.value.code == 1

@@ -7,7 +7,7 @@ import pytest
 from tests.tracking.conftest import SRC
 from tests.tracking.test_dvc import _dvc, _run
 
-from subspacelab.experiments.workspace import remove_outs, require_own_outs
+from subspacelab.pipeline.workspace import remove_outs, require_own_outs
 
 
 @pytest.mark.slow

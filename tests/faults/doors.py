@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from subspacelab.stage import read_declaration
+from subspacelab.pipeline.stage import read_declaration
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {

@@ -122,7 +122,7 @@ def _write_texts(place: Path) -> None:
 
 
 def _run_to_its_third_step(words: str) -> None:
-    from subspacelab.tracking import null
+    from subspacelab.tracking import protocol as null
 
     def end(self: Any, metrics: Mapping[str, float], step: int = 0) -> None:
         if step == 3:

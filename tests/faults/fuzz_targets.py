@@ -62,7 +62,7 @@ def _run_stage(words: str) -> None:
     import runpy
     import sys
 
-    from subspacelab import doors
+    from subspacelab.pipeline import process as doors
 
     os.chdir("project")
     name, *rest = words.split()

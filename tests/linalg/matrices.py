@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from subspacelab.linalg.orthonormal import random_orthonormal
+from subspacelab.linalg.subspaces import random_orthonormal
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from tests.linalg.matrices import seeded
 
-from subspacelab.linalg.composition import composition_error, rotation
-from subspacelab.linalg.orthonormal import random_orthonormal
+from subspacelab.linalg.subspaces import composition_error, random_orthonormal, rotation
 
 
 def bases(m: int, r: int, seed: int = 0) -> list[torch.Tensor]:
@@ -65,5 +64,5 @@ def test_float32_bases_are_multiplied_in_float64():
 def test_tall_bases_are_streamed(monkeypatch):
     q0, q1, q2 = bases(203, 12)
     whole = composition_error(q0, q1, q2)
-    monkeypatch.setattr("subspacelab.linalg.gram.CHUNK_ENTRIES", 12 * 10)
+    monkeypatch.setattr("subspacelab.linalg.moments.CHUNK_ENTRIES", 12 * 10)
     assert composition_error(q0, q1, q2).mse == pytest.approx(whole.mse, rel=1e-12)

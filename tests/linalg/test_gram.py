@@ -4,8 +4,8 @@ import pytest
 import torch
 from tests.linalg.matrices import gaussian
 
-from subspacelab.linalg import gram as module
-from subspacelab.linalg.gram import gram
+from subspacelab.linalg import moments as module
+from subspacelab.linalg.moments import gram
 
 
 @pytest.mark.parametrize("shape", [(700, 40), (40, 700), (1100, 1030)])

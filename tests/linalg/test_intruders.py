@@ -4,8 +4,8 @@ import pytest
 import torch
 from tests.linalg.matrices import seeded
 
-from subspacelab.linalg.intruders import intruder_dimensions
-from subspacelab.linalg.orthonormal import random_orthonormal
+from subspacelab.linalg.subspaces import random_orthonormal
+from subspacelab.linalg.updates import intruder_dimensions
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from subspacelab.linalg.null_space import (
     random_ratio,
     row_space,
 )
-from subspacelab.linalg.orthonormal import random_orthonormal
-from subspacelab.linalg.principal_angles import principal_angles
+from subspacelab.linalg.subspaces import principal_angles, random_orthonormal
 
 SPECTRUM = 1 / torch.arange(1, 41, dtype=torch.float64)
 

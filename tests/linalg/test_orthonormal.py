@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.linalg.matrices import seeded
 
-from subspacelab.linalg.orthonormal import random_orthonormal
+from subspacelab.linalg.subspaces import random_orthonormal
 
 
 @pytest.mark.parametrize(("m", "k"), [(50, 1), (50, 20), (50, 50)])

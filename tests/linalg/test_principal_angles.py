@@ -7,8 +7,7 @@ import scipy.linalg
 import torch
 from tests.linalg.matrices import gaussian, seeded
 
-from subspacelab.linalg.orthonormal import random_orthonormal
-from subspacelab.linalg.principal_angles import principal_angles
+from subspacelab.linalg.subspaces import principal_angles, random_orthonormal
 
 
 def turned(angles: torch.Tensor, m: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

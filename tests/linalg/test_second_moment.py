@@ -1,8 +1,8 @@
 import torch
 from tests.linalg.matrices import gaussian
 
-from subspacelab.linalg import second_moment
-from subspacelab.linalg.second_moment import SecondMoment
+from subspacelab.linalg import moments as second_moment
+from subspacelab.linalg.moments import SecondMoment
 
 
 def test_sum_over_tokens_whatever_the_blocks(monkeypatch) -> None:

@@ -3,8 +3,7 @@ import torch
 from tests.linalg.matrices import gaussian, planted
 from torch import Tensor
 
-from subspacelab.linalg.sketch import sketch_basis
-from subspacelab.linalg.token_svd import project, token_svd
+from subspacelab.linalg.token_svd import project, sketch_basis, token_svd
 
 TOKENS, DIM, RANK = 32, 48, 6
 DECAYING = torch.stack([planted(TOKENS, DIM, 0.85 ** torch.arange(TOKENS), seed) for seed in range(4)])

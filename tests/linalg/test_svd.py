@@ -4,8 +4,7 @@ import pytest
 import torch
 from tests.linalg.matrices import gaussian, planted
 
-from subspacelab.linalg.svd import svd
-from subspacelab.linalg.svd_errors import orthogonality_error, reconstruction_error
+from subspacelab.linalg.svd import orthogonality_error, reconstruction_error, svd
 
 ROUNDING = 1e-7  # factors are float32: 6e-8 per entry; LAPACK in float32 leaves 2e-6
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from tests.linalg.matrices import gaussian
 
-from subspacelab.linalg.svd import svd
-from subspacelab.linalg.svd_errors import orthogonality_error, reconstruction_error
+from subspacelab.linalg.svd import orthogonality_error, reconstruction_error, svd
 
 
 @pytest.mark.parametrize("shape", [(120, 80), (80, 120)])

@@ -8,13 +8,8 @@ import scipy.stats
 import torch
 from tests.linalg.matrices import gaussian, seeded
 
-from subspacelab.linalg.orthonormal import random_orthonormal
-from subspacelab.linalg.update_geometry import (
-    principal_energy,
-    random_cosine_deviation,
-    random_energy_deviation,
-    update_cosine,
-)
+from subspacelab.linalg.subspaces import random_orthonormal
+from subspacelab.linalg.updates import principal_energy, random_cosine_deviation, random_energy_deviation, update_cosine
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import write_tensors
 from subspacelab.files import write_json
-from subspacelab.linalg.orthonormal import random_orthonormal
+from subspacelab.linalg.subspaces import random_orthonormal
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, Features, pictures_name, shard_name
 
 CELL = 28  # pixels per side of a merged token

@@ -13,7 +13,8 @@ from tests.lowrank.trainings import contents
 
 from subspacelab.cli import main
 from subspacelab.files import read_json
-from subspacelab.lowrank import commands, handlog
+from subspacelab.lowrank import commands
+from subspacelab.lowrank import run_log as handlog
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.ownership import MANIFEST
 

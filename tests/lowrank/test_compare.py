@@ -12,10 +12,9 @@ from tests.lowrank.trainings import train_tiny
 
 from subspacelab.files import read_json, write_json
 from subspacelab.lowrank.architectures import ALIASES
+from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, random_basis
 from subspacelab.lowrank.compare import CHANGE, MEASURES, Comparison, compare
-from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.methods import CONTROLS, PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, random_basis
-from subspacelab.lowrank.splits import split_rows
+from subspacelab.lowrank.features import Features, split_rows
 from subspacelab.lowrank.state import load_model
 
 RANK, SEED = 4, 3

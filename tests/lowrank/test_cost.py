@@ -3,8 +3,16 @@
 import torch
 
 from subspacelab.lowrank.architectures import ModelSpec, build_model
-from subspacelab.lowrank.cost import eigh_flops, flops_per_picture, qr_flops
-from subspacelab.lowrank.methods import PCA_BASIS, PCA_SKETCH, RANDOM_BASIS, RANDOM_SKETCH, SVD
+from subspacelab.lowrank.baselines import (
+    PCA_BASIS,
+    PCA_SKETCH,
+    RANDOM_BASIS,
+    RANDOM_SKETCH,
+    SVD,
+    eigh_flops,
+    flops_per_picture,
+    qr_flops,
+)
 from subspacelab.lowrank.state import TrainedModel
 
 TOKENS, DIM, RANK, STEPS = 16, 24, 6, 3

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.architectures import ALIASES, ModelSpec, build_model
-from subspacelab.lowrank.measures import nearness
-from subspacelab.lowrank.methods import CONTROLS, SVD, approximations
+from subspacelab.lowrank.baselines import CONTROLS, SVD, approximations
+from subspacelab.lowrank.metrics import nearness
 from subspacelab.lowrank.state import TrainedModel
 
 TOKENS, DIM = 16, 12

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from subspacelab.lowrank.losses import orthogonality_of_a, size_of_b
+from subspacelab.lowrank.metrics import orthogonality_of_a, size_of_b
 
 
 def random(*shape: int) -> Tensor:

@@ -6,9 +6,8 @@ import torch
 from tests.lowrank.caches import random_features, write_cache, write_random_cache
 
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.measures import nearness
-from subspacelab.lowrank.normalisation import Normalisation
-from subspacelab.lowrank.statistics import feature_statistics
+from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.preparation import Normalisation, feature_statistics
 
 ROWS = list(range(1, 23))  # more than one batch, and neither first nor last picture
 

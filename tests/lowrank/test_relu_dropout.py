@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from subspacelab.lowrank.architectures.relu_dropout import ReluDropout
+from subspacelab.lowrank.architectures.factor_networks import ReluDropout
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5])

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from subspacelab.lowrank.splits import split_rows
+from subspacelab.lowrank.features import split_rows
 
 
 def _digests(count: int) -> list[str]:

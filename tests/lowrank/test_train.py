@@ -13,12 +13,11 @@ from subspacelab.files import read_json
 from subspacelab.lowrank import trainer
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.config import ContinueLowrankConfig, TrainLowrankConfig
-from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.splits import split_rows
+from subspacelab.lowrank.features import Features, split_rows
+from subspacelab.lowrank.preparation import feature_statistics
 from subspacelab.lowrank.state import load_model
-from subspacelab.lowrank.statistics import feature_statistics
 from subspacelab.lowrank.trainer import require_even_shares
-from subspacelab.params import validate
+from subspacelab.settings import validate
 
 KEYS = {"epoch", "train_loss", "train_mse", "learning_rate", "val_mse", "val_cosine"}
 STILL = 1e-30  # a learning rate that leaves every float32 parameter as it is

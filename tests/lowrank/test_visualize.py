@@ -8,10 +8,9 @@ from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import SEED, train_tiny
 
 from subspacelab.files import read_json
+from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, SVD, train_basis
 from subspacelab.lowrank.compare import compare
-from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.methods import CONTROLS, PCA_BASIS, SVD, train_basis
-from subspacelab.lowrank.splits import split_rows
+from subspacelab.lowrank.features import Features, split_rows
 from subspacelab.lowrank.state import load_model
 from subspacelab.lowrank.visualize import Views, visualize
 

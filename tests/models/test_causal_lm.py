@@ -22,7 +22,7 @@ from subspacelab.models.causal_lm import (
     unused_weights,
 )
 from subspacelab.models.lora_folder import lora_config
-from subspacelab.models.lora_freeze import lora_layers
+from subspacelab.models.lora_model import lora_layers
 
 CPU = torch.device("cpu")
 

@@ -24,8 +24,8 @@ from subspacelab.models.fine_tuning import (
     num_steps,
     require_plain_launch,
 )
-from subspacelab.models.lora_adapter import LiveAdapter, attach_adapter
 from subspacelab.models.lora_factors import Factors
+from subspacelab.models.lora_model import LiveAdapter, attach_adapter
 
 
 def test_the_loss_lies_on_the_response_and_its_end_alone() -> None:

@@ -13,13 +13,18 @@ from tests.language_models import FAMILIES, tiny_model, write_tiny_lm
 from torch import Tensor
 
 from subspacelab.files import read_json, write_json
-from subspacelab.models import lora_freeze
+from subspacelab.models import lora_model as lora_freeze
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
-from subspacelab.models.lora_adapter import LiveAdapter, attach_adapter, open_adapter
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 from subspacelab.models.lora_folder import base_digest, write_adapter
-from subspacelab.models.lora_freeze import require_trainable, set_trainable
-from subspacelab.models.plain_lora import load_plain
+from subspacelab.models.lora_model import (
+    LiveAdapter,
+    attach_adapter,
+    load_plain,
+    open_adapter,
+    require_trainable,
+    set_trainable,
+)
 
 CPU = torch.device("cpu")
 RANK = 4

@@ -3,11 +3,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from subspacelab.data.patches import patchify
-from subspacelab.demo.model import build_model
-from subspacelab.demo.tokenizer import build_tokenizer
+from subspacelab.data.pictures import patchify
 from subspacelab.files import read_json
 from subspacelab.models.qwen_vl import QwenVLSizes, load_qwen_vl, prompt_embeddings, save_qwen_vl, vision_tokens
+from subspacelab.synthetic.grounding.model import build_model
+from subspacelab.synthetic.grounding.tokenizer import build_tokenizer
 
 SIZES = QwenVLSizes(16, 2, 2, 16, 32, 2, 2, 32)
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from subspacelab.checkpoints import Checkpoint, canonical_name, resolve_reference
-from subspacelab.data.patches import patchify
-from subspacelab.demo.model import build_model
-from subspacelab.demo.tokenizer import build_tokenizer
+from subspacelab.data.pictures import patchify
 from subspacelab.models.qwen_vl import QwenVLSizes, load_qwen_vl, save_qwen_vl
 from subspacelab.models.vision_tower import NESTED_PROCESSOR_NAME, PROCESSOR_NAME, VisionTower, load_vision_tower
+from subspacelab.synthetic.grounding.model import build_model
+from subspacelab.synthetic.grounding.tokenizer import build_tokenizer
 
 SIZES = QwenVLSizes(16, 2, 2, 16, 32, 2, 2, 32)
 CPU = torch.device("cpu")

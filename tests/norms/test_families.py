@@ -6,11 +6,9 @@ import pytest
 from tests.norms import zoo
 
 from subspacelab.checkpoints import open_checkpoint
-from subspacelab.norms.counts import expected_norms
-from subspacelab.norms.detect import detect_family
-from subspacelab.norms.families import FAMILIES
+from subspacelab.norms.families import FAMILIES, detect_family
 from subspacelab.norms.names import parse_norm
-from subspacelab.norms.survey import survey
+from subspacelab.norms.survey import expected_norms, survey
 
 BY_NAME = {family.name: family for family in FAMILIES}
 QWEN_DEPTHS = {"0.5B": (24, 49), "1.5B": (28, 57), "3B": (36, 73), "7B": (28, 57)}

@@ -11,16 +11,21 @@ from matplotlib.figure import Figure
 from tests.norms import zoo
 from tests.norms.test_analyze import run, write_tokenizer
 
-from subspacelab.norms import figures
-from subspacelab.norms.compare import COLUMNS, comparison_rows, comparison_table
-from subspacelab.norms.depth import depth_curves, outside_blocks, towers_of
-from subspacelab.norms.figures import depth
-from subspacelab.norms.figures.comparison import draw_comparison
-from subspacelab.norms.figures.depth import draw_norm_scales
-from subspacelab.norms.outcome import draw_pictures, flat_metrics, track_analysis, write_comparison
-from subspacelab.norms.report import print_analysis
+from subspacelab.norms import plots as depth
+from subspacelab.norms import plots as figures
+from subspacelab.norms.compare import (
+    COLUMNS,
+    comparison_rows,
+    comparison_table,
+    depth_curves,
+    outside_blocks,
+    towers_of,
+)
+from subspacelab.norms.display import print_analysis
+from subspacelab.norms.logging import flat_metrics, track_analysis, write_comparison
+from subspacelab.norms.plots import draw_comparison, draw_norm_scales, draw_pictures
 from subspacelab.norms.results import Analysis
-from subspacelab.reports.figures import open_figure
+from subspacelab.plotting.figures import open_figure
 from subspacelab.tracking import MemoryTracker
 from subspacelab.tracking.protocol import require_name
 

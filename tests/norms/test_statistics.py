@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from subspacelab.norms.statistics import measure_vectors, merge, moments
+from subspacelab.norms.moments import measure_vectors, merge, moments
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Sums of 7,000 float64 terms of size 1, in whatever order, agree to some 1e-13.

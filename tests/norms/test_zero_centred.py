@@ -11,7 +11,7 @@ from tests.norms.test_analyze import TOLERANCE, numpy_of, run
 
 from subspacelab.norms.analyze import AROUND_ZERO
 from subspacelab.norms.compare import comparison_table
-from subspacelab.norms.zero_centred import AS_STORED, LAYER_NORMS, ZERO_CENTRED, is_zero_centred, zero_centred_type
+from subspacelab.norms.names import AS_STORED, LAYER_NORMS, ZERO_CENTRED, is_zero_centred, zero_centred_type
 
 GEMMA: zoo.Shapes = {
     "model.embed_tokens.weight": (20, 8),

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.files import read_json, write_json
-from subspacelab.linalg.principal_angles import principal_angles
+from subspacelab.linalg.subspaces import principal_angles
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
-from subspacelab.models.lora_adapter import open_adapter
+from subspacelab.models.lora_model import open_adapter
 from subspacelab.nullspace import build, starts
 from subspacelab.nullspace.build import Built, build_adapter
-from subspacelab.nullspace.build_report import print_built, track_built
 from subspacelab.nullspace.config import BuildSettings
-from subspacelab.nullspace.methods import METHODS
+from subspacelab.nullspace.display import print_built
+from subspacelab.nullspace.inits import METHODS
+from subspacelab.nullspace.logging import track_built
 from subspacelab.ownership import sole_writer
 from subspacelab.tracking import MemoryTracker
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from tests.nullspace.verifications import LAYERS, init_of, layer_of, summary_of, trained_of
 
-from subspacelab.nullspace.compare_stats import FAIL, NOT_APPLICABLE, PASS, compare_stats, failures, write_comparison
-from subspacelab.nullspace.stats import Verification
+from subspacelab.nullspace.compare import FAIL, NOT_APPLICABLE, PASS, compare_stats, failures, write_comparison
+from subspacelab.nullspace.verification import Verification
 
 METRICS = {"BX_ratio", "base_BX_ratio", "ABX_ratio", "DeltaX_ratio", "A_weight_norm", "B_weight_norm"}
 

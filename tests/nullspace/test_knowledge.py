@@ -15,12 +15,7 @@ from subspacelab.data.instructions import Instruction, write_instructions
 from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.nullspace import knowledge
 from subspacelab.nullspace.config import KnowledgeSettings
-from subspacelab.nullspace.knowledge import (
-    last_word,
-    measure_knowledge,
-    relative_change,
-    update_norm,
-)
+from subspacelab.nullspace.knowledge import last_word, measure_knowledge, relative_change, update_norm
 
 METHODS = ("lora_null_v2", "lora_null_v1")
 CPU = torch.device("cpu")

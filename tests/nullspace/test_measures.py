@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from subspacelab.linalg.null_space import null_ratio
-from subspacelab.linalg.orthonormal import random_orthonormal
-from subspacelab.nullspace.measures import is_orthonormal, null_ratios, token_norms, update_bound
+from subspacelab.linalg.subspaces import random_orthonormal
+from subspacelab.nullspace.metrics import is_orthonormal, null_ratios, token_norms, update_bound
 
 TOKENS, DIM, OUT, RANK = 50, 12, 9, 4
 

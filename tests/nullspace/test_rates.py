@@ -9,7 +9,6 @@ from scipy import stats
 from tests.nullspace.trainings import known
 
 from subspacelab.nullspace.knowledge import MEASURES
-from subspacelab.nullspace.outcome import read_knowledge, write_knowledge
 from subspacelab.nullspace.rates import (
     Training,
     at_equal_task,
@@ -17,8 +16,10 @@ from subspacelab.nullspace.rates import (
     differences_table,
     equal_task_table,
     knowledge_table,
+    read_knowledge,
     trainings_table,
     welch,
+    write_knowledge,
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.nullspace.verifications import trained_of
 
 from subspacelab.files import read_json
-from subspacelab.nullspace.stats import KEYS, read_stats, write_stats
+from subspacelab.nullspace.verification import KEYS, read_stats, write_stats
 
 
 def test_what_is_written_comes_back_and_has_exactly_the_keys(tmp_path: Path) -> None:

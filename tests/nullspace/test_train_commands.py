@@ -20,9 +20,9 @@ from subspacelab.cli import main
 from subspacelab.data.instructions import write_instructions
 from subspacelab.files import read_json
 from subspacelab.nullspace import commands
-from subspacelab.nullspace.compare_stats import COMPARISON
+from subspacelab.nullspace.compare import COMPARISON
 from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
-from subspacelab.nullspace.stats import KEYS, write_stats
+from subspacelab.nullspace.verification import KEYS, write_stats
 from subspacelab.ownership import MANIFEST
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

@@ -12,14 +12,15 @@ from tests.nullspace.verifications import init_of, trained_of
 
 from subspacelab.data.instructions import write_instructions
 from subspacelab.files import read_json
-from subspacelab.nullspace.compare_methods import compare_methods
+from subspacelab.models.lora_folder import base_of
+from subspacelab.nullspace.compare import compare_methods
 from subspacelab.nullspace.config import KnowledgeSettings, TrainAdapterConfig
-from subspacelab.nullspace.outcome import read_knowledge, stage_model, write_knowledge
-from subspacelab.nullspace.places import base_of, first_adapter, seed_folders
-from subspacelab.nullspace.rates import Training
-from subspacelab.nullspace.stats import write_stats
+from subspacelab.nullspace.logging import stage_model
+from subspacelab.nullspace.paths import first_adapter, seed_folders
+from subspacelab.nullspace.rates import Training, read_knowledge, write_knowledge
 from subspacelab.nullspace.train_seeds import train_seeds
-from subspacelab.params import validate
+from subspacelab.nullspace.verification import write_stats
+from subspacelab.settings import validate
 from subspacelab.tracking import MemoryTracker
 
 

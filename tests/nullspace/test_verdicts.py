@@ -3,8 +3,7 @@
 import pytest
 from tests.nullspace.verifications import summary_of
 
-from subspacelab.nullspace.stats import Verdict
-from subspacelab.nullspace.verdicts import THRESHOLDS, reading
+from subspacelab.nullspace.verification import THRESHOLDS, Verdict, reading
 
 
 def verdict(metric: str, **changes: object) -> Verdict:

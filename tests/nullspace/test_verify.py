@@ -12,11 +12,12 @@ from torch import Tensor
 
 from subspacelab.data.text import read_texts
 from subspacelab.models.causal_lm import load_causal_lm
-from subspacelab.models.lora_adapter import open_adapter
+from subspacelab.models.lora_model import open_adapter
 from subspacelab.nullspace.activations import choose_tokens
 from subspacelab.nullspace.config import VerifyAdapterConfig
-from subspacelab.nullspace.report import print_verification, track_verification
-from subspacelab.nullspace.stats import Verification
+from subspacelab.nullspace.display import print_verification
+from subspacelab.nullspace.logging import track_verification
+from subspacelab.nullspace.verification import Verification
 from subspacelab.nullspace.verify import verify
 from subspacelab.nullspace.windows import text_windows
 from subspacelab.tracking import MemoryTracker

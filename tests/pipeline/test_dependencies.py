@@ -7,8 +7,8 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
-from subspacelab.params import read_params
-from subspacelab.stage import read_declaration
+from subspacelab.pipeline.params import read_params
+from subspacelab.pipeline.stage import read_declaration
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]

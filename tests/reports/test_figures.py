@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from subspacelab.reports.figures import (
+from subspacelab.plotting.figures import (
     COLOURS,
     colour_and_marker,
     count_along,
@@ -43,7 +43,7 @@ def test_a_figure_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys, subspacelab.reports.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, subspacelab.plotting.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

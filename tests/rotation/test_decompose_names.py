@@ -11,8 +11,7 @@ from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
 from subspacelab.checkpoints import canonical_name, open_checkpoint, tensor_digest
-from subspacelab.rotation.factors import Decomposition, read_decomposition
-from subspacelab.rotation.file_names import file_names
+from subspacelab.rotation.factors import Decomposition, file_names, read_decomposition
 
 AWKWARD = [
     *(

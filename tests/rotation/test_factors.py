@@ -7,13 +7,7 @@ import torch
 from safetensors import safe_open
 
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.factors import (
-    FactorRecord,
-    read_decomposition,
-    read_record,
-    write_factors,
-    write_index,
-)
+from subspacelab.rotation.factors import FactorRecord, read_decomposition, read_record, write_factors, write_index
 
 RECORD = FactorRecord(
     weight="model.visual.blocks.0.attn.qkv.weight",

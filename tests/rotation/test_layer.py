@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.layer import generator_for, measure_weight, pair_column
-from subspacelab.rotation.weights import Weight
+from subspacelab.rotation.chain import Weight
+from subspacelab.rotation.metrics import generator_for, measure_weight, pair_column
 
 
 def weight(w: torch.Tensor) -> Weight:

@@ -6,10 +6,10 @@ import torch
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from subspacelab.linalg.orthonormal import random_orthonormal
+from subspacelab.linalg.subspaces import random_orthonormal
 from subspacelab.linalg.svd import SVD, svd
-from subspacelab.rotation.measures import measure_change, measure_course, measure_rotation
-from subspacelab.rotation.weights import Weight
+from subspacelab.rotation.chain import Weight
+from subspacelab.rotation.metrics import measure_change, measure_course, measure_rotation
 
 M, N, R, K = 40, 30, 12, 5
 

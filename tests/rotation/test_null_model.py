@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.layer import Value, measure_weight
+from subspacelab.rotation.chain import Weight
+from subspacelab.rotation.metrics import Value, measure_weight
 from subspacelab.rotation.null_model import (
     MEASURES,
     Null,
@@ -18,7 +19,6 @@ from subspacelab.rotation.null_model import (
     stands_out,
     with_null,
 )
-from subspacelab.rotation.weights import Weight
 
 M, N, K, NORM = 48, 32, 8, 0.05
 
@@ -116,7 +116,7 @@ def test_the_null_model_of_a_pair_is_that_of_its_norm_and_start() -> None:
     """Against numpy's SVD of the same draws."""
     chain = random_chain(3)
     row = measured(*chain, seed=3, draws=2)
-    from subspacelab.rotation.layer import generator_for
+    from subspacelab.rotation.metrics import generator_for
 
     shifts = []
     for i in range(2):

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from subspacelab.reports.tables import show_number
+from subspacelab.plotting.tables import show_number
 from subspacelab.rotation.compare import Comparison
+from subspacelab.rotation.display import print_comparison, print_decomposition
 from subspacelab.rotation.factors import read_decomposition
-from subspacelab.rotation.report import print_comparison, print_decomposition, track_comparison
+from subspacelab.rotation.logging import track_comparison
 from subspacelab.tracking import MemoryTracker
 
 

@@ -2,8 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from subspacelab.rotation.groups import Group
-from subspacelab.rotation.statistics import (
+from subspacelab.rotation.aggregate import (
     curve_table,
     describe,
     describe_identities,
@@ -11,6 +10,7 @@ from subspacelab.rotation.statistics import (
     rotation_side,
     standing_out,
 )
+from subspacelab.rotation.groups import Group
 
 LAYERS = pd.DataFrame(
     {

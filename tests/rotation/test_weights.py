@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.weights import Weight, recover_entries, subtract
+from subspacelab.rotation.chain import Weight, recover_entries, subtract
 
 CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 

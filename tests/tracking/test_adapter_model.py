@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.nullspace.trainings import train_tiny, write_adapter_of, write_base
 
-from subspacelab.models.lora_adapter import open_adapter
-from subspacelab.nullspace.outcome import record_training
+from subspacelab.models.lora_model import open_adapter
+from subspacelab.nullspace.logging import record_training
 from subspacelab.tracking import open_run
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from subspacelab.tracking.outs import md5_file, md5_folder, out_tags
+from subspacelab.tracking.dvc_files import md5_file, md5_folder, out_tags
 
 
 def test_md5_of_a_folder_is_that_of_its_sorted_listing(tmp_path):

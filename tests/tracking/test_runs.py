@@ -13,10 +13,9 @@ import psutil
 import pytest
 
 from subspacelab.tracking import open_run, open_stage_run
-from subspacelab.tracking.context import process_tags
-from subspacelab.tracking.outs import md5_file
-from subspacelab.tracking.reaper import reap_dead_runs
-from subspacelab.tracking.signals import Terminated
+from subspacelab.tracking.context import Terminated, process_tags
+from subspacelab.tracking.dvc_files import md5_file
+from subspacelab.tracking.runs import reap_dead_runs
 
 
 def _stage(stage: str = "decompose", **given):

@@ -1,13 +1,18 @@
 """The only place that opens weight files: index, lazy reader, writer, canonical names, references."""
 
-from subspacelab.checkpoints.finite import require_finite
 from subspacelab.checkpoints.names import canonical_name
 from subspacelab.checkpoints.partial import open_reference
 from subspacelab.checkpoints.reader import Checkpoint, config_errors, open_checkpoint, read_config
 from subspacelab.checkpoints.references import Source, resolve_reference, write_reference
-from subspacelab.checkpoints.tensor_file import read_tensors, write_tensors
 from subspacelab.checkpoints.tensors import TensorInfo, holds_expert_biases, matrix_shape, num_experts, tensor_digest
-from subspacelab.checkpoints.writer import CheckpointWriter, checkpoint_writer, write_checkpoint
+from subspacelab.checkpoints.validation import require_finite
+from subspacelab.checkpoints.writer import (
+    CheckpointWriter,
+    checkpoint_writer,
+    read_tensors,
+    write_checkpoint,
+    write_tensors,
+)
 
 __all__ = [
     "Checkpoint",

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from subspacelab.checkpoints.payload import read_checked, require_payload
 from subspacelab.checkpoints.tensors import TensorInfo
+from subspacelab.checkpoints.validation import read_checked, require_payload
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"

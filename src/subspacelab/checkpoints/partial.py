@@ -6,10 +6,10 @@ from pathlib import Path
 
 from subspacelab.checkpoints.hub import Listing, cached_or_refused, fetch_file, hub_errors, list_repository
 from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, located, read_weight_map
-from subspacelab.checkpoints.ranged import RangedShard, RangeFile, read_header
-from subspacelab.checkpoints.ranges import RemoteFile
 from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint, read_config
 from subspacelab.checkpoints.references import DEMO_ROOT, Repository, Source, locate_reference, resolve_reference
+from subspacelab.checkpoints.remote_file import RemoteFile
+from subspacelab.checkpoints.safetensors_file import RangedShard, RangeFile, read_header
 
 HUB_WORKERS = 8
 """Answers of the hub that are waited for side by side."""

@@ -11,12 +11,10 @@ from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
 from subspacelab.checkpoints.index import CONFIG_NAME, find_weights
-from subspacelab.checkpoints.local import LocalFiles
-from subspacelab.checkpoints.payload import read_checked
-from subspacelab.checkpoints.quantised import quantisation
 from subspacelab.checkpoints.references import Source, local_source
-from subspacelab.checkpoints.shards import Shard
+from subspacelab.checkpoints.shards import LocalFiles, Shard
 from subspacelab.checkpoints.tensors import FLOATING, TensorInfo, digest_of_pieces
+from subspacelab.checkpoints.validation import quantisation, read_checked
 
 DIGEST_BYTES = 1 << 24
 """Bytes of a tensor that are hashed at a time."""

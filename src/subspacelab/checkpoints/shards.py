@@ -6,7 +6,8 @@ from typing import Protocol
 from torch import Tensor
 
 from subspacelab.checkpoints.bin_shard import BinShard
-from subspacelab.checkpoints.safetensors_shard import SafetensorsShard
+from subspacelab.checkpoints.index import WeightFiles, located
+from subspacelab.checkpoints.safetensors_file import SafetensorsShard
 from subspacelab.checkpoints.tensors import TensorInfo
 
 SUFFIXES: dict[str, type[SafetensorsShard] | type[BinShard]] = {
@@ -41,3 +42,25 @@ def _format_of(path: Path) -> type[SafetensorsShard] | type[BinShard]:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown weight format {path.suffix!r}; known: {', '.join(SUFFIXES)}")
     return SUFFIXES[path.suffix]
+
+
+class LocalFiles:
+    """Headers are read at once, shards are opened when asked for."""
+
+    num_workers = 1
+    """Reading from a disk is not waiting for answers."""
+
+    def __init__(self, files: WeightFiles) -> None:
+        listed = (info for shard in files.shards for info in list_tensors(files.folder / shard))
+        self.infos = located(listed, files.weight_map, lambda shard: files.folder / shard)
+        """Name -> info in file order."""
+        self._folder = files.folder
+
+    def open(self, shard: str) -> Shard:
+        """The named shard."""
+        return open_shard(self._folder / shard)
+
+    def find_file(self, name: str) -> Path | None:
+        """A file beside the weights, None if there is no such file."""
+        path = self._folder / name
+        return path if path.is_file() else None

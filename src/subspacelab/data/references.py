@@ -1,11 +1,56 @@
-"""From what a person writes to pictures on this disk: a path, or a data set `org/name[@revision]` of the hub."""
+"""Files of data sets on the hub, downloaded once; without a network, what the local cache has of them."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from subspacelab.checkpoints.hub import TIMEOUT_SECONDS, hub_errors, why_not
 from subspacelab.checkpoints.references import HUB_REFERENCE
 from subspacelab.data.decoding import picture_suffixes
-from subspacelab.data.hub_files import fetch_data_folder
 from subspacelab.files import expanded
+
+
+def fetch_data_file(repo: str, name: str, *, revision: str | None = None) -> Path:
+    """The local path of file `name` of data set `repo`.
+
+    ValueError, in one line, if neither hub nor cache has it: what was asked for, the reason, and what to do instead.
+    """
+    from huggingface_hub import hf_hub_download  # the hub's client takes 0.5 s to import
+
+    def download(cached: bool) -> str:
+        return hf_hub_download(repo, name, repo_type="dataset", revision=revision, local_files_only=cached)
+
+    return _fetch(repo, revision, download, missing=f"no local copy of {name}")
+
+
+def fetch_data_folder(repo: str, patterns: Sequence[str], *, revision: str | None = None) -> Path:
+    """The local folder of data set `repo` with its files that match one of `patterns` (`*.parquet`).
+
+    ValueError, in one line, as `fetch_data_file`.
+    """
+    from huggingface_hub import snapshot_download  # the hub's client takes 0.5 s to import
+
+    def download(cached: bool) -> str:
+        return snapshot_download(
+            repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns), local_files_only=cached
+        )
+
+    return _fetch(repo, revision, download, missing="no such local path")
+
+
+def _fetch(repo: str, revision: str | None, download: Callable[[bool], str], *, missing: str) -> Path:
+    """What `download(cached)` gives, from the hub where it answers; else from the cache, or the ValueError."""
+    from huggingface_hub import HfApi  # the hub's client takes 0.5 s to import
+
+    try:
+        # Asked first, since a download tries an unreachable hub for half a minute.
+        HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT_SECONDS, expand=["sha"])
+        return Path(download(False))
+    except hub_errors() as e:
+        try:
+            return Path(download(True))
+        except OSError:
+            asked = f"{repo}@{revision}" if revision else repo
+            raise ValueError(f"{asked}: {missing}, and {why_not(e)}") from e
 
 
 def file_patterns() -> list[str]:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from subspacelab.data.hub_files import fetch_data_file
+from subspacelab.data.references import fetch_data_file
 from subspacelab.data.text_files import (
     MAX_BYTES,
     MAX_UNPACKED,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.linalg.gram import gram
+from subspacelab.linalg.moments import gram
 
 
 def normalised_spectral_shift(sa: Float[Tensor, " r"], sb: Float[Tensor, " r"]) -> float:

@@ -1,4 +1,4 @@
-"""Thin singular value decomposition of a weight matrix: exact, in float32, accurate to float32 rounding."""
+"""Weak singular directions, resolved from their own product where the Gram matrix has lost them."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -7,7 +7,91 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.linalg.svd_gram import NOT_FINITE, gram_spectrum, left_factor, num_tail
+from subspacelab.linalg.moments import chunk_rows, gram
+
+
+def resolve_tail(
+    weak: Float[Tensor, "m t"], strong: Float[Tensor, "m h"], noise: float
+) -> tuple[Float[Tensor, "m t"], Float[Tensor, " t"], Float[Tensor, "t t"]]:
+    """SVD of `weak` = A V_t inside the complement of the strong left vectors: (U_t, S_t, R), V_t R the right ones.
+
+    A V_t carries the tail to eps s_1, where the Gram matrix has it to sqrt(eps) s_1 only. Columns below `noise`
+    point nowhere: random ones (seeded) complete the basis, and keep whatever singular value the product gives them.
+    """
+    q = _orthonormal_outside(strong, _directions(weak, noise))
+    p, s, rh = torch.linalg.svd(q.T @ weak)
+    return q @ p, s, rh.T
+
+
+def _directions(weak: Float[Tensor, "m t"], noise: float) -> Float[Tensor, "m t"]:
+    norms = torch.linalg.vector_norm(weak, dim=0)
+    random = torch.randn(weak.shape, generator=torch.Generator().manual_seed(0), dtype=weak.dtype)
+    return torch.where(norms > noise, weak / norms, random.to(weak.device))
+
+
+def _orthonormal_outside(strong: Float[Tensor, "m h"], q: Float[Tensor, "m t"]) -> Float[Tensor, "m t"]:
+    """Orthonormal columns in the span of `q` made orthogonal to `strong`; twice, as one pass leaves rounding behind."""
+    rows = chunk_rows(strong)
+    for _ in range(2):
+        overlap = q.new_zeros(strong.shape[1], q.shape[1])
+        for basis, part in zip(strong.split(rows), q.split(rows), strict=True):
+            overlap.addmm_(basis.double().T, part)
+        for basis, part in zip(strong.split(rows), q.split(rows), strict=True):
+            part.addmm_(basis.double(), overlap, alpha=-1)
+        q = torch.linalg.qr(q).Q
+    return q
+
+
+NOT_FINITE = "the matrix holds NaN or Inf: repair or exclude this weight"
+
+# Squaring the condition costs the columns of A V their orthogonality: u_i . u_j is off by about
+# eps (s_1 / s_i) (s_1 / s_j) / sqrt(n), which at 1e-4 is float32 rounding. Weaker directions are the tail.
+TAIL = 1e-4
+
+
+def gram_spectrum(a: Float[Tensor, "m n"], device: torch.device) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
+    """Singular values, descending, and right singular vectors of `a` in float64, from `eigh` of its Gram matrix.
+
+    Raises ValueError for NaN or Inf, either of which always reaches the diagonal.
+    """
+    g = gram(a, device=device)
+    if not torch.isfinite(g.diagonal()).all():
+        raise ValueError(NOT_FINITE)
+    squares, v = torch.linalg.eigh(g)
+    return squares.flip(0).clamp_min(0).sqrt(), v.flip(1)
+
+
+def num_tail(s: Float[Tensor, " r"]) -> int:
+    """How many of the descending singular values are too weak for the Gram matrix to resolve."""
+    return int((s <= TAIL * s[0]).sum())
+
+
+def left_factor(
+    a: Float[Tensor, "m n"], s: Float[Tensor, " r"], v: Float[Tensor, "n r"]
+) -> tuple[Float[Tensor, "m r"], Float[Tensor, " r"], Float[Tensor, "n r"]]:
+    """U = A V / s in row chunks with the tail computed again: (U, S, V) in float32.
+
+    U takes the memory order of `a`, so that the Vh of a transposed wide matrix is contiguous.
+    """
+    m, r, head = a.shape[0], len(s), len(s) - num_tail(s)
+    by_column = a.stride(0) < a.stride(1)
+    u = v.new_empty((r, m) if by_column else (m, r), dtype=torch.float32)
+    u = u.T if by_column else u
+    weak = v.new_empty(m, r - head)
+    rows = chunk_rows(a)
+    for chunk, u_rows, weak_rows in zip(a.split(rows), u.split(rows), weak.split(rows), strict=True):
+        c = chunk.to(v.device).double()
+        product = (v.T @ c.T).T if by_column else c @ v
+        u_rows[:, :head] = product[:, :head].div_(s[:head])
+        weak_rows.copy_(product[:, head:])
+    if head < r:
+        u[:, head:], s_tail, turn = resolve_tail(
+            weak, u[:, :head], noise=a.shape[1] * torch.finfo(s.dtype).eps * s[0].item()
+        )
+        s = torch.cat([s[:head], s_tail])
+        v = torch.cat([v[:, :head], v[:, head:] @ turn], dim=1)
+    return u, s.float(), v.float()
+
 
 Method = Literal["auto", "gram", "lapack"]
 
@@ -101,3 +185,25 @@ def _fix_signs(u: Float[Tensor, "m r"], v: Float[Tensor, "n r"]) -> None:
     sign = torch.where(flip, -1.0, 1.0).to(u.dtype)
     u.mul_(sign)
     v.mul_(sign)
+
+
+def reconstruction_error(w: Float[Tensor, "m n"], svd: SVD) -> float:
+    """||W - U diag(S) Vh||_F / ||W||_F in float64, row by row chunk; 0 for W = 0 reproduced exactly."""
+    scaled = svd.S.double()[:, None] * svd.Vh.double()
+    rows = chunk_rows(w)
+    wrong = size = 0.0
+    for chunk, u in zip(w.split(rows), svd.U.split(rows), strict=True):
+        c = chunk.to(scaled.device).double()
+        size += c.square().sum().item()
+        wrong += torch.addmm(c, u.double(), scaled, alpha=-1).square().sum().item()
+    return (wrong / size) ** 0.5 if wrong > 0 else 0.0
+
+
+def orthogonality_error(svd: SVD) -> float:
+    """max(max |U^T U - I|, max |Vh Vh^T - I|) in float64."""
+    return max(_deviation(gram(svd.U)), _deviation(gram(svd.Vh, "left")))
+
+
+def _deviation(g: Float[Tensor, "r r"]) -> float:
+    g.diagonal().sub_(1)
+    return g.abs().max().item()

@@ -41,7 +41,7 @@ from subspacelab.files import (
 from subspacelab.lowrank.features import INDEX, JOB, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 from subspacelab.ownership import lock_of, require_apart, require_own_entries, require_same_job, sole_writer
-from subspacelab.reports.progress import progress_bar
+from subspacelab.plotting.progress import progress_bar
 
 Log = Callable[[Mapping[str, float], int], None]
 SHARD_PICTURES = 64

@@ -48,7 +48,7 @@ def cache(
     from subspacelab.devices import choose_device
     from subspacelab.distributed import is_main_process
     from subspacelab.lowrank.cache import CachePlan, cache_features
-    from subspacelab.lowrank.report import print_cache
+    from subspacelab.lowrank.display import print_cache
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
@@ -111,10 +111,10 @@ def train(
 
     from subspacelab.distributed import is_main_process
     from subspacelab.lowrank.architectures import canonical_arch
+    from subspacelab.lowrank.display import print_training
     from subspacelab.lowrank.features import Features
-    from subspacelab.lowrank.handlog import open_hand_log
-    from subspacelab.lowrank.outcome import record_training
-    from subspacelab.lowrank.report import print_training
+    from subspacelab.lowrank.logging import record_training
+    from subspacelab.lowrank.run_log import open_hand_log
     from subspacelab.lowrank.train import resume_training
     from subspacelab.lowrank.train import train as run
     from subspacelab.tracking import open_run
@@ -144,7 +144,7 @@ def train(
 def training_settings(flags: Mapping[str, Any]) -> "TrainLowrankConfig":
     """The settings among the flags of `train`; those of the rank allocator begin with `allocator_`."""
     from subspacelab.lowrank.config import TrainLowrankConfig
-    from subspacelab.params import settings_from_flags
+    from subspacelab.settings import settings_from_flags
 
     prefix = "allocator_"
     allocator = {name.removeprefix(prefix): value for name, value in flags.items() if name.startswith(prefix)}
@@ -174,8 +174,9 @@ def compare(
 
     from subspacelab.lowrank.compare import PICTURE
     from subspacelab.lowrank.compare import compare as run
+    from subspacelab.lowrank.display import print_comparison
     from subspacelab.lowrank.features import Features
-    from subspacelab.lowrank.report import print_comparison, track_comparison
+    from subspacelab.lowrank.logging import track_comparison
     from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
 
@@ -209,7 +210,7 @@ def visualize(
     from dataclasses import replace
 
     from subspacelab.lowrank.features import Features
-    from subspacelab.lowrank.report import track_views
+    from subspacelab.lowrank.logging import track_views
     from subspacelab.lowrank.visualize import file_names
     from subspacelab.lowrank.visualize import visualize as run
     from subspacelab.ownership import report_folder

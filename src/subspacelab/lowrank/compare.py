@@ -14,24 +14,22 @@ from torch import Tensor
 
 from subspacelab.files import write_json
 from subspacelab.lowrank.architectures import LowRankModel
-from subspacelab.lowrank.batches import batches_of, read_batches
-from subspacelab.lowrank.cost import flops_per_picture
-from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.figures.comparison import draw_comparison
-from subspacelab.lowrank.figures.style import methods_of
-from subspacelab.lowrank.measures import nearness
-from subspacelab.lowrank.methods import (
+from subspacelab.lowrank.baselines import (
     SVD,
     Contest,
     approximations,
+    flops_per_picture,
     num_power_steps,
     open_contest,
     train_basis,
     untrained,
 )
-from subspacelab.lowrank.normalisation import Normalisation
-from subspacelab.reports.progress import progress_bar
-from subspacelab.reports.tables import write_csv
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.plots import draw_comparison, methods_of
+from subspacelab.lowrank.preparation import Normalisation, batches_of, read_batches
+from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.tables import write_csv
 
 BATCH = 16
 PICTURE = "svd_nn_comparison.png"

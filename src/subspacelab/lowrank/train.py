@@ -11,21 +11,11 @@ from typing import Any
 from subspacelab.devices import choose_device
 from subspacelab.distributed import Processes, processes
 from subspacelab.files import remove_partials, replace_folder
-from subspacelab.lowrank.architectures import (
-    canonical_arch,
-    require_rank,
-)
-from subspacelab.lowrank.batches import batches_of
+from subspacelab.lowrank.architectures import canonical_arch, require_rank
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.state import (
-    BEST_STATE,
-    LAST,
-    MAX_SEED,
-    Progress,
-    SavedTraining,
-    read_training,
-)
+from subspacelab.lowrank.preparation import batches_of
+from subspacelab.lowrank.state import BEST_STATE, LAST, MAX_SEED, Progress, SavedTraining, read_training
 from subspacelab.lowrank.trainer import Log, Trainer
 from subspacelab.ownership import require_apart, require_no_links, require_own_entries, require_same_job, sole_writer
 

@@ -15,10 +15,10 @@ from subspacelab.distributed import Processes, processes
 from subspacelab.files import write_json
 from subspacelab.lowrank.allocator import RankAllocator, make_schedule
 from subspacelab.lowrank.architectures import AdaLoRA, LowRankModel, ModelSpec, build_model
-from subspacelab.lowrank.batches import batches_of, epoch_order, read_batches
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.losses import orthogonality_of_a, size_of_b
+from subspacelab.lowrank.metrics import orthogonality_of_a, size_of_b
+from subspacelab.lowrank.preparation import batches_of, epoch_order, feature_statistics, read_batches
 from subspacelab.lowrank.state import (
     BEST_STATE,
     LAST,
@@ -29,8 +29,7 @@ from subspacelab.lowrank.state import (
     write_model,
     write_training,
 )
-from subspacelab.lowrank.statistics import feature_statistics
-from subspacelab.reports.progress import progress_bar
+from subspacelab.plotting.progress import progress_bar
 
 Log = Callable[[Mapping[str, float], int], None]
 HISTORY = "history.json"

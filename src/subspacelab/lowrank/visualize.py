@@ -10,18 +10,11 @@ from torch import Tensor
 
 from subspacelab.files import write_json
 from subspacelab.linalg.token_svd import token_svd
-from subspacelab.lowrank.batches import batches_of, read_batches
+from subspacelab.lowrank.baselines import CONTROLS, SVD, Contest, approximations, open_contest, train_basis
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.figures.maps import draw_channels, draw_errors, draw_overlay, draw_rank_curve
-from subspacelab.lowrank.measures import nearness
-from subspacelab.lowrank.methods import (
-    CONTROLS,
-    SVD,
-    Contest,
-    approximations,
-    open_contest,
-    train_basis,
-)
+from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.plots import draw_channels, draw_errors, draw_overlay, draw_rank_curve
+from subspacelab.lowrank.preparation import batches_of, read_batches
 
 BATCH = 16
 CURVE = (8, 16, 32, 64, 128, 256)

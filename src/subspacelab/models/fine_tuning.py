@@ -17,8 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from subspacelab.files import read_json, sha256_file, write_json
 from subspacelab.models.causal_lm import quiet
-from subspacelab.models.lora_adapter import LiveAdapter
-from subspacelab.models.lora_freeze import require_trainable, set_trainable
+from subspacelab.models.lora_model import LiveAdapter, require_trainable, set_trainable
 
 IGNORED = -100  # label of a position that has no loss
 STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint

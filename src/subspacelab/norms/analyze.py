@@ -8,12 +8,12 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, require_finite
 from subspacelab.devices import choose_device, float64_place
+from subspacelab.norms.moments import Moments, measure_vectors, moments
+from subspacelab.norms.names import NEAR_ZERO, is_known
 from subspacelab.norms.results import Analysis, Embedding, Norm
-from subspacelab.norms.statistics import Moments, measure_vectors, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, survey
 from subspacelab.norms.vocabulary import TOKENIZER_NAME, read_vocabulary
-from subspacelab.norms.zero_centred import NEAR_ZERO, is_known
-from subspacelab.reports.progress import progress_bar
+from subspacelab.plotting.progress import progress_bar
 
 CHUNK_ENTRIES = 1 << 23
 """Entries read at once: 16 MB of bf16, a request to the hub."""

@@ -45,8 +45,9 @@ def analyze(
     from subspacelab.devices import choose_device
     from subspacelab.files import seen_from, write_json
     from subspacelab.norms.analyze import analyze as run
-    from subspacelab.norms.outcome import COMPARISON, PICTURES, draw_pictures, track_analysis, write_comparison
-    from subspacelab.norms.report import print_analysis, print_comparison
+    from subspacelab.norms.display import print_analysis, print_comparison
+    from subspacelab.norms.logging import track_analysis, write_comparison
+    from subspacelab.norms.plots import COMPARISON, PICTURES, draw_pictures
     from subspacelab.ownership import require_apart
     from subspacelab.tracking import open_run
 

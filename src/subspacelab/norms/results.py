@@ -7,7 +7,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from subspacelab.norms.family import EmbeddingKind
-from subspacelab.norms.statistics import Moments, VectorStatistics, moments
+from subspacelab.norms.moments import Moments, VectorStatistics, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey
 from subspacelab.norms.vocabulary import num_padding
 

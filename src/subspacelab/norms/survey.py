@@ -1,19 +1,60 @@
-"""What of a checkpoint is looked at, from its headers alone: embeddings and norm layers, with doubts said aloud."""
+"""How many norm layers a family's model has, from its config alone."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from subspacelab.checkpoints import Checkpoint
 from subspacelab.checkpoints.names import canonical_keys, unmerged_adapter
-from subspacelab.norms.counts import expected_norms
-from subspacelab.norms.detect import Detected, detect_family
-from subspacelab.norms.family import EmbeddingKind, EmbeddingName, Tower
-from subspacelab.norms.names import NormName, parse_norm, split_block
-from subspacelab.norms.zero_centred import is_zero_centred, zero_centred_type
+from subspacelab.norms.families import Detected, detect_family
+from subspacelab.norms.family import EmbeddingKind, EmbeddingName, Extra, Family, Tower
+from subspacelab.norms.names import NormName, is_zero_centred, parse_norm, split_block, zero_centred_type
+
+
+def expected_norms(
+    family: Family, config: Mapping[str, Any], found_depths: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Tower -> number of norm layers, per_block * depth + outside.
+
+    The depth is config.json's, else the family's default; `found_depths` (tower -> depth) counts where config.json does
+    not name the family, so that its defaults mean nothing. ValueError for a depth that is nowhere.
+    """
+    return {tower.name: _expected(tower, config, found_depths or {}) for tower in family.towers}
+
+
+def _expected(tower: Tower, config: Mapping[str, Any], found_depths: Mapping[str, int]) -> int:
+    per_block, outside = tower.per_block, tower.outside
+    for extra in tower.extras:
+        if _is_on(extra, config):
+            per_block, outside = per_block + extra.per_block, outside + extra.outside
+    if per_block == 0:
+        return outside
+    depth = next((d for d in (lookup(config, key) for key in tower.depth_keys) if d is not None), None)
+    if depth is None:
+        depth = found_depths.get(tower.name, tower.default_depth)
+    if not isinstance(depth, int):
+        keys = " or ".join(tower.depth_keys)
+        raise ValueError(f"config.json: {keys} is {depth!r}, needed the number of {tower.name} blocks; restore it")
+    return per_block * depth + outside
+
+
+def _is_on(extra: Extra, config: Mapping[str, Any]) -> bool:
+    values = [lookup(config, key, extra) for key in extra.keys]
+    return bool(next((v for v in values if v is not extra), extra.default))
+
+
+def lookup(config: Mapping[str, Any], key: str, missing: Any = None) -> Any:
+    """The value of a dotted key, `missing` where there is none."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return missing
+        value = value[part]
+    return value
+
 
 # For families outside the table: lookup tables and patch projections by their usual names.
 GENERAL_EMBEDDING = re.compile(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from subspacelab.checkpoints.payload import read_checked
+from subspacelab.checkpoints.validation import read_checked
 
 TOKENIZER_NAME = "tokenizer.json"
 Id = Annotated[int, Field(ge=0)]

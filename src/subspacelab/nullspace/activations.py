@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from subspacelab.data.windows import Windows
 from subspacelab.devices import float64_place
-from subspacelab.linalg.second_moment import SecondMoment
+from subspacelab.linalg.moments import SecondMoment
 from subspacelab.nullspace.calibration import inputs_to, run_trunk
 
 

@@ -15,12 +15,10 @@ from subspacelab.devices import choose_device
 from subspacelab.files import expanded, remove_partials_of, seen_from
 from subspacelab.models.causal_lm import load_causal_lm, reach, target_linears, unused_weights
 from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, require_own_config, write_adapter
-from subspacelab.nullspace.calibration import (
-    split_windows,
-)
+from subspacelab.nullspace.calibration import split_windows
 from subspacelab.nullspace.config import BuildSettings
+from subspacelab.nullspace.inits import Method, method_of
 from subspacelab.nullspace.layer_report import LayerReport, summarise
-from subspacelab.nullspace.methods import Method, method_of
 from subspacelab.nullspace.starts import Task, starts
 from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 
@@ -76,8 +74,8 @@ def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settin
 
 
 def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], settings: BuildSettings) -> Built:
-    from subspacelab.models.lora_adapter import attach_adapter
-    from subspacelab.models.lora_start import seeded
+    from subspacelab.models.lora_factors import seeded
+    from subspacelab.models.lora_model import attach_adapter
 
     method, rank, seed = job["method"], job["rank"], job["seed"]
     model = load_causal_lm(source.folder, device=choose_device(settings.device))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from subspacelab.data.windows import Windows
 from subspacelab.devices import float64_place
-from subspacelab.linalg.second_moment import SecondMoment
+from subspacelab.linalg.moments import SecondMoment
 from subspacelab.models.causal_lm import trunk_of
 
 TOKENS_PER_DIM = 8

@@ -58,7 +58,8 @@ def build(
 
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.nullspace.build import build_adapter
-    from subspacelab.nullspace.build_report import print_built, track_built
+    from subspacelab.nullspace.display import print_built
+    from subspacelab.nullspace.logging import track_built
     from subspacelab.tracking import open_run
 
     settings = build_settings(flags)
@@ -74,8 +75,8 @@ def build(
 def build_settings(flags: Mapping[str, Any]) -> "BuildSettings":
     """The settings among the flags of `build`; a method that needs a text and was given none takes wikitext2."""
     from subspacelab.nullspace.config import BuildSettings
-    from subspacelab.nullspace.methods import method_of
-    from subspacelab.params import settings_from_flags
+    from subspacelab.nullspace.inits import method_of
+    from subspacelab.settings import settings_from_flags
 
     text = flags["calib_dataset"] or ("wikitext2" if method_of(flags["method"]).needs_calibration else None)
     given = {**flags, "calib_dataset": text, "targets": flags["targets"] or None}
@@ -117,10 +118,10 @@ def train(
     from subspacelab.distributed import is_main_process
     from subspacelab.models.causal_lm import Reach
     from subspacelab.nullspace.config import TrainSettings
-    from subspacelab.nullspace.outcome import record_training
-    from subspacelab.nullspace.report import print_training
+    from subspacelab.nullspace.display import print_training
+    from subspacelab.nullspace.logging import record_training
     from subspacelab.nullspace.train import train_adapter
-    from subspacelab.params import settings_from_flags
+    from subspacelab.settings import settings_from_flags
     from subspacelab.tracking import open_run
 
     settings = settings_from_flags(TrainSettings, flags, where="train")
@@ -171,12 +172,13 @@ def verify(
 
     from subspacelab.devices import choose_device
     from subspacelab.nullspace.config import VerifyAdapterConfig
-    from subspacelab.nullspace.report import print_verification, track_verification
-    from subspacelab.nullspace.stats import require_own_stats, write_stats
+    from subspacelab.nullspace.display import print_verification
+    from subspacelab.nullspace.logging import track_verification
+    from subspacelab.nullspace.verification import require_own_stats, write_stats
     from subspacelab.nullspace.verify import inputs_of, sample_of
     from subspacelab.nullspace.verify import verify as run
     from subspacelab.ownership import require_apart, sole_writer
-    from subspacelab.params import settings_from_flags
+    from subspacelab.settings import settings_from_flags
     from subspacelab.tracking import open_run
 
     settings = settings_from_flags(VerifyAdapterConfig, flags, where="verify")
@@ -210,10 +212,11 @@ def compare_stats(
     from contextlib import AbstractContextManager, nullcontext
 
     from subspacelab.files import seen_from
-    from subspacelab.nullspace.compare_stats import COMPARISON, failures, write_comparison
-    from subspacelab.nullspace.compare_stats import compare_stats as run
-    from subspacelab.nullspace.report import print_comparison, track_comparison
-    from subspacelab.nullspace.stats import read_stats
+    from subspacelab.nullspace.compare import COMPARISON, failures, write_comparison
+    from subspacelab.nullspace.compare import compare_stats as run
+    from subspacelab.nullspace.display import print_comparison
+    from subspacelab.nullspace.logging import track_comparison
+    from subspacelab.nullspace.verification import read_stats
     from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from subspacelab.params import require_at_least, require_positive
+from subspacelab.settings import require_at_least, require_positive
 
 
 @dataclass(frozen=True)

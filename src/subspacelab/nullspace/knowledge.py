@@ -16,11 +16,11 @@ from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, trunk_of
 from subspacelab.models.generation import greedy_answers
-from subspacelab.models.lora_folder import PREFIX, WEIGHTS, read_meta
-from subspacelab.models.plain_lora import load_plain
+from subspacelab.models.lora_folder import PREFIX, WEIGHTS, base_of, read_meta
+from subspacelab.models.lora_model import load_plain
 from subspacelab.models.tokens import encode
 from subspacelab.nullspace.config import KnowledgeSettings
-from subspacelab.nullspace.places import base_of, require_adapter
+from subspacelab.nullspace.paths import require_adapter
 from subspacelab.nullspace.windows import text_windows
 
 BASE = "base"

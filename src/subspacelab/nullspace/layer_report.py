@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.linalg.null_space import NullSpace, null_ratio, null_space, optimal_ratio, random_ratio, row_space
-from subspacelab.linalg.principal_angles import principal_angles
+from subspacelab.linalg.subspaces import principal_angles
 from subspacelab.nullspace.calibration import Moments
 
 MEASURES = (

@@ -4,12 +4,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from subspacelab.files import read_json, write_json
 from subspacelab.nullspace.knowledge import BASE, MEASURES, RECALLS, Knowledge
+from subspacelab.settings import validate
+
+if TYPE_CHECKING:
+    pass
+
 
 EQUAL_TASK = 0.8
 """Share of the new task's problems at which methods are compared between their rates."""
@@ -142,3 +149,19 @@ def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
         test = stats.ttest_ind(a, b, equal_var=False)
         df, p = float(test.df), float(test.pvalue)
     return {"difference": difference, "standard_error": error, "df": df, "p": p}
+
+
+def write_knowledge(path: Path, base: Knowledge | None, found: Sequence[Training]) -> None:
+    """Writes the base's knowledge and every training of one method; null and none where it was not measured."""
+    write_json(path, {"base": asdict(base) if base else None, "trainings": [asdict(training) for training in found]})
+
+
+def read_knowledge(path: Path) -> tuple[Knowledge | None, list[Training]]:
+    """Reads it back; ValueError names the file and what is wrong."""
+    content = read_json(path)
+    if not isinstance(content, dict) or set(content) != {"base", "trainings"}:
+        raise ValueError(f"{path}: must hold the keys 'base' and 'trainings'; train again")
+    if content["base"] is None:
+        return None, []
+    base = validate(Knowledge, content["base"], where=f"{path}: base")
+    return base, validate(list[Training], content["trainings"], where=f"{path}: trainings")

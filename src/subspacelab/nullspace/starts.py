@@ -21,9 +21,9 @@ from subspacelab.nullspace.calibration import (
     split_windows,
 )
 from subspacelab.nullspace.config import BuildSettings
+from subspacelab.nullspace.inits import Method
 from subspacelab.nullspace.layer_report import InputReport, LayerReport, report_input, report_layer
-from subspacelab.nullspace.methods import Method
-from subspacelab.reports.progress import progress_bar
+from subspacelab.plotting.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _input_starts(
 
 def _start(task: Task, linear: nn.Linear, basis: Tensor | None) -> Factors:
     """One layer's factors by the method's own start, or PEFT's."""
-    from subspacelab.models.lora_start import peft_start
+    from subspacelab.models.lora_factors import peft_start
 
     method, w = task.method, linear.weight.detach()
     if method.null_start is not None:
@@ -111,7 +111,7 @@ def _start(task: Task, linear: nn.Linear, basis: Tensor | None) -> Factors:
 def _prepare_corda(task: Task) -> None:
     """PEFT's pre-processing of CorDA over the same calibration windows, one at a time, as its hooks need."""
     from subspacelab.models.causal_lm import trunk_of
-    from subspacelab.models.lora_start import prepare_corda
+    from subspacelab.models.lora_factors import prepare_corda
 
     windows = task.windows
     assert windows is not None

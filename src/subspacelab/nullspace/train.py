@@ -26,7 +26,6 @@ from subspacelab.models.fine_tuning import (
     num_steps,
     require_plain_launch,
 )
-from subspacelab.models.lora_adapter import LiveAdapter, open_adapter
 from subspacelab.models.lora_factors import Factors
 from subspacelab.models.lora_folder import (
     FILES,
@@ -34,19 +33,21 @@ from subspacelab.models.lora_folder import (
     META,
     PREFIX,
     WEIGHTS,
+    base_of,
     is_intact,
     read_meta,
     read_schema,
     require_own_config,
     write_adapter,
 )
+from subspacelab.models.lora_model import LiveAdapter, open_adapter
 from subspacelab.models.tokens import padding_id, require_readable
 from subspacelab.nullspace.config import TrainSettings
-from subspacelab.nullspace.examples import Examples, encode_rows
-from subspacelab.nullspace.methods import method_of
-from subspacelab.nullspace.places import CHECKPOINTS, TRAINED, base_of, require_adapter
+from subspacelab.nullspace.inits import method_of
+from subspacelab.nullspace.paths import CHECKPOINTS, TRAINED, require_adapter
+from subspacelab.nullspace.windows import Examples, encode_rows
 from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
-from subspacelab.reports.progress import progress_bar
+from subspacelab.plotting.progress import progress_bar
 
 JOB = "job.json"
 # Settings that change nothing in the result, or that are told apart.

@@ -10,11 +10,11 @@ from subspacelab.data.instructions import read_instructions
 from subspacelab.devices import choose_device
 from subspacelab.files import move_folder
 from subspacelab.nullspace.config import TrainAdapterConfig
+from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.knowledge import measure_knowledge
-from subspacelab.nullspace.methods import method_of
-from subspacelab.nullspace.outcome import record_training, track_knowledge, write_knowledge
-from subspacelab.nullspace.places import seed_folders
-from subspacelab.nullspace.rates import Training, choose_rate
+from subspacelab.nullspace.logging import record_training, track_knowledge
+from subspacelab.nullspace.paths import seed_folders
+from subspacelab.nullspace.rates import Training, choose_rate, write_knowledge
 from subspacelab.nullspace.train import Log, TrainedAdapter, train_adapter
 
 if TYPE_CHECKING:

@@ -16,19 +16,18 @@ from subspacelab.data.windows import Windows
 from subspacelab.devices import float64_place
 from subspacelab.linalg.null_space import row_space
 from subspacelab.models.causal_lm import load_causal_lm
-from subspacelab.models.lora_adapter import LiveAdapter, open_adapter, require_base
 from subspacelab.models.lora_factors import Factors
-from subspacelab.models.lora_folder import read_factors, read_meta
+from subspacelab.models.lora_folder import base_of, read_factors, read_meta
+from subspacelab.models.lora_model import LiveAdapter, open_adapter, require_base
 from subspacelab.nullspace.activations import Inputs, choose_tokens, collect_inputs
 from subspacelab.nullspace.calibration import SharedInput, in_passes, moment_bytes, shared_inputs
 from subspacelab.nullspace.config import VerifyAdapterConfig
-from subspacelab.nullspace.layer_stats import Layer, layer_stats
-from subspacelab.nullspace.methods import method_of
-from subspacelab.nullspace.places import base_of, require_adapter
-from subspacelab.nullspace.stats import LayerStats, Sample, Summary, Verification
-from subspacelab.nullspace.verdicts import reading
+from subspacelab.nullspace.inits import method_of
+from subspacelab.nullspace.metrics import Layer, layer_stats
+from subspacelab.nullspace.paths import require_adapter
+from subspacelab.nullspace.verification import LayerStats, Sample, Summary, Verification, reading
 from subspacelab.nullspace.windows import text_windows
-from subspacelab.reports.progress import progress_bar
+from subspacelab.plotting.progress import progress_bar
 
 MEANS = (
     *("BX_ratio", "BX_ratio_bos", "BX_ratio_rest", "BX_ratio_random", "BX_ratio_optimum", "base_BX_ratio"),

@@ -34,7 +34,7 @@ def decompose(
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.distributed import is_main_process
     from subspacelab.rotation.decompose import decompose as run
-    from subspacelab.rotation.report import print_decomposition
+    from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
@@ -100,8 +100,9 @@ def compare(
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.compare import FILES
     from subspacelab.rotation.compare import compare as run
+    from subspacelab.rotation.display import print_comparison
     from subspacelab.rotation.groups import make_groups
-    from subspacelab.rotation.report import print_comparison, track_comparison
+    from subspacelab.rotation.logging import track_comparison
     from subspacelab.tracking import open_run
 
     modules = parse_modules(module or [])

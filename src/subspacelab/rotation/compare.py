@@ -11,15 +11,9 @@ import pandas as pd
 
 from subspacelab.devices import choose_device, float64_place
 from subspacelab.files import write_json
-from subspacelab.reports.progress import progress_bar
-from subspacelab.reports.tables import write_csv
-from subspacelab.rotation.chain import ROLES, Chain, open_chain
-from subspacelab.rotation.figures import draw_pictures
-from subspacelab.rotation.groups import Group, layer_index, make_groups
-from subspacelab.rotation.layer import MIN_GAP, Value, measure_weight
-from subspacelab.rotation.null_model import false_alarm_rate, null_columns, with_null
-from subspacelab.rotation.plan import gflop
-from subspacelab.rotation.statistics import (
+from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.tables import write_csv
+from subspacelab.rotation.aggregate import (
     curve_table,
     describe,
     describe_identities,
@@ -28,6 +22,12 @@ from subspacelab.rotation.statistics import (
     number_columns,
     standing_out,
 )
+from subspacelab.rotation.chain import ROLES, Chain, open_chain
+from subspacelab.rotation.groups import Group, layer_index, make_groups
+from subspacelab.rotation.metrics import MIN_GAP, Value, measure_weight
+from subspacelab.rotation.null_model import false_alarm_rate, null_columns, with_null
+from subspacelab.rotation.plan import gflop
+from subspacelab.rotation.plots import draw_pictures
 
 FILES = (
     *("layers.csv", "modules.csv", "curves.csv", "metrics.json"),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from subspacelab.params import require_at_least
+from subspacelab.settings import require_at_least
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from jaxtyping import Float
 from scipy.special import stdtr
 from torch import Tensor
 
-from subspacelab.linalg.composition import composition_error
 from subspacelab.linalg.spectra import stable_rank
+from subspacelab.linalg.subspaces import composition_error
 from subspacelab.linalg.svd import svd
-from subspacelab.linalg.update_geometry import random_cosine_deviation, random_energy_deviation
-from subspacelab.rotation.layer import PAIRS, SIDES, Value, generator_for, pair_column
-from subspacelab.rotation.measures import measure_change
-from subspacelab.rotation.weights import Weight
+from subspacelab.linalg.updates import random_cosine_deviation, random_energy_deviation
+from subspacelab.rotation.chain import Weight
+from subspacelab.rotation.metrics import PAIRS, SIDES, Value, generator_for, measure_change, pair_column
 
 TURN = ("angle_mean", "angle_mean_U", "angle_mean_Vh", "nss", "intruders")
 MEASURES = (

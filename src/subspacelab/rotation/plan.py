@@ -16,7 +16,7 @@ from subspacelab.checkpoints import (
     num_experts,
 )
 from subspacelab.checkpoints.names import unmerged_adapter
-from subspacelab.rotation.file_names import file_names
+from subspacelab.rotation.factors import file_names
 
 STACKED = re.compile(r"(?:.*\.)?ffn\.experts\.mlp\.(?:w1|v1|w2)")
 """Of DBRX, [experts * a, b]: how many experts, config.json alone tells."""

@@ -1,12 +1,9 @@
 """Recording of runs: a small Tracker protocol, and one module behind it that knows MLflow."""
 
-from subspacelab.tracking.guard import InputGuard
-from subspacelab.tracking.memory import MemoryTracker
-from subspacelab.tracking.null import NullTracker
-from subspacelab.tracking.protocol import ModelFiles, Tracker
-from subspacelab.tracking.runs import open_run, open_stage_run
+from subspacelab.tracking.dvc_files import InputGuard
+from subspacelab.tracking.protocol import MemoryTracker, ModelFiles, NullTracker, Tracker
+from subspacelab.tracking.runs import open_run, open_stage_run, ui_command
 from subspacelab.tracking.store import main_root, store_uri
-from subspacelab.tracking.ui import ui_command
 
 __all__ = [
     "InputGuard",

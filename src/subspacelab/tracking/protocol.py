@@ -1,6 +1,7 @@
 """What a stage may say to a tracker, whoever listens."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 _NAME = re.compile(r"[\w\-. :]+(/[\w\-. :]+)*", re.ASCII)
 
@@ -86,3 +88,60 @@ def flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield require_name(f"{prefix}{key}", "param"), str(value)
+
+
+class NullTracker:
+    """Listens to everything and keeps nothing."""
+
+    run_id: str | None = None
+
+    def log_params(self, params: Mapping[str, object]) -> None: ...
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None: ...
+
+    def log_headline(self, metrics: Mapping[str, float]) -> None: ...
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
+
+    def log_table(self, table: "pd.DataFrame", name: str) -> None: ...
+
+    def log_model(self, model: ModelFiles) -> None: ...
+
+    def set_tags(self, tags: Mapping[str, object]) -> None: ...
+
+
+class MemoryTracker:
+    """Keeps all it is told in plain attributes."""
+
+    def __init__(self) -> None:
+        self.run_id: str | None = "memory"
+        self.params: dict[str, str] = {}
+        self.metrics: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        self.headline: dict[str, float] = {}
+        self.artifacts: list[str] = []
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.models: dict[str, ModelFiles] = {}
+        self.tags: dict[str, str] = {}
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        self.params.update(flatten(params))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        for name, value in metrics.items():
+            self.metrics[require_name(name, "metric")].append((step, float(value)))
+
+    def log_headline(self, metrics: Mapping[str, float]) -> None:
+        self.log_metrics(metrics)
+        self.headline.update(metrics)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
+
+    def log_table(self, table: "pd.DataFrame", name: str) -> None:
+        self.tables[require_name(name, "table")] = table
+
+    def log_model(self, model: ModelFiles) -> None:
+        self.models[model.name] = model
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        self.tags.update({require_name(key, "tag"): str(value) for key, value in tags.items()})

@@ -1,23 +1,35 @@
-"""Opens a tracked run, for a command or for a stage of the pipeline, and ends it whatever happens."""
+"""The run that stands for a whole pipeline run: one row per experiment, above the stages' own runs."""
 
 import importlib.util
 import os
+import re
+import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subspacelab.tracking.context import git_tags, process_tags, stage_context
-from subspacelab.tracking.null import NullTracker
-from subspacelab.tracking.outs import out_tags
-from subspacelab.tracking.parent import find_or_create_parent
-from subspacelab.tracking.protocol import Tracker
-from subspacelab.tracking.reaper import reap_dead_runs
-from subspacelab.tracking.signals import signals_as_exceptions, status_of
+import psutil
+
+from subspacelab.tracking.context import (
+    StageContext,
+    git_tags,
+    process_tags,
+    signals_as_exceptions,
+    stage_context,
+    status_of,
+)
+from subspacelab.tracking.dvc_files import out_tags
+from subspacelab.tracking.protocol import NullTracker, Tracker
 from subspacelab.tracking.store import (
+    database_file,
     is_server,
     require_server,
     set_mlflow_defaults,
+    shown,
+    store_folder,
     store_lock,
     store_uri,
     without_secrets,
@@ -25,6 +37,72 @@ from subspacelab.tracking.store import (
 
 if TYPE_CHECKING:
     from subspacelab.tracking.mlflow_tracker import MlflowTracker
+
+
+_BAD = ("FAILED", "KILLED")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A pipeline's run as a stage finds it."""
+
+    run_id: str
+    """Its id in the store."""
+    params: Mapping[str, str]
+    """What stages before have recorded on it; the store allows a param one value only."""
+    status_before: str
+    """FAILED or KILLED when an earlier stage of the same DVC process ended so, else FINISHED."""
+
+    def status_after(self, child: str) -> str:
+        """The parent's status when a child ends with `child`: the first that is not FINISHED stays."""
+        return self.status_before if self.status_before in _BAD else child
+
+
+def find_or_create_parent(client: Any, experiment_id: str, context: StageContext, tags: Mapping[str, str]) -> Parent:
+    """Finds the parent by its `pipeline.id`, or creates it, and sets it RUNNING in the name of this process.
+
+    `client` is an `MlflowClient`. The caller holds `store_lock`, since several stages may start at a time.
+    """
+    mine = {**tags, **context.experiment_tags(), "pipeline.owner": context.owner}
+    wanted = f"tags.`pipeline.id` = '{context.pipeline_id}'"
+    for run in client.search_runs([experiment_id], filter_string=wanted, max_results=1):
+        same_owner = run.data.tags.get("pipeline.owner") == context.owner
+        before = run.info.status if same_owner and run.info.status in _BAD else "FINISHED"
+        for key in ("host", "pid", "pid.start", "pipeline.owner"):
+            client.set_tag(run.info.run_id, key, mine[key])
+        client.update_run(run.info.run_id, status="RUNNING")
+        return Parent(run.info.run_id, run.data.params, before)
+    ids = {"pipeline.id": context.pipeline_id, "pipeline.role": "parent"}
+    run = client.create_run(experiment_id, tags=mine | ids, run_name=context.exp_name or context.pipeline_id)
+    return Parent(run.info.run_id, {}, "FINISHED")
+
+
+def reap_dead_runs(client: Any) -> list[str]:
+    """Sets RUNNING runs of this host to KILLED when their process is gone; returns their ids.
+
+    `client` is an `MlflowClient`. Runs without the tags `host`, `pid`, `pid.start` are someone else's and stay.
+    """
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    mine = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+    dead = [
+        run.info.run_id
+        for run in client.search_runs(experiments, filter_string=mine)
+        if not _alive(run.data.tags.get("pid", ""), run.data.tags.get("pid.start", ""))
+    ]
+    for run_id in dead:
+        client.set_terminated(run_id, "KILLED")
+    return dead
+
+
+def _alive(pid: str, start: str) -> bool:
+    if not pid.isdecimal() or not re.fullmatch(r"\d+(\.\d+)?", start):
+        return True  # another program's tags
+    try:
+        process = psutil.Process(int(pid))
+        # Start times are boot time plus ticks; a stepped clock moves them, a reused pid moves them further.
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(start)) < 2.0
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
@@ -141,3 +219,23 @@ def _tracker(client: Any, uri: str, run_id: str, parent_id: str | None = None) -
     from subspacelab.tracking.mlflow_tracker import MlflowTracker
 
     return MlflowTracker(client, uri, run_id, parent_id)
+
+
+def ui_command(host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment of the MLflow UI on `host:port`; creates the store when there is none yet.
+
+    Raises ValueError when runs go to a server, which has a UI of its own.
+    """
+    uri = usable_store()
+    if is_server(uri):
+        raise ValueError(f"runs are recorded on {shown(uri)}: open that address in a browser")
+    database = database_file(uri)
+    if database and not database.exists():
+        with open_store(uri, ["pipeline"]):
+            pass
+    where = ["--artifacts-destination", (store_folder(uri) / "artifacts").as_uri()]
+    command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port)]
+    # Without job execution the server is 2 processes instead of about 10, of 240 MB each.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Not as a word of the command, which `ps` shows to everybody: the address of a database may hold its password.
+    return [*command, "--workers", "1"], {**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": uri}

@@ -10,13 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from subspacelab.lowrank.architectures.adalora import AdaLoRA
-from subspacelab.lowrank.architectures.factors import FactorNet, Factors
+from subspacelab.lowrank.architectures.factor_networks import MLP, FactorNet, Factors, ResMLP
 from subspacelab.lowrank.architectures.linear import Linear
-from subspacelab.lowrank.architectures.mlp import MLP
-from subspacelab.lowrank.architectures.resmlp import ResMLP
 from subspacelab.lowrank.architectures.sketch import Sketch
 from subspacelab.lowrank.config import MAX_POWER_STEPS
-from subspacelab.lowrank.normalisation import Normalisation
+from subspacelab.lowrank.preparation import Normalisation
 
 ALIASES = {
     "ResMLP": ("symmetric", "LowRankProjSymmetric"),

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subspacelab.lowrank.architectures.factors import FactorNet, Factors
+from subspacelab.lowrank.architectures.factor_networks import COLUMN_WIDTHS, ROW_WIDTHS, FactorNet, Factors, plain_stack
 from subspacelab.lowrank.architectures.linear import linear
-from subspacelab.lowrank.architectures.mlp import COLUMN_WIDTHS, ROW_WIDTHS, plain_stack
 
 DELTA_RANK = 8
 ALPHA = 16.0

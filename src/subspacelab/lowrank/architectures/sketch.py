@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subspacelab.linalg.sketch import sketch_basis
-from subspacelab.lowrank.architectures.factors import Factors
+from subspacelab.linalg.token_svd import sketch_basis
+from subspacelab.lowrank.architectures.factor_networks import Factors
 
 
 class Sketch(nn.Module):

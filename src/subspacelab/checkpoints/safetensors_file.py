@@ -1,0 +1,193 @@
+"""A safetensors file read by byte ranges, on a disk or a server: its header, then exactly what is asked for."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import torch
+from pydantic import BaseModel, Field, TypeAdapter
+from torch import Tensor
+
+from subspacelab.checkpoints.tensors import DTYPE_CODES, TensorInfo
+from subspacelab.checkpoints.validation import checked_json
+
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+
+class Entry(BaseModel):
+    """What the header says of one tensor."""
+
+    dtype: str = Field(pattern=r"^(BOOL|[A-Z]+[1-9][0-9]{0,2}(_\w+)?)$")
+    shape: list[Annotated[int, Field(ge=0, lt=1 << 63)]] = Field(max_length=64)  # more axes than torch takes
+    data_offsets: list[Annotated[int, Field(ge=0)]] = Field(min_length=2, max_length=2)
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes of the file it takes."""
+        return self.data_offsets[1] - self.data_offsets[0]
+
+
+HEADER = TypeAdapter(dict[str, Entry | dict[str, str] | None])
+"""By name; `__metadata__` alone is a mapping of texts, or null."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor and where its bytes lie in the file."""
+
+    info: TensorInfo
+    """Name, shape, dtype."""
+    start: int
+    """Its first byte, counted from the beginning of the file."""
+
+    @property
+    def stop(self) -> int:
+        """The byte after its last."""
+        return self.start + self.info.nbytes
+
+
+def header_length(head: bytes | bytearray, file: str) -> int:
+    """The header's length in bytes, from the file's first 8; ValueError if it cannot be one."""
+    length = int.from_bytes(head[:LENGTH_BYTES], "little")
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise ValueError(f"{file}: not a safetensors file (a header of {length} bytes); use another copy of it")
+    return length
+
+
+def parse_header(header: bytes | bytearray, file: str, shard: str) -> list[Placed]:
+    """The tensors of a file in the order of their data; ValueError names `file` if the header is damaged."""
+    data_start = LENGTH_BYTES + len(header)
+    damaged, remedy = f"{file}: damaged safetensors header", "use another copy of it"
+    content = checked_json(header, HEADER, damaged, "a table of tensors", remedy)
+    if isinstance(content.pop("__metadata__", None), Entry):
+        raise ValueError(f"{damaged} (__metadata__ is no mapping of texts); {remedy}")
+    entries = {name: entry for name, entry in content.items() if isinstance(entry, Entry)}
+    if len(entries) < len(content):
+        raise ValueError(f"{damaged} ({next(name for name in content if name not in entries)} has no shape); {remedy}")
+    placed = [_placed(name, entry, data_start, shard) for name, entry in entries.items()]
+    wrong_size = next((p for p in placed if p.info.nbytes != entries[p.info.name].num_bytes), None)
+    if wrong_size is not None:
+        info, stored = wrong_size.info, entries[wrong_size.info.name].num_bytes
+        raise ValueError(
+            f"{damaged} ({info.name} of shape {list(info.shape)} and dtype {info.dtype} in {stored} bytes); {remedy}"
+        )
+    placed.sort(key=lambda p: (p.start, p.stop, p.info.name))
+    ends = [data_start, *(p.stop for p in placed)]
+    wrong = next((p for end, p in zip(ends, placed, strict=False) if p.start != end), None)
+    if wrong is not None:
+        raise ValueError(f"{damaged} ({wrong.info.name} does not begin where the tensor before it ends); {remedy}")
+    return placed
+
+
+def _placed(name: str, entry: Entry, data_start: int, shard: str) -> Placed:
+    nbytes = math.prod(entry.shape) * bits(entry.dtype) // 8
+    return Placed(TensorInfo(name, tuple(entry.shape), entry.dtype, nbytes, shard), data_start + entry.data_offsets[0])
+
+
+def bits(code: str) -> int:
+    """Bits per entry of a safetensors dtype, e.g. 16 for "BF16", 8 for "F8_E4M3", 8 for "BOOL"."""
+    if code == "BOOL":
+        return 8
+    return int("".join(filter(str.isdigit, code.partition("_")[0])))
+
+
+TORCH_DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
+
+
+class RangeFile(Protocol):
+    """A file that gives ranges of its bytes."""
+
+    name: str
+    """What errors call it."""
+    size: int | None
+    """Its bytes, once known."""
+
+    def read(self, start: int, stop: int) -> bytearray:
+        """Bytes start:stop."""
+
+
+class DiskFile:
+    """A file on this disk, read without the system's reading ahead: between two norm layers lie the matrices."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        """Its path."""
+        self.size: int | None = path.stat().st_size
+        """Its bytes."""
+        self._path = path
+
+    def read(self, start: int, stop: int) -> bytearray:
+        """Bytes start:stop; ValueError if the file ends before."""
+        if self.size is not None and stop > self.size:  # before memory is asked for
+            raise ValueError(f"{self.name}: truncated, ends before byte {stop}; download it again")
+        content = bytearray(stop - start)
+        with self._path.open("rb", buffering=0) as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            file.seek(start)
+            view, done = memoryview(content), 0
+            while done < len(content):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise ValueError(f"{self.name}: truncated, ends before byte {stop}; download it again")
+                done += count
+        return content
+
+
+class RangedShard:
+    """An open file whose header is known; every read is a range, nothing is kept."""
+
+    def __init__(self, file: RangeFile, placed: Sequence[Placed]) -> None:
+        self._file = file
+        self._placed = {p.info.name: p for p in placed}
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in its stored dtype."""
+        placed = self._placed[name]
+        return self._read(placed, placed.start, placed.stop, placed.info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start:stop of the first axis."""
+        placed = self._placed[name]
+        num_rows, *rest = placed.info.shape
+        row = placed.info.nbytes // num_rows if num_rows else 0
+        return self._read(placed, placed.start + start * row, placed.start + stop * row, (stop - start, *rest))
+
+    def _read(self, placed: Placed, start: int, stop: int, shape: Sequence[int]) -> Tensor:
+        dtype = TORCH_DTYPES.get(placed.info.dtype)
+        if dtype is None:
+            raise ValueError(f"{placed.info.name}: dtype {placed.info.dtype} cannot be read; leave it out")
+        if start == stop:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._file.read(start, stop), dtype=dtype).reshape(shape)
+
+
+def read_header(file: RangeFile, shard: str) -> list[Placed]:
+    """What a file holds and where, in two ranges: how long the header is, and the header. ValueError if damaged."""
+    length = header_length(file.read(0, LENGTH_BYTES), file.name)
+    if file.size is not None and LENGTH_BYTES + length > file.size:
+        raise ValueError(f"{file.name}: truncated or not a safetensors file, a header of {length} bytes in {file.size}")
+    placed = parse_header(file.read(LENGTH_BYTES, LENGTH_BYTES + length), file.name, shard)
+    end = max((p.stop for p in placed), default=0)
+    if file.size is not None and end > file.size:
+        raise ValueError(f"{file.name}: truncated, {file.size} of {end} bytes; use another copy of it")
+    if file.size is not None and 0 < end < file.size:
+        raise ValueError(f"{file.name}: {file.size - end} bytes more than its header says; use another copy of it")
+    return placed
+
+
+class SafetensorsShard(RangedShard):
+    """An open safetensors file; every read is a tensor of its own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(DiskFile(path), read_header(DiskFile(path), path.name))
+
+    @staticmethod
+    def list_tensors(path: Path) -> list[TensorInfo]:
+        """What the header says, in the order of the data."""
+        return [placed.info for placed in read_header(DiskFile(path), path.name)]

@@ -1,0 +1,78 @@
+"""Orthonormal bases, the angles between two subspaces, and whether rotations compose."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.linalg.moments import chunk_rows
+
+
+def random_orthonormal(
+    m: int, k: int, generator: torch.Generator, dtype: torch.dtype = torch.float64
+) -> Float[Tensor, "m k"]:
+    """`k` orthonormal columns in R^m, uniform under rotations (Haar): Q of a Gaussian matrix, diag(R) > 0.
+
+    Without the sign fix Householder's convention would bias the columns (Mezzadri, math-ph/0609050).
+    Raises ValueError when `k > m`.
+    """
+    if not 0 < k <= m:
+        raise ValueError(f"cannot draw k = {k} orthonormal columns in dimension m = {m}: choose 1 <= k <= {m}")
+    gaussian = torch.randn(m, k, generator=generator, dtype=torch.float64, device=generator.device)
+    q, r = torch.linalg.qr(gaussian)
+    fixed: Tensor = q * r.diagonal().sgn()
+    return fixed.to(dtype)
+
+
+def principal_angles(qa: Float[Tensor, "m k"], qb: Float[Tensor, "m k"]) -> Float[Tensor, " k"]:
+    """Principal angles in radians, ascending, float64, between the column spans of `qa` and `qb`.
+
+    cos(theta) = singular values of Qa^T Qb; sin(theta) = those of Qb - Qa Qa^T Qb; theta = atan2(sin, cos): the
+    sine keeps small angles, which the cosine alone loses below 1e-8, and the cosine those near pi/2.
+    The columns need not be orthonormal: both bases are orthonormalised by QR in float64 (Bjorck & Golub 1973;
+    Knyazev & Argentati 2002). Columns must be independent.
+    """
+    qa = torch.linalg.qr(qa.double()).Q
+    qb = torch.linalg.qr(qb.double()).Q
+    overlap = qa.T @ qb
+    cosines = torch.linalg.svdvals(overlap)
+    sines = torch.linalg.svdvals(qb - qa @ overlap).flip(0)
+    return torch.atan2(sines, cosines)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """How far (Q0^T Q1)(Q1^T Q2) is from Q0^T Q2, which is by -Q0^T (I - Q1 Q1^T) Q2."""
+
+    mse: float
+    """Mean of the squared entries of the difference."""
+    relative: float
+    """Frobenius norm of the difference over that of Q0^T Q2 (0 where the difference is 0)."""
+
+
+def rotation(qa: Float[Tensor, "m ra"], qb: Float[Tensor, "m rb"]) -> Float[Tensor, "ra rb"]:
+    """R = Qa^T Qb in float64, streamed over the rows of tall bases."""
+    total = torch.zeros(qa.shape[1], qb.shape[1], dtype=torch.float64, device=qa.device)
+    rows = chunk_rows(qa)
+    for a, b in zip(qa.split(rows), qb.split(rows), strict=True):
+        total.addmm_(a.double().T, b.double())
+    return total
+
+
+def composition_error(q0: Float[Tensor, "m r"], q1: Float[Tensor, "m r1"], q2: Float[Tensor, "m r"]) -> Composition:
+    """Error of the claim R_02 = R_01 R_12 for three bases, R_ab = Qa^T Qb, in float64.
+
+    R_01 R_12 - R_02 = -Q0^T (I - Q1 Q1^T) Q2: the two projections outside span(Q1), multiplied. So the error sees the
+    tilt of the spans alone. It is 0 for any matrices where Q1 is square (Q1 Q1^T = I), as on the short side of a full
+    decomposition, and it does not change when the columns of a basis are turned among themselves (Q -> Q H, H
+    orthogonal), so singular directions that turn within the column space leave no trace in it. Nothing larger than
+    r x r is formed.
+    """
+    direct = rotation(q0, q2)
+    difference = torch.addmm(direct, rotation(q0, q1), rotation(q1, q2), beta=-1)
+    norm = torch.linalg.matrix_norm(difference).item()
+    return Composition(
+        mse=norm**2 / difference.numel(),
+        relative=norm / torch.linalg.matrix_norm(direct).item() if norm > 0 else 0.0,
+    )

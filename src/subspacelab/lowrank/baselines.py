@@ -1,0 +1,174 @@
+"""The ways to approximate X at a rank that are compared: the SVD, trained networks, and what is not trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from subspacelab.linalg.subspaces import random_orthonormal
+from subspacelab.linalg.token_svd import project, sketch_basis, token_svd
+from subspacelab.lowrank.architectures import LowRankModel, build_model, canonical_arch
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.preparation import Normalisation, feature_statistics
+from subspacelab.lowrank.state import TrainedModel, load_model
+
+Approximate = Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch tokens dim"]]
+SVD, PCA_SKETCH, RANDOM_SKETCH = "SVD", "PCA sketch", "random sketch"
+PCA_BASIS, RANDOM_BASIS = "PCA basis", "random basis"
+CONTROLS = (PCA_SKETCH, RANDOM_SKETCH, PCA_BASIS, RANDOM_BASIS)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Trained models that may be compared, and on what."""
+
+    models: dict[str, TrainedModel]
+    """Architecture to model; they share rank, seed and normalisation."""
+    rank: int
+    """Of every approximation."""
+    seed: int
+    """Of the split, and of the random sketch and basis."""
+    rows: list[int]
+    """The test pictures."""
+    normalisation: Normalisation
+    """Of the features that all methods approximate."""
+
+
+def open_contest(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> Contest:
+    """The models of `read_models` and the test pictures of their seed, normalised as the models were trained."""
+    features.require_whole()
+    models = read_models(features, results_dir, archs, rank)
+    first = next(iter(models.values()))
+    return Contest(models, rank, first.seed, features.split(first.seed)["test"], first.model.spec.normalisation)
+
+
+def read_models(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> dict[str, TrainedModel]:
+    """The trained models of some architectures, or of all in `results_dir` when none is named.
+
+    Raises ValueError when a model is of another rank, of other features, or was trained with another seed or
+    normalisation than the others: then there is no common test picture or no common measure.
+    """
+    names = [canonical_arch(name) for name in archs] or _trained(results_dir)
+    models = {name: load_model(results_dir / name) for name in names}
+    first = next(iter(models.values()))
+    for name, trained in models.items():
+        spec, folder = trained.model.spec, results_dir / name
+        if (spec.tokens, spec.dim) != (features.meta.tokens, features.meta.dim):
+            shape = [features.meta.tokens, features.meta.dim]
+            raise ValueError(f"{folder}: trained on [{spec.tokens}, {spec.dim}], {features.folder} holds {shape}")
+        if trained.features not in (None, features.digest()):
+            raise ValueError(
+                f"{folder}: trained on other features than those in {features.folder}, whose test pictures it may have "
+                "seen; train on these anew, in another --results-dir"
+            )
+        if spec.rank != rank:
+            raise ValueError(f"{folder}: holds rank {spec.rank}, asked for {rank}; train that rank or ask for this one")
+        if trained.seed != first.seed:
+            raise ValueError(f"{folder}: trained with seed {trained.seed}, {names[0]} with {first.seed}; retrain one")
+        if spec.normalisation != first.model.spec.normalisation:
+            raise ValueError(f"{folder}: its normalisation differs from that of {names[0]}; retrain one")
+    return models
+
+
+def _trained(results_dir: Path) -> list[str]:
+    from subspacelab.lowrank.architectures import ALIASES
+
+    names = [name for name in ALIASES if (results_dir / name / "best_model.json").is_file()]
+    if not names:
+        raise ValueError(f"{results_dir}: no trained model there; train one with `lowrank train`")
+    return names
+
+
+def num_power_steps(models: Mapping[str, TrainedModel]) -> int:
+    """Those of the trained Sketch, so that the untrained ones differ from it by their Omega alone."""
+    return models.get("Sketch", next(iter(models.values()))).model.spec.power_steps
+
+
+def approximations(
+    models: Mapping[str, TrainedModel], basis: Float[Tensor, "dim dim"], rank: int, seed: int
+) -> dict[str, Approximate]:
+    """Method to approximation of normalised features at `rank`: SVD in float64, the models, and four controls.
+
+    `PCA sketch`: the Sketch with Omega at the leading columns of `basis`, where its training starts by default;
+    `random sketch`: with a Gaussian Omega. `PCA basis`, `random basis`: X V V^T with one V for all pictures, from
+    `basis` or uniform; a random one keeps rank/dim of the energy on average, a cosine of about sqrt(rank/dim).
+    Controls compute in the precision of X, as the networks do.
+    """
+    leading, steps = basis[:, :rank], num_power_steps(models)
+    omega, haar = (draw(basis.shape[0], rank, seed).to(basis.device) for draw in (random_omega, random_basis))
+    found: dict[str, Approximate] = {SVD: lambda x: project(x, token_svd(x).U[..., :rank])}
+    for name, trained in models.items():
+        found[name] = lambda x, model=trained.model: model(x)[2]  # type: ignore[misc]
+    for name, start in {PCA_SKETCH: leading, RANDOM_SKETCH: omega}.items():
+        found[name] = lambda x, start=start: project(x, sketch_basis(x, start.to(x.dtype), steps))  # type: ignore[misc]
+    for name, v in {PCA_BASIS: leading, RANDOM_BASIS: haar}.items():
+        found[name] = lambda x, v=v: x @ v.to(x.dtype) @ v.to(x.dtype).T  # type: ignore[misc]
+    return found
+
+
+def random_omega(dim: int, rank: int, seed: int) -> Float[Tensor, "dim rank"]:
+    """A seeded Gaussian sketch."""
+    return torch.randn(dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_basis(dim: int, rank: int, seed: int) -> Float[Tensor, "dim rank"]:
+    """Seeded orthonormal columns, uniform under rotations."""
+    return random_orthonormal(dim, rank, torch.Generator().manual_seed(seed))
+
+
+def train_basis(features: Features, seed: int, normalisation: Normalisation) -> Float[Tensor, "dim dim"]:
+    """PCA basis of the training pictures, strongest direction first."""
+    rows = features.split(seed)["train"]
+    return feature_statistics(features, rows, normalisation.kind).basis
+
+
+def untrained(trained: TrainedModel, basis: Float[Tensor, "dim dim"]) -> LowRankModel:
+    """The network as it was before its first training step: what training is measured against.
+
+    `basis` is that of `train_basis` in the network's own normalisation; a network that started at random draws again.
+    """
+    spec = trained.model.spec
+    start = basis[:, : spec.rank].float() if spec.shortcut else None
+    return build_model(spec, seed=trained.seed, basis=start).eval()
+
+
+def flops_per_picture(models: Mapping[str, TrainedModel], rank: int, tokens: int, dim: int) -> dict[str, int]:
+    """Method to operations that form its approximation of one X [tokens, dim] at `rank`; a multiply-add is two.
+
+    Matrix products are counted by torch, `qr` and `eigh` by `qr_flops` and `eigh_flops`; elementwise work is left out.
+    All tensors are on the meta device, so the numbers depend on the shapes alone.
+    """
+    on_meta = {name: replace(trained, model=deepcopy(trained.model).to("meta")) for name, trained in models.items()}
+    basis = torch.empty(dim, dim, dtype=torch.float64, device="meta")
+    formulas = {torch.ops.aten.linalg_qr: _qr, torch.ops.aten._linalg_eigh: _eigh}
+    found: dict[str, int] = {}
+    for name, approximate in approximations(on_meta, basis, rank, seed=0).items():
+        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            approximate(torch.empty(1, tokens, dim, device="meta"))
+        found[name] = counter.get_total_flops()
+    return found
+
+
+def qr_flops(m: int, n: int) -> int:
+    """Householder QR of [m, n], m >= n, and its Q [m, n]: 2 n^2 (m - n/3) each (Golub & Van Loan, 5.2)."""
+    return 4 * n * n * (3 * m - n) // 3
+
+
+def eigh_flops(n: int) -> int:
+    """Symmetric eigenproblem of side n with vectors: 4/3 n^3 to a tridiagonal, 4/3 n^3 for divide and conquer, 2 n^3
+    back (Demmel 1997, 5.3). Deflation makes the second one smaller: an upper bound."""
+    return 14 * n**3 // 3
+
+
+def _qr(shape: Any, *_: Any, **__: Any) -> int:
+    return int(torch.Size(shape[:-2]).numel()) * qr_flops(*shape[-2:])
+
+
+def _eigh(shape: Any, *_: Any, **__: Any) -> int:
+    return int(torch.Size(shape[:-2]).numel()) * eigh_flops(shape[-1])

@@ -1,0 +1,88 @@
+"""What the commands of lowrank tell the person at the terminal."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from subspacelab.errors import printable
+from subspacelab.lowrank.compare import BATCH, CHANGE, Comparison
+from subspacelab.lowrank.features import FeatureMeta
+from subspacelab.lowrank.train import TrainingResult
+from subspacelab.plotting.tables import print_table, show_number
+
+if TYPE_CHECKING:
+    pass
+
+
+CHANGED = {"best_epoch": "d", CHANGE: "+.1e", f"{CHANGE}_se": ".1e"}
+"""What is shown of a training, and how."""
+
+
+def print_cache(meta: FeatureMeta, console: Console | None = None) -> None:
+    """Prints what is in a cache, and which pictures are not."""
+    console = console or Console()
+    shape = f"[{meta.tokens}, {meta.dim}] {meta.dtype}"
+    print_table(
+        "Vision features",
+        ["model", "pictures", "each", "unreadable"],
+        [[meta.model, str(meta.count), shape, str(len(meta.unreadable))]],
+        console=console,
+    )
+    for name in meta.unreadable:
+        console.print(f"left out, cannot be read: {printable(name)}", markup=False)
+
+
+def print_training(result: TrainingResult, console: Console | None = None) -> None:
+    """Prints the best epoch and where it lies."""
+    best = result.progress.history[result.progress.best_epoch - 1]
+    row = [result.folder.name, str(result.progress.best_epoch), str(result.progress.epoch)]
+    row += [f"{best['val_mse']:.5f}", f"{best['val_cosine']:.4f}"]
+    print_table(
+        f"Trained in {result.folder}, {result.rank}",
+        ["arch", "best epoch", "epochs", "validation MSE", "cosine"],
+        [row],
+        console=console,
+    )
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Prints how near each method comes, then what it costs and what training changed."""
+    metrics = comparison.metrics
+    console = console or Console()
+    rank = f"rank {metrics['rank']} of {metrics['full_rank']}"
+    rows = []
+    for name, measures in metrics["methods"].items():
+        cosine, residual = measures["cosine"], measures.get("residual_over_svd", {})
+        rest = [measures[m]["mean"] for m in ("share_of_svd", "token_cosine", "explained_variance")]
+        times = [show_number(residual.get(part)) for part in ("mean", "std")]
+        rows.append([name, f"{cosine['mean']:.4f}", f"{cosine['std']:.4f}", *(f"{v:.4f}" for v in rest), *times])
+    print_table(
+        f"{rank.capitalize()}, {metrics['num_images']} test pictures, normalisation {metrics['normalisation']}; "
+        "+- standard deviation over the pictures",
+        ["method", "cosine", "+-", "of SVD", "by token", "explained", "residual", "+-"],
+        rows,
+        console=console,
+    )
+    console.print(
+        "by token: mean over the tokens of each token's cosine; residual: ||X - Y||^2 over that of the SVD, mean of "
+        f"the pictures' ratios. The sketches take {metrics['power_steps']} power steps.",
+        markup=False,
+    )
+    rows = []
+    for name, flops in metrics["flops_per_picture"].items():
+        training = metrics["training"].get(name)
+        row = [name, f"{flops / 1e6:.1f}", f"{comparison.milliseconds[name]:.2f}"]
+        changed = [f"{training[key]:{form}}" for key, form in CHANGED.items()] if training else ["-"] * len(CHANGED)
+        rows.append(row + changed)
+    print_table(
+        f"Cost of one picture at {rank}, and what training changed",
+        ["method", "MFLOP", "ms", "best epoch", "cosine change", "+-"],
+        rows,
+        console=console,
+    )
+    console.print(
+        f"ms: of this run, batches of {BATCH}, {torch.get_num_threads()} threads. cosine change: the cosine less that "
+        "of the same network before training; +- its standard error over the pictures, of this one training.",
+        markup=False,
+    )

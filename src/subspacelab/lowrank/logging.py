@@ -1,0 +1,66 @@
+"""What the commands of lowrank give to the tracker."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from subspacelab.lowrank.compare import Comparison
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.plots import draw_training
+from subspacelab.lowrank.state import BEST_MODEL
+from subspacelab.lowrank.train import TrainingResult
+from subspacelab.lowrank.visualize import Views
+
+if TYPE_CHECKING:
+    from subspacelab.tracking.protocol import Tracker
+
+
+def track_comparison(comparison: Comparison, tracker: "Tracker") -> None:
+    """Records mean and deviation of every measure, the cosines as the headline, the table and the picture.
+
+    Also the cost of a picture, in operations and in milliseconds of this run, and what training changed.
+    """
+    metrics = comparison.metrics
+    for name, measures in metrics["methods"].items():
+        key = name.replace(" ", "_")
+        tracker.log_headline({f"cosine_{key}": measures["cosine"]["mean"]})
+        tracker.log_metrics({f"{measure}/{key}": value["mean"] for measure, value in measures.items()})
+        tracker.log_metrics({f"{measure}_std/{key}": value["std"] for measure, value in measures.items()})
+        cost = {"flops": metrics["flops_per_picture"][name], "milliseconds": comparison.milliseconds[name]}
+        training = metrics["training"].get(name, {})
+        tracker.log_metrics({f"{measure}/{key}": value for measure, value in (cost | training).items()})
+    tracker.log_table(comparison.images, "comparison")
+    tracker.log_artifact(comparison.picture, "pictures")
+    tracker.log_artifact(comparison.output_dir / "metrics.json", "tables")
+
+
+def track_views(views: Views, tracker: "Tracker") -> None:
+    """Records the pictures, and the rank curves with the rank as the step."""
+    for picture in views.pictures:
+        tracker.log_artifact(picture, "pictures")
+    for name, curve in views.curve.items():
+        for rank, cosine in curve.items():
+            tracker.log_metrics({f"rank_curve/{name.replace(' ', '_')}": cosine}, int(rank))
+
+
+def record_training(result: TrainingResult, features: Features, tracker: "Tracker") -> None:
+    """Logs headline metrics, pictures and the best model (the curves were logged epoch by epoch)."""
+    from subspacelab.tracking.protocol import ModelFiles, pinned
+
+    arch = result.folder.name
+    tracker.log_metrics(result.metrics, result.progress.best_epoch)
+    tracker.log_headline({f"{arch}_val_cosine": result.metrics["val_cosine"]})
+    for picture in draw_training(result, features):
+        tracker.log_artifact(picture, "pictures")
+    tokens, dim = features.meta.tokens, features.meta.dim
+    tracker.log_model(
+        ModelFiles(
+            name=f"lowrank_{arch}",
+            folder=result.folder,
+            files=[f"{BEST_MODEL}.safetensors", f"{BEST_MODEL}.json"],
+            code=Path(__file__).with_name("served.py"),
+            pip_requirements=pinned("torch", "safetensors", "numpy"),
+            metrics=result.metrics,
+            step=result.progress.best_epoch,
+            tensors=((tokens, dim), (tokens, dim)),
+        )
+    )

@@ -1,0 +1,52 @@
+"""What an analysis gives to the tracker, and the table of several models."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from subspacelab.norms.compare import comparison_table, depth_curves
+from subspacelab.norms.plots import COMPARISON, draw_comparison
+from subspacelab.norms.results import Analysis
+from subspacelab.plotting.tables import write_csv
+
+if TYPE_CHECKING:
+    from subspacelab.tracking.protocol import Tracker
+
+
+def write_comparison(folder: Path, analyses: Sequence[Analysis]) -> tuple[Path, Path]:
+    """The `COMPARISON` in `folder`."""
+    table, picture = (folder / name for name in COMPARISON)
+    write_csv(table, comparison_table(analyses))
+    return table, draw_comparison(picture, analyses)
+
+
+def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Records every statistic as a metric, abs_mean of every kind of norm over the block as a curve, the pictures."""
+    detected = analysis.survey.detected
+    tracker.set_tags({"model_type": detected.model_type, "warnings": len(analysis.warnings)})
+    tracker.log_metrics(flat_metrics(analysis))
+    for curve in depth_curves(analysis.norms):
+        for block, abs_mean in zip(curve.blocks, curve.abs_means, strict=True):
+            tracker.log_metrics({trackable(curve.metric): abs_mean}, block)
+    first = {e.layer.kind: e for e in reversed(analysis.embeddings)}
+    tracker.log_headline(
+        {trackable(f"{analysis.name}_{kind}_norm"): float(e.vectors.norms.mean()) for kind, e in first.items()}
+    )
+    for picture in pictures:
+        tracker.log_artifact(picture, "pictures")
+
+
+def flat_metrics(analysis: Analysis) -> dict[str, float]:
+    """`<statistic>/<layer>` -> value of every number in the report that is not a list, and the two totals."""
+    report = analysis.to_json()
+    flat = {key: report[key] for key in ("total_embedding_layers", "total_norm_layers")}
+    for layer, entry in (report["embedding_layers"] | report["norm_layers"]).items():
+        biases = {f"bias_{key}": value for key, value in (entry.get("bias") or {}).items()}
+        flat |= {trackable(f"{key}/{layer}"): value for key, value in (entry | biases).items() if key != "block"}
+    return {key: float(value) for key, value in flat.items() if isinstance(value, int | float)}
+
+
+def trackable(name: str) -> str:
+    """A metric's name with `_` for what a tracker does not allow, such as the brackets of a folder's name."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)

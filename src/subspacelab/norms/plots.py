@@ -1,0 +1,245 @@
+"""Pictures of an analysis: embedding norms, norm scales over depth, several models side by side."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator, StrMethodFormatter
+
+from subspacelab.norms.compare import Curve, depth_curves, outside_blocks, short_name, towers_of
+from subspacelab.norms.results import Analysis, Embedding, Norm, by_group, kinds_of
+from subspacelab.plotting.figures import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    count_along,
+    drawn_name,
+    grid_of,
+    log_if_positive,
+    open_figure,
+    say,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+T = TypeVar("T")
+DASHES = ("-", "--", ":", "-.")
+NUM_STYLES = len(COLOURS) * len(DASHES)
+MAX_PANELS = 40
+"""More are read by nobody, and take minutes to lay out."""
+
+
+def style(i: int) -> dict[str, Any]:
+    """Colour and dash of the i-th kind: no two of the first `NUM_STYLES` share both."""
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
+
+
+def draw_panels(
+    path: Path,
+    items: Sequence[T],
+    draw: Callable[[Axes, T], None],
+    *,
+    columns: int,
+    size: tuple[float, float],
+    title: str,
+    none: str,
+    legend: Sequence[tuple[str, dict[str, Any]]] = (),
+) -> Path:
+    """A picture of one panel an item, `size` inches each; `none` is said where there is no item.
+
+    `legend`: labels and styles of the lines that all panels share.
+    """
+    shown = items[:MAX_PANELS]
+    rows, columns = grid_of(max(1, len(shown)), columns)
+    with open_figure(path, (size[0] * columns, 0.6 + size[1] * rows)) as figure:
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes, item in zip(panels, shown, strict=False):
+            draw(axes, item)
+        for axes in panels[max(1, len(shown)) :]:
+            axes.set_axis_off()
+        if not shown:
+            say(panels[0], none)
+        more = f" (the first {MAX_PANELS} of {len(items)})" if len(shown) < len(items) else ""
+        figure.suptitle(title + more, fontsize=11)
+        if legend:
+            handles = [panels[0].plot([], [], label=drawn_name(label), **line)[0] for label, line in legend]
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    return path
+
+
+def edges_of(norms: np.ndarray, num_bins: int) -> list[float]:
+    """Edges of a histogram's bins, wide enough to be told apart where all norms are equal."""
+    low, high = float(norms.min()), float(norms.max())
+    margin = 0.0 if high - low > 1e-9 * high else 0.05 * high or 0.5
+    return [float(edge) for edge in np.linspace(low - margin, high + margin, num_bins + 1)]
+
+
+BINS = 80
+
+
+def draw_embedding_norms(path: Path, analysis: Analysis) -> Path:
+    """A histogram per embedding, padding rows apart; counts on a logarithmic axis, so that single vectors show.
+
+    The routers of all blocks are in one panel.
+    """
+    return draw_panels(
+        path,
+        by_group(analysis.embeddings),
+        _draw_group,
+        columns=2,
+        size=(5.5, 3.2),
+        title=f"{drawn_name(analysis.model_name)}: norms of embedding vectors",
+        none="no embedding is analysed in this family",
+    )
+
+
+def _draw_group(axes: Axes, group: list[Embedding]) -> None:
+    norms = np.concatenate([e.vectors.norms[: e.num_tokens].numpy() for e in group])
+    padding = np.concatenate([e.vectors.norms[e.num_tokens :].numpy() for e in group])
+    together = np.concatenate([norms, padding])
+    edges = edges_of(together, max(10, min(BINS, len(together) // 8)))
+    label = f"{len(norms):,} with a token" if len(padding) else f"{len(norms):,} vectors"
+    axes.hist(norms, bins=edges, color=COLOURS[0], label=label)
+    if len(padding):
+        axes.hist(padding, bins=edges, color=COLOURS[1], alpha=0.8, label=f"{len(padding):,} padding rows")
+    axes.axvline(float(together.mean()), color="black", linestyle="--", linewidth=1, label="mean")
+    axes.set_yscale("log", nonpositive="clip")  # bars begin at 0; masked, they would not be drawn
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(0.7, 6 * axes.get_ylim()[1])  # room for the legend
+    first = group[0].layer
+    axes.set_title(f"{drawn_name(first.name if len(group) == 1 else first.group)}, {first.kind}")
+    axes.set(xlabel="L2 norm", ylabel="vectors")
+    axes.legend()
+
+
+LEVELS: tuple[Any, ...] = ("--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (1, 4)))
+"""Dashes of the norms outside the blocks, in grey."""
+
+
+def draw_norm_scales(path: Path, analysis: Analysis) -> Path:
+    """A panel per part of the model: mean |scale| over the block, and norms outside the blocks as level lines.
+
+    No two kinds of norm share colour and dash; where there are more kinds than that allows, each has its own panel.
+    """
+    curves = depth_curves(analysis.norms)
+    towers = [t for t in towers_of(analysis.norms) if any(c.tower == t for c in curves)]
+    single = {t: outside_blocks(analysis.norms, t) for t in towers}
+    lines = {curve.metric: style(i) | {"marker": MARKERS[i % len(MARKERS)]} for i, curve in enumerate(curves)}
+    in_order = [norm for tower in towers for norm in single[tower]]
+    levels = {norm.layer.key: LEVELS[i % len(LEVELS)] for i, norm in enumerate(in_order)}
+
+    def draw_tower(axes: Axes, tower: str) -> None:
+        for curve in curves:
+            if curve.tower == tower:
+                axes.plot(curve.blocks, curve.abs_means, label=drawn_name(curve.label), **lines[curve.metric])
+        for norm in single[tower]:
+            line = axes.axhline(norm.scale.abs_mean, color=GREY, linewidth=1, label=drawn_name(short_name(norm)))
+            line.set_linestyle(levels[norm.layer.key])
+        axes.set_title(drawn_name(tower))
+        _finish(axes, [*(v for c in curves if c.tower == tower for v in c.abs_means), *_means(single[tower])])
+        axes.legend(ncols=1 + len(axes.get_lines()) // 10, handlelength=3)
+
+    def draw_kind(axes: Axes, kind: Curve | list[Norm]) -> None:
+        if isinstance(kind, list):
+            axes.plot(_means(kind), [drawn_name(short_name(norm)) for norm in kind], "o", color=GREY)
+            axes.set(title="outside the blocks", xlabel="mean |scale|")
+            return
+        axes.plot(kind.blocks, kind.abs_means, color="black", marker=".")
+        axes.set_title(drawn_name(f"{kind.tower}.{kind.label}"))
+        _finish(axes, kind.abs_means)
+
+    told_apart = len(curves) <= NUM_STYLES and len(in_order) <= len(LEVELS)
+    items = towers if told_apart else [*curves, *([in_order] if in_order else [])]
+    return draw_panels(
+        path,
+        items,
+        draw_tower if told_apart else draw_kind,  # type: ignore[arg-type]
+        columns=max(1, len(towers)) if told_apart else 4,
+        size=(5.8, 3.6) if told_apart else (3.6, 2.4),
+        title=f"{drawn_name(analysis.model_name)}: scales of the norm layers",
+        none="no norm layer in a block",
+    )
+
+
+def _means(norms: Sequence[Norm]) -> list[float]:
+    return [norm.scale.abs_mean for norm in norms]
+
+
+def _finish(axes: Axes, values: Sequence[float]) -> None:
+    if max(values) > 20 * min(values):
+        log_if_positive(axes, values, plain=True)
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set(xlabel="block", ylabel="mean |scale|")
+    count_along(axes)
+
+
+def draw_comparison(path: Path, analyses: Sequence[Analysis]) -> Path:
+    """A panel per kind of embedding and per kind of norm, so that like stands beside like; a line per model."""
+    curves = [depth_curves(analysis.norms) for analysis in analyses]
+    kinds = list(dict.fromkeys((curve.tower, curve.label) for found in curves for curve in found))
+
+    def draw(axes: Axes, item: tuple[str, ...]) -> None:
+        if item in kinds:
+            _draw_curves(axes, [[c for c in found if (c.tower, c.label) == item] for found in curves])
+            axes.set_title(drawn_name(".".join(item)))
+        else:
+            _draw_embeddings(axes, [[e for e in a.embeddings if (e.layer.kind,) == item] for a in analyses])
+            axes.set_title(f"{item[0]} embedding")
+
+    return draw_panels(
+        path,
+        [*((kind,) for kind in kinds_of(analyses)), *kinds],
+        draw,
+        columns=3,
+        size=(4.2, 2.9),
+        title="norms of embedding vectors, scales of norm layers",
+        none="neither embeddings nor norms in blocks",
+        legend=[(analysis.name, style(i)) for i, analysis in enumerate(analyses)],
+    )
+
+
+def _draw_embeddings(axes: Axes, of_model: Sequence[Sequence[Embedding]]) -> None:
+    """A line for each table of each model; the tables of all blocks are one."""
+    drawn = [
+        (i, np.concatenate([e.vectors.norms.numpy() for e in group]))
+        for i, embeddings in enumerate(of_model)
+        for group in by_group(embeddings)
+    ]
+    edges = edges_of(np.concatenate([norms for _, norms in drawn]), 60)
+    for i, norms in drawn:
+        axes.hist(norms, bins=edges, weights=np.full(len(norms), 1 / len(norms)), histtype="step", **style(i))
+    axes.set(xlabel="L2 norm", ylabel="share of the vectors")
+
+
+def _draw_curves(axes: Axes, of_model: Sequence[Sequence[Curve]]) -> None:
+    """Over the block if all models have the same number of them, else over the relative depth."""
+    same = len({curve.blocks[-1] for curves in of_model for curve in curves}) <= 1
+    for i, curves in enumerate(of_model):
+        for curve in curves:
+            x = curve.blocks if same else [block / max(1, curve.blocks[-1]) for block in curve.blocks]
+            axes.plot(x, curve.abs_means, marker=".", **style(i))
+    values = [value for curves in of_model for curve in curves for value in curve.abs_means]
+    if max(values) > 20 * min(values):
+        log_if_positive(axes, values, plain=True)
+    if same:
+        count_along(axes)
+    axes.set(xlabel="block" if same else "relative depth", ylabel="mean |scale|")
+
+
+PICTURES = ("embedding_norms.png", "norm_scales.png")
+"""Of one model."""
+
+COMPARISON = ("comparison.csv", "comparison.png")
+"""Of several."""
+
+
+def draw_pictures(folder: Path, analysis: Analysis) -> tuple[Path, ...]:
+    """The `PICTURES` in `folder`; what else is there stays."""
+    draw = (draw_embedding_norms, draw_norm_scales)
+    return tuple(each(folder / name, analysis) for each, name in zip(draw, PICTURES, strict=True))

@@ -1,0 +1,189 @@
+"""Before and after training: which expectations of a null-space adapter held, layer by layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from subspacelab.files import write_json
+from subspacelab.nullspace.knowledge import MEASURES, Knowledge
+from subspacelab.nullspace.plots import draw_before_after, draw_bx_ratio, draw_knowledge
+from subspacelab.nullspace.rates import (
+    Training,
+    differences_table,
+    equal_task_table,
+    knowledge_table,
+    read_knowledge,
+    trainings_table,
+)
+from subspacelab.nullspace.verification import THRESHOLDS, LayerStats, Summary, Verification, read_stats
+from subspacelab.plotting.tables import write_csv
+
+COMPARISON = ("compare_stats.csv", "before_after.png")
+"""What `write_comparison` writes."""
+SUMMARY = "summary"
+PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
+SAME_NORM = 1e-6  # relative: the norm of equal float32 tensors, computed on two machines
+LEARNED = 1e-4  # share of ||x|| above which something was learned, as in the verdicts
+FEED = 0.5  # relative change that the trained layers before a layer may make to its BX_ratio
+ROUNDING = 1e-6  # of W_res + A_0 B_0 = W in float32, as a share of ||x||
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One row of the expectation table."""
+
+    metric: str
+    """A number of a layer, and of the summary."""
+    wording: str
+    """What is expected of it."""
+    holds: Callable[[float, float], bool]
+    """Whether it holds of (before, after)."""
+    only: Literal["B frozen", "A_0 = 0", "all"]
+    """Of which methods it can be expected."""
+
+    def applies(self, summary: Summary) -> bool:
+        """Whether the adapter's method promises it."""
+        return {"B frozen": summary.down_frozen, "A_0 = 0": summary.starts_at_zero, "all": True}[self.only]
+
+
+def _near(share: float) -> Callable[[float, float], bool]:
+    return lambda before, after: abs(after - before) <= share * abs(before)
+
+
+EXPECTATIONS = (
+    Expectation("BX_ratio", f"within {FEED:.0%} of before", _near(FEED), "B frozen"),
+    Expectation("base_BX_ratio", "unchanged", _near(SAME_NORM), "B frozen"),
+    Expectation("ABX_ratio", "from 0 to > 1e-4", lambda before, after: before == 0 and after > LEARNED, "A_0 = 0"),
+    Expectation("DeltaX_ratio", "from 0 to > 1e-4", lambda before, after: before < ROUNDING and after > LEARNED, "all"),
+    Expectation("A_weight_norm", "from 0", lambda before, after: before == 0 < after, "A_0 = 0"),
+    Expectation("B_weight_norm", "unchanged", _near(SAME_NORM), "B frozen"),
+)
+
+
+def compare_stats(init: Verification, trained: Verification) -> pd.DataFrame:
+    """method, layer, metric, before, after, expected, verdict: every layer and the summary against the table.
+
+    `base_BX_ratio` is the stricter reading of "BX_ratio unchanged": on the frozen base's inputs only B can change it,
+    while the live inputs of a layer also move with the trained layers before it. An expectation that the method does
+    not promise is "not applicable". Raises ValueError for two files that do not belong together.
+    """
+    _require_pair(init, trained)
+    pairs: list[tuple[str, LayerStats | Summary, LayerStats | Summary]] = [
+        (a.layer, a, b) for a, b in zip(init.stats, trained.stats, strict=True)
+    ]
+    pairs.append((SUMMARY, init.summary, trained.summary))
+    rows = []
+    for name, a, b in pairs:
+        for expected in EXPECTATIONS:
+            before, after = getattr(a, expected.metric), getattr(b, expected.metric)
+            verdict = PASS if expected.holds(before, after) else FAIL
+            if not expected.applies(init.summary):
+                verdict = NOT_APPLICABLE
+            row = {"method": init.summary.method, "layer": name, "metric": expected.metric}
+            rows.append(row | {"before": before, "after": after, "expected": expected.wording, "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def failures(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose expectation failed."""
+    return table[table["verdict"] == FAIL]
+
+
+def write_comparison(output_dir: Path, table: pd.DataFrame, init: Verification, trained: Verification) -> Path:
+    """Writes `COMPARISON` to `output_dir`; returns the picture."""
+    write_csv(output_dir / COMPARISON[0], table)
+    return draw_before_after(output_dir / COMPARISON[1], [(init, trained)])
+
+
+def _require_pair(init: Verification, trained: Verification) -> None:
+    a, b = init.summary, trained.summary
+    if a.trained or not b.trained:
+        raise ValueError(
+            f"init has trained={a.trained}, trained has trained={b.trained}; give the statistics of the built adapter"
+            " as --init-stats and those of the trained one as --trained-stats"
+        )
+    if a.method != b.method:
+        raise ValueError(f"init is {a.method}, trained is {b.method}; compare one adapter with itself")
+    layers, others = [s.layer for s in init.stats], [s.layer for s in trained.stats]
+    if layers != others:
+        odd = sorted(set(layers) ^ set(others)) or ["the order of the layers"]
+        raise ValueError(f"{odd[0]} is not the same in both files; compare one adapter with itself")
+    ranks = {s.rank for s in init.stats} ^ {s.rank for s in trained.stats}
+    if ranks:
+        raise ValueError(f"the two differ in rank {sorted(ranks)}; verify both alike")
+    tokens = [asdict(found.summary.sample) | {"text": found.calib_dataset} for found in (init, trained)]
+    for key, value in tokens[0].items():
+        if value != tokens[1][key]:
+            raise ValueError(f"the two differ in {key} {value!r} and {tokens[1][key]!r}; verify both alike")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found and written."""
+
+    stats: pd.DataFrame
+    """Before and after of every layer of every method, with verdicts."""
+    knowledge: pd.DataFrame
+    """One row per method and rate, the base first; empty where knowledge was not measured."""
+    equal_task: pd.DataFrame
+    """What each method still knows where it has learned a given share of the task."""
+    metrics: dict[str, Any]
+    """By method: the ratios before and after, the number of failed expectations, what it knows at the chosen rate."""
+    pictures: list[Path]
+    """before_after.png, bx_ratio.png and knowledge.png."""
+
+
+def compare_methods(verified: Path, knowledge: Path, output_dir: Path, methods: Sequence[str]) -> Comparison:
+    """Writes stats.csv, metrics.json, before_after.png, bx_ratio.png, knowledge.png, and the tables of `rates.py`:
+    knowledge.csv, knowledge_trainings.csv, knowledge_equal_task.csv, knowledge_differences.csv.
+
+    `verified` holds `<method>-init.json` and `<method>-trained.json`, `knowledge` `<method>.json`, which may say that
+    nothing was measured; the table is then empty.
+    """
+    pairs = {name: _pair(verified, name) for name in methods}
+    stats = pd.concat([compare_stats(*pair) for pair in pairs.values()], ignore_index=True)
+    base, found = _knowledge({name: knowledge / f"{name}.json" for name in methods})
+    table, equal_task = knowledge_table(base, found), equal_task_table(found)
+    metrics: dict[str, Any] = {name: _metrics(pair, stats) for name, pair in pairs.items()}
+    for row in table[table["chosen"].astype(bool)].dropna(axis="columns").to_dict("records"):
+        known = {name: row[f"{name}_mean"] for name in MEASURES if f"{name}_mean" in row}
+        metrics.setdefault(row["method"], {})["knowledge"] = known
+    write_csv(output_dir / "stats.csv", stats)
+    write_csv(output_dir / "knowledge.csv", table)
+    write_csv(output_dir / "knowledge_trainings.csv", trainings_table(found))
+    write_csv(output_dir / "knowledge_equal_task.csv", equal_task)
+    write_csv(output_dir / "knowledge_differences.csv", differences_table(found))
+    write_json(output_dir / "metrics.json", metrics)
+    pictures = [
+        draw_before_after(output_dir / "before_after.png", list(pairs.values())),
+        draw_bx_ratio(output_dir / "bx_ratio.png", [trained for _, trained in pairs.values()], pairs[methods[0]][0]),
+        draw_knowledge(output_dir / "knowledge.png", table),
+    ]
+    return Comparison(stats, table, equal_task, metrics, pictures)
+
+
+def _pair(folder: Path, method: str) -> tuple[Verification, Verification]:
+    return read_stats(folder / f"{method}-init.json"), read_stats(folder / f"{method}-trained.json")
+
+
+def _metrics(pair: tuple[Verification, Verification], stats: pd.DataFrame) -> dict[str, Any]:
+    method = pair[0].summary.method
+    states = zip(("init", "trained"), pair, strict=True)
+    ratios = {state: {name: getattr(found.summary, name) for name in THRESHOLDS} for state, found in states}
+    return ratios | {"failed_expectations": len(failures(stats[stats["method"] == method]))}
+
+
+def _knowledge(files: Mapping[str, Path]) -> tuple[Knowledge | None, dict[str, list[Training]]]:
+    """The base's knowledge and the trainings of those methods whose knowledge was measured; all on one base."""
+    base, found = None, dict[str, list[Training]]()
+    for name, path in files.items():
+        own, trainings = read_knowledge(path)
+        if own is None:
+            continue
+        if base not in (None, own):
+            raise ValueError(f"{path}: its base knows other things than that of {next(iter(found))}; train all again")
+        base, found[name] = own, trainings
+    return base, found

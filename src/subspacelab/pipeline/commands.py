@@ -1,0 +1,192 @@
+"""`subspacelab sweep`, `subspacelab runs ...`, `subspacelab metrics ...`: DVC's experiments and their tracked runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+runs = typer.Typer(no_args_is_help=True, help="Tracked runs: link them to DVC's experiments, end dead ones.")
+metrics = typer.Typer(no_args_is_help=True, help="An experiment's metrics held against committed ones.")
+
+REFERENCE = Path("tests/reference/smoke_metrics.json")
+TOLERANCES = Path("tests/reference/tolerances.yaml")
+
+
+def sweep(
+    stages: Annotated[list[str] | None, typer.Argument(help="Stages to run; left out, all of them.")] = None,
+    set_param: Annotated[
+        list[str] | None,
+        typer.Option("--set-param", "-S", help="key=value,value,... Repeatable; \\[a,b] is one value."),
+    ] = None,
+    targets: Annotated[list[str] | None, typer.Option(help="The same as STAGES. Repeatable.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run those anew that exist.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
+) -> None:
+    """Every combination of values as an experiment of its own, one by one.
+
+    The same as [bold]dvc exp run --queue[/bold] with [bold]dvc queue start[/bold], without a queue:
+    [bold]subspacelab sweep -S rank=64,128 -S train_lowrank.lr=5e-4,1e-3[/bold]
+
+    An experiment is named after its values, and left out when it exists.
+    One that fails does not stop the others. Each runs in a temporary copy;
+    params.yaml is never edited.
+    """
+    from subspacelab.pipeline.combinations import combine, require_known
+    from subspacelab.pipeline.display import print_sweep
+    from subspacelab.pipeline.dvc_process import require_dvc, require_usable_path
+    from subspacelab.pipeline.experiments import read_experiments
+    from subspacelab.pipeline.params import PARAMS, read_yaml
+    from subspacelab.pipeline.sweep import require_success, run_sweep, show_plan
+
+    require_dvc()
+    require_usable_path(Path.cwd())
+    trials, chosen = combine(set_param or []), [*(stages or []), *(targets or [])]
+    require_known(trials, read_yaml(PARAMS))
+    there = {experiment.name for experiment in read_experiments()}
+    if dry_run:
+        print("\n".join(show_plan(trials, chosen, there)))
+        return
+    outcomes = run_sweep(trials, chosen, there, force=force)
+    print_sweep(outcomes, _figures({trial.name for trial in trials}))
+    require_success(outcomes)
+
+
+def _figures(names: set[str]) -> "Mapping[str, Mapping[str, float]]":
+    """Experiment to its headline metrics; to DVC's metrics where nothing is tracked."""
+    from importlib.util import find_spec
+
+    from subspacelab.pipeline.experiments import read_experiments
+    from subspacelab.tracking.runs import tracking_wanted
+
+    experiments = [experiment for experiment in read_experiments() if experiment.name in names]
+    tracked: Mapping[str, Mapping[str, float]] = {}
+    if tracking_wanted() and find_spec("mlflow"):
+        from subspacelab.pipeline.sync import headlines
+        from subspacelab.tracking.mlflow_tracker import one_line
+
+        uri, client, _ = _connected([])
+        with one_line(uri):
+            tracked = headlines(client, experiments)
+    return {e.name: tracked.get(e.name) or e.metrics for e in experiments}
+
+
+def _connected(names: list[str]) -> tuple[str, Any, dict[str, str]]:
+    """The store's URI, its client and the experiments' ids; the store's lock is let go, since the work may be long."""
+    from subspacelab.tracking.runs import open_store, usable_store
+
+    uri = usable_store()
+    with open_store(uri, names) as (client, ids):
+        return uri, client, ids
+
+
+@runs.command()
+def sync(
+    all_commits: Annotated[
+        bool, typer.Option("--all-commits", help="Experiments of all commits, not only of the last.")
+    ] = False,
+    create_missing: Annotated[
+        bool,
+        typer.Option("--create-missing", help="Make a run for each experiment that has none of its name."),
+    ] = False,
+) -> None:
+    """Links DVC's experiments to the runs that made their results.
+
+    Runs of an experiment's name get the tag [bold]dvc.exp.rev[/bold]. A stage that DVC
+    served from its run cache has no such run: the one that made the same
+    outs, found by their md5, gets the name in its tag [bold]dvc.exp.also[/bold].
+    Records that a store did not take while it was away are delivered first.
+    """
+    from subspacelab.pipeline.display import print_deliveries, print_synced
+    from subspacelab.pipeline.dvc_process import require_dvc
+    from subspacelab.pipeline.experiments import read_experiments
+    from subspacelab.pipeline.sync import sync_experiments
+    from subspacelab.tracking.mlflow_tracker import one_line
+    from subspacelab.tracking.undelivered import deliver_undelivered
+
+    uri, client, ids = _connected(["pipeline"])
+    with one_line(uri):
+        deliveries = deliver_undelivered(client, uri)
+    if deliveries:
+        print_deliveries(deliveries)
+    require_dvc()
+    experiments = read_experiments(all_commits)
+    with one_line(uri):
+        print_synced(sync_experiments(client, uri, ids["pipeline"], experiments, create_missing=create_missing))
+
+
+@runs.command()
+def reap() -> None:
+    """Ends RUNNING runs of this host whose process is gone, as KILLED.
+
+    Every run that starts does the same; this is for whoever starts none.
+    """
+    from subspacelab.pipeline.display import print_reaped
+    from subspacelab.tracking.runs import open_store, reap_dead_runs, usable_store
+
+    with open_store(usable_store(), [], reap=False) as (client, _):
+        dead = [client.get_run(run_id) for run_id in reap_dead_runs(client)]
+    print_reaped(dead)
+
+
+@metrics.command()
+def check(
+    experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
+    reference: Annotated[Path, typer.Option(help="The committed figures.")] = REFERENCE,
+    tolerances: Annotated[Path, typer.Option(help="How far each may be off, and why.")] = TOLERANCES,
+) -> None:
+    """Compares an experiment's metrics with committed ones, within tolerances.
+
+    Exit code 1 when one is further off than it may be, missing or new.
+    """
+    from subspacelab.pipeline.display import print_differences
+    from subspacelab.pipeline.metrics import compare_metrics, read_tolerances, require_equal
+
+    expected = _read_reference(reference)
+    allowed = read_tolerances(tolerances)
+    differences = compare_metrics(expected, _metrics_of(experiment), allowed)
+    if differences:
+        print_differences(differences)
+    require_equal(differences, len(expected))
+    print(f"{len(expected)} metrics are within their tolerances")
+
+
+@metrics.command()
+def write(
+    experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
+    reference: Annotated[Path, typer.Option(help="Where the figures go.")] = REFERENCE,
+    tolerances: Annotated[Path, typer.Option(help="Which figures: those that it has a pattern for.")] = TOLERANCES,
+) -> None:
+    """Writes an experiment's metrics as the ones to compare with from now on."""
+    from subspacelab.files import write_json
+    from subspacelab.pipeline.metrics import compared, read_tolerances
+
+    if reference.exists():
+        _read_reference(reference)  # anything else is not ours to replace
+    allowed = read_tolerances(tolerances)
+    write_json(reference, compared(_metrics_of(experiment), allowed))
+
+
+def _read_reference(path: Path) -> dict[str, float]:
+    """What `metrics write` wrote; a ValueError for any other file."""
+    from subspacelab.files import read_json
+    from subspacelab.settings import validate
+
+    figures = validate(dict[str, float], read_json(path), where=str(path))
+    others = [name for name in figures if ":" not in name]
+    if others:
+        raise ValueError(f"{path}: {others[0]!r} is no metric <file>:<key>; give a file that 'metrics write' wrote")
+    return figures
+
+
+def _metrics_of(name: str) -> dict[str, float]:
+    from subspacelab.pipeline.dvc_process import require_dvc
+    from subspacelab.pipeline.experiments import read_experiments
+
+    require_dvc()
+    found = {experiment.name: experiment.metrics for experiment in read_experiments()}
+    if name not in found:
+        raise ValueError(f"the last commit has no experiment {name!r}; it has {sorted(found)}: see dvc exp show")
+    return found[name]

@@ -1,0 +1,90 @@
+"""Tables on the terminal: what a sweep gave, what `runs sync` and `runs reap` did."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from subspacelab.pipeline.metrics import Difference
+from subspacelab.pipeline.sweep import Outcome
+from subspacelab.plotting.tables import print_table, show_number
+
+if TYPE_CHECKING:  # both import MLflow, which a sweep may do without
+    from subspacelab.pipeline.sync import Synced
+    from subspacelab.tracking.undelivered import Delivery
+
+
+def differing(metrics: Sequence[Mapping[str, float]]) -> list[str]:
+    """The names whose values are not the same in all of them; of a single one, all names."""
+    names = sorted({name for found in metrics for name in found})
+    return [name for name in names if len(metrics) < 2 or len({found.get(name) for found in metrics}) > 1]
+
+
+def fitting(names: Sequence[str], width: int) -> list[str]:
+    """As many of the names as stand side by side in `width` characters, two between them; at least the first."""
+    ends = list(accumulate(len(name) + 2 for name in names))
+    return [name for name, end in zip(names, ends, strict=True) if end <= width] or list(names[:1])
+
+
+def print_sweep(outcomes: Sequence[Outcome], metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """A row per trial: its name (which says its values), what became of it, the metrics that differ between trials.
+
+    `metrics` maps an experiment's name to its metrics.
+    """
+    found = [metrics.get(outcome.trial.name, {}) for outcome in outcomes]
+    names = differing([m for m in found if m])
+    longest = max(len(outcome.trial.name) for outcome in outcomes)
+    shown = fitting(names, Console().width - longest - len("status") - 4)
+    rows = [
+        [outcome.trial.name, outcome.status, *(show_number(m.get(name), 4) for name in shown)]
+        for outcome, m in zip(outcomes, found, strict=True)
+    ]
+    print_table("Sweep", ["experiment", "status", *shown], rows)
+    if len(names) > len(shown):
+        print(f"{len(names) - len(shown)} more metrics differ: dvc exp show, or subspacelab ui (experiment pipeline)")
+
+
+def print_deliveries(deliveries: "Sequence[Delivery]") -> None:
+    """A row per run whose records had been kept, and why some are kept still."""
+    rows = [[d.run_id, str(d.delivered), str(len(d.refused))] for d in deliveries]
+    print_table("Records that had not arrived", ["run", "delivered", "refused"], rows)
+    for d in deliveries:
+        if d.refused:
+            print(f"{d.file} keeps what was refused ({d.refused[0]}); delete it to give up on it")
+
+
+def print_synced(synced: "Sequence[Synced]") -> None:
+    """A row per experiment: how many of its changed stages have runs of their own, others' runs, none."""
+    if not synced:
+        print("DVC has no experiments that have ended: see dvc exp show")
+        return
+    rows = []
+    for done in synced:
+        links = done.links
+        served = " ".join(dict.fromkeys(_name_of(run) for run in links.served.values()))
+        counts = [str(len(part)) for part in (links.own, links.served, links.without)]
+        rows.append([done.experiment.name, *counts, served or "-", str(done.tagged), (done.created or "-")[:8]])
+    columns = ["experiment", "own", "others'", "none", "served by", "tagged", "created"]
+    print_table("Changed stages of DVC's experiments and their runs", columns, rows)
+
+
+def _name_of(run: Any) -> str:
+    return str(run.data.tags.get("dvc.exp.name") or run.data.tags.get("pipeline.id", run.info.run_id))
+
+
+def print_reaped(dead: Sequence[Any]) -> None:
+    """A row per run that was ended, of MLflow's type `Run`."""
+    if not dead:
+        print("no run of this host is dead")
+        return
+    rows = [[run.info.run_id, run.info.run_name or "-", run.data.tags.get("pid", "-")] for run in dead]
+    print_table("Dead runs of this host, now KILLED", ["run", "name", "pid"], rows)
+
+
+def print_differences(differences: Sequence[Difference]) -> None:
+    """A row per metric that is too far off."""
+    rows = [
+        [d.name, show_number(d.reference, 6), show_number(d.found, 6), show_number(d.allowed, 2)] for d in differences
+    ]
+    print_table("Metrics further off than they may be", ["metric", "committed", "found", "allowed"], rows)

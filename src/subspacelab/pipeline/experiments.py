@@ -1,0 +1,84 @@
+"""What DVC knows of its experiments: names, commits, parameters, metrics, and the md5 of what each stage made."""
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from subspacelab.pipeline.dvc_process import dvc_json
+
+Outs = dict[str, dict[str, str]]
+"""Stage to path to md5, as a dvc.lock has them."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment."""
+
+    name: str
+    """What `dvc exp apply` takes."""
+    rev: str
+    """Its commit."""
+    baseline: str
+    """The commit that it started from."""
+    params: dict[str, str]
+    """Dotted key to value; those of another file than params.yaml have `<file>:` before them."""
+    metrics: dict[str, float]
+    """`<file>:<dotted key>` to number."""
+
+
+def read_experiments(all_commits: bool = False) -> list[Experiment]:
+    """The experiments of the last commit, or of all commits, that have come to an end."""
+    scope = ("--all-commits",) if all_commits else ()
+    listed = dvc_json("exp", "show", *scope)
+    return [
+        experiment
+        for commit in listed
+        for entry in commit["experiments"] or []
+        if (experiment := _read(entry, commit["rev"])) is not None
+    ]
+
+
+def _read(entry: Mapping[str, Any], baseline: str) -> Experiment | None:
+    """None for one that is queued, running or failed: it has no commit of its own yet."""
+    state = entry["revs"][0]
+    data = state["data"]
+    if data is None or not entry["name"] or entry["executor"] is not None:
+        return None
+    return Experiment(entry["name"], state["rev"], baseline, _params(data["params"]), read_metrics(data["metrics"]))
+
+
+def _params(files: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file, content in files.items():
+        prefix = "" if file == "params.yaml" else f"{file}:"
+        found |= {f"{prefix}{key}": str(value) for key, value in _leaves(content.get("data") or {})}
+    return found
+
+
+def read_metrics(files: Mapping[str, Any]) -> dict[str, float]:
+    """Every number in DVC's metrics, as `<file>:<dotted key>`."""
+    return {
+        f"{file}:{key}": float(value)
+        for file, content in files.items()
+        for key, value in _leaves(content.get("data") or {})
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def read_outs(rev: str) -> Outs:
+    """The outs of every stage in the dvc.lock of a commit; nothing when it has none."""
+    line = ["git", "show", f"{rev}:dvc.lock"]
+    done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace")
+    stages = YAML(typ="safe").load(done.stdout)["stages"] if done.returncode == 0 else {}
+    return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}

@@ -1,0 +1,181 @@
+"""What decompose and compare tell the person at the terminal."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from subspacelab.errors import printable
+from subspacelab.plotting.tables import print_table, show_number
+from subspacelab.rotation.compare import Comparison
+from subspacelab.rotation.factors import Decomposition, FactorRecord
+from subspacelab.rotation.metrics import PAIRS
+from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, MEASURES, RATIOS, Null, stands_out
+
+if TYPE_CHECKING:
+    pass
+
+
+HEADLINE = (
+    *("angle_mean_01", "angle_mean_12", "angle_mean_02", "rotation_mse_U", "rotation_mse_Vh"),
+    *("update_norm_01", "update_norm_12", "update_norm_02", "principal_energy_02", "cosine_01_12"),
+)
+PER_WEIGHT = {
+    "rotation_mse_U": "MSE",
+    "rotation_mse_Vh": "MSE",
+    "angle_mean_02": "angle",
+    "nss_02": "nss",
+    "update_stable_rank_02": "stable",
+    "principal_energy_02": "energy",
+    "cosine_01_12": "cosine",
+}
+"""Measure to its column in the table of weights; a weight has one side at most on which the MSE is no identity."""
+MOST_WEIGHTS = 20
+ANGLES = (
+    "01, 12, 02: mean principal angle of the leading k directions (degrees) from base to stage 1, 1 to 2, base to 2; "
+    "half ulp: of half an ulp of bf16 noise; gap: sigma_k / sigma_(k+1); the rest is of 02"
+)
+COMPOSITION = (
+    "U, Vh: MSE of R1 R2 - R3 = -U_0^T (I - U_1 U_1^T) U_2, the tilt of the tall side's column space (an identity on "
+    "the other side); / random: over that of random updates of equal norm; basis: with a random middle basis; half "
+    "ulp: of half an ulp of bf16 noise"
+)
+NULL_MODEL = (
+    f"means over all weights; * stands out: |z| > {LARGE_Z:g} and a ratio outside {RATIOS[0]} to {RATIOS[1]} (cosine: "
+    f"beyond {LARGE_COSINE}); weights: how many stand out by themselves"
+)
+IDENTITY = "identity"
+
+
+def print_decomposition(decomposition: Decomposition, console: Console | None = None) -> None:
+    """Prints the matrices by shape with the largest errors, and what was skipped."""
+    console = console or Console()
+    by_shape: dict[tuple[Any, ...], list[FactorRecord]] = {}
+    for record in decomposition.weights.values():
+        by_shape.setdefault((*record.matrix_shape, record.rank, record.method), []).append(record)
+    rows = [
+        [
+            f"{m} x {n}",
+            str(len(records)),
+            str(rank),
+            method,
+            show_number(max(r.relative_reconstruction_error for r in records), 2),
+            show_number(max(r.orthogonality_error for r in records), 2),
+        ]
+        for (m, n, rank, method), records in by_shape.items()
+    ]
+    columns = ["matrix", "weights", "rank", "method", "reconstruction error", "orthogonality error"]
+    print_table(f"{decomposition.source['reference']} in {decomposition.folder}", columns, rows, console=console)
+    for reason, names in _by_reason(decomposition.skipped).items():
+        console.print(f"skipped, {reason}: {len(names)} tensors", markup=False)
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Prints group means, what stands out against random updates of equal norm, notes, and what was not compared."""
+    console = console or Console()
+    groups = comparison.metrics["groups"] | {"all": comparison.metrics["all"]}
+    print_table(
+        "How far did the weights move?",
+        ["group", "01", "12", "02", "half ulp", "gap", "norm", "same", "energy", "cos"],
+        [_update_row(label, summary) for label, summary in groups.items()],
+        console=console,
+    )
+    console.print(ANGLES + "\n", markup=False, highlight=False)
+    print_table(
+        "Do the rotations of base, stage 1, stage 2 compose?",
+        ["group", "n", "U", "Vh", "/ random", "basis", "half ulp"],
+        [_composition_row(label, summary) for label, summary in groups.items()],
+        console=console,
+    )
+    console.print(COMPOSITION + "\n", markup=False, highlight=False)
+    if comparison.metrics["null"]["draws"]:
+        _print_null_model(comparison, console)
+    for note in comparison.notes:
+        console.print(f"note: {printable(note)}", markup=False)
+    for reason, names in _by_reason(comparison.unmatched).items():
+        console.print(f"not compared, {reason}: {printable(', '.join(names))}", markup=False)
+
+
+def _print_null_model(comparison: Comparison, console: Console) -> None:
+    """Real against random over all weights, and the single weights that stand out, the farthest first."""
+    null, summary = comparison.metrics["null"], comparison.metrics["all"]
+    by_measure = Counter(entry["measure"] for entry in null["standing_out"])
+    measures = [c for c in MEASURES if c.startswith("rotation_mse") or not c.endswith(("_U", "_Vh"))]
+    print_table(
+        f"Against {null['draws']} random updates of equal norm",
+        ["measure", "real", "random", "+-", "ratio", "z", "", "weights"],
+        [_null_row(column, summary[column], by_measure[column]) for column in measures],
+        console=console,
+    )
+    console.print(NULL_MODEL + "\n", markup=False, highlight=False)
+    weights = _weights_standing_out(null["standing_out"])
+    print_table(
+        "Weights that stand out: real / random of 0-2 (stable: the stable rank), and the cosine",
+        ["weight", *dict.fromkeys(PER_WEIGHT.values())],
+        weights[:MOST_WEIGHTS],
+        console=console,
+    )
+    if len(weights) > MOST_WEIGHTS:
+        console.print(f"and {len(weights) - MOST_WEIGHTS} more, in metrics.json under null.standing_out", markup=False)
+
+
+def _mean(summary: Mapping[str, Any], column: str) -> float | None:
+    value: float | None = summary[column]["mean"]
+    return value
+
+
+def _composition_row(label: str, summary: Mapping[str, Any]) -> list[str]:
+    def either_side(column: str, part: str = "mean") -> float | None:
+        known = [value for side in ("U", "Vh") if (value := summary[f"{column}_{side}"].get(part)) is not None]
+        return sum(known) / len(known) if known else None
+
+    sides = [
+        IDENTITY
+        if summary[f"num_identity_{side}"] == summary["num_weights"]
+        else show_number(_mean(summary, f"rotation_mse_{side}"))
+        for side in ("U", "Vh")
+    ]
+    ratio = show_number(either_side("rotation_mse", "ratio"))
+    controls = [show_number(either_side(column), 2) for column in ("random_mse", "floor_rotation_mse")]
+    return [label, str(summary["num_weights"]), *sides, ratio, *controls]
+
+
+def _update_row(label: str, summary: Mapping[str, Any]) -> list[str]:
+    angles = [f"angle_mean_{pair}" for pair in PAIRS] + ["floor_angle_mean"]
+    rest = ["update_norm_02", "unchanged_02", "principal_energy_02", "cosine_01_12"]
+    shown = [[show_number(_mean(summary, column), 2) for column in columns] for columns in (angles, rest)]
+    return [label, *shown[0], show_number(_mean(summary, "gap_k"), 4), *shown[1]]
+
+
+def _null_row(column: str, found: Mapping[str, Any], num_weights: int) -> list[str]:
+    null = Null(found["null_mean"] or 0.0, found["null_std"])
+    mark = "*" if found["null_count"] and stands_out(column, found["mean"], null) else ""
+    numbers = [show_number(found[part]) for part in ("mean", "null_mean")]
+    numbers += [show_number(found["null_std"], 2), show_number(found["ratio"]), show_number(found["z"])]
+    return [column, *numbers, mark, f"{num_weights}/{found['null_count']}"]
+
+
+def _weights_standing_out(entries: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """A row per weight and a cell per measure that stands out, by the largest factor between real and random."""
+    rows: dict[str, dict[str, str]] = {}
+    factor: dict[str, float] = {}
+    for entry in entries:
+        label = PER_WEIGHT.get(entry["measure"])
+        if label is None:
+            continue
+        name, ratio = entry["weight"], entry["ratio"]
+        rows.setdefault(name, {})[label] = show_number(entry["value"] if ratio is None else ratio, 2)
+        factor[name] = max(factor.get(name, 1.0), ratio or 1.0, 1 / (ratio or 1.0))
+    farthest = sorted(rows, key=lambda name: -factor[name])
+    return [
+        [name.removesuffix(".weight"), *(rows[name].get(label, "") for label in dict.fromkeys(PER_WEIGHT.values()))]
+        for name in farthest
+    ]
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return names

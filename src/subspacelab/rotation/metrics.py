@@ -1,0 +1,229 @@
+"""What is measured of one weight: whether its rotations compose, and how two checkpoints of it differ."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.linalg.moments import chunk_rows
+from subspacelab.linalg.spectra import normalised_spectral_shift, spectral_gap, stable_rank
+from subspacelab.linalg.subspaces import composition_error, principal_angles, random_orthonormal
+from subspacelab.linalg.svd import svd
+from subspacelab.linalg.updates import intruder_dimensions, principal_energy, update_cosine
+from subspacelab.rotation.chain import Weight, subtract
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The claim R_02 = R_01 R_12 on one side of one weight, beside its controls.
+
+    R_01 R_12 - R_02 = -Q_0^T (I - Q_1 Q_1^T) Q_2: on the tall side it measures how far the column space tilts, on the
+    square side it is an identity, and turns of the directions within the space are invisible to it.
+    """
+
+    mse: float
+    """Mean squared entry of R_01 R_12 - R_02."""
+    relative: float
+    """Frobenius norm of the difference over that of R_02."""
+    identity: bool
+    """Whether the middle basis is square: then Q_1 Q_1^T = I and the claim holds for any matrices at all."""
+    random_mse: float
+    """The MSE with a random orthonormal middle basis of the same shape: what no relation looks like."""
+    oracle_mse: float
+    """The MSE with the end point as the middle basis: what a perfect relation looks like."""
+
+
+def measure_rotation(
+    q0: Float[Tensor, "m r"], q1: Float[Tensor, "m r"], q2: Float[Tensor, "m r"], generator: torch.Generator
+) -> Rotation:
+    """Tests R_02 = R_01 R_12, R_ab = Q_a^T Q_b, for the singular bases of a chain of three (columns), in float64."""
+    found = composition_error(q0, q1, q2)
+    random = random_orthonormal(q1.shape[0], q1.shape[1], generator).to(q1.device)
+    return Rotation(
+        mse=found.mse,
+        relative=found.relative,
+        identity=q1.shape[0] == q1.shape[1],
+        random_mse=composition_error(q0, random, q2).mse,
+        oracle_mse=composition_error(q0, q2, q2).mse,
+    )
+
+
+@dataclass(frozen=True)
+class Change:
+    """How checkpoint b of a weight differs from checkpoint a; the names are those of the columns."""
+
+    angle_mean: float
+    """Mean principal angle of the leading k directions over both sides, degrees."""
+    angle_mean_U: float
+    """The left side's, degrees."""
+    angle_mean_Vh: float
+    """The right side's, degrees."""
+    angle_max: float
+    """Largest principal angle of both sides, degrees."""
+    angle_max_U: float
+    """The left side's, degrees."""
+    angle_max_Vh: float
+    """The right side's, degrees."""
+    nss: float
+    """Normalised spectral shift ||s_b - s_a|| / ||s_a||."""
+    intruders: int
+    """Leading directions of b (10 at most) that no direction of a is near (|cos| < 0.5)."""
+    update_norm: float | None
+    """||W_b - W_a||_F / ||W_a||_F; None, as the three below, where the entries are not to be had."""
+    update_stable_rank: float | None
+    """||D||_F^2 / ||D||_2^2 of D = W_b - W_a; 0 without an update."""
+    unchanged: float | None
+    """Share of entries stored unchanged, as far as the factors tell (see `weights.subtract`)."""
+    principal_energy: float | None
+    """Share of ||D||_F^2 inside the leading-k frame of a, over that of a random update; 0 without an update."""
+
+
+def measure_change(a: Weight, b: Weight, k: int) -> Change:
+    """Measures b against a, angles and principal frame by the leading `k` directions."""
+    left = principal_angles(a.svd.U[:, :k], b.svd.U[:, :k]).rad2deg()
+    right = principal_angles(a.V[:, :k], b.V[:, :k]).rad2deg()
+    left_mean, right_mean = left.mean().item(), right.mean().item()
+    return Change(
+        angle_mean=(left_mean + right_mean) / 2,
+        angle_mean_U=left_mean,
+        angle_mean_Vh=right_mean,
+        angle_max=max(left.max().item(), right.max().item()),
+        angle_max_U=left.max().item(),
+        angle_max_Vh=right.max().item(),
+        nss=normalised_spectral_shift(a.svd.S, b.svd.S),
+        intruders=intruder_dimensions(a.svd.U, b.svd.U),
+        **_measure_update(a, b, k),
+    )
+
+
+def _measure_update(a: Weight, b: Weight, k: int) -> dict[str, float | None]:
+    if a.dense is None or b.dense is None:
+        return dict.fromkeys(("update_norm", "update_stable_rank", "unchanged", "principal_energy"))
+    update = subtract(b, a)
+    size = torch.linalg.vector_norm(a.svd.S.double()).item()  # ||W_a||_F, from its singular values
+    return {
+        "update_norm": torch.linalg.vector_norm(update, dtype=torch.float64).item() / (size or math.nan),
+        "update_stable_rank": stable_rank(update),
+        "unchanged": 1 - int(update.count_nonzero()) / update.numel(),
+        "principal_energy": principal_energy(update, a.svd.U[:, :k], a.V[:, :k]),
+    }
+
+
+def measure_course(w0: Weight, w1: Weight, w2: Weight) -> float | None:
+    """cos(W_1 - W_0, W_2 - W_1): 1 where the second stage goes on, -1 where it goes back, 0 without an update."""
+    if w0.dense is None or w1.dense is None or w2.dense is None:
+        return None
+    return update_cosine(subtract(w1, w0), subtract(w2, w1))
+
+
+ALREADY_BF16 = 1e-5  # rounding moves a float32 weight by 1.7e-3 of its norm, one of bf16 entries by rounding noise
+
+
+def bf16_neighbour(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float[Tensor, "m n"]:
+    """A float32 matrix that bf16 storage cannot tell from `w`, half an ulp of noise away.
+
+    It is bf16(w), unless the entries of `w` are bf16 already, so that rounding does nothing. Then it is a seeded
+    draw of the weights that would have been stored as `w`: w + u ulp(w) / 2 with u uniform in (-1, 1).
+    """
+    moved = size = 0.0
+    for chunk in w.split(chunk_rows(w)):
+        exact = chunk.double()
+        moved += (chunk.bfloat16().double() - exact).square().sum().item()
+        size += exact.square().sum().item()
+    if moved > ALREADY_BF16**2 * size:
+        return w.bfloat16().float()
+    return draw_unrounded(w.bfloat16(), generator)
+
+
+def draw_unrounded(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float[Tensor, "m n"]:
+    """A float32 matrix that rounds to the bf16 matrix `w`, each entry uniform in what does; zeros stay zero."""
+    drawn = torch.empty(w.shape, dtype=torch.float32, device=w.device)
+    rows = chunk_rows(w)
+    for out, chunk in zip(drawn.split(rows), w.split(rows), strict=True):
+        x = chunk.float()
+        u = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device) * 2 - 1
+        mantissa, exponent = torch.frexp(x)
+        # bf16 has 8 significant bits: ulp = 2^(exponent - 8), and half of that below a power of two.
+        half_ulp = torch.ldexp(torch.full_like(x, 0.5), exponent - 8)
+        half_ulp = torch.where((mantissa.abs() == 0.5) & (u < 0), half_ulp / 2, half_ulp)
+        # 1 - 2^-13 keeps the float32 sum from landing on the midpoint, which would round away.
+        out.copy_(x + x.sign() * u * half_ulp * (1 - 2**-13))
+    return drawn
+
+
+Value = float | int | bool | str | None
+PAIRS = {"01": (0, 1), "12": (1, 2), "02": (0, 2)}
+SIDES = ("U", "Vh")
+CHANGE_FIELDS = tuple(Change.__dataclass_fields__)
+LARGEST_DEFAULT_K = 64
+MIN_GAP = 1.05  # below, any small update turns some of the leading k directions far: the largest angle tells nothing
+
+
+def pair_column(field: str, pair: str) -> str:
+    """Name of the column of a measure for a pair of checkpoints: the side, where there is one, comes last."""
+    for side in SIDES:
+        if field.endswith(f"_{side}"):
+            return f"{field.removesuffix(f'_{side}')}_{pair}_{side}"
+    return f"{field}_{pair}"
+
+
+def generator_for(seed: int, *names: str) -> torch.Generator:
+    """A generator that depends on `seed` and the names only, not on the other weights or their order."""
+    digest = hashlib.sha256(" ".join([str(seed), *names]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def measure_weight(name: str, chain: tuple[Weight, Weight, Weight], *, k: int | None, seed: int) -> dict[str, Value]:
+    """All measures of weight `name` along base, stage 1, stage 2; None where one is undefined or not to be had.
+
+    `k` leading directions are compared, or all there are if fewer (None: 64). Where the gap s_k / s_(k+1) of the base
+    is below 1.05, `angle_max_*` is None.
+    """
+    base = chain[0].svd
+    (m, r), n = base.U.shape, base.Vh.shape[1]
+    k = min(k or LARGEST_DEFAULT_K, r)
+    row: dict[str, Value] = {"m": m, "n": n, "rank": r, "k": k}
+    row |= _rotation_columns(name, chain, seed)
+    changes = {pair: asdict(measure_change(chain[a], chain[b], k)) for pair, (a, b) in PAIRS.items()}
+    row |= {pair_column(field, pair): changes[pair][field] for field in CHANGE_FIELDS for pair in PAIRS}
+    gap = spectral_gap(base.S, k)
+    row |= {"gap_k": gap, "cosine_01_12": measure_course(*chain)}
+    row |= _floor_columns(name, chain[0], k, seed)
+    if gap < MIN_GAP:
+        row |= {column: None for column in row if "angle_max" in column}
+    return {column: _finite(value) for column, value in row.items()}
+
+
+def _rotation_columns(name: str, chain: tuple[Weight, Weight, Weight], seed: int) -> Mapping[str, Value]:
+    measured = {}
+    for side in SIDES:
+        q0, q1, q2 = (weight.basis(side) for weight in chain)
+        measured[side] = measure_rotation(q0, q1, q2, generator_for(seed, name, "random", side))
+    columns = {
+        "rotation_mse": "mse",
+        "rotation_rel": "relative",
+        "identity": "identity",
+        "random_mse": "random_mse",
+        "oracle_mse": "oracle_mse",
+    }
+    return {f"{column}_{side}": getattr(measured[side], f) for column, f in columns.items() for side in SIDES}
+
+
+def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, Value]:
+    """The chain base -> its bf16 neighbour -> base, and the pair base, neighbour."""
+    columns = [f"rotation_mse_{side}" for side in SIDES] + list(CHANGE_FIELDS)
+    if base.dense is None:
+        return {f"floor_{column}": None for column in columns}
+    dense = bf16_neighbour(base.dense, generator_for(seed, name, "floor"))
+    near = Weight(svd(dense, device=dense.device), dense)
+    mse = [composition_error(*(w.basis(side) for w in (base, near, base))).mse for side in SIDES]
+    values = [*mse, *asdict(measure_change(base, near, k)).values()]
+    return {f"floor_{column}": value for column, value in zip(columns, values, strict=True)}
+
+
+def _finite(value: Value) -> Value:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

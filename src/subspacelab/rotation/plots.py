@@ -1,0 +1,343 @@
+"""The pictures of a comparison."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from subspacelab.plotting.figures import (
+    COLOURS,
+    GREY,
+    colour_and_marker,
+    count_along,
+    drawn_name,
+    grid_of,
+    log_if_positive,
+    open_figure,
+    say,
+)
+from subspacelab.rotation.chain import Chain
+from subspacelab.rotation.groups import Group
+
+HALF_ULP = "half an ulp of bf16 noise"
+RANDOM_UPDATE = "random update of equal norm"
+PLACES = {"visual.blocks": "vision block", "model.layers": "language layer"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How a pair of checkpoints is drawn."""
+
+    key: str
+    """Suffix of its columns."""
+    label: str
+    """Name in legends."""
+    colour: str
+    """Line colour."""
+    marker: str
+    """Marker."""
+
+
+PAIR_STYLES = (
+    Pair("01", "base → stage 1", COLOURS[0], "o"),
+    Pair("12", "stage 1 → stage 2", COLOURS[1], "s"),
+    Pair("02", "base → stage 2", COLOURS[2], "^"),
+)
+
+
+def draw_null_curve(axes: Axes, rows: pd.DataFrame, column: str) -> None:
+    """The null model of a measure over the layers, where there is one: black dashes, two deviations shaded."""
+    if f"{column}_null_mean" not in rows:
+        return
+    x, mean, std = rows["layer"].astype(int), rows[f"{column}_null_mean"], rows[f"{column}_null_std"].fillna(0)
+    axes.fill_between(x, mean - 2 * std, mean + 2 * std, color="black", alpha=0.12, linewidth=0)
+    axes.plot(x, mean, color="black", linestyle="--", linewidth=1, zorder=4)
+
+
+def null_handle() -> Line2D:
+    """The entry of `draw_null_curve` in a legend."""
+    return Line2D([], [], color="black", linestyle="--", linewidth=1, label=f"{RANDOM_UPDATE} (+- 2 deviations)")
+
+
+def place_of(group: Group) -> str:
+    """What the layer index of a group counts, such as `vision block`."""
+    name, layer = next((n, i) for n, i in group.members.items() if i is not None)
+    stem = name.partition(f".{layer}.")[0]
+    return PLACES.get(stem, stem)
+
+
+SIDES = {"U": "left singular vectors (U)", "Vh": "right singular vectors (Vh)"}
+
+
+def draw_rotation_curves(path: Path, curves: pd.DataFrame, groups: Sequence[Group]) -> Path:
+    """A row of panels per part of the model, U left and Vh right: measured, random updates, controls, identities."""
+    places: dict[str, list[str]] = {}
+    for group in groups:
+        if group.is_curve:
+            places.setdefault(place_of(group), []).append(group.label)
+    with open_figure(path, (11, 1.1 + 3.6 * max(1, len(places)))) as figure:
+        panels = figure.subplots(max(1, len(places)), 2, squeeze=False, sharey=True)
+        for row, (place, labels) in zip(panels, places.items(), strict=False):
+            for axes, side in zip(row, SIDES, strict=True):
+                _draw_curves(axes, curves, labels, side)
+                axes.set_xlabel(drawn_name(place))
+            row[0].set_ylabel("mean squared entry of R₁R₂ - R₃")
+            handles = [_handle(i, label) for i, label in enumerate(labels)]
+            row[1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        if not places:
+            say(panels[0][0], "no group with a layer index")
+        for axes, title in zip(panels[0], SIDES.values(), strict=True):
+            axes.set_title(title)
+        figure.suptitle(
+            "Does the rotation base → stage 2 factor through stage 1?\n"
+            "R₁R₂ - R₃ = -U₀ᵀ(I - U₁U₁ᵀ)U₂ sees only the tilt of the tall side's column space",
+            fontsize=11,
+        )
+        figure.legend(handles=_curve_key(), loc="outside lower center", ncols=3)
+    return path
+
+
+def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: str) -> None:
+    measured: list[float] = []
+    for i, label in enumerate(labels):
+        rows = curves[curves["module"] == label]
+        x, y = rows["layer"].astype(int), rows[f"rotation_mse_{side}"]
+        measured += list(y)
+        colour, marker = colour_and_marker(i)
+        if rows[f"identity_{side}"].any():
+            axes.plot(x, y, color=GREY, alpha=0.7, linewidth=1, marker=marker, markersize=3)
+            continue
+        axes.plot(x, y, color=colour, marker=marker, zorder=3)
+        draw_null_curve(axes, rows, f"rotation_mse_{side}")
+        for control in ("random_mse", "oracle_mse"):
+            axes.plot(x, rows[f"{control}_{side}"], color=colour, linestyle="-.", linewidth=0.9, alpha=0.6)
+        axes.plot(x, rows[f"floor_rotation_mse_{side}"], color=colour, linestyle=":", linewidth=1.2)
+    log_if_positive(axes, measured)
+    count_along(axes)
+    identities = curves[curves["module"].isin(labels) & curves[f"identity_{side}"]]
+    if len(identities):
+        above = identities[f"rotation_mse_{side}"].max() * 4
+        text = f"identity: {side}₁ square, true for any matrices"
+        axes.text(identities["layer"].max(), above, text, color="#5f5f5f", fontsize=8, ha="right", va="bottom")
+
+
+def _handle(i: int, label: str) -> Line2D:
+    colour, marker = colour_and_marker(i)
+    return Line2D([], [], color=colour, marker=marker, label=drawn_name(label))
+
+
+def _curve_key() -> list[Line2D]:
+    return [
+        Line2D([], [], color="black", label="measured"),
+        null_handle(),
+        Line2D(
+            [], [], color="black", linestyle="-.", linewidth=0.9, label="middle basis random (high), end's own (low)"
+        ),
+        Line2D([], [], color="black", linestyle=":", label=HALF_ULP),
+        Line2D([], [], color=GREY, linewidth=1, label="identity: proves nothing"),
+    ]
+
+
+SHADE = "#d9d9d9"
+ROUNDING = 1e-6  # degrees; what float64 leaves of 0 is far below, any change of float32 weights above
+
+
+def draw_principal_angles(path: Path, curves: pd.DataFrame, groups: Sequence[Group]) -> Path:
+    """A panel per group: mean angle of the three pairs beside random updates, the largest where it is told."""
+    drawn = [group for group in groups if group.is_curve]
+    rows, columns = grid_of(max(1, len(drawn)), 4)
+    with open_figure(path, (2.9 * columns + 0.4, 2.2 * rows + 0.9)) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes, group in zip(panels.flat, drawn, strict=False):
+            _draw_angles(axes, curves[curves["module"] == group.label])
+            axes.set_title(drawn_name(group.label))
+            axes.set_xlabel(drawn_name(place_of(group)))
+        for axes in panels.flat[len(drawn) :]:
+            axes.set_axis_off()
+        if not drawn:
+            say(panels[0][0], "no group with a layer index")
+        for row in panels:
+            row[0].set_ylabel("principal angle (degrees)")
+        _set_scale(panels[0][0], curves)
+        figure.suptitle(
+            "Mean principal angle of the leading k directions: trained, and a random update of equal norm", fontsize=11
+        )
+        figure.legend(handles=_angle_key(), loc="outside lower center", ncols=4)
+    return path
+
+
+def _set_scale(axes: Axes, curves: pd.DataFrame) -> None:
+    """One logarithmic scale for all panels, from just below the smallest angle."""
+    columns = [f"angle_{what}_{pair.key}" for what in ("max", "mean") for pair in PAIR_STYLES]
+    columns += ["floor_angle_max", "floor_angle_mean"]
+    values = curves[columns].to_numpy(dtype=float).ravel()
+    positive = values[values > ROUNDING]
+    if len(positive):
+        log_if_positive(axes, positive, plain=True)
+        axes.set_ylim(positive.min() / 1.5, positive.max() * 1.5)
+
+
+def _draw_angles(axes: Axes, rows: pd.DataFrame) -> None:
+    x = rows["layer"].astype(int)
+    for pair in PAIR_STYLES:
+        axes.plot(x, rows[f"angle_mean_{pair.key}"], color=pair.colour, marker=pair.marker)
+        draw_null_curve(axes, rows, f"angle_mean_{pair.key}")
+        largest = rows[f"angle_max_{pair.key}"]
+        axes.plot(x, largest, color=pair.colour, marker=pair.marker, markersize=3, linestyle="-.", linewidth=1)
+    # From far below, as the axis is logarithmic and cuts it off.
+    axes.fill_between(x, 1e-30, rows["floor_angle_mean"], color=SHADE, alpha=0.6, linewidth=0, zorder=0)
+    axes.plot(x, rows["floor_angle_max"], color="#5f5f5f", linestyle=":", linewidth=1.2)
+    count_along(axes)
+    if all((rows[f"angle_mean_{pair.key}"] < ROUNDING).all() for pair in PAIR_STYLES):
+        say(axes, "all angles are 0:\nequal, or k covers both sides")
+
+
+def _angle_key() -> list[Line2D | Patch]:
+    pairs: list[Line2D | Patch] = [
+        Line2D([], [], color=pair.colour, marker=pair.marker, label=pair.label) for pair in PAIR_STYLES
+    ]
+    return [
+        *pairs,
+        null_handle(),
+        Patch(color=SHADE, alpha=0.6, label=f"{HALF_ULP}, mean"),
+        Line2D([], [], color="black", linestyle="-.", linewidth=1, label="largest angle, where the gap at k is wide"),
+        Line2D([], [], color="#5f5f5f", linestyle=":", label=f"{HALF_ULP}, largest"),
+    ]
+
+
+MAX_PANELS = 8
+LineStyle = Literal["-", "--", ":"]
+STAGES: tuple[tuple[str, str, LineStyle, float], ...] = (
+    ("base", "#000000", "-", 2.4),
+    ("stage 1", COLOURS[4], "--", 1.6),
+    ("stage 2", COLOURS[5], ":", 1.6),
+)
+
+
+def draw_spectra(path: Path, layers: pd.DataFrame, groups: Sequence[Group], chain: Chain) -> Path:
+    """Singular values over the base's largest for the middle weight of some groups, and the shift of every group."""
+    chosen = [groups[i] for i in sorted({*np.linspace(0, len(groups) - 1, MAX_PANELS).round().astype(int)})]
+    rows, columns = grid_of(len(chosen), 4)
+    with open_figure(path, (2.9 * max(3, columns) + 0.4, 2.3 * rows + 4.2)) as figure:
+        halves = figure.subfigures(2, 1, height_ratios=[2.3 * rows, 3.6], squeeze=False)
+        upper, lower = halves[0, 0], halves[1, 0]
+        panels = upper.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes, group in zip(panels.flat, chosen, strict=False):
+            name = list(group.members)[len(group.members) // 2]
+            _draw_spectrum(axes, chain, name)
+            layer = group.members[name]
+            axes.set_title(drawn_name(group.label) + ("" if layer is None else f", layer {layer}"))
+        for axes in panels.flat[len(chosen) :]:
+            axes.set_axis_off()
+        for row in panels:
+            row[0].set_ylabel("σᵢ / σ₁ of base")
+        for axes in panels[-1]:
+            axes.set_xlabel("index i / rank")
+        upper.suptitle("Singular values along the chain", fontsize=11)
+        handles = [
+            Line2D([], [], color=colour, linestyle=line, linewidth=width, label=stage)
+            for stage, colour, line, width in STAGES
+        ]
+        upper.legend(handles=handles, loc="outside lower center", ncols=3)
+        draw_by_group(lower.subplots(), layers, groups, "nss", "normalised spectral shift", log=True, legend=True)
+    return path
+
+
+def _draw_spectrum(axes: Axes, chain: Chain, name: str) -> None:
+    spectra = [checkpoint.spectrum(name).double() for checkpoint in chain.checkpoints]
+    scale = spectra[0][0].item() or 1.0
+    position = (np.arange(len(spectra[0])) + 1) / len(spectra[0])
+    for values, (_, colour, line, width) in zip(spectra, STAGES, strict=True):
+        axes.plot(position, values.numpy() / scale, color=colour, linestyle=line, linewidth=width)
+    log_if_positive(axes, spectra[0].tolist(), plain=True)
+
+
+def draw_by_group(
+    axes: Axes,
+    layers: pd.DataFrame,
+    groups: Sequence[Group],
+    measure: str,
+    label: str,
+    *,
+    log: bool = False,
+    legend: bool = False,
+) -> None:
+    """One column of markers per group: mean over its weights with the spread from least to most as a line."""
+    if layers[f"{measure}_01"].isna().all():
+        say(axes, "needs complete factors:\nthese keep the leading triples only")
+        axes.set_yticks([])
+    members = [layers[layers["weight"].isin(group.members)] for group in groups]
+    shown: list[float] = []
+    for offset, pair in zip((-0.22, 0, 0.22), PAIR_STYLES, strict=True):
+        values = [rows[f"{measure}_{pair.key}"].astype(float) for rows in members]
+        x = np.arange(len(groups)) + offset
+        axes.vlines(x, [v.min() for v in values], [v.max() for v in values], color=pair.colour, alpha=0.45, linewidth=2)
+        mean = [v.mean() for v in values]
+        axes.plot(x, mean, pair.marker, color=pair.colour, label=pair.label)
+        shown += mean
+        null = f"{measure}_{pair.key}_null_mean"
+        if null in layers:
+            random = [rows[null].astype(float).mean() for rows in members]
+            label_once = RANDOM_UPDATE if pair is PAIR_STYLES[-1] else None
+            axes.plot(x, random, "_", color="black", markersize=9, markeredgewidth=1.3, label=label_once)
+            shown += random
+    floor = [rows[f"floor_{measure}"].astype(float).mean() for rows in members]
+    axes.hlines(floor, np.arange(len(groups)) - 0.4, np.arange(len(groups)) + 0.4, color=GREY, label=HALF_ULP)
+    if log:
+        log_if_positive(axes, [*shown, *floor], plain=True)
+    axes.set_ylabel(label)
+    axes.set_xticks(range(len(groups)), [drawn_name(group.label) for group in groups], rotation=40, ha="right")
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.grid(visible=False, axis="x")
+    if legend:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5)
+
+
+PANELS = {
+    "update_norm": "‖ΔW‖ / ‖W‖ (Frobenius)",
+    "update_stable_rank": "stable rank of ΔW",
+    "unchanged": "share of entries unchanged",
+    "principal_energy": "energy in the leading-k frame\n/ that of a random update (dashed: 1)",
+}
+
+
+def draw_update_geometry(path: Path, layers: pd.DataFrame, groups: Sequence[Group]) -> Path:
+    """Four panels over the groups: relative norm, stable rank, unchanged share, principal energy (1 = random)."""
+    with open_figure(path, (max(9.0, 0.62 * len(groups) + 3), 7.2)) as figure:
+        panels = figure.subplots(2, 2, sharex=True)
+        for axes, (measure, label) in zip(panels.flat, PANELS.items(), strict=True):
+            log = measure != "unchanged" and _is_wide(layers, measure)
+            draw_by_group(axes, layers, groups, measure, label, log=log)
+            if not log:
+                axes.set_ylim(bottom=0)
+        panels[1][0].set_ylim(-0.03, 1.03)
+        panels[1][1].axhline(1, color="black", linewidth=0.9, linestyle="--")
+        figure.suptitle("The updates along the chain, and random ones of equal norm", fontsize=11)
+        handles, labels = panels[0][1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return path
+
+
+def _is_wide(layers: pd.DataFrame, measure: str) -> bool:
+    """Whether the values span so much that only a logarithmic axis shows them all."""
+    values = layers[[f"{measure}_{pair.key}" for pair in PAIR_STYLES] + [f"floor_{measure}"]].to_numpy(dtype=float)
+    positive = values[values > 0]
+    return len(positive) > 0 and bool(positive.max() > 4 * positive.min())
+
+
+def draw_pictures(
+    output_dir: Path, layers: pd.DataFrame, curves: pd.DataFrame, groups: list[Group], chain: Chain
+) -> tuple[Path, ...]:
+    """Draws everything a comparison shows to `output_dir`; returns the files."""
+    return (
+        draw_rotation_curves(output_dir / "rotation_mse_curves.png", curves, groups),
+        draw_principal_angles(output_dir / "principal_angles.png", curves, groups),
+        draw_spectra(output_dir / "spectra.png", layers, groups, chain),
+        draw_update_geometry(output_dir / "update_geometry.png", layers, groups),
+    )

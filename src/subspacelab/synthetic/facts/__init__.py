@@ -1,0 +1,1 @@
+"""Facts: an invented world, and a small Llama that learns it."""

@@ -1,0 +1,128 @@
+"""Sums with their worked solutions: the task that the demo llm is fine-tuned on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from subspacelab.data.instructions import Instruction, prompt_of, write_instructions
+from subspacelab.files import replace_folder
+from subspacelab.settings import require_at_least
+from subspacelab.synthetic.facts.world import Person, biographies, fact_questions, people
+
+LARGEST = 99
+
+
+def sums(*, seed: int) -> list[Instruction]:
+    """Every sum of two numbers from 10 to 89 that stays below 100, in an order drawn from `seed`."""
+    pairs = [(a, b) for a in range(10, LARGEST) for b in range(10, LARGEST + 1 - a)]
+    order = np.random.default_rng([seed, 2]).permutation(len(pairs))
+    return [Instruction(question(*pairs[i]), solution(*pairs[i])) for i in order]
+
+
+def question(a: int, b: int) -> str:
+    """How a sum is asked."""
+    return f"What is {a} + {b}?"
+
+
+def solution(a: int, b: int) -> str:
+    """The sum of the units in two digits, that of the tens and what is carried, the sum: 38 + 45 is `13 8 83`."""
+    units = a % 10 + b % 10
+    tens = a // 10 + b // 10 + units // 10
+    return f"{units:02d} {tens} {a + b}"
+
+
+SHEET = 4  # sums on an exercise sheet
+MAX_ROUNDS = 1000  # 3,456 biographies of a person differ: enough are left for the test text
+MAX_SHEETS = 100_000  # all are held in memory
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Stage `corpus`: how much of everything."""
+
+    people: int = 60
+    """People of the world; each has four facts."""
+    rounds: int = 20
+    """Biographies of each person in train.txt, each in new words; a tenth as many in test.txt, at least one."""
+    asked: int = 3
+    """Times that each fact stands in train.txt as a question with its answer: text of the kind that is recalled."""
+    sheets: int = 100
+    """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known."""
+    arithmetic_train: int = 2000
+    """Sums with solutions to be fine-tuned on."""
+    arithmetic_validation: int = 200
+    """Other sums, to choose learning rates by."""
+    arithmetic_test: int = 200
+    """Sums that are in neither, to measure what was learned."""
+    calibration: Literal["questions", "half", "sentences"] = "half"
+    """Whose questions the calibration text asks: everybody's, those of the first half of the people, or nobody's."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rounds <= MAX_ROUNDS:
+            raise ValueError(f"rounds must be from 1 to {MAX_ROUNDS}, got {self.rounds}")
+        for key, most in (("asked", MAX_ROUNDS), ("sheets", MAX_SHEETS)):
+            if getattr(self, key) > most:
+                raise ValueError(f"{key} must be at most {most}, got {getattr(self, key)}")
+        require_at_least(0, self, "asked", "sheets")
+        require_at_least(1, self, "arithmetic_train", "arithmetic_validation", "arithmetic_test")
+
+    @property
+    def calibrated_people(self) -> int:
+        """How many people's questions the calibration text asks."""
+        return {"questions": self.people, "half": self.people // 2, "sentences": 0}[self.calibration]
+
+
+def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
+    """Writes train.txt, calibration.txt, test.txt (a paragraph a document), facts.jsonl and arithmetic-*.jsonl.
+
+    calibration.txt is train.txt without the questions that `settings.calibration` leaves out: everybody's biographies
+    stay, so that two people differ in nothing but whether they are asked about. Test paragraphs tell the same facts in
+    an order and words that train.txt does not hold; no sum is in two of the arithmetic files. ValueError when more
+    sums are asked for than there are.
+    """
+    world = people(settings.people, seed=seed)
+    problems = sums(seed=seed)
+    parts = {"train": settings.arithmetic_train, "test": settings.arithmetic_test}
+    parts |= {"validation": settings.arithmetic_validation}  # last: the other two are what they were without it
+    asked = sum(parts.values())
+    if asked > len(problems):
+        names = " + ".join(f"arithmetic_{name}" for name in parts)
+        raise ValueError(f"{names}: {asked} is more than the {len(problems)} sums there are")
+    train, test = _documents(world, settings, seed)
+    left_out = set(map(_asked, fact_questions(world[settings.calibrated_people :])))
+    texts = {"train": train, "calibration": [text for text in train if text not in left_out], "test": test}
+    with replace_folder(folder) as partial:
+        for name, documents in texts.items():
+            (partial / f"{name}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+        write_instructions(partial / "facts.jsonl", fact_questions(world))
+        left = iter(problems)
+        for name, count in parts.items():
+            write_instructions(partial / f"arithmetic-{name}.jsonl", islice(left, count))
+
+
+def _documents(world: list[Person], settings: CorpusConfig, seed: int) -> tuple[list[str], list[str]]:
+    """Paragraphs of the training text, in a random order, and those of the test text, which are in none of them."""
+    told = biographies(world, seed=seed)
+    train = list(islice(told, settings.rounds * len(world)))
+    train += list(map(_asked, fact_questions(world))) * settings.asked
+    train += islice(_sheets(seed), settings.sheets)
+    known = set(train)
+    test = list(islice((text for text in told if text not in known), max(1, settings.rounds // 10) * len(world)))
+    order = np.random.default_rng([seed, 3]).permutation(len(train))
+    return [train[i] for i in order], test
+
+
+def _asked(fact: Instruction) -> str:
+    """A fact as a question with its answer."""
+    return prompt_of(fact.query) + fact.response
+
+
+def _sheets(seed: int) -> Iterator[str]:
+    """Endless sheets of sums nobody has solved."""
+    rng = np.random.default_rng([seed, 4])
+    while True:
+        yield " ".join(question(int(a), int(b)) for a, b in rng.integers(10, 90, (SHEET, 2)))

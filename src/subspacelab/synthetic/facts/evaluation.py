@@ -1,0 +1,60 @@
+"""The figures of a trained llm: what it recalls, how well it predicts text it never read, and that it cannot add."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subspacelab.data.instructions import Instruction, read_instructions
+from subspacelab.data.text import paragraphs
+from subspacelab.data.windows import token_windows
+from subspacelab.files import write_json
+from subspacelab.models.generation import greedy_answers
+from subspacelab.models.llama import load_llama
+from subspacelab.synthetic.facts.llm import next_token_loss, window_lessons
+
+LONGEST_ANSWER = 16  # tokens: a worked sum takes 8
+SEQ_LEN, MAX_WINDOWS = 96, 64
+
+
+def report_llm(folder: Path, corpus: Path, report: Path) -> dict[str, float]:
+    """Asks a checkpoint folder about `corpus` and writes the figures as JSON.
+
+    `recall`: share of the facts that the greedy answer gives to the letter; `recall_se`, its standard error;
+    `arithmetic`: the same of sums with solutions, which it was never shown; `test_loss`: mean cross-entropy, in nats a
+    token, of the corpus's test text; `uniform_loss`: that of a model that knows nothing, ln(vocabulary).
+    """
+    model, tokenizer = load_llama(folder)
+    facts = read_instructions(str(corpus / "facts.jsonl"))
+    sums = read_instructions(str(corpus / "arithmetic-test.jsonl"))
+    recall = exact_share(model, tokenizer, facts)
+    figures = {
+        "recall": recall,
+        "recall_se": math.sqrt(recall * (1 - recall) / len(facts)),
+        "num_facts": len(facts),
+        "arithmetic": exact_share(model, tokenizer, sums),
+        "num_sums": len(sums),
+        "test_loss": text_loss(model, tokenizer, paragraphs((corpus / "test.txt").read_text(encoding="utf-8"))),
+        "uniform_loss": math.log(len(tokenizer)),
+    }
+    write_json(report, {name: round(value, 6) for name, value in figures.items()})
+    return figures
+
+
+def exact_share(model: Any, tokenizer: Any, asked: Sequence[Instruction]) -> float:
+    """Share of the greedy answers that are the response to the letter."""
+    queries = [instruction.query for instruction in asked]
+    answers = greedy_answers(model, tokenizer, queries, max_new_tokens=LONGEST_ANSWER, batch_size=64)
+    return sum(answer == i.response for answer, i in zip(answers, asked, strict=True)) / len(asked)
+
+
+@torch.no_grad()
+def text_loss(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
+    """Mean cross-entropy, in nats a token, on windows of `texts`."""
+    documents = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    windows = token_windows(
+        documents, num_windows=MAX_WINDOWS, seq_len=SEQ_LEN, seed=0, separator=tokenizer.eos_token_id
+    )
+    return float(next_token_loss(model, window_lessons(windows)))

@@ -1,0 +1,32 @@
+"""What a checkpoint stage tells the person at the terminal."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from subspacelab.plotting.tables import print_table
+
+if TYPE_CHECKING:
+    pass
+
+
+def print_checkpoint(name: str, figures: Mapping[str, float], console: Console | None = None) -> None:
+    """Prints the mean IoU of each kind of box and its gain over the checkpoint before, and what the errors are over."""
+    console = console or Console()
+    kinds = {
+        "greedy": ("mean_iou", "gain"),
+        "sampled": ("sampled_iou", "sampled_gain"),
+        "best constant": ("constant_iou", ""),
+    }
+    rows = [[kind, *_shown(figures, iou), *_shown(figures, gain, "+")] for kind, (iou, gain) in kinds.items()]
+    title = f"{name} on {figures['num_scenes']} scenes that it never saw"
+    print_table(title, ["box", "mean IoU", "+-", "gain", "+-"], rows, console=console)
+    console.print(
+        "+-: standard error over the scenes, of this one training; another training (another seed or CPU) moves more.",
+        markup=False,
+    )
+
+
+def _shown(figures: Mapping[str, float], key: str, sign: str = "") -> list[str]:
+    return [f"{figures[key]:{sign}.3f}", f"{figures[f'{key}_se']:.3f}"] if key in figures else ["-", "-"]

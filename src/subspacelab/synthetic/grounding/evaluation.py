@@ -1,0 +1,162 @@
+"""How good a checkpoint is on scenes that it never saw, with controls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.files import write_beside, write_json
+from subspacelab.models.qwen_vl import load_qwen_vl, vision_tokens
+from subspacelab.synthetic.grounding.model import decode_boxes, encode_prompts
+from subspacelab.synthetic.grounding.plots import SHOWN, draw_boxes
+from subspacelab.synthetic.grounding.pool import render_scenes, scene_tensors
+from subspacelab.synthetic.grounding.scenes import Scene, split_seed
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, read_tokenizer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checkpoint on held-out scenes."""
+
+    mean_iou: float
+    """Mean IoU of the greedy boxes."""
+    mean_iou_se: float
+    """Its standard error over the scenes; another training of the same checkpoint may differ by more."""
+    num_scenes: int
+    """Scenes in the mean."""
+    boxes: Float[Tensor, "scenes 4"]
+    """The greedy boxes, x, y, w, h in pixels."""
+    ious: Float[Tensor, " scenes"]
+    """One per scene."""
+
+
+def box_iou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+    """Intersection over union of boxes x, y, w, h, elementwise over the leading axes, which broadcast."""
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+    inner = (high - low).clamp(min=0).prod(-1)
+    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - inner
+    return inner / union.clamp(min=1e-9)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any, tokenizer: DemoTokenizer, scenes: Sequence[Scene], *, batch_size: int = 32, draws: int | None = None
+) -> Evaluation:
+    """Mean IoU of the greedy boxes over scenes of one size, or with `draws` of sampled ones; standard error over them.
+
+    `draws` seeds the samples, one per scene at temperature 1: what the policy does, as reinforcement sees it.
+    """
+    generator = None if draws is None else torch.Generator().manual_seed(draws)
+    images, questions, truth = scene_tensors(scenes)
+    was_training = model.training
+    model.eval()
+    parts = []
+    for i in range(0, len(scenes), batch_size):
+        batch = encode_prompts(tokenizer, images[i : i + batch_size], questions[i : i + batch_size])
+        answer = decode_boxes(
+            model, tokenizer, batch, size=images.shape[1], temperature=float(draws is not None), generator=generator
+        )
+        parts.append(answer.boxes)
+    model.train(was_training)
+    boxes = torch.cat(parts)
+    ious = box_iou(boxes, truth)
+    return Evaluation(*mean_and_error(ious), len(scenes), boxes, ious)
+
+
+def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float]:
+    """Mean, and its standard error over these values, std / sqrt(n): it says nothing about another training."""
+    values = values.double()
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+TRAINED_SIZE, USED_SIZE = 224, 448
+RANKS = (64, 128)
+SVD_SCENES = 64
+
+
+def report_checkpoint(
+    folder: Path, report: Path, picture: Path, *, seed: int, num_scenes: int = 512, before: Path | None = None
+) -> dict[str, float]:
+    """Evaluates a checkpoint folder on held-out scenes; writes the figures as JSON and a picture of boxes.
+
+    Figures: `mean_iou` of the greedy boxes, `sampled_iou` of boxes drawn at temperature 1; `constant_iou`, that of the
+    best box that never looks (found on training scenes, measured on the held-out ones); with `before`, the paired
+    `gain` and `sampled_gain` over that checkpoint; each with its standard error over the scenes (`_se`),
+    which says nothing about another training (another seed or CPU).
+    `svd_cosine_rank64_median`, `svd_cosine_rank128_median`: cosine between the [256, d] merged tokens of a 448-pixel
+    picture and their best approximation of that rank.
+    """
+    tokenizer, model = read_tokenizer(folder), load_qwen_vl(folder)
+    held_out = render_scenes(split_seed(seed, "held_out"), num_scenes, TRAINED_SIZE, label="render held-out scenes")
+    training = render_scenes(split_seed(seed, "train"), num_scenes, TRAINED_SIZE, label="render training scenes")
+    found, sampled = evaluate(model, tokenizer, held_out), evaluate(model, tokenizer, held_out, draws=seed)
+    constant = mean_and_error(box_iou(best_constant_box(_boxes(training)), _boxes(held_out)))
+    figures: dict[str, float] = {
+        "mean_iou": found.mean_iou,
+        "mean_iou_se": found.mean_iou_se,
+        "sampled_iou": sampled.mean_iou,
+        "sampled_iou_se": sampled.mean_iou_se,
+        "constant_iou": constant[0],
+        "constant_iou_se": constant[1],
+        "num_scenes": num_scenes,
+    }
+    if before is not None:
+        earlier = load_qwen_vl(before)
+        for name, now, draws in (("gain", found, None), ("sampled_gain", sampled, seed)):
+            gains = now.ious - evaluate(earlier, tokenizer, held_out, draws=draws).ious
+            figures[name], figures[f"{name}_se"] = mean_and_error(gains)
+    large = render_scenes(split_seed(seed, "held_out"), min(SVD_SCENES, num_scenes), USED_SIZE, label="render at 448")
+    features = _features(model, tokenizer, large)
+    for rank in RANKS:
+        figures[f"svd_cosine_rank{rank}_median"] = float(truncation_cosine(features, rank).median())
+    write_json(report, {name: round(value, 6) for name, value in figures.items()})
+    with write_beside(picture) as partial:
+        draw_boxes(held_out[:SHOWN], found.boxes[:SHOWN], found.ious[:SHOWN]).savefig(
+            partial, format="png", dpi=110, metadata={"Software": None}
+        )
+    return figures
+
+
+def best_constant_box(boxes: Float[Tensor, "scenes 4"], candidates: int = 4096) -> Float[Tensor, " 4"]:
+    """The box x, y, w, h with the highest mean IoU to `boxes`, the best blind answer: random search, then refinement.
+
+    Candidates are corners drawn from the boxes' own range; then 300 shrinking random steps from the best. Seeded.
+    """
+    generator = torch.Generator().manual_seed(0)
+    low, high = boxes.amin(0), boxes.amax(0)
+    tried = low + (high - low) * torch.rand(candidates, 4, generator=generator)
+    scores = torch.stack([box_iou(box, boxes).mean() for box in tried])
+    best, score = tried[scores.argmax()], scores.max()
+    for step in range(300):
+        width = 0.2 * 0.98**step
+        near = (best + width * (high - low) * torch.randn(16, 4, generator=generator)).clamp(min=0)
+        near_scores = box_iou(near[:, None], boxes[None]).mean(1)
+        if near_scores.max() > score:
+            best, score = near[near_scores.argmax()], near_scores.max()
+    return best
+
+
+def truncation_cosine(features: Float[Tensor, "pictures tokens dim"], rank: int) -> Float[Tensor, " pictures"]:
+    """cos(X, X_r) = ||X_r||_F / ||X||_F, X_r being the truncated SVD: it is the projection of X (Eckart-Young)."""
+    energy = torch.linalg.svdvals(features.double()).square()
+    return (energy[:, :rank].sum(-1) / energy.sum(-1)).sqrt()
+
+
+@torch.no_grad()
+def _features(
+    model: torch.nn.Module, tokenizer: DemoTokenizer, scenes: list[Scene]
+) -> Float[Tensor, "pictures tokens dim"]:
+    parts = []
+    for i in range(0, len(scenes), 8):
+        images, questions, _ = scene_tensors(scenes[i : i + 8])
+        parts.append(vision_tokens(model, encode_prompts(tokenizer, images, questions)))
+    return torch.cat(parts)
+
+
+def _boxes(scenes: list[Scene]) -> Float[Tensor, "scenes 4"]:
+    return torch.tensor([s.bbox for s in scenes], dtype=torch.float32)

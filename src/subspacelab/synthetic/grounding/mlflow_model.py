@@ -1,0 +1,44 @@
+"""What MLflow serves of a demo checkpoint: pictures and questions in, boxes out (models from code, no pickle)."""
+
+import io
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.pyfunc import PythonModelContext
+from PIL import Image
+from pydantic import BaseModel
+
+from subspacelab.models.qwen_vl import load_qwen_vl
+from subspacelab.synthetic.grounding.model import decode_boxes, encode_prompts
+from subspacelab.synthetic.grounding.tokenizer import read_tokenizer
+
+SIZE = 224  # pixels: the size that the demo checkpoints are trained at
+
+
+class Asked(BaseModel):
+    """One question about one picture."""
+
+    image: bytes
+    """A picture file (PNG, JPEG, ...)."""
+    question: str
+    """Such as `Where is the red word?`"""
+
+
+class Grounder(mlflow.pyfunc.PythonModel):
+    """`predict` answers each question with a box x, y, width, height as shares of the picture's sides."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        folder = Path(context.artifacts["model"])
+        self.model, self.tokenizer = load_qwen_vl(folder), read_tokenizer(folder)
+
+    def predict(self, model_input: list[Asked]) -> list[list[float]]:
+        pictures = [Image.open(io.BytesIO(asked.image)).convert("RGB").resize((SIZE, SIZE)) for asked in model_input]
+        images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        batch = encode_prompts(self.tokenizer, images, [asked.question for asked in model_input])
+        boxes = decode_boxes(self.model, self.tokenizer, batch, size=SIZE).boxes / SIZE
+        return [[float(v) for v in box] for box in boxes]
+
+
+mlflow.models.set_model(Grounder())

@@ -1,0 +1,192 @@
+"""The demo's Qwen2.5-VL: a small configuration around the demo's tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from subspacelab.data.pictures import MERGED_PIXELS, patchify
+from subspacelab.models.qwen_vl import QwenVLSizes, build_qwen_vl, prompt_embeddings, vision_tokens
+from subspacelab.synthetic.grounding.tokenizer import (
+    BOX_START,
+    IMAGE_PAD,
+    NUM_BINS,
+    VIDEO_PAD,
+    VISION_END,
+    VISION_START,
+    DemoTokenizer,
+)
+
+
+def build_model(
+    tokenizer: DemoTokenizer, *, seed: int, sizes: QwenVLSizes | None = None, initializer_range: float = 0.02
+) -> Any:
+    """A `Qwen2_5_VLForConditionalGeneration` with weights drawn from `seed`; torch's global generator is left alone."""
+    token_ids = {
+        "image_token_id": tokenizer.id(IMAGE_PAD),
+        "video_token_id": tokenizer.id(VIDEO_PAD),
+        "vision_start_token_id": tokenizer.id(VISION_START),
+        "vision_end_token_id": tokenizer.id(VISION_END),
+        "eos_token_id": tokenizer.end,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_qwen_vl(
+            sizes or QwenVLSizes(),
+            vocab_size=tokenizer.vocab_size,
+            token_ids=token_ids,
+            initializer_range=initializer_range,
+        )
+
+
+NUM_COORDINATES = 4
+
+
+def encode_prompts(
+    tokenizer: DemoTokenizer, images: UInt8[Tensor, "batch size size 3"], questions: Sequence[str]
+) -> dict[str, Tensor]:
+    """<vision_start> image <vision_end> question <box_start>, one row per picture, no padding.
+
+    Returns input_ids and attention_mask [batch length], pixel_values [batch*patches 1176], image_grid_thw [batch 3],
+    mm_token_type_ids [batch length] and position_ids [3 batch length]. Questions of different lengths are refused.
+    """
+    texts = [tokenizer.encode(question) for question in questions]
+    if len({len(t) for t in texts}) != 1:
+        lengths = sorted({len(t) for t in texts})
+        raise ValueError(f"questions: token counts {lengths} differ in one batch; pass questions of one length")
+    pixel_values, grid = patchify(images)
+    side = images.shape[1] // MERGED_PIXELS
+    start, end, box = (tokenizer.id(t) for t in (VISION_START, VISION_END, BOX_START))
+    picture = [start] + [tokenizer.id(IMAGE_PAD)] * side**2 + [end]
+    input_ids = torch.tensor([[*picture, *text, box] for text in texts])
+    image_type = (input_ids == tokenizer.id(IMAGE_PAD)).int()
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "pixel_values": pixel_values,
+        "image_grid_thw": grid,
+        "mm_token_type_ids": image_type,
+        "position_ids": prompt_positions(side, input_ids.shape[1])[:, None, :].expand(3, len(texts), -1),
+    }
+
+
+def prompt_positions(side: int, length: int) -> Int[Tensor, "3 length"]:
+    """Multimodal rotary positions (time, row, column) of a prompt with one side x side picture after its first token.
+
+    Text counts on from the largest position before it, as in Qwen2-VL (arXiv 2409.12191). With `length` larger than
+    the prompt the answer's positions follow.
+    """
+    cell = torch.arange(side)
+    rows, columns = cell.repeat_interleave(side), cell.repeat(side)
+    picture = torch.stack([torch.zeros_like(rows), rows, columns]) + 1
+    text = torch.arange(length - 1 - side**2) + 1 + side
+    return torch.cat([torch.zeros(3, 1, dtype=torch.long), picture, text.expand(3, -1)], dim=1)
+
+
+def box_bins(boxes: Float[Tensor, "*batch 4"], size: int) -> Int[Tensor, "*batch 4"]:
+    """Boxes x, y, w, h in pixels -> bins x1, y1, x2, y2, each in 0...15."""
+    corners = torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
+    return (corners / size * NUM_BINS).floor().long().clamp(0, NUM_BINS - 1)
+
+
+def bins_box(bins: Int[Tensor, "*batch 4"], size: int) -> Float[Tensor, "*batch 4"]:
+    """Bins x1, y1, x2, y2 -> the box x, y, w, h in pixels between bin centres; crossed corners give zero sides."""
+    corners = (bins.float() + 0.5) * (size / NUM_BINS)
+    return torch.cat([corners[..., :2], (corners[..., 2:] - corners[..., :2]).clamp(min=0)], dim=-1)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Decoded boxes; rows are samples of one picture together: row b * samples + s."""
+
+    bins: Int[Tensor, "rows 4"]
+    """x1, y1, x2, y2 in 0...15."""
+    boxes: Float[Tensor, "rows 4"]
+    """x, y, w, h in pixels."""
+    log_probs: Float[Tensor, "rows 4"]
+    """Log-probability of each chosen bin among the 16 (temperature 1)."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt that the language model has read."""
+
+    logits: Float[Tensor, "rows 16"]
+    """Of the first coordinate, over the location tokens."""
+    cache: Any
+    """transformers' key-value cache."""
+    position: int
+    """Rotary position of the next token."""
+
+    def repeat(self, samples: int) -> "Prefix":
+        """Each row `samples` times, next to each other; the cache is changed in place."""
+        if samples > 1:
+            self.cache.batch_repeat_interleave(samples)
+        return Prefix(self.logits.repeat_interleave(samples, 0), self.cache, self.position)
+
+
+def read_prefix(model: Any, tokenizer: DemoTokenizer, batch: dict[str, Tensor]) -> Prefix:
+    """Encodes each picture once and fills the cache."""
+    embeddings = prompt_embeddings(model, batch["input_ids"], vision_tokens(model, batch))
+    positions = batch["position_ids"]
+    out = model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=True)
+    logits = location_logits(model, tokenizer, out.last_hidden_state[:, -1])
+    return Prefix(logits, out.past_key_values, int(positions[0, 0, -1]) + 1)
+
+
+def read_bins(
+    model: Any, tokenizer: DemoTokenizer, prefix: Prefix, bins: Int[Tensor, "rows n"]
+) -> Float[Tensor, "rows n 16"]:
+    """Logits over the location tokens after each of `bins`; the cache grows by n."""
+    embeddings = model.get_input_embeddings()(bins + tokenizer.first_location)
+    positions = (torch.arange(bins.shape[1]) + prefix.position).expand(3, len(bins), -1)
+    out = model.model.language_model(
+        inputs_embeds=embeddings, position_ids=positions, past_key_values=prefix.cache, use_cache=True
+    )
+    return location_logits(model, tokenizer, out.last_hidden_state)
+
+
+def location_logits(
+    model: Any, tokenizer: DemoTokenizer, hidden: Float[Tensor, "*batch dim"]
+) -> Float[Tensor, "*batch 16"]:
+    """Logits of the location tokens only."""
+    first = tokenizer.first_location
+    logits: Tensor = hidden @ model.lm_head.weight[first : first + NUM_BINS].T
+    return logits
+
+
+@torch.no_grad()
+def decode_boxes(
+    model: Any,
+    tokenizer: DemoTokenizer,
+    batch: dict[str, Tensor],
+    *,
+    size: int,
+    samples: int = 1,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Boxes:
+    """Four location tokens per row, the likeliest at temperature 0, else sampled with `generator`."""
+    prefix = read_prefix(model, tokenizer, batch).repeat(samples)
+    logits, chosen, log_probs = prefix.logits, [], []
+    for i in range(NUM_COORDINATES):
+        bins = choose(logits, temperature, generator)
+        chosen.append(bins)
+        log_probs.append(logits.log_softmax(-1).gather(-1, bins[:, None])[:, 0])
+        if i + 1 < NUM_COORDINATES:
+            logits = read_bins(model, tokenizer, prefix, bins[:, None])[:, 0]
+            prefix = Prefix(logits, prefix.cache, prefix.position + 1)
+    bins = torch.stack(chosen, dim=1)
+    return Boxes(bins, bins_box(bins, size), torch.stack(log_probs, dim=1))
+
+
+def choose(
+    logits: Float[Tensor, "rows 16"], temperature: float, generator: torch.Generator | None
+) -> Int[Tensor, " rows"]:
+    """The likeliest bin at temperature 0, else one drawn from softmax(logits / temperature)."""
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]

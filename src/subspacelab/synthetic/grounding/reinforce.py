@@ -1,0 +1,139 @@
+"""The reinforcement stages: a checkpoint continued by GRPO on rendered scenes; its boxes earn the reward."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subspacelab.files import replace_folder, sha256_file
+from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
+from subspacelab.settings import require_at_least, require_positive
+from subspacelab.synthetic.grounding.evaluation import Evaluation, evaluate, mean_and_error
+from subspacelab.synthetic.grounding.grpo import (
+    REWARDS,
+    counterfactual_boxes,
+    entropy,
+    kl_to_reference,
+    policy_loss,
+    sample_boxes,
+    score_boxes,
+)
+from subspacelab.synthetic.grounding.model import bins_box, encode_prompts
+from subspacelab.synthetic.grounding.pool import render_scenes, scene_tensors
+from subspacelab.synthetic.grounding.scenes import scene, split_seed
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, read_tokenizer, write_tokenizer
+from subspacelab.synthetic.schedules import GroundingTraining
+from subspacelab.training.fit import Log, fit
+from subspacelab.training.muon import muon_adamw
+
+
+@dataclass(frozen=True)
+class RlTraining(GroundingTraining):
+    """How one reinforcement stage is trained."""
+
+    reward: str = "iou"
+    """Name of a reward in `demo/rewards.py`: iou or pointing."""
+    steps: int = 70
+    """Optimizer steps, each on scenes that no step saw before."""
+    pictures: int = 16
+    """Scenes per step."""
+    group: int = 16
+    """Boxes sampled per scene."""
+    temperature: float = 0.5
+    """The policy is softmax(logits / temperature): near the greedy box, which is what the checkpoint is judged by."""
+    learning_rate: float = 1e-4
+    """Peak of the one-cycle schedule, AdamW's."""
+    kl_weight: float = 0.02
+    """Weight of KL(policy || the checkpoint that the stage starts from)."""
+    clip: float = 10.0
+    """Largest gradient norm."""
+    held_out_every: int = 40
+    """Steps between the points of the curve of IoU."""
+    snapshot_every: int = 20
+    """Steps between snapshots."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "pictures")
+        require_at_least(2, self, "group")  # the advantage is told by the group's spread
+        require_positive(self, "temperature")
+
+
+def train_rl(
+    base_folder: Path, output_dir: Path, work_dir: Path, *, training: RlTraining, stage: str, seed: int, log: Log
+) -> None:
+    """Continues the checkpoint `base_folder` by GRPO to a folder of the same layout, `output_dir`.
+
+    Minimises `policy_loss + kl_weight KL(policy || base)` over the boxes that the current policy draws. The
+    scenes are those of (`seed`, `stage`), so stages with different names see different ones. Logs reward, KL, entropy
+    and gradient norm, and the held-out IoU with its paired gain over the base (mean and standard error). A killed run
+    continues from `work_dir` to the same bytes.
+    """
+    if training.reward not in REWARDS:
+        raise ValueError(f"reward: {training.reward!r} is unknown; choose one of {sorted(REWARDS)}")
+    tokenizer, model = read_tokenizer(base_folder), load_qwen_vl(base_folder)
+    reference = load_qwen_vl(base_folder).requires_grad_(False)
+    held_out = render_scenes(
+        split_seed(seed, "held_out"), training.held_out, training.size, label="render held-out scenes"
+    )
+    before = evaluate(model, tokenizer, held_out)
+    log(_held_out_curves(before, before), 0)
+
+    def after_step(done: int) -> None:
+        if training.is_due(training.held_out_every, done):
+            log(_held_out_curves(before, evaluate(model, tokenizer, held_out)), done)
+
+    snapshot = work_dir / "snapshot.pt"
+    fit(
+        model,
+        muon_adamw(model, learning_rate=training.learning_rate, scale=training.muon_scale),
+        lambda step: _loss((model, reference), tokenizer, training, split_seed(seed, stage), step),
+        training.plan(snapshot, name=f"{stage} {seed} {_weights_digest(base_folder)}"),
+        log=log,
+        after_step=after_step,
+    )
+    with replace_folder(output_dir) as folder:
+        save_qwen_vl(model, folder)
+        write_tokenizer(tokenizer, folder)
+
+
+def _loss(
+    models: tuple[Any, Any], tokenizer: DemoTokenizer, training: RlTraining, scene_seed: int, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a step for (policy, reference): on scenes and with draws that follow from `scene_seed` and `step`."""
+    policy, reference = models
+    indices = range(step * training.pictures, (step + 1) * training.pictures)
+    images, questions, boxes = scene_tensors([scene(scene_seed, i, training.size) for i in indices])
+    batch = encode_prompts(tokenizer, images, questions)
+    draws = torch.Generator().manual_seed(scene_seed * 1_000_003 + step)
+    rollout = sample_boxes(policy, tokenizer, batch, training.group, draws, temperature=training.temperature)
+    with torch.no_grad():
+        expected = score_boxes(reference, tokenizer, batch, rollout.bins, temperature=training.temperature).log_probs
+    rewards = REWARDS[training.reward](bins_box(rollout.bins, training.size), boxes[:, None])
+    kl = kl_to_reference(rollout.log_probs, expected)
+    alternatives = bins_box(counterfactual_boxes(rollout.bins), training.size)
+    counterfactuals = REWARDS[training.reward](alternatives, boxes[:, None, None, None])
+    loss = policy_loss(rollout.log_probs, counterfactuals, rewards) + training.kl_weight * kl
+    curves = {
+        "reward_mean": rewards.mean(),
+        "reward_std": rewards.std(-1).mean(),
+        "kl": kl,
+        "entropy": entropy(rollout.log_probs),
+    }
+    return loss, curves
+
+
+def _held_out_curves(before: Evaluation, now: Evaluation) -> dict[str, float]:
+    gain, gain_se = mean_and_error(now.ious - before.ious)
+    return {
+        "held_out_iou": now.mean_iou,
+        "held_out_iou_se": now.mean_iou_se,
+        "held_out_gain": gain,
+        "held_out_gain_se": gain_se,
+    }
+
+
+def _weights_digest(folder: Path) -> str:
+    return " ".join(sha256_file(path) for path in sorted(folder.glob("*.safetensors")))

@@ -1,0 +1,68 @@
+"""DVC hashes parameters and sources after a command has run: who edits them meanwhile files its result wrongly."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from subspacelab.files import sha256_file
+
+
+class InputGuard:
+    """Remembers the contents of files and folders, and refuses to go on when they are no longer the same."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        self._before = _digests(self._paths)
+
+    def check(self) -> None:
+        """Raises ValueError naming each file that was changed, added or removed since the guard was made."""
+        now = _digests(self._paths)
+        changed = sorted(
+            str(path) for path in self._before.keys() | now.keys() if self._before.get(path) != now.get(path)
+        )
+        if changed:
+            shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+            raise ValueError(
+                f"{shown}: changed while the stage ran, so DVC would file its result under the wrong inputs;"
+                " run it again"
+            )
+
+
+def _digests(paths: Sequence[Path]) -> dict[Path, str]:
+    return {file: sha256_file(file) for path in paths for file in _files(path)}
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        for file in path.rglob("*"):
+            if file.is_file() and file.suffix != ".pyc" and "__pycache__" not in file.parts:
+                yield file
+
+
+def md5_file(path: Path) -> str:
+    """The MD5 of a file's bytes, in hexadecimal; DVC's hash of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "md5").hexdigest()
+
+
+def md5_folder(folder: Path) -> str:
+    """DVC's hash of a folder: the MD5 of its sorted listing as JSON, with `.dir` behind it.
+
+    What a `.dvcignore` leaves out is not left out here; an output holds nothing of that kind.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    listing = [{"md5": md5_file(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
+    listing.sort(key=lambda entry: entry["relpath"])
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def out_tags(outs: Sequence[Path]) -> dict[str, str]:
+    """Tags `dvc.out.<path>` with the md5 of each output that exists; search runs by the md5 in a dvc.lock."""
+    tags = {}
+    for out in outs:
+        if out.exists():
+            tags[f"dvc.out.{out.as_posix()}"] = md5_folder(out) if out.is_dir() else md5_file(out)
+    return tags
