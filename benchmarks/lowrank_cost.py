@@ -31,7 +31,7 @@ from subspacelab.lowrank.baselines import (
     flops_per_picture,
 )
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.state import TrainedModel
 
 SEED, BATCH, STEPS, CLAIM = 42, 16, 2, 0.75
@@ -96,7 +96,7 @@ def main() -> int:
         least = min(seconds[name][1:])  # the first warms up
         figures[name] = {"flops": flops, "milliseconds": 1000 * least / len(x[:BATCH])}
         if args.features and name not in {*ALIASES} - {"Sketch"}:
-            figures[name]["cosine"] = nearness(x, approximate(x)).cosine.mean().item()
+            figures[name]["cosine"] = similarity(x, approximate(x)).cosine.mean().item()
         cosine = f", cosine {figures[name]['cosine']:.4f}" if "cosine" in figures[name] else ""
         print(f"{name}: {flops / 1e6:.1f} MFLOP, {figures[name]['milliseconds']:.2f} ms{cosine}")
     ratio = figures[WITHOUT_STEPS]["milliseconds"] / figures[FLOAT32]["milliseconds"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from subspacelab.files import write_json
 from subspacelab.linalg.token_svd import token_svd
-from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.metrics import similarity
 
 TOKENS, DIM, RANK = 256, 2048, 128
 SPEED_CLAIM = {"cpu": 2.5, "cuda": 10.0}
@@ -46,7 +46,7 @@ def loop(x: Tensor) -> Tensor:
     for one in x:
         u, s, vh = torch.linalg.svd(one, full_matrices=False)
         best = u[:, :RANK] * s[:RANK] @ vh[:RANK]
-        found.append(nearness(one[None], best[None]).cosine)
+        found.append(similarity(one[None], best[None]).cosine)
     return torch.cat(found)
 
 

@@ -4,12 +4,12 @@ In: data/checkpoints/<checkpoint>. Out: reports/norms/<checkpoint>.json and repo
 Time: seconds; of a checkpoint on the hub only headers, embeddings and norm layers are fetched.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.checkpoints import open_reference
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.files import write_json
 from subspacelab.norms.analyze import analyze
 from subspacelab.norms.config import AnalyzeNormsConfig
@@ -32,4 +32,4 @@ def main(checkpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

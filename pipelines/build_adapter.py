@@ -4,12 +4,12 @@ In: data/checkpoints/llm, data/corpus. Out: data/nullspace/init/<method>/seed-<s
 adapter_model.safetensors, nullspace.json). Time: about 10 s on 2 cores for each adapter.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.files import move_folder
 from subspacelab.nullspace.build import build_adapter
 from subspacelab.nullspace.logging import track_built
@@ -33,4 +33,4 @@ def main(method: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

@@ -4,14 +4,14 @@ In: data/scenes (or the study's own pictures), data/checkpoints/base. Out: data/
 meta.json). Time: 45 s on 2 cores for the demo's 800 pictures. A killed run continues.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.data.references import resolve_pictures
 from subspacelab.devices import choose_device
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.files import move_folder
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.config import CacheFeaturesConfig
@@ -32,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

@@ -4,14 +4,14 @@ Out: data/checkpoints/base (a Hugging Face folder), reports/checkpoints/base.jso
 on 2 cores. A killed training continues to the same bytes.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.synthetic.grounding.base import BaseTraining, train_base
 from subspacelab.synthetic.from_hub import take_from_hub
 from subspacelab.synthetic.grounding.logging import record_checkpoint
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
 
 OUT = Path("data/checkpoints/base")
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

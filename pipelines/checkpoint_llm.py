@@ -4,14 +4,14 @@ In: data/corpus. Out: data/checkpoints/llm (a Hugging Face folder), reports/chec
 Time: about 1.5 minutes on 2 cores. A killed training continues to the same bytes.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.synthetic.from_hub import take_from_hub
 from subspacelab.synthetic.facts.llm import LlmTraining, train_llm
 from subspacelab.synthetic.facts.logging import record_llm
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
 
 CORPUS = Path("data/corpus")
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

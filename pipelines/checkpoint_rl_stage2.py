@@ -4,14 +4,14 @@ In: data/checkpoints/rl_stage1. Out: data/checkpoints/rl_stage2, reports/checkpo
 Time: about 2 minutes on 2 cores. A killed training continues to the same bytes.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.synthetic.from_hub import take_from_hub
 from subspacelab.synthetic.grounding.logging import record_checkpoint
 from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
 
 BEFORE = Path("data/checkpoints/rl_stage1")
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

@@ -4,11 +4,11 @@ In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank (comparison
 svd_nn_comparison.png). Time: about 20 s on 2 cores for the demo.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.lowrank.compare import compare
 from subspacelab.lowrank.config import CompareLowrankConfig
 from subspacelab.lowrank.features import Features
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

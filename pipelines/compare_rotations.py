@@ -4,11 +4,11 @@ In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modu
 pictures). Time: about 35 s for the demo.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.rotation.compare import compare
 from subspacelab.rotation.config import CompareRotationsConfig
 from subspacelab.rotation.display import print_comparison
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

@@ -5,11 +5,11 @@ knowledge.csv, knowledge_trainings.csv, knowledge_equal_task.csv, knowledge_diff
 before_after.png, bx_ratio.png, knowledge.png). Time: a few seconds.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.compare import compare_methods
 from subspacelab.nullspace.config import BuildAdapterConfig, CompareStatsConfig
 from subspacelab.nullspace.display import print_comparison, print_knowledge
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

@@ -4,12 +4,12 @@ In: data/features, data/lowrank/trained/<arch>. Out: data/lowrank/results/<arch>
 default) the trained model is handed on as it is, in a second. A killed training continues.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 import shutil
 from pathlib import Path
 
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.files import move_folder, replace_folder
 from subspacelab.lowrank.config import ContinueLowrankConfig
 from subspacelab.pipeline.stage import open_stage
@@ -45,4 +45,4 @@ def main(arch: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

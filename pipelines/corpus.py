@@ -4,12 +4,12 @@ Out: data/corpus (train.txt, calibration.txt, test.txt, facts.jsonl, arithmetic-
 Time: a second.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.synthetic.facts.corpus import CorpusConfig, write_corpus
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
 
 OUT = Path("data/corpus")
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

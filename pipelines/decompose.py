@@ -4,12 +4,12 @@ In: data/checkpoints/<checkpoint>. Out: data/svd/<checkpoint> (one safetensors f
 Time: seconds for the demo; about 14 minutes on 2 cores for Qwen2.5-VL-3B. A killed run continues.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.files import move_folder
 from subspacelab.ownership import require_own_entries
 from subspacelab.rotation.config import DecomposeConfig
@@ -38,4 +38,4 @@ def main(checkpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

@@ -3,12 +3,12 @@
 Out: data/scenes (the schema of textVQA_groundingtask_bbox). Time: half a minute for 800 pictures.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.synthetic.grounding.scenes import ScenesConfig, write_scenes
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
 
 OUT = Path("data/scenes")
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

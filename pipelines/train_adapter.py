@@ -5,11 +5,11 @@ In: data/nullspace/init/<method>, data/checkpoints/llm, data/corpus. Out: data/n
 Time: 40 s on 2 cores for each training of the demo. A killed training continues to the same bytes.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.pipeline.stage import open_stage
@@ -32,4 +32,4 @@ def main(method: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

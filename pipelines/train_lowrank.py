@@ -4,11 +4,11 @@ In: data/features. Out: data/lowrank/trained/<arch> (best_model and last as safe
 Time: about a minute each on 2 cores for the demo. A killed training continues to the same bytes.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.files import move_folder
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
@@ -37,4 +37,4 @@ def main(arch: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

@@ -4,12 +4,12 @@ In: data/nullspace/<init|trained>/<method> (its first seed), data/checkpoints/ll
 Out: reports/nullspace/verify/<method>-<state>.json. Time: about 10 s on 2 cores for the demo.
 """
 
-import _snapshot  # noqa: F401, I001  (first: the code that stands beside this door)
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
 from subspacelab.devices import choose_device
-from subspacelab.pipeline.process import run_door
+from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.paths import first_adapter
 from subspacelab.nullspace.logging import track_verification
@@ -31,4 +31,4 @@ def main(item: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_stage_script(main)

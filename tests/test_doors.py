@@ -15,7 +15,7 @@ DOOR = Path(__file__).resolve().parents[1] / "pipelines" / "train_lowrank.py"
 
 
 def run(body: str, *words: str, **streams) -> subprocess.CompletedProcess:
-    script = f"import sys\nfrom subspacelab.pipeline.process import run_door, run_process\n{body}"
+    script = f"import sys\nfrom subspacelab.pipeline.process import run_stage_script, run_process\n{body}"
     return subprocess.run([sys.executable, "-c", script, *words], text=True, stderr=subprocess.PIPE, **streams)
 
 
@@ -65,7 +65,7 @@ def main():
         warnings.simplefilter("always")
         warnings.warn("still more")
     raise ValueError("the thing")
-run_door(main)
+run_stage_script(main)
 """
     assert run(body).stderr == "error: the thing\n"
     for loud in (run(body, env={**os.environ, "VERBOSE": "1"}).stderr, run(body, "--verbose").stderr):
@@ -92,7 +92,7 @@ INTERRUPTED = "error: interrupted; run the same command again to continue\n"
 
 def test_ctrl_c_is_one_line_from_a_door(tmp_path):
     script = (
-        "import time, pathlib; from subspacelab.pipeline.process import run_door\n"
+        "import time, pathlib; from subspacelab.pipeline.process import run_stage_script\n"
         "def main():\n    pathlib.Path('ready').touch(); time.sleep(60)\nrun_door(main)"
     )
     assert interrupted([sys.executable, "-c", script], "ready", tmp_path) == (130, INTERRUPTED)
@@ -120,10 +120,10 @@ def main():
     from subspacelab.plotting.tables import print_table
     print_table("[/x] \u4e2d", ["[red]a", "b"], [["\x1b[2J[/]", "\U0001f600"]])
     raise ValueError("\u4e2d \udc80")
-run_door(main)
+run_stage_script(main)
 """
     environment = os.environ | {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
-    script = f"from subspacelab.pipeline.process import run_door\n{body}"
+    script = f"from subspacelab.pipeline.process import run_stage_script\n{body}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment)
     out, err = done.stdout.decode(encoding), done.stderr.decode(encoding)
     assert done.returncode == 1
@@ -143,7 +143,7 @@ def test_a_reader_that_goes_away_does_not_end_the_work(tmp_path):
 
 def test_what_is_printed_on_a_closed_stdout_goes_into_no_file(tmp_path):
     body = "def main():\n    with open('f', 'w') as f:\n        os.write(1, b'out'); print('out'); f.write('in')\n"
-    script = f"import os\nfrom subspacelab.pipeline.process import run_door\n{body}run_door(main)"
+    script = f"import os\nfrom subspacelab.pipeline.process import run_stage_script\n{body}run_stage_script(main)"
     line = ["sh", "-c", '"$0" -c "$1" >&-', sys.executable, script]
     done = subprocess.run(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -194,7 +194,7 @@ def test_a_door_without_its_word_says_so(words, tmp_path):
 
 def test_names_of_files_are_utf8_in_every_locale_and_the_terminal_keeps_its_encoding(tmp_path):
     body = "def main(word): print(sys.getfilesystemencoding(), sys.stdout.encoding); open(word, 'w').close()\n"
-    script = f"import sys\nfrom subspacelab.pipeline.process import run_door\n{body}run_door(main)"
+    script = f"import sys\nfrom subspacelab.pipeline.process import run_stage_script\n{body}run_stage_script(main)"
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     environment.pop("PYTHONIOENCODING", None)
     name = "\u6a21\u578b"

@@ -1,4 +1,4 @@
-"""Every command of `subspacelab`: those of the rooms, of experiments, and the UI."""
+"""Every command of `subspacelab`: those of the studies, of experiments, and the UI."""
 
 import importlib
 import os
@@ -9,7 +9,7 @@ import typer
 
 from subspacelab.pipeline.commands import metrics, runs, sweep
 
-ROOMS = ("rotation", "lowrank", "nullspace", "norms")
+STUDIES = ("rotation", "lowrank", "nullspace", "norms")
 # Every flag in both spellings: --output-dir and --output_dir.
 BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-")}
 
@@ -44,6 +44,6 @@ def ui(
 app.command()(sweep)
 app.add_typer(runs, name="runs")
 app.add_typer(metrics, name="metrics")
-for _room in ROOMS:
-    if find_spec(f"subspacelab.{_room}") and find_spec(f"subspacelab.{_room}.commands"):
-        app.add_typer(importlib.import_module(f"subspacelab.{_room}.commands").app, name=_room)
+for _study in STUDIES:
+    if find_spec(f"subspacelab.{_study}") and find_spec(f"subspacelab.{_study}.commands"):
+        app.add_typer(importlib.import_module(f"subspacelab.{_study}.commands").app, name=_study)

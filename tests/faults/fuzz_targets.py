@@ -62,13 +62,13 @@ def _run_stage(words: str) -> None:
     import runpy
     import sys
 
-    from subspacelab.pipeline import process as doors
+    from subspacelab.pipeline import process as process
 
     os.chdir("project")
     name, *rest = words.split()
     sys.argv = [f"pipelines/{name}.py", *rest]
     sys.path.insert(0, str(Path("pipelines").resolve()))
-    doors.run_process = lambda work: work()  # type: ignore[assignment]
+    process.run_process = lambda work: work()  # type: ignore[assignment]
     gc.disable = lambda: None
     runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.doors import Doors
+from tests.faults.stage_scripts import StageScripts
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,8 @@ COLUMNS = ("stage", "kills", "in mid-work", "found work", "same bytes", "unbroke
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    doors = Doors(tmp_path_factory.mktemp("smoke"))
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageScripts]:
+    doors = StageScripts(tmp_path_factory.mktemp("smoke"))
     yield doors
     doors.close()
 
@@ -50,7 +50,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[object, ...]]]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_any_moment_a_stage_continues_to_the_same_bytes(
-    doors: Doors, table: list[tuple[object, ...]], request: pytest.FixtureRequest, stage: str
+    doors: StageScripts, table: list[tuple[object, ...]], request: pytest.FixtureRequest, stage: str
 ) -> None:
     asked = request.config.getoption("--kills")
     if asked is None and stage in ONLY_IN_FULL:

@@ -21,7 +21,7 @@ from tests.faults.malformed import FAULTS, PARAMS, PROJECT, USAGE, Row
 from tests.faults.workshop import COMMANDS, run, snapshot
 from transformers.utils.logging import warning_once
 
-from subspacelab.pipeline import process as doors
+from subspacelab.pipeline import process as process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +44,7 @@ def libraries_are_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(logging.StreamHandler, "emit", emit)
     warning_once.cache_clear()
-    doors.quieten_libraries()
+    process.quieten_libraries()
     yield
     logging.disable(logging.NOTSET)
     logging.captureWarnings(False)
@@ -114,7 +114,7 @@ def test_parameters_that_are_wrong_stop_a_door_in_one_line(
     door, *words = ["scenes"] if "scenes" in what or "of the study" in what else ["decompose", "base"]
     monkeypatch.setattr(sys, "argv", [f"pipelines/{door}.py", *words])
     monkeypatch.setattr(sys, "path", [str(ROOT / "pipelines"), *sys.path])
-    monkeypatch.setattr(doors, "run_process", lambda work: work())  # this process lives on
+    monkeypatch.setattr(process, "run_process", lambda work: work())  # this process lives on
     monkeypatch.setattr(gc, "disable", lambda: None)
     with damaged(project, tmp_path / "place", damage, monkeypatch):
         with pytest.raises(SystemExit) as e:

@@ -38,12 +38,12 @@ COMMANDS = {
     "write": "metrics write trial --reference reference.json --tolerances tolerances.yaml",
     "ui": "ui",
 }
-"""Name -> its words. Those of the rooms run well as they stand; the others need DVC's experiments or a store."""
-ROOMS = tuple(COMMANDS)[:11]
+"""Name -> its words. Those of the studies run well as they stand; the others need DVC's experiments or a store."""
+STUDIES = tuple(COMMANDS)[:11]
 
 
 def write_inputs(place: Path) -> None:
-    """Everything that the commands of the rooms read and do not make for one another."""
+    """Everything that the commands of the studies read and do not make for one another."""
     decompose_chain(place, chain_tensors(), rank=8, include=r"qkv\.weight")
     write_random_cache(place / "features", pictures=True)
     write_pictures(place / "images", 3)

@@ -1,4 +1,4 @@
-"""Feature caches and pictures for the tests of room 2, without a model."""
+"""Feature caches and pictures for the tests of lowrank, without a model."""
 
 import hashlib
 from io import BytesIO

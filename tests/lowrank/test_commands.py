@@ -14,7 +14,7 @@ from tests.lowrank.trainings import contents
 from subspacelab.cli import main
 from subspacelab.files import read_json
 from subspacelab.lowrank import commands
-from subspacelab.lowrank import run_log as handlog
+from subspacelab.lowrank import run_log as run_log
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.ownership import MANIFEST
 
@@ -73,9 +73,9 @@ def test_two_trainings_begun_in_one_second_have_a_log_each(place: Path, monkeypa
         def now(cls, tz: tzinfo | None = None) -> "Noon":
             return cls(2026, 1, 2, 12, 0, 0)
 
-    monkeypatch.setattr(handlog, "datetime", Noon)
+    monkeypatch.setattr(run_log, "datetime", Noon)
     for seed in (1, 2):
-        with handlog.open_hand_log({"seed": seed}, lambda metrics, step: None) as (_, log):
+        with run_log.open_run_log({"seed": seed}, lambda metrics, step: None) as (_, log):
             log({"loss": 0.5}, 1)
     logs = sorted((place / "log").iterdir())
     assert logs[0].name == "logs_20260102_120000"

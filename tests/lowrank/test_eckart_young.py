@@ -9,7 +9,7 @@ from torch import Tensor
 from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.architectures import ALIASES, ModelSpec, build_model
 from subspacelab.lowrank.baselines import CONTROLS, SVD, approximations
-from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.state import TrainedModel
 
 TOKENS, DIM = 16, 12
@@ -49,7 +49,7 @@ def test_no_method_beats_the_svd_on_any_picture(rank: int) -> None:
     models = {arch: trained(arch, x, rank, steps=25) for arch in ALIASES}
     with torch.no_grad():
         methods = approximations(models, common_basis(x), rank, seed=0)
-        cosines = {name: nearness(x, approximate(x)).cosine.numpy() for name, approximate in methods.items()}
+        cosines = {name: similarity(x, approximate(x)).cosine.numpy() for name, approximate in methods.items()}
     assert set(cosines) == {SVD, *CONTROLS, *ALIASES}
     np.testing.assert_allclose(cosines.pop(SVD), best, rtol=0, atol=1e-12)  # float64; Gram's 1e-16 of the energy
     for name, cosine in cosines.items():
@@ -63,7 +63,7 @@ def test_untrained_networks_do_not_beat_the_svd(arch: str, rank: int) -> None:
     x = pictures()
     for seed in range(5):
         model = build_model(ModelSpec(arch, TOKENS, DIM, rank, shortcut=False), seed=seed).double().eval()
-        cosine = nearness(x, model(x)[2].detach()).cosine.numpy()
+        cosine = similarity(x, model(x)[2].detach()).cosine.numpy()
         assert (cosine <= optimum(x, rank) + SLACK).all()
 
 
@@ -75,7 +75,7 @@ def test_a_sketch_by_the_true_right_singular_basis_reaches_the_svd(rank: int, po
         spec = ModelSpec("Sketch", TOKENS, DIM, rank, power_steps=power_steps)
         model = build_model(spec, seed=0).double()
         model.net.start_from(basis)
-        cosine = nearness(x, model(x)[2].detach()).cosine.numpy()
+        cosine = similarity(x, model(x)[2].detach()).cosine.numpy()
         np.testing.assert_allclose(cosine, optimum(x, rank), rtol=0, atol=1e-12)  # float64
 
 

@@ -6,7 +6,7 @@ import torch
 from tests.lowrank.caches import random_features, write_cache, write_random_cache
 
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import Normalisation, feature_statistics
 
 ROWS = list(range(1, 23))  # more than one batch, and neither first nor last picture
@@ -29,7 +29,7 @@ def test_rms_keeps_ranks_and_cosines(features: Features) -> None:
     normalisation = feature_statistics(features, ROWS, "rms").normalisation
     x = features.read(ROWS)
     y = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    before, after = nearness(x, y), nearness(normalisation.apply(x), normalisation.apply(y))
+    before, after = similarity(x, y), similarity(normalisation.apply(x), normalisation.apply(y))
     # Scaling rounds each float32 entry once.
     torch.testing.assert_close(after.cosine, before.cosine, rtol=0, atol=1e-7)
     torch.testing.assert_close(after.relative_error, before.relative_error, rtol=1e-6, atol=0)

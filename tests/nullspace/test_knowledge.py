@@ -134,7 +134,7 @@ def test_drift_is_relative_and_padding_has_no_part_in_it(place: Path, tmp_path: 
     model = load_causal_lm(place / "lm", device=CPU)
     for length in (7, 40):
         settings = settings_of(place, text=str(tmp_path / "short.txt"), seq_len=length, num_windows=1)
-        states[length] = knowledge.hidden_states(model, knowledge.read_exam(settings, place / "lm", 1))
+        states[length] = knowledge.hidden_states(model, knowledge.read_knowledge_eval(settings, place / "lm", 1))
     assert len(states[7]) == len(states[40]) == 7  # a tenth of the text, and its end
     torch.testing.assert_close(states[40], states[7], rtol=1e-4, atol=1e-4)
 

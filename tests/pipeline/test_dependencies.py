@@ -52,7 +52,7 @@ def listed_as(module: str) -> str:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage, graph):
     door = f"pipelines/{stage}.py"
-    wanted = {listed_as(m) for m in imported_by(ROOT / door, graph)} | {door, "pipelines/_snapshot.py"}
+    wanted = {listed_as(m) for m in imported_by(ROOT / door, graph)} | {door, "pipelines/_checkout.py"}
     listed = {str(p) for p in read_declaration(stage, path=ROOT / "dvc.yaml").sources}
     assert listed == wanted, f"dvc.yaml, stage {stage}: deps should be\n" + "\n".join(
         f"      - {d}" for d in sorted(wanted)

@@ -1,4 +1,4 @@
-"""Small chains base -> stage 1 -> stage 2 for the tests of room 1."""
+"""Small chains base -> stage 1 -> stage 2 for the tests of rotation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -37,7 +37,7 @@ HEADER = TypeAdapter(dict[str, Entry | dict[str, str] | None])
 
 
 @dataclass(frozen=True)
-class Placed:
+class TensorLocation:
     """A tensor and where its bytes lie in the file."""
 
     info: TensorInfo
@@ -59,7 +59,7 @@ def header_length(head: bytes | bytearray, file: str) -> int:
     return length
 
 
-def parse_header(header: bytes | bytearray, file: str, shard: str) -> list[Placed]:
+def parse_header(header: bytes | bytearray, file: str, shard: str) -> list[TensorLocation]:
     """The tensors of a file in the order of their data; ValueError names `file` if the header is damaged."""
     data_start = LENGTH_BYTES + len(header)
     damaged, remedy = f"{file}: damaged safetensors header", "use another copy of it"
@@ -84,9 +84,11 @@ def parse_header(header: bytes | bytearray, file: str, shard: str) -> list[Place
     return placed
 
 
-def _placed(name: str, entry: Entry, data_start: int, shard: str) -> Placed:
+def _placed(name: str, entry: Entry, data_start: int, shard: str) -> TensorLocation:
     nbytes = math.prod(entry.shape) * bits(entry.dtype) // 8
-    return Placed(TensorInfo(name, tuple(entry.shape), entry.dtype, nbytes, shard), data_start + entry.data_offsets[0])
+    return TensorLocation(
+        TensorInfo(name, tuple(entry.shape), entry.dtype, nbytes, shard), data_start + entry.data_offsets[0]
+    )
 
 
 def bits(code: str) -> int:
@@ -142,7 +144,7 @@ class DiskFile:
 class RangedShard:
     """An open file whose header is known; every read is a range, nothing is kept."""
 
-    def __init__(self, file: RangeFile, placed: Sequence[Placed]) -> None:
+    def __init__(self, file: RangeFile, placed: Sequence[TensorLocation]) -> None:
         self._file = file
         self._placed = {p.info.name: p for p in placed}
 
@@ -158,7 +160,7 @@ class RangedShard:
         row = placed.info.nbytes // num_rows if num_rows else 0
         return self._read(placed, placed.start + start * row, placed.start + stop * row, (stop - start, *rest))
 
-    def _read(self, placed: Placed, start: int, stop: int, shape: Sequence[int]) -> Tensor:
+    def _read(self, placed: TensorLocation, start: int, stop: int, shape: Sequence[int]) -> Tensor:
         dtype = TORCH_DTYPES.get(placed.info.dtype)
         if dtype is None:
             raise ValueError(f"{placed.info.name}: dtype {placed.info.dtype} cannot be read; leave it out")
@@ -167,7 +169,7 @@ class RangedShard:
         return torch.frombuffer(self._file.read(start, stop), dtype=dtype).reshape(shape)
 
 
-def read_header(file: RangeFile, shard: str) -> list[Placed]:
+def read_header(file: RangeFile, shard: str) -> list[TensorLocation]:
     """What a file holds and where, in two ranges: how long the header is, and the header. ValueError if damaged."""
     length = header_length(file.read(0, LENGTH_BYTES), file.name)
     if file.size is not None and LENGTH_BYTES + length > file.size:

@@ -25,7 +25,7 @@ CONTROLS = (PCA_SKETCH, RANDOM_SKETCH, PCA_BASIS, RANDOM_BASIS)
 
 
 @dataclass(frozen=True)
-class Contest:
+class Evaluation:
     """Trained models that may be compared, and on what."""
 
     models: dict[str, TrainedModel]
@@ -40,12 +40,12 @@ class Contest:
     """Of the features that all methods approximate."""
 
 
-def open_contest(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> Contest:
+def open_evaluation(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> Evaluation:
     """The models of `read_models` and the test pictures of their seed, normalised as the models were trained."""
     features.require_whole()
     models = read_models(features, results_dir, archs, rank)
     first = next(iter(models.values()))
-    return Contest(models, rank, first.seed, features.split(first.seed)["test"], first.model.spec.normalisation)
+    return Evaluation(models, rank, first.seed, features.split(first.seed)["test"], first.model.spec.normalisation)
 
 
 def read_models(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> dict[str, TrainedModel]:

@@ -1,4 +1,4 @@
-"""`subspacelab lowrank ...`: the commands of room 2."""
+"""`subspacelab lowrank ...`: the commands of lowrank."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,7 +114,7 @@ def train(
     from subspacelab.lowrank.display import print_training
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import record_training
-    from subspacelab.lowrank.run_log import open_hand_log
+    from subspacelab.lowrank.run_log import open_run_log
     from subspacelab.lowrank.train import resume_training
     from subspacelab.lowrank.train import train as run
     from subspacelab.tracking import open_run
@@ -126,7 +126,7 @@ def train(
     params = dict(asked) if resume else asdict(settings) | {"rank": rank, "seed": seed}
     params |= {"arch": name, "features": features, "resume": resume}
     with open_run("lowrank", f"{'resume' if resume else 'train'} {name}", params=params, enabled=track) as tracker:
-        with open_hand_log(params, tracker.log_metrics) as (hand, log):
+        with open_run_log(params, tracker.log_metrics) as (hand, log):
             if resume:
                 result = resume_training(
                     cached, results_dir, arch=name, epochs=epochs, asked=asked, device=device, compile=compile, log=log
@@ -165,7 +165,7 @@ def compare(
     ] = False,
     track: Track = True,
 ) -> None:
-    """SVD, trained networks and controls that are not trained, on the test pictures: nearness, cost, best epoch.
+    """SVD, trained networks and controls that are not trained, on the test pictures: similarity, cost, best epoch.
 
     Controls: a sketch and one basis for all pictures, each from the training pictures' PCA and at random; and every
     network as it was before training. Writes comparison.csv, metrics.json and svd_nn_comparison.png.

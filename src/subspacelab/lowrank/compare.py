@@ -16,16 +16,16 @@ from subspacelab.files import write_json
 from subspacelab.lowrank.architectures import LowRankModel
 from subspacelab.lowrank.baselines import (
     SVD,
-    Contest,
+    Evaluation,
     approximations,
     flops_per_picture,
     num_power_steps,
-    open_contest,
+    open_evaluation,
     train_basis,
     untrained,
 )
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.plots import draw_comparison, methods_of
 from subspacelab.lowrank.preparation import Normalisation, batches_of, read_batches
 from subspacelab.plotting.progress import progress_bar
@@ -81,27 +81,27 @@ def compare(
     `raw_inputs` is an ablation: networks are given, and everything is compared on, raw features, whatever they were
     trained on. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
     """
-    contest = open_contest(features, results_dir, archs, rank)
-    basis = train_basis(features, contest.seed, contest.normalisation)
-    starts = {name: untrained(trained, basis) for name, trained in contest.models.items()}
+    evaluation = open_evaluation(features, results_dir, archs, rank)
+    basis = train_basis(features, evaluation.seed, evaluation.normalisation)
+    starts = {name: untrained(trained, basis) for name, trained in evaluation.models.items()}
     if raw_inputs:
-        contest = replace(contest, normalisation=Normalisation())
-        basis = train_basis(features, contest.seed, contest.normalisation)
-    images, milliseconds = _measure(features, contest, basis, starts)
+        evaluation = replace(evaluation, normalisation=Normalisation())
+        basis = train_basis(features, evaluation.seed, evaluation.normalisation)
+    images, milliseconds = _measure(features, evaluation, basis, starts)
     meta = features.meta
     by_method = {name: images[images["method"] == name] for name in methods_of(images)}
     metrics = {
         "rank": rank,
         "full_rank": meta.full_rank,
-        "power_steps": num_power_steps(contest.models),
-        "num_images": len(contest.rows),
-        "normalisation": contest.normalisation.kind,
+        "power_steps": num_power_steps(evaluation.models),
+        "num_images": len(evaluation.rows),
+        "normalisation": evaluation.normalisation.kind,
         "methods": {name: _summary(table) for name, table in by_method.items()},
         "training": {
             name: {"best_epoch": trained.epoch} | _paired(by_method[name][CHANGE])
-            for name, trained in contest.models.items()
+            for name, trained in evaluation.models.items()
         },
-        "flops_per_picture": flops_per_picture(contest.models, rank, meta.tokens, meta.dim),
+        "flops_per_picture": flops_per_picture(evaluation.models, rank, meta.tokens, meta.dim),
     }
     write_csv(output_dir / "comparison.csv", images)
     write_json(output_dir / "metrics.json", metrics)
@@ -110,25 +110,25 @@ def compare(
 
 
 def _measure(
-    features: Features, contest: Contest, basis: Float[Tensor, "dim dim"], starts: dict[str, LowRankModel]
+    features: Features, evaluation: Evaluation, basis: Float[Tensor, "dim dim"], starts: dict[str, LowRankModel]
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """One row per method and test picture, and milliseconds of a picture by method."""
-    methods = approximations(contest.models, basis, contest.rank, contest.seed)
-    batches = batches_of(contest.rows, BATCH)
+    methods = approximations(evaluation.models, basis, evaluation.rank, evaluation.seed)
+    batches = batches_of(evaluation.rows, BATCH)
     found: list[pd.DataFrame] = []
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    with progress_bar("compare", total=len(contest.rows), unit="pictures") as advance:
-        read = read_batches(features, batches, contest.normalisation, torch.device("cpu"))
+    with progress_bar("compare", total=len(evaluation.rows), unit="pictures") as advance:
+        read = read_batches(features, batches, evaluation.normalisation, torch.device("cpu"))
         for batch, x in zip(batches, read, strict=True):
-            best = nearness(x, methods[SVD](x))
+            best = similarity(x, methods[SVD](x))
             least = best.mse.where(1 - best.explained_variance > ROUNDING, torch.nan)
             ids = features.index["dataset_id"][batch].tolist()
             for name, approximate in methods.items():
                 begin = perf_counter()
                 approximation = approximate(x)
                 seconds[name].append((perf_counter() - begin) / len(batch))
-                near = nearness(x, approximation)
-                start = nearness(x, starts[name](x)[2]).cosine if name in starts else torch.nan
+                near = similarity(x, approximation)
+                start = similarity(x, starts[name](x)[2]).cosine if name in starts else torch.nan
                 values = asdict(near) | {
                     "share_of_svd": near.cosine / best.cosine,
                     "residual_over_svd": near.mse / least,

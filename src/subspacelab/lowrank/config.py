@@ -1,4 +1,4 @@
-"""What can be set for the stages of room 2."""
+"""What can be set for the stages of lowrank."""
 
 from dataclasses import dataclass, field
 from typing import Literal

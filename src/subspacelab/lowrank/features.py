@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from subspacelab.checkpoints.safetensors_file import LENGTH_BYTES, Placed, header_length, parse_header
+from subspacelab.checkpoints.safetensors_file import LENGTH_BYTES, TensorLocation, header_length, parse_header
 from subspacelab.data.decoding import decode_rgb
 from subspacelab.data.grounding import require_bounded
 from subspacelab.files import read_json, require_regular, sha256_file
@@ -229,7 +229,7 @@ def pictures_name(shard: str) -> str:
     return shard.replace("features-", "pictures-").replace(".safetensors", ".parquet")
 
 
-def read_header(path: Path) -> Placed:
+def read_header(path: Path) -> TensorLocation:
     """Dtype, shape and place of the one tensor of a shard."""
     try:
         with path.open("rb") as file:

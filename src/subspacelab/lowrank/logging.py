@@ -57,7 +57,7 @@ def record_training(result: TrainingResult, features: Features, tracker: "Tracke
             name=f"lowrank_{arch}",
             folder=result.folder,
             files=[f"{BEST_MODEL}.safetensors", f"{BEST_MODEL}.json"],
-            code=Path(__file__).with_name("served.py"),
+            code=Path(__file__).with_name("mlflow_model.py"),
             pip_requirements=pinned("torch", "safetensors", "numpy"),
             metrics=result.metrics,
             step=result.progress.best_epoch,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Nearness:
+class Similarity:
     """One value per picture, float64, for X and its approximation Y."""
 
     cosine: Float[Tensor, " batch"]
@@ -24,14 +24,14 @@ class Nearness:
     """1 - ||X - Y||_F^2 / ||X||_F^2, about the origin, as the SVD has it; below 0 it is worse than Y = 0."""
 
 
-def nearness(x: Float[Tensor, "batch tokens dim"], y: Float[Tensor, "batch tokens dim"]) -> Nearness:
+def similarity(x: Float[Tensor, "batch tokens dim"], y: Float[Tensor, "batch tokens dim"]) -> Similarity:
     """Measures in float64: between two methods cosines may differ in the fifth digit only."""
     wide, near = x.double(), y.double()
     flat, other = wide.flatten(1), near.flatten(1)
     difference = (flat - other).square()
     share = difference.sum(1) / flat.square().sum(1)
     cosine, by_token = F.cosine_similarity(flat, other), F.cosine_similarity(wide, near, dim=2).mean(1)
-    return Nearness(cosine, by_token, difference.mean(1), share.sqrt(), 1 - share)
+    return Similarity(cosine, by_token, difference.mean(1), share.sqrt(), 1 - share)
 
 
 def size_of_b(b: Float[Tensor, "batch rank dim"]) -> Float[Tensor, ""]:

@@ -18,7 +18,7 @@ from subspacelab.lowrank.train import TrainingResult
 from subspacelab.lowrank.trainer import Log
 
 
-class HandLog:
+class RunLog:
     """Config, one line per epoch, and the final summary of one training."""
 
     def __init__(self, root: Path, name: str, config: Mapping[str, Any]) -> None:
@@ -53,16 +53,14 @@ def _new_folder(root: Path, name: str) -> Path:
 
 
 @contextmanager
-def open_hand_log(
-    config: Mapping[str, Any], log: Log, root: Path = Path("log")
-) -> Iterator[tuple[HandLog | None, Log]]:
+def open_run_log(config: Mapping[str, Any], log: Log, root: Path = Path("log")) -> Iterator[tuple[RunLog | None, Log]]:
     """Yields the log and a `log(metrics, epoch)` that writes to it and calls `log`; nothing but in the main process."""
     if not is_main_process():
         yield None, log
         return
     if root.exists() and not root.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(root))
-    hand = HandLog(root, f"logs_{datetime.now():%Y%m%d_%H%M%S}", config)
+    hand = RunLog(root, f"logs_{datetime.now():%Y%m%d_%H%M%S}", config)
 
     def both(metrics: Mapping[str, float], epoch: int) -> None:
         hand.epoch(metrics, epoch)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from subspacelab.files import write_json
 from subspacelab.linalg.token_svd import token_svd
-from subspacelab.lowrank.baselines import CONTROLS, SVD, Contest, approximations, open_contest, train_basis
+from subspacelab.lowrank.baselines import CONTROLS, SVD, Evaluation, approximations, open_evaluation, train_basis
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.metrics import nearness
+from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.plots import draw_channels, draw_errors, draw_overlay, draw_rank_curve
 from subspacelab.lowrank.preparation import batches_of, read_batches
 
@@ -51,14 +51,14 @@ def visualize(
 
     `image_idx` counts the test pictures from 0. Raises ValueError for a picture or a number of channels there is not.
     """
-    contest = open_contest(features, results_dir, archs, rank)
-    if not 0 <= image_idx < len(contest.rows):
-        raise ValueError(f"image_idx: {image_idx}, there are test pictures 0 to {len(contest.rows) - 1}")
+    evaluation = open_evaluation(features, results_dir, archs, rank)
+    if not 0 <= image_idx < len(evaluation.rows):
+        raise ValueError(f"image_idx: {image_idx}, there are test pictures 0 to {len(evaluation.rows) - 1}")
     if not 1 <= channels <= features.meta.dim:
         raise ValueError(f"channels: {channels}, the features have 1 to {features.meta.dim}")
-    basis = train_basis(features, contest.seed, contest.normalisation)
-    pictures = _draw_one(features, contest, basis, output_dir, image_idx=image_idx, channels=channels)
-    curves, points = _rank_curves(features, contest, basis)
+    basis = train_basis(features, evaluation.seed, evaluation.normalisation)
+    pictures = _draw_one(features, evaluation, basis, output_dir, image_idx=image_idx, channels=channels)
+    curves, points = _rank_curves(features, evaluation, basis)
     pictures.append(draw_rank_curve(output_dir / "rank_curve.png", curves, points, features.meta.full_rank))
     table = {name: {str(r): c for r, c in curve.items()} for name, curve in curves.items()}
     table |= {name: {str(r): c} for name, (r, c) in points.items()}
@@ -68,7 +68,7 @@ def visualize(
 
 def _draw_one(
     features: Features,
-    contest: Contest,
+    evaluation: Evaluation,
     basis: Float[Tensor, "dim dim"],
     output_dir: Path,
     *,
@@ -76,9 +76,9 @@ def _draw_one(
     channels: int,
 ) -> list[Path]:
     """Channels, their errors, and the error summed over all channels, of one test picture on its plane."""
-    row, side = contest.rows[image_idx], features.meta.side
-    x, picture = contest.normalisation.apply(features.read([row])), features.picture(row)
-    methods = approximations(contest.models, basis, contest.rank, contest.seed)
+    row, side = evaluation.rows[image_idx], features.meta.side
+    x, picture = evaluation.normalisation.apply(features.read([row])), features.picture(row)
+    methods = approximations(evaluation.models, basis, evaluation.rank, evaluation.seed)
     approximated = {name: approximate(x) for name, approximate in methods.items() if name not in CONTROLS}
 
     def maps(y: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def _draw_one(
     original, by_method = maps(x).numpy(), {name: maps(y).numpy() for name, y in approximated.items()}
     summed = {name: (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
     of_channels, of_errors, overlay = (output_dir / name for name in file_names(image_idx)[:3])
-    rank = features.meta.describe_rank(contest.rank)
+    rank = features.meta.describe_rank(evaluation.rank)
     return [
         draw_channels(of_channels, original, by_method, picture, rank=rank),
         draw_errors(of_errors, original, by_method, picture, rank=rank),
@@ -96,21 +96,21 @@ def _draw_one(
 
 
 def _rank_curves(
-    features: Features, contest: Contest, basis: Float[Tensor, "dim dim"]
+    features: Features, evaluation: Evaluation, basis: Float[Tensor, "dim dim"]
 ) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
     """Mean cosine over the test pictures: SVD and controls at every rank, networks at theirs."""
-    ranks = [r for r in CURVE if r <= features.meta.full_rank] or [contest.rank]
-    methods = {r: approximations(contest.models, basis, r, contest.seed) for r in ranks}
+    ranks = [r for r in CURVE if r <= features.meta.full_rank] or [evaluation.rank]
+    methods = {r: approximations(evaluation.models, basis, r, evaluation.seed) for r in ranks}
     sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, *CONTROLS)}
-    points = dict.fromkeys(contest.models, 0.0)
-    for x in read_batches(features, batches_of(contest.rows, BATCH), contest.normalisation, torch.device("cpu")):
+    points = dict.fromkeys(evaluation.models, 0.0)
+    for x in read_batches(features, batches_of(evaluation.rows, BATCH), evaluation.normalisation, torch.device("cpu")):
         optimum = token_svd(x).cosines()
         for r in ranks:
             sums[SVD][r] += optimum[:, r - 1].sum().item()
             for name in CONTROLS:
-                sums[name][r] += nearness(x, methods[r][name](x)).cosine.sum().item()
-        for name, trained in contest.models.items():
-            points[name] += nearness(x, trained.model(x)[2]).cosine.sum().item()
-    count = len(contest.rows)
+                sums[name][r] += similarity(x, methods[r][name](x)).cosine.sum().item()
+        for name, trained in evaluation.models.items():
+            points[name] += similarity(x, trained.model(x)[2]).cosine.sum().item()
+    count = len(evaluation.rows)
     curves = {name: {r: total / count for r, total in curve.items()} for name, curve in sums.items()}
-    return curves, {name: (contest.rank, total / count) for name, total in points.items()}
+    return curves, {name: (evaluation.rank, total / count) for name, total in points.items()}

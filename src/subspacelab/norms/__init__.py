@@ -1,1 +1,1 @@
-"""Room 4: the norms of embedding vectors and the parameters of norm layers, for seven families and the rest."""
+"""norms: the norms of embedding vectors and the parameters of norm layers, for seven families and the rest."""

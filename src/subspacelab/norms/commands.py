@@ -1,4 +1,4 @@
-"""`subspacelab norms ...`: the commands of room 4."""
+"""`subspacelab norms ...`: the commands of norms."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

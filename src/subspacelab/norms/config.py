@@ -1,4 +1,4 @@
-"""What can be set for the stage of room 4."""
+"""What can be set for the stage of norms."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,1 @@
-"""Room 3: adapters in the null space of what a model already knows, built, trained and verified."""
+"""nullspace: adapters in the null space of what a model already knows, built, trained and verified."""

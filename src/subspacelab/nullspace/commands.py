@@ -1,4 +1,4 @@
-"""`subspacelab nullspace ...`: the commands of room 3."""
+"""`subspacelab nullspace ...`: the commands of nullspace."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What can be set for the stages of room 3."""
+"""What can be set for the stages of nullspace."""
 
 from dataclasses import dataclass, field
 

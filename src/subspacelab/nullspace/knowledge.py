@@ -60,7 +60,7 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class Exam:
+class KnowledgeEval:
     """What a model is asked."""
 
     facts: Sequence[Instruction]
@@ -77,13 +77,13 @@ class Exam:
     """Batch size and longest answer."""
 
 
-def read_exam(settings: KnowledgeSettings, model: Path, seed: int) -> Exam:
+def read_knowledge_eval(settings: KnowledgeSettings, model: Path, seed: int) -> KnowledgeEval:
     """Reads facts, problems and text, the latter as windows of the model's tokens."""
     texts, calibration = read_texts(settings.text, split="test"), "\n\n".join(read_texts(settings.text))
     facts, task, validation = (
         read_instructions(rows)[: settings.limit] for rows in (settings.facts, settings.task, settings.validation)
     )
-    return Exam(
+    return KnowledgeEval(
         facts,
         [prompt_of(fact.query) in calibration for fact in facts],
         task,
@@ -102,33 +102,35 @@ def measure_knowledge(
     refuse.
     """
     source = base_of(read_meta(require_adapter(adapters[0])), base)
-    tokenizer, exam = load_tokenizer(source.folder), read_exam(settings, source.folder, seed)
+    tokenizer, evaluation = load_tokenizer(source.folder), read_knowledge_eval(settings, source.folder, seed)
     model = load_causal_lm(source.folder, device=device)
-    old = hidden_states(model, exam)
-    first = _examine(model, tokenizer, exam, drift=0.0, update=0.0)
+    old = hidden_states(model, evaluation)
+    first = _examine(model, tokenizer, evaluation, drift=0.0, update=0.0)
     del model
     found = []
     for folder in adapters:
         adapted = load_plain(source.folder, require_adapter(folder), device=device)
-        drift = relative_change(hidden_states(adapted, exam), old)
-        found.append(_examine(adapted, tokenizer, exam, drift=drift, update=update_norm(folder)))
+        drift = relative_change(hidden_states(adapted, evaluation), old)
+        found.append(_examine(adapted, tokenizer, evaluation, drift=drift, update=update_norm(folder)))
         del adapted
     return first, found
 
 
-def _examine(model: Any, tokenizer: Any, exam: Exam, *, drift: float, update: float) -> Knowledge:
-    answers = ask(model, tokenizer, exam.facts, exam.settings)
-    pairs = [(answer.strip(), fact.response.strip()) for answer, fact in zip(answers, exam.facts, strict=True)]
+def _examine(model: Any, tokenizer: Any, evaluation: KnowledgeEval, *, drift: float, update: float) -> Knowledge:
+    answers = ask(model, tokenizer, evaluation.facts, evaluation.settings)
+    pairs = [(answer.strip(), fact.response.strip()) for answer, fact in zip(answers, evaluation.facts, strict=True)]
     exact, begun = [a == r for a, r in pairs], [a.startswith(r) for a, r in pairs]
     recall = share(exact)
-    task, validation = (_solved(model, tokenizer, rows, exam.settings) for rows in (exam.task, exam.validation))
+    task, validation = (
+        _solved(model, tokenizer, rows, evaluation.settings) for rows in (evaluation.task, evaluation.validation)
+    )
     return Knowledge(
         recall=recall,
         recall_begun=share(begun),
-        recall_calibrated=_share_of(exact, exam.calibrated),
-        recall_begun_calibrated=_share_of(begun, exam.calibrated),
-        recall_uncalibrated=_share_of(exact, [not asked for asked in exam.calibrated]),
-        recall_begun_uncalibrated=_share_of(begun, [not asked for asked in exam.calibrated]),
+        recall_calibrated=_share_of(exact, evaluation.calibrated),
+        recall_begun_calibrated=_share_of(begun, evaluation.calibrated),
+        recall_uncalibrated=_share_of(exact, [not asked for asked in evaluation.calibrated]),
+        recall_begun_uncalibrated=_share_of(begun, [not asked for asked in evaluation.calibrated]),
         task=task,
         validation=validation,
         geometric_mean=math.sqrt(recall * task),
@@ -171,11 +173,11 @@ def last_word(text: str) -> str:
 
 
 @torch.inference_mode()
-def hidden_states(model: Any, exam: Exam) -> Float[Tensor, "tokens dim"]:
+def hidden_states(model: Any, evaluation: KnowledgeEval) -> Float[Tensor, "tokens dim"]:
     """The last hidden states, after the final norm, of every token that is no padding."""
     found = []
-    for i in range(0, len(exam.windows.input_ids), exam.settings.batch_size):
-        ids, mask = (t[i : i + exam.settings.batch_size].to(model.device) for t in _pair(exam.windows))
+    for i in range(0, len(evaluation.windows.input_ids), evaluation.settings.batch_size):
+        ids, mask = (t[i : i + evaluation.settings.batch_size].to(model.device) for t in _pair(evaluation.windows))
         states = trunk_of(model)(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
         found.append(states[mask].float().cpu())
     return torch.cat(found)

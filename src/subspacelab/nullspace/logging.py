@@ -101,7 +101,7 @@ def record_training(
             ModelFiles(
                 name=f"nullspace_{meta['method']}_seed_{meta['seed']}",
                 folder=folder,
-                code=Path(__file__).with_name("served.py"),
+                code=Path(__file__).with_name("mlflow_model.py"),
                 pip_requirements=pinned("torch", "transformers", "peft", "safetensors"),
                 params={"method": meta["method"], "rank": meta["rank"], "seed": meta["seed"], "base": meta["base"]},
                 metrics=metrics,
@@ -111,7 +111,7 @@ def record_training(
 
 
 def stage_model(folder: Path, adapter: Path, base: Source) -> None:
-    """Lays out what `served.py` loads: the adapter, and the base's files, or a pointer to its commit or place."""
+    """Lays out what `mlflow_model.py` loads: the adapter, and the base's files, or a pointer to its commit or place."""
     shutil.copytree(adapter, folder / SERVED_ADAPTER)
     files = [file for file in base.folder.iterdir() if file.suffix in SERVED_SUFFIXES and file.is_file()]
     if base.revision is None and sum(file.stat().st_size for file in files) <= SMALL:

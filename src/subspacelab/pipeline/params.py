@@ -33,7 +33,7 @@ class Common:
     study: str
     """Name of the study: a file in pipelines/studies."""
     rank: int
-    """Rank of the low-rank approximations of rooms 2 and 3."""
+    """Rank of the low-rank approximations of lowrank and nullspace."""
     seed: int
     """Seed of every generator."""
     threads: int

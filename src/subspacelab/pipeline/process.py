@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TextIO
 from subspacelab.errors import one_line_errors
 
 
-def run_door(main: Callable[..., None]) -> NoReturn:
+def run_stage_script(main: Callable[..., None]) -> NoReturn:
     """Calls a door's `main` with the words of the command line; a mistake is one line and its exit code."""
 
     def work() -> None:

@@ -1,1 +1,1 @@
-"""Room 1: how training turns the singular directions of the weights, base -> stage 1 -> stage 2."""
+"""rotation: how training turns the singular directions of the weights, base -> stage 1 -> stage 2."""

@@ -1,4 +1,4 @@
-"""`subspacelab rotation ...`: the commands of room 1."""
+"""`subspacelab rotation ...`: the commands of rotation."""
 
 from pathlib import Path
 from typing import Annotated

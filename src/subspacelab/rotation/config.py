@@ -1,4 +1,4 @@
-"""What can be set for the stages of room 1."""
+"""What can be set for the stages of rotation."""
 
 from dataclasses import dataclass
 

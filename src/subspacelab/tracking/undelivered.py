@@ -82,7 +82,7 @@ class _Model(_OfRun):
     model: Name
     files: Path
     only: list[Annotated[str, Field(pattern=r"^[^/\x00]*[^/\x00.][^/\x00]*$")]]
-    code: Annotated[str, Field(pattern=r"^\w+/\w*served\.py$")]
+    code: Annotated[str, Field(pattern=r"^\w+(/\w+)?/mlflow_model\.py$")]
     pip_requirements: list[Annotated[str, Field(pattern=r"^[\w.-]+==[\w.+!-]+$")]]
     params: dict[Name, str]
     metrics: dict[Name, float]

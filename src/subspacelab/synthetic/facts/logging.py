@@ -21,7 +21,7 @@ def record_llm(folder: Path, corpus: Path, tracker: "Tracker") -> None:
         ModelFiles(
             name=folder.name,
             folder=folder,
-            code=Path(__file__).with_name("llm_served.py"),
+            code=Path(__file__).with_name("mlflow_model.py"),
             pip_requirements=pinned("torch", "transformers", "safetensors"),
             metrics=figures,
         )

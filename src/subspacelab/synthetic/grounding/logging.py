@@ -32,7 +32,7 @@ def record_checkpoint(
         ModelFiles(
             name=folder.name,
             folder=folder,
-            code=Path(__file__).with_name("served.py"),
+            code=Path(__file__).with_name("mlflow_model.py"),
             pip_requirements=pinned("torch", "transformers", "safetensors"),
             metrics=figures,
         )

@@ -51,7 +51,7 @@ WORD_HEIGHT, WIDEST = (0.2, 0.4), 0.9  # of the picture's side
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Stage `scenes`: the pictures that the later rooms study."""
+    """Stage `scenes`: the pictures that the studies read."""
 
     rows: int
     """How many."""

@@ -43,7 +43,7 @@ class Killed:
     """Whole files that it left in its work folder."""
 
 
-class Doors:
+class StageScripts:
     """Runs the doors of the study in `folder`, one at a time."""
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Doors:
         self._unbroken: dict[str, float] = {}
         self._log = (folder / "doors.log").open("w")
         self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("door_server.py"))],
+            [sys.executable, str(Path(__file__).with_name("script_server.py"))],
             cwd=folder,
             env=os.environ | {"TRACKING": "off", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
             stdin=subprocess.PIPE,

@@ -40,12 +40,12 @@ def main() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            run_door(json.loads(line))
+            run_stage_script(json.loads(line))
         print(child, flush=True)
         print(os.waitpid(child, 0)[1], flush=True)
 
 
-def run_door(words: list[str]) -> None:
+def run_stage_script(words: list[str]) -> None:
     os.setsid()
     os.dup2(2, 1)  # what it prints must not be taken for an answer
     sys.argv = words

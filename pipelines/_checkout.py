@@ -1,4 +1,4 @@
-"""Imported first by every door: makes the code that stands beside the door the code that runs.
+"""Imported first by every stage script: makes the code of its own checkout the code that runs.
 
 An editable install puts the main working tree on the path; `dvc exp run --temp` and the queue work in copies, and
 would otherwise run whatever the working tree holds by then.
@@ -14,7 +14,7 @@ gc.disable()  # a fifth of the time of large imports; `open_stage` turns it on
 
 
 def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A Ctrl-C during the imports, which take seconds, is one line too; afterwards `run_door` says it."""
+    """A Ctrl-C during the imports, which take seconds, is one line too; afterwards `run_stage_script` says it."""
     if issubclass(kind, KeyboardInterrupt):
         print("error: interrupted; run the same command again to continue", file=sys.stderr)
     else:
