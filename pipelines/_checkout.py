@@ -4,13 +4,11 @@ An editable install puts the main working tree on the path; `dvc exp run --temp`
 would otherwise run whatever the working tree holds by then.
 """
 
-import gc
 import sys
 from pathlib import Path
 from types import TracebackType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-gc.disable()  # a fifth of the time of large imports; `open_stage` turns it on
 
 
 def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,6 +1,5 @@
 """What surrounds a stage: declaration, parameters, guard, continuation."""
 
-import gc
 import multiprocessing
 import time
 from dataclasses import dataclass
@@ -102,17 +101,6 @@ def test_a_stage_gets_its_parameters_seed_and_threads(project):
         assert torch.get_num_threads() == 1
         drawn = torch.rand(3)
     assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(3)))
-
-
-def test_the_garbage_collector_that_a_door_turned_off_is_on_again(project):
-    gc.disable()
-    try:
-        with opened():
-            assert gc.isenabled()
-            assert gc.get_freeze_count() > 0
-    finally:
-        gc.enable()
-        gc.unfreeze()
 
 
 @pytest.mark.parametrize("changed", ["params.yaml", "pipelines/studies/s.yaml", "src/toy.py", "pipelines/toy.py"])

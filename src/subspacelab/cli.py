@@ -5,7 +5,6 @@ The commands are imported within the process that `run` guards: a Ctrl-C may com
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from subspacelab.errors import one_line_errors, printable
 from subspacelab.pipeline.process import run_process
@@ -40,6 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(code or 0)
 
 
-def run() -> NoReturn:
+def run() -> None:
     """`main` as the whole of a process."""
     run_process(main)

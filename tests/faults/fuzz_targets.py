@@ -57,19 +57,17 @@ def copy_parts(template: Path, place: Path, target: Target) -> None:
 
 def _run_stage(words: str) -> None:
     """Runs a stage script of the project as a process of its own would."""
-    import gc
     import os
     import runpy
     import sys
 
-    from subspacelab.pipeline import process as process
+    from subspacelab.pipeline import process
 
     os.chdir("project")
     name, *rest = words.split()
     sys.argv = [f"pipelines/{name}.py", *rest]
     sys.path.insert(0, str(Path("pipelines").resolve()))
     process.run_process = lambda work: work()  # type: ignore[assignment]
-    gc.disable = lambda: None
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

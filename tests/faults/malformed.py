@@ -393,7 +393,7 @@ def table() -> str:
     rows = Counter(command for command, *_ in (*FAULTS, *PROJECT))
     words = {name: " ".join(line.split(" -")[0].split()[:2]) for name, line in COMMANDS.items()}
     lines = [f"| `subspacelab {words[name]}` | {count} |" for name, count in rows.items()]
-    lines += [f"| doors: params.yaml, studies, dvc.yaml | {len(PARAMS)} |"]
+    lines += [f"| stage scripts: params.yaml, studies, dvc.yaml | {len(PARAMS)} |"]
     return "\n".join([*lines, f"| together | {sum(rows.values()) + len(PARAMS)} |"])
 
 

@@ -1,7 +1,7 @@
-"""A process that has imported the libraries once, and forks for every door that it is asked to run.
+"""A process that has imported the libraries once, and forks for every stage script that it is asked to run.
 
 A start of Python with torch, transformers and pandas costs seconds, more than a stage of the smoke study works. The
-forked process is a real one: leader of its own session, running the door as `__main__` with the package that stands
+forked process is a real one: leader of its own session, running the script as `__main__` with the package that stands
 beside it. Only libraries are imported here and nothing is computed, so that no OpenMP thread exists when it forks.
 
 Reads a JSON list of words a line; answers with the process id, then with its status as `os.waitpid` gives it.
@@ -50,11 +50,17 @@ def run_stage_script(words: list[str]) -> None:
     os.dup2(2, 1)  # what it prints must not be taken for an answer
     sys.argv = words
     sys.path[0] = str(Path(words[0]).resolve().parent)
+    code = 0
     try:
         runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else bool(e.code)
     except BaseException:
         traceback.print_exc()
-    os._exit(1)  # a door ends its process itself
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a forked process must not go on with the server's work
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tests.faults.malformed import FAULTS, PARAMS, PROJECT, USAGE, Row
 from tests.faults.workshop import COMMANDS, run, snapshot
 from transformers.utils.logging import warning_once
 
-from subspacelab.pipeline import process as process
+from subspacelab.pipeline import process
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors and par
 
 
 @app.callback()
-def room() -> None:
+def norms() -> None:
     """Norms of embedding vectors and parameters of norm layers."""
 
 

@@ -1,22 +1,20 @@
-"""The outermost frame of every process of ours: a door of the pipeline, and the command line."""
+"""The outermost frame of every process of ours: a stage script of the pipeline, and the command line."""
 
-import atexit
 import inspect
 import io
 import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from subspacelab.errors import one_line_errors
 
 
-def run_stage_script(main: Callable[..., None]) -> NoReturn:
-    """Calls a door's `main` with the words of the command line; a mistake is one line and its exit code."""
+def run_stage_script(main: Callable[..., None]) -> None:
+    """Calls a stage script's `main` with the words of the command line; a mistake is one line and its exit code."""
 
     def work() -> None:
         with one_line_errors("--verbose" in sys.argv):
@@ -25,28 +23,17 @@ def run_stage_script(main: Callable[..., None]) -> NoReturn:
     run_process(work)
 
 
-def run_process(work: Callable[[], None]) -> NoReturn:
-    """Calls `work` and ends the process as Python would, but leaves the memory to the system.
-
-    Python takes apart, object by object, what torch, transformers and MLflow have imported: a second and more.
-    """
+def run_process(work: Callable[[], None]) -> None:
+    """Calls `work` as the whole of a process: its streams break nothing, libraries are silent unless asked for."""
     _read_names_as_utf8()
     steady_streams()
     if not (os.environ.get("VERBOSE") or "--verbose" in sys.argv):
         quieten_libraries()
-    code: int | str | None = None
     try:
         work()
-    except SystemExit as e:
-        code = e.code
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: a Ctrl-C from here on ends it without a word
-    # What Python itself does first, in its order: idle pools end, threads at work are waited for, exit functions run.
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    if isinstance(code, str) or not _flushed():
-        sys.exit(code)  # Python itself says what is to be said
-    os._exit(code or 0)
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: a Ctrl-C from here on ends it without a word
 
 
 def _read_names_as_utf8() -> None:
@@ -95,19 +82,12 @@ class _Unbroken(io.FileIO):
             return len(memoryview(data).cast("B"))
 
 
-def _flushed() -> bool:
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # the disk is full
-        return False
-    return True
-
-
 def _words(main: Callable[..., None]) -> list[str]:
     wanted = [f"<{name}>" for name in inspect.signature(main).parameters]
     given = [word for word in sys.argv[1:] if word != "--verbose"]
     if len(given) != len(wanted):
-        door = Path(sys.argv[0]).name
-        raise ValueError(f"{door} takes {' '.join(wanted) or 'no word'}, not {given}; dvc.yaml shows how it is called")
+        script = Path(sys.argv[0]).name
+        raise ValueError(
+            f"{script} takes {' '.join(wanted) or 'no word'}, not {given}; dvc.yaml shows how it is called"
+        )
     return given

@@ -1,7 +1,6 @@
 """The surroundings of a DVC stage: parameters in, one tracked run around, inputs guarded, a killed run continued."""
 
 import fcntl
-import gc
 import hashlib
 import json
 import os
@@ -73,7 +72,7 @@ def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) 
 
 @dataclass(frozen=True)
 class Stage(Generic[T]):
-    """What a door works with."""
+    """What a stage script works with."""
 
     params: T
     """The stage's own parameters."""
@@ -132,10 +131,6 @@ def open_stage(
             )
         )
         work_dir = stack.enter_context(continued_folder(full_name, fingerprint(full_name, logged, declared.deps)))
-        if not gc.isenabled():
-            # The door turned it off for its imports, whose million objects are no garbage: never look at them again.
-            gc.freeze()
-            gc.enable()
         yield Stage(section, params.study, params.common.rank, params.common.seed, tracker, work_dir)
         guard.check()
 

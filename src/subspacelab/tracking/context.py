@@ -24,7 +24,7 @@ class StageContext:
     stage: str
     """Name with the matrix item, such as `decompose@base`, without the path DVC puts before it."""
     mode: str | None
-    """`repro`, `exp`, `temp` or `queue`; None when a person ran the door by hand."""
+    """`repro`, `exp`, `temp` or `queue`; None when a person ran the script by hand."""
     exp_name: str | None
     """The experiment's name, which `dvc exp apply` takes."""
     baseline: str | None

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.demo.tiny import TINY
+from tests.synthetic.tiny import TINY
 
 from subspacelab.models.qwen_vl import save_qwen_vl
 from subspacelab.synthetic.grounding.display import print_checkpoint

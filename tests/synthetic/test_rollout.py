@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tests.demo.tiny import TINY
+from tests.synthetic.tiny import TINY
 
 from subspacelab.synthetic.grounding.grpo import sample_boxes, score_boxes
 from subspacelab.synthetic.grounding.model import build_model, encode_prompts

@@ -11,7 +11,7 @@ import pytest
 
 MEMORY = "out of memory; choose a smaller model, batch or size, or a machine with more"
 REPORT = "--verbose shows where; please report"
-DOOR = Path(__file__).resolve().parents[1] / "pipelines" / "train_lowrank.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "pipelines" / "train_lowrank.py"
 
 
 def run(body: str, *words: str, **streams) -> subprocess.CompletedProcess:
@@ -48,7 +48,7 @@ def run(body: str, *words: str, **streams) -> subprocess.CompletedProcess:
     ],
 )
 def test_a_process_ends_with_the_code_and_the_words_of_its_work(end, code, said):
-    done = run(f"print('out')\ndef main():\n    {end}\nrun_door(main)", stdout=subprocess.PIPE)
+    done = run(f"print('out')\ndef main():\n    {end}\nrun_stage_script(main)", stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (code, "out\n")
     assert done.stderr == (f"{said}\n" if said else "")
 
@@ -93,13 +93,13 @@ INTERRUPTED = "error: interrupted; run the same command again to continue\n"
 def test_ctrl_c_is_one_line_from_a_door(tmp_path):
     script = (
         "import time, pathlib; from subspacelab.pipeline.process import run_stage_script\n"
-        "def main():\n    pathlib.Path('ready').touch(); time.sleep(60)\nrun_door(main)"
+        "def main():\n    pathlib.Path('ready').touch(); time.sleep(60)\nrun_stage_script(main)"
     )
     assert interrupted([sys.executable, "-c", script], "ready", tmp_path) == (130, INTERRUPTED)
 
 
-def test_ctrl_c_is_one_line_while_a_door_imports(tmp_path):
-    script = f"import sys; sys.path.insert(0, {str(DOOR.parent)!r}); import _snapshot, pathlib, time\n"
+def test_ctrl_c_is_one_line_while_a_stage_script_imports(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import _checkout, pathlib, time\n"
     script += "pathlib.Path('ready').touch(); time.sleep(60)"
     assert interrupted([sys.executable, "-c", script], "ready", tmp_path) == (-signal.SIGINT, INTERRUPTED)
 
@@ -133,7 +133,7 @@ run_stage_script(main)
 
 def test_a_reader_that_goes_away_does_not_end_the_work(tmp_path):
     body = "def main():\n    for i in range(99999): print(i)\n    open(sys.argv[0], 'w').close()\n"
-    body += f"sys.argv = [{str(tmp_path / 'done')!r}]\nrun_door(main)"
+    body += f"sys.argv = [{str(tmp_path / 'done')!r}]\nrun_stage_script(main)"
     read, write = os.pipe()
     os.close(read)
     done = run(body, stdout=write)
@@ -187,7 +187,7 @@ def test_output_that_cannot_be_written_is_no_success():
 
 @pytest.mark.parametrize("words", [[], ["MLP", "more"]])
 def test_a_door_without_its_word_says_so(words, tmp_path):
-    done = subprocess.run([sys.executable, DOOR, *words], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, SCRIPT, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"error: train_lowrank.py takes <arch>, not {words}; dvc.yaml shows how it is called\n"
 

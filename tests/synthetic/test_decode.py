@@ -1,5 +1,5 @@
 import torch
-from tests.demo.tiny import TINY
+from tests.synthetic.tiny import TINY
 from torch import Tensor
 
 from subspacelab.synthetic.grounding.model import bins_box, build_model, decode_boxes, encode_prompts

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tests.demo.tiny import TINY
+from tests.synthetic.tiny import TINY
 
 from subspacelab.synthetic.grounding.evaluation import box_iou
 from subspacelab.synthetic.grounding.model import bins_box, box_bins, build_model, encode_prompts

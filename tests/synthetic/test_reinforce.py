@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.demo.tiny import TINY
+from tests.synthetic.tiny import TINY
 from transformers import AutoTokenizer
 
 from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
