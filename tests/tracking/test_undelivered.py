@@ -72,9 +72,9 @@ def test_a_model_arrives_later_and_loads(place, dead_store, monkeypatch):
     dead_store(Unreachable("gone"))
     model = _model(place.root, params={"train": {"lr": 0.1}}, metrics={"iou": 0.5}, step=3, files=["model.safetensors"])
     package = place.root / "src" / "package"
-    (package / "room").mkdir(parents=True)
+    (package / "study").mkdir(parents=True)
     model = replace(
-        model, code=model.code.rename(package / "room" / "served.py"), pip_requirements=["safetensors==0.6"]
+        model, code=model.code.rename(package / "study" / "mlflow_model.py"), pip_requirements=["safetensors==0.6"]
     )
     for module in ("outbox", "mlflow_records"):
         monkeypatch.setattr(f"subspacelab.tracking.{module}.PACKAGE", package)
@@ -135,7 +135,7 @@ def left(place):
 
 
 MODEL = {
-    "run_id": "a", "model": "m", "files": ".", "only": [], "code": "demo/served.py", "pip_requirements": [],
+    "run_id": "a", "model": "m", "files": ".", "only": [], "code": "lowrank/mlflow_model.py", "pip_requirements": [],
     "params": {}, "metrics": {}, "step": 0, "tensors": None,
 }  # fmt: skip
 
@@ -156,7 +156,7 @@ MODEL = {
         ({"run_id": "a", "artifact": ".cache/untracked/a/folder", "into": None}, ".*folder is, or leads, outside of"),
         ({"run_id": "a", "artifact": ".cache/untracked/a/p", "into": "../x"}, "into: .*'../x' cannot be tracked"),
         (MODEL | {"code": "/tmp/evil.py"}, "code: String should match"),
-        (MODEL | {"code": "../demo/served.py"}, "code: String should match"),
+        (MODEL | {"code": "../lowrank/mlflow_model.py"}, "code: String should match"),
         (MODEL | {"only": [".."]}, "only.0: String should match"),
         (MODEL | {"only": ["a/b"]}, "only.0: String should match"),
         (MODEL | {"pip_requirements": ["-r /etc/passwd"]}, "pip_requirements.0: String should match"),
