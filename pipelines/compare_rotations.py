@@ -9,10 +9,12 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 from pathlib import Path
 
 from subspacelab.pipeline.process import run_stage_script
+from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.compare import compare
 from subspacelab.rotation.config import CompareRotationsConfig
 from subspacelab.rotation.display import print_comparison
 from subspacelab.rotation.logging import track_comparison
+from subspacelab.rotation.plots import draw_pictures
 from subspacelab.pipeline.stage import open_stage
 
 SVD = Path("data/svd")
@@ -21,18 +23,16 @@ OUT = Path("reports/rotation")
 
 def main() -> None:
     with open_stage("compare_rotations", CompareRotationsConfig, experiment="rotation") as stage:
+        settings = stage.params
         comparison = compare(
-            SVD / "base",
-            SVD / "rl_stage1",
-            SVD / "rl_stage2",
-            OUT,
-            k=stage.params.k,
-            modules=stage.params.modules,
+            open_chain(*(SVD / name for name in ("base", "rl_stage1", "rl_stage2"))),
+            k=settings.k,
+            modules=settings.modules,
             seed=stage.seed,
-            null_draws=stage.params.null_draws,
-            log_curve=stage.tracker.log_metrics,
+            null_draws=settings.null_draws,
         )
-        track_comparison(comparison, stage.tracker)
+        comparison.save(OUT)
+        track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)
     print_comparison(comparison)
 
 

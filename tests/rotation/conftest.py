@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 from tests.rotation.chains import chain_tensors, decompose_chain
 
+from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.compare import Comparison, compare
+from subspacelab.rotation.plots import draw_pictures
 
 MODULES = {
     "block 0": "visual.blocks.0.attn.qkv,model.layers.0.mlp.up_proj",
@@ -13,7 +15,6 @@ MODULES = {
     "[x]": "model.layers.{}.mlp.up_proj",
     "_y": "model.layers.0.mlp.up_proj",
 }
-Curves = list[tuple[int, dict[str, float]]]
 
 
 @pytest.fixture(scope="session")
@@ -23,24 +24,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
 
 
 @pytest.fixture(scope="session")
-def curves() -> Curves:
-    """What `comparison` has logged: step and metrics."""
-    return []
-
-
-@pytest.fixture(scope="session")
-def comparison(
-    folders: tuple[Path, Path, Path], curves: Curves, tmp_path_factory: pytest.TempPathFactory
-) -> Comparison:
+def comparison(folders: tuple[Path, Path, Path]) -> Comparison:
     """The whole comparison of `folders`, with k = 8 and further groups; nothing in it warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return compare(
-            *folders,
-            tmp_path_factory.mktemp("out"),
-            k=8,
-            modules=MODULES,
-            null_draws=2,
-            log_curve=lambda metrics, step: curves.append((step, dict(metrics))),
-            device="cpu",
-        )
+        return compare(open_chain(*folders), k=8, modules=MODULES, null_draws=2, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def saved(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `comparison` is saved and drawn; nothing in that warns."""
+    folder = tmp_path_factory.mktemp("out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        comparison.save(folder)
+        draw_pictures(folder, comparison)
+    return folder

@@ -9,17 +9,18 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles
 from tests.rotation.chains import chain_tensors, decompose_chain
-from tests.rotation.conftest import MODULES, Curves
+from tests.rotation.conftest import MODULES
 from tests.tiny import LAYOUTS, tiny_qwen_vl_tensors
 
 from subspacelab.rotation.chain import open_chain
-from subspacelab.rotation.compare import FILES, Comparison, compare, measure_chain, note_limits
+from subspacelab.rotation.compare import TABLES, Comparison, compare, measure_chain, note_limits
 from subspacelab.rotation.groups import make_groups
+from subspacelab.rotation.logging import log_curves
 from subspacelab.rotation.null_model import MEASURES, SUFFIXES
+from subspacelab.rotation.plots import PICTURES, draw_pictures
 
 Folders = tuple[Path, Path, Path]
 K = 8
-PICTURES = ["rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png"]
 Q = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -175,29 +176,28 @@ def test_a_chain_built_to_compose_gives_zero(tmp_path: Path) -> None:
     assert row["angle_mean_01_U"] > 0.1  # the leading directions do turn within the subspace
 
 
-def test_all_files_are_written(comparison: Comparison) -> None:
-    assert {path.name for path in comparison.output_dir.iterdir()} == set(FILES)
-    assert [path.name for path in comparison.pictures] == PICTURES
-    for picture in comparison.pictures:
-        assert picture.read_bytes().startswith(b"\x89PNG")
+def test_all_files_are_written(saved: Path) -> None:
+    assert {path.name for path in saved.iterdir()} == {*TABLES, *PICTURES}
+    for picture in PICTURES:
+        assert (saved / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_tables_are_read_as_written(comparison: Comparison, layers: pd.DataFrame) -> None:
-    read = pd.read_csv(comparison.output_dir / "layers.csv", dtype={"layer": "Int64"})
+def test_tables_are_read_as_written(comparison: Comparison, saved: Path, layers: pd.DataFrame) -> None:
+    read = pd.read_csv(saved / "layers.csv", dtype={"layer": "Int64"})
     pd.testing.assert_frame_equal(read, comparison.layers, check_exact=True, check_dtype=False)
     pd.testing.assert_frame_equal(comparison.layers, layers, check_exact=True)
-    modules = pd.read_csv(comparison.output_dir / "modules.csv").set_index("module")
+    modules = pd.read_csv(saved / "modules.csv").set_index("module")
     assert modules.loc["language Q", "num_weights"] == 2
     expected = layers.loc[layers["module"] == "language Q", "nss_02"]
     assert modules.loc["language Q", "nss_02_mean"] == pytest.approx(expected.mean(), rel=1e-12)
     assert modules.loc["block 0", "num_weights"] == 2
-    curves = pd.read_csv(comparison.output_dir / "curves.csv")
+    curves = pd.read_csv(saved / "curves.csv")
     assert list(curves.loc[curves["module"] == "vision QKV", "layer"]) == [0, 1]
     assert "block 0" not in set(curves["module"])
 
 
-def test_metrics_keep_identities_apart(comparison: Comparison) -> None:
-    metrics = json.loads((comparison.output_dir / "metrics.json").read_text())
+def test_metrics_keep_identities_apart(comparison: Comparison, saved: Path) -> None:
+    metrics = json.loads((saved / "metrics.json").read_text())
     assert metrics == comparison.metrics
     assert {"all", "groups", "identity", "unmatched", "k"} <= set(metrics)
     layers = comparison.layers
@@ -218,7 +218,9 @@ def test_findings_lie_between_the_controls(comparison: Comparison) -> None:
         assert (rows[f"rotation_mse_{side}"] < rows[f"random_mse_{side}"]).all()
 
 
-def test_curves_are_logged_by_group_and_layer(comparison: Comparison, curves: Curves) -> None:
+def test_curves_are_logged_by_group_and_layer(comparison: Comparison) -> None:
+    curves: list[tuple[int, dict[str, float]]] = []
+    log_curves(comparison, lambda metrics, step: curves.append((step, dict(metrics))))
     assert [step for step, _ in curves] == [0, 1]
     table = comparison.curves.set_index(["module", "layer"])
     for step, metrics in curves:
@@ -226,11 +228,13 @@ def test_curves_are_logged_by_group_and_layer(comparison: Comparison, curves: Cu
         assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_two_runs_give_the_same_bytes(folders: Folders, comparison: Comparison, tmp_path: Path) -> None:
-    again = compare(*folders, tmp_path, k=K, modules=MODULES, null_draws=2, device="cpu")
-    for name in sorted(FILES):
-        assert (tmp_path / name).read_bytes() == (comparison.output_dir / name).read_bytes(), name
-    assert str(again.output_dir) not in (tmp_path / "metrics.json").read_text()
+def test_two_runs_give_the_same_bytes(folders: Folders, saved: Path, tmp_path: Path) -> None:
+    again = compare(open_chain(*folders), k=K, modules=MODULES, null_draws=2, device="cpu")
+    again.save(tmp_path)
+    draw_pictures(tmp_path, again)
+    for name in (*TABLES, *PICTURES):
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
+    assert str(tmp_path) not in (tmp_path / "metrics.json").read_text()
 
 
 def test_another_seed_moves_only_what_is_drawn(
@@ -246,7 +250,7 @@ def test_another_seed_moves_only_what_is_drawn(
 
 def test_truncated_factors_leave_the_updates_empty_and_say_so(tmp_path: Path) -> None:
     folders = decompose_chain(tmp_path, chain_tensors(), rank=K)
-    found = compare(*folders, tmp_path / "out", null_draws=2, device="cpu")
+    found = compare(open_chain(*folders), null_draws=2, device="cpu")
     layers = found.layers
     assert layers[[f"{measure}_null_mean" for measure in MEASURES]].isna().all().all()
     empty = [c for c in layers if c.startswith(("update_", "unchanged_", "principal_energy_", "cosine", "floor_"))]
@@ -255,7 +259,7 @@ def test_truncated_factors_leave_the_updates_empty_and_say_so(tmp_path: Path) ->
     assert not layers[["identity_U", "identity_Vh"]].any().any()  # now every weight can prove something
     assert any("leading singular triples" in note for note in found.notes)
     assert found.metrics["all"]["update_norm_01"] == {"mean": None, "std": None, "count": 0}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(FILES)
+    assert len(draw_pictures(tmp_path / "out", found)) == len(PICTURES)
 
 
 def test_a_side_of_k_directions_is_noted(folders: Folders) -> None:
@@ -264,11 +268,11 @@ def test_a_side_of_k_directions_is_noted(folders: Folders) -> None:
     assert layers.set_index("weight").loc["model.layers.0.self_attn.v_proj.weight", "angle_mean_01_U"] < 1e-5
 
 
-def test_pictures_and_tables_take_blanks_and_any_name(comparison: Comparison) -> None:
+def test_pictures_and_tables_take_blanks_and_any_name(comparison: Comparison, saved: Path) -> None:
     assert 0 < comparison.layers["angle_max_01"].isna().sum() < len(comparison.layers)
     assert comparison.curves["angle_max_01"].isna().any()
-    assert set(MODULES) <= set(pd.read_csv(comparison.output_dir / "modules.csv")["module"])
-    assert "NaN" not in (comparison.output_dir / "metrics.json").read_text()
+    assert set(MODULES) <= set(pd.read_csv(saved / "modules.csv")["module"])
+    assert "NaN" not in (saved / "metrics.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -280,11 +284,8 @@ def test_pictures_and_tables_take_blanks_and_any_name(comparison: Comparison) ->
         ({"device": "tpu"}, "device='tpu'"),
     ],
 )
-def test_bad_settings_are_one_line_and_leave_nothing(
-    folders: Folders, tmp_path: Path, settings: dict[str, Any], said: str
-) -> None:
+def test_bad_settings_are_one_line(folders: Folders, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as e:
-        compare(*folders, tmp_path / "out", **settings)
+        compare(open_chain(*folders), **settings)
     assert said in str(e.value)
     assert "\n" not in str(e.value)
-    assert not (tmp_path / "out").exists()

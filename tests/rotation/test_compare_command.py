@@ -9,7 +9,8 @@ from tests.rotation.chains import chain_tensors, decompose_chain
 
 from subspacelab.ownership import MANIFEST
 from subspacelab.rotation.commands import compare, parse_modules
-from subspacelab.rotation.compare import FILES
+from subspacelab.rotation.compare import TABLES
+from subspacelab.rotation.plots import PICTURES
 
 Folders = tuple[Path, Path, Path]
 
@@ -25,12 +26,12 @@ def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of a few bytes."""
 
     def draw(folder: Path, *_: Any) -> tuple[Path, ...]:
-        pictures = tuple(folder / name for name in FILES if name.endswith(".png"))
+        pictures = tuple(folder / name for name in PICTURES)
         for picture in pictures:
             picture.write_bytes(picture.name.encode())
         return pictures
 
-    monkeypatch.setattr("subspacelab.rotation.compare.draw_pictures", draw)
+    monkeypatch.setattr("subspacelab.rotation.plots.draw_pictures", draw)
 
 
 def run(chain: Folders, output_dir: Path, **settings: Any) -> None:
@@ -56,7 +57,7 @@ def test_the_same_comparison_replaces_its_own_files_and_no_other(few: Folders, t
     (tmp_path / "notes.txt").write_text("mine")
     run(few, tmp_path)
     first = state(tmp_path)
-    assert set(first) == {*FILES, MANIFEST, "notes.txt"}
+    assert set(first) == {*TABLES, *PICTURES, MANIFEST, "notes.txt"}
     (tmp_path / "layers.csv").unlink()
     run(few, tmp_path)
     assert state(tmp_path) == first

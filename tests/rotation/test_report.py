@@ -9,6 +9,7 @@ from subspacelab.rotation.compare import Comparison
 from subspacelab.rotation.display import print_comparison, print_decomposition
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.logging import track_comparison
+from subspacelab.rotation.plots import PICTURES
 from subspacelab.tracking import MemoryTracker
 
 
@@ -52,9 +53,9 @@ def test_what_was_not_compared_is_named(comparison: Comparison) -> None:
     assert "not compared, absent in stage1: a.b" in text(out)
 
 
-def test_a_comparison_is_tracked_with_tables_and_pictures(comparison: Comparison) -> None:
+def test_a_comparison_is_tracked_with_tables_and_pictures(comparison: Comparison, saved: Path) -> None:
     tracker = MemoryTracker()
-    track_comparison(comparison, tracker)
+    track_comparison(comparison, saved, [saved / name for name in PICTURES], tracker)
     mean = comparison.metrics["all"]["angle_max_02"]["mean"]
     assert tracker.metrics["mean/angle_max_02"] == [(0, mean)]
     assert tracker.metrics["z/nss_02"] == [(0, comparison.metrics["all"]["nss_02"]["z"])]

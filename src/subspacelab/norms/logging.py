@@ -1,6 +1,5 @@
 """What an analysis gives to the tracker, and the table of several models."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from subspacelab.norms.compare import comparison_table, depth_curves
 from subspacelab.norms.plots import COMPARISON, draw_comparison
 from subspacelab.norms.results import Analysis
 from subspacelab.plotting.tables import write_csv
+from subspacelab.tracking.protocol import trackable
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
@@ -45,8 +45,3 @@ def flat_metrics(analysis: Analysis) -> dict[str, float]:
         biases = {f"bias_{key}": value for key, value in (entry.get("bias") or {}).items()}
         flat |= {trackable(f"{key}/{layer}"): value for key, value in (entry | biases).items() if key != "block"}
     return {key: float(value) for key, value in flat.items() if isinstance(value, int | float)}
-
-
-def trackable(name: str) -> str:
-    """A metric's name with `_` for what a tracker does not allow, such as the brackets of a folder's name."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)

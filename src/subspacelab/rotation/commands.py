@@ -98,11 +98,12 @@ def compare(
     """
     from subspacelab.ownership import report_folder, require_apart
     from subspacelab.rotation.chain import open_chain
-    from subspacelab.rotation.compare import FILES
+    from subspacelab.rotation.compare import TABLES
     from subspacelab.rotation.compare import compare as run
     from subspacelab.rotation.display import print_comparison
     from subspacelab.rotation.groups import make_groups
     from subspacelab.rotation.logging import track_comparison
+    from subspacelab.rotation.plots import PICTURES, draw_pictures
     from subspacelab.tracking import open_run
 
     modules = parse_modules(module or [])
@@ -113,22 +114,12 @@ def compare(
     job = settings | chain.places(output_dir)
     params = {"base": base, "stage1": stage1, "stage2": stage2, **settings}
     with (
-        report_folder(output_dir, "rotation compare", job, FILES) as folder,
+        report_folder(output_dir, "rotation compare", job, (*TABLES, *PICTURES)) as folder,
         open_run("rotation", "compare", params=params, enabled=track) as tracker,
     ):
-        result = run(
-            base,
-            stage1,
-            stage2,
-            folder,
-            k=rank,
-            modules=modules,
-            seed=seed,
-            null_draws=null,
-            device=device,
-            log_curve=tracker.log_metrics,
-        )
-        track_comparison(result, tracker)
+        result = run(chain, k=rank, modules=modules, seed=seed, null_draws=null, device=device)
+        result.save(folder)
+        track_comparison(result, folder, draw_pictures(folder, result), tracker)
     print_comparison(result)
 
 

@@ -2,8 +2,8 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +17,38 @@ from subspacelab.rotation.aggregate import (
     curve_table,
     describe,
     describe_identities,
-    metric_columns,
     module_table,
     number_columns,
     standing_out,
 )
-from subspacelab.rotation.chain import ROLES, Chain, open_chain
+from subspacelab.rotation.chain import ROLES, Chain
 from subspacelab.rotation.groups import Group, layer_index, make_groups
 from subspacelab.rotation.metrics import MIN_GAP, Value, measure_weight
 from subspacelab.rotation.null_model import false_alarm_rate, null_columns, with_null
 from subspacelab.rotation.plan import gflop
-from subspacelab.rotation.plots import draw_pictures
 
-FILES = (
-    *("layers.csv", "modules.csv", "curves.csv", "metrics.json"),
-    *("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png"),
-)
+TABLES = ("layers.csv", "modules.csv", "curves.csv", "metrics.json")
+"""What `Comparison.save` writes."""
 LONG = 1000.0
 """GFLOP of null models beyond which their cost is said first: about a minute on 2 cores."""
-LogCurve = Callable[[Mapping[str, float], int], None]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found, and where it lies."""
+    """What `compare` found."""
 
-    output_dir: Path
-    """Folder of the files below."""
     layers: pd.DataFrame
-    """layers.csv: one row per weight."""
+    """One row per weight."""
     modules: pd.DataFrame
-    """modules.csv: one row per group."""
+    """One row per group."""
     curves: pd.DataFrame
-    """curves.csv: one row per group and layer."""
+    """One row per group and layer."""
     metrics: dict[str, Any]
-    """metrics.json: means and deviations over all weights and per group, identity sides apart."""
-    pictures: tuple[Path, ...]
-    """The pictures."""
+    """Means and deviations over all weights and per group, identity sides apart."""
+    groups: tuple[Group, ...]
+    """Which weights belong together."""
+    chain: Chain = field(repr=False)
+    """What was compared."""
 
     @property
     def unmatched(self) -> dict[str, str]:
@@ -65,34 +60,34 @@ class Comparison:
         """What a reader should know of the numbers."""
         return list(self.metrics["notes"])
 
+    def save(self, folder: Path) -> None:
+        """Writes layers.csv, modules.csv, curves.csv and metrics.json."""
+        for name, table in {"layers": self.layers, "modules": self.modules, "curves": self.curves}.items():
+            write_csv(folder / f"{name}.csv", table)
+        write_json(folder / "metrics.json", self.metrics)
+
 
 def compare(
-    base_dir: Path,
-    stage1_dir: Path,
-    stage2_dir: Path,
-    output_dir: Path,
+    chain: Chain,
     *,
     k: int | None = None,
     modules: Mapping[str, str] | None = None,
     seed: int = 42,
     null_draws: int = 3,
     device: str = "auto",
-    log_curve: LogCurve | None = None,
 ) -> Comparison:
-    """Measures every weight that three decomposed checkpoints share, and writes tables and pictures to `output_dir`.
+    """Measures every weight that the three checkpoints of a chain share.
 
     `k` leading directions are compared, or all a weight has if fewer (None: min(rank, 64)). `modules` adds groups,
     label to comma-separated names or patterns. `null_draws` random updates of each weight and pair make the null model
-    (0: none). `log_curve(metrics, step)` gets `<group>/<metric>` with the layer index as the step. The columns are
-    described in `rotation.measures`, `rotation.layer`, `rotation.floor` and `rotation.null_model`.
+    (0: none). The columns are described in `rotation.metrics` and `rotation.null_model`.
 
-    Raises ValueError for a folder that is not decomposed, no weight in common, and a pattern that means nothing.
+    Raises ValueError for a pattern that means nothing, and settings out of range.
     """
     if k is not None and k < 1:
         raise ValueError(f"k={k}: at least 1 leading direction")
     if null_draws < 0:
         raise ValueError(f"null_draws={null_draws}: 0 or more")
-    chain = open_chain(base_dir, stage1_dir, stage2_dir)
     groups = make_groups(chain.names, modules)
     layers = measure_chain(chain, groups, k=k, seed=seed, null_draws=null_draws, device=device)
     summaries = {group.label: describe(layers[layers["weight"].isin(group.members)]) for group in groups}
@@ -107,14 +102,7 @@ def compare(
         "seed": seed,
         "sources": chain.sources,
     }
-    modules_table, curves = module_table(summaries), curve_table(layers, groups)
-    for name, table in {"layers": layers, "modules": modules_table, "curves": curves}.items():
-        write_csv(output_dir / f"{name}.csv", table)
-    write_json(output_dir / "metrics.json", metrics)
-    pictures = draw_pictures(output_dir, layers, curves, groups, chain)
-    if log_curve is not None:
-        _log_curves(curves, log_curve)
-    return Comparison(output_dir, layers, modules_table, curves, metrics, pictures)
+    return Comparison(layers, module_table(summaries), curve_table(layers, groups), metrics, tuple(groups), chain)
 
 
 def measure_chain(
@@ -209,16 +197,3 @@ def note_limits(layers: pd.DataFrame, chain: Chain, null_draws: int = 0) -> list
             "from k = 16 on)"
         )
     return notes
-
-
-def _log_curves(curves: pd.DataFrame, log_curve: LogCurve) -> None:
-    metrics = metric_columns(curves)
-    for layer in sorted(curves["layer"].unique()):
-        rows = curves[curves["layer"] == layer]
-        values = {
-            f"{row['module']}/{metric}": float(row[metric])
-            for _, row in rows.iterrows()
-            for metric in metrics
-            if pd.notna(row[metric])
-        }
-        log_curve(values, int(layer))

@@ -1,16 +1,26 @@
 """What a comparison gives to the tracker."""
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspacelab.rotation.compare import Comparison
+import pandas as pd
+
+from subspacelab.rotation.aggregate import metric_columns
+from subspacelab.rotation.compare import TABLES, Comparison
 from subspacelab.rotation.display import HEADLINE
+from subspacelab.tracking.protocol import trackable
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
 
 
-def track_comparison(comparison: Comparison, tracker: "Tracker") -> None:
-    """Records the means over all weights (a few of them as the headline), the tables and the pictures."""
+def track_comparison(comparison: Comparison, folder: Path, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Records curves over depth, the means over all weights (a few of them as the headline), tables and pictures.
+
+    `folder` is where the comparison was saved.
+    """
+    log_curves(comparison, tracker.log_metrics)
     measures = {name: value for name, value in comparison.metrics["all"].items() if isinstance(value, dict)}
     means = {name: value["mean"] for name, value in measures.items() if value["mean"] is not None}
     tracker.log_metrics({f"mean/{name}": mean for name, mean in means.items()})
@@ -21,7 +31,22 @@ def track_comparison(comparison: Comparison, tracker: "Tracker") -> None:
     tracker.log_headline({name: means[name] for name in HEADLINE if name in means})
     tracker.log_table(comparison.layers, "layers")
     tracker.log_table(comparison.modules, "modules")
-    for picture in comparison.pictures:
+    for picture in pictures:
         tracker.log_artifact(picture, "pictures")
-    for file in ("layers.csv", "modules.csv", "curves.csv", "metrics.json"):
-        tracker.log_artifact(comparison.output_dir / file, "tables")
+    for file in TABLES:
+        tracker.log_artifact(folder / file, "tables")
+
+
+def log_curves(comparison: Comparison, log: Callable[[Mapping[str, float], int], None]) -> None:
+    """`log(metrics, step)` gets `<group>/<metric>`, groups by trackable names; the step is the layer index."""
+    curves = comparison.curves
+    metrics = metric_columns(curves)
+    for layer in sorted(curves["layer"].unique()):
+        rows = curves[curves["layer"] == layer]
+        values = {
+            f"{trackable(group).replace('/', '_')}/{metric}": float(row[metric])
+            for group, row in rows.set_index("module").iterrows()
+            for metric in metrics
+            if pd.notna(row[metric])
+        }
+        log(values, int(layer))

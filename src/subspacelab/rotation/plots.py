@@ -23,8 +23,11 @@ from subspacelab.plotting.figures import (
     say,
 )
 from subspacelab.rotation.chain import Chain
+from subspacelab.rotation.compare import Comparison
 from subspacelab.rotation.groups import Group
 
+PICTURES = ("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png")
+"""What `draw_pictures` draws."""
 HALF_ULP = "half an ulp of bf16 noise"
 RANDOM_UPDATE = "random update of equal norm"
 PLACES = {"visual.blocks": "vision block", "model.layers": "language layer"}
@@ -331,13 +334,13 @@ def _is_wide(layers: pd.DataFrame, measure: str) -> bool:
     return len(positive) > 0 and bool(positive.max() > 4 * positive.min())
 
 
-def draw_pictures(
-    output_dir: Path, layers: pd.DataFrame, curves: pd.DataFrame, groups: list[Group], chain: Chain
-) -> tuple[Path, ...]:
-    """Draws everything a comparison shows to `output_dir`; returns the files."""
+def draw_pictures(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
+    """Draws everything a comparison shows, `PICTURES`, to `folder`; returns the files."""
+    layers, curves, groups = comparison.layers, comparison.curves, comparison.groups
+    rotations, angles, spectra, updates = (folder / name for name in PICTURES)
     return (
-        draw_rotation_curves(output_dir / "rotation_mse_curves.png", curves, groups),
-        draw_principal_angles(output_dir / "principal_angles.png", curves, groups),
-        draw_spectra(output_dir / "spectra.png", layers, groups, chain),
-        draw_update_geometry(output_dir / "update_geometry.png", layers, groups),
+        draw_rotation_curves(rotations, curves, groups),
+        draw_principal_angles(angles, curves, groups),
+        draw_spectra(spectra, layers, groups, comparison.chain),
+        draw_update_geometry(updates, layers, groups),
     )

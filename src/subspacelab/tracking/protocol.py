@@ -81,6 +81,11 @@ def require_name(name: str, kind: str) -> str:
     return name
 
 
+def trackable(name: str) -> str:
+    """`name` with `_` for what a store does not take, such as the brackets of a folder's name."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+
+
 def flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields dotted names and values as text, `{"a": {"b": 1}}` as `("a.b", "1")`."""
     for key, value in params.items():
