@@ -14,6 +14,7 @@ from subspacelab.lowrank.config import CompareLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.display import print_comparison
 from subspacelab.lowrank.logging import track_comparison
+from subspacelab.lowrank.plots import draw_comparison
 from subspacelab.pipeline.stage import open_stage
 
 FEATURES = Path("data/features")
@@ -23,8 +24,9 @@ OUT = Path("reports/lowrank")
 
 def main() -> None:
     with open_stage("compare_lowrank", CompareLowrankConfig, experiment="lowrank") as stage:
-        comparison = compare(Features(FEATURES), RESULTS, OUT, rank=stage.rank, raw_inputs=stage.params.raw_inputs)
-        track_comparison(comparison, stage.tracker)
+        comparison = compare(Features(FEATURES), RESULTS, rank=stage.rank, raw_inputs=stage.params.raw_inputs)
+        comparison.save(OUT)
+        track_comparison(comparison, OUT, draw_comparison(OUT, comparison), stage.tracker)
     print_comparison(comparison)
 
 

@@ -28,7 +28,7 @@ def rows_of(features: Features, work: Path, archs: list[str], rank: int, seed: i
     for arch in archs:
         settings = TrainLowrankConfig(epochs=epochs, device="cpu")
         train(features, results, arch=arch, rank=rank, seed=seed, settings=settings)
-    metrics = compare(features, results, results / "comparison", archs=archs, rank=rank).metrics
+    metrics = compare(features, results, archs=archs, rank=rank).metrics
     common = {"rank": rank, "full_rank": metrics["full_rank"], "seed": seed, "num_images": metrics["num_images"]}
     rows = []
     for method, measures in metrics["methods"].items():

@@ -13,8 +13,9 @@ from tests.lowrank.trainings import train_tiny
 from subspacelab.files import read_json, write_json
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, random_basis
-from subspacelab.lowrank.compare import CHANGE, MEASURES, Comparison, compare
+from subspacelab.lowrank.compare import CHANGE, MEASURES, TABLES, Comparison, compare
 from subspacelab.lowrank.features import Features, split_rows
+from subspacelab.lowrank.plots import COMPARISON, draw_comparison
 from subspacelab.lowrank.state import load_model
 
 RANK, SEED = 4, 3
@@ -37,7 +38,7 @@ def results(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def comparison(features: Features, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    return compare(features, results, tmp_path_factory.mktemp("out"), rank=RANK)
+    return compare(features, results, rank=RANK)
 
 
 @pytest.fixture
@@ -94,20 +95,22 @@ def test_the_svd_is_first_everywhere(comparison: Comparison) -> None:
     np.testing.assert_allclose(svd["share_of_svd"], 1, rtol=0, atol=1e-12)  # float64
 
 
-def test_the_files_hold_what_was_returned(comparison: Comparison) -> None:
-    folder = comparison.output_dir
-    assert {path.name for path in folder.iterdir()} == {"comparison.csv", "metrics.json", "svd_nn_comparison.png"}
+def test_the_files_hold_what_was_returned(comparison: Comparison, tmp_path: Path) -> None:
+    folder = tmp_path
+    comparison.save(folder)
+    picture = draw_comparison(folder, comparison)
+    assert {path.name for path in folder.iterdir()} == {*TABLES, COMPARISON} == {*TABLES, "svd_nn_comparison.png"}
     assert read_json(folder / "metrics.json") == comparison.metrics
     pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), comparison.images)
     assert set(comparison.milliseconds) == set(comparison.metrics["flops_per_picture"]) == {SVD, *ALIASES, *CONTROLS}
-    assert comparison.picture.read_bytes().startswith(PNG)
+    assert picture.read_bytes().startswith(PNG)
     cosine = comparison.images[comparison.images["method"] == "MLP"]["cosine"]
     expected = {"mean": pytest.approx(cosine.mean(), rel=1e-12), "std": pytest.approx(np.std(cosine), rel=1e-12)}
     assert comparison.metrics["methods"]["MLP"]["cosine"] == expected
 
 
 def test_only_what_was_asked_for_is_compared_by_any_name(features: Features, results: Path, tmp_path: Path) -> None:
-    metrics = compare(features, results, tmp_path, archs=["symmetric", "Sketch"], rank=RANK).metrics
+    metrics = compare(features, results, archs=["symmetric", "Sketch"], rank=RANK).metrics
     assert list(metrics["methods"]) == [SVD, "ResMLP", "Sketch", *CONTROLS]
 
 
@@ -115,15 +118,16 @@ def test_the_same_command_gives_the_same_numbers(
     features: Features, results: Path, comparison: Comparison, tmp_path: Path
 ) -> None:
     torch.manual_seed(99)
-    again = compare(features, results, tmp_path, rank=RANK)
-    for name in ("comparison.csv", "metrics.json"):
-        assert (tmp_path / name).read_bytes() == (comparison.output_dir / name).read_bytes()
-    assert again.metrics == comparison.metrics
+    again = compare(features, results, rank=RANK)
+    for name, found in {"first": comparison, "again": again}.items():
+        found.save(tmp_path / name)
+    for name in TABLES:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
 
 
 def test_raw_inputs_are_the_ablation_of_the_originals_first_fault(features: Features, tmp_path: Path) -> None:
     train_tiny(features, tmp_path, "ResMLP", epochs=1, seed=SEED, normalisation="layernorm")
-    same, raw = (compare(features, tmp_path, tmp_path / str(f), rank=RANK, raw_inputs=f) for f in (False, True))
+    same, raw = (compare(features, tmp_path, rank=RANK, raw_inputs=f) for f in (False, True))
     assert (same.metrics["normalisation"], raw.metrics["normalisation"]) == ("layernorm", "none")
     for method in (SVD, "ResMLP"):
         one, other = (c.images[c.images["method"] == method]["cosine"] for c in (same, raw))
@@ -135,7 +139,7 @@ def test_raw_inputs_are_the_ablation_of_the_originals_first_fault(features: Feat
 
 
 def test_one_scale_for_all_changes_no_cosine_of_the_svd(features: Features, results: Path, tmp_path: Path) -> None:
-    scaled, raw = (compare(features, results, tmp_path, rank=RANK, raw_inputs=flag) for flag in (False, True))
+    scaled, raw = (compare(features, results, rank=RANK, raw_inputs=flag) for flag in (False, True))
     one, other = (c.images[c.images["method"] == SVD]["cosine"] for c in (scaled, raw))
     np.testing.assert_allclose(one, other, rtol=1e-6)  # scaling rounds each float32 feature
 
@@ -155,33 +159,33 @@ def test_models_that_share_no_measure_are_refused(features: Features, copied: Pa
     path = copied / "MLP" / "best_model.json"
     write_json(path, read_json(path) | changed)
     with pytest.raises(ValueError, match=said) as e:
-        compare(features, copied, copied / "out", rank=RANK)
+        compare(features, copied, rank=RANK)
     assert "\n" not in str(e.value)
     assert not (copied / "out").exists()
 
 
 def test_another_rank_is_refused(features: Features, results: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds rank 4, asked for 6"):
-        compare(features, results, tmp_path / "out", rank=6)
+        compare(features, results, rank=6)
 
 
 def test_features_of_another_width_are_refused(results: Path, tmp_path: Path) -> None:
     other = write_random_cache(tmp_path / "cache", dim=12)
     with pytest.raises(ValueError, match=r"trained on \[16, 20\], .*cache holds \[16, 12\]"):
-        compare(other, results, tmp_path / "out", rank=RANK)
+        compare(other, results, rank=RANK)
 
 
 def test_without_a_trained_model_there_is_nothing_to_compare(features: Features, tmp_path: Path) -> None:
     for archs in ([], ["Sketch"]):
         with pytest.raises(ValueError, match="no trained model there"):
-            compare(features, tmp_path, tmp_path / "out", archs=archs, rank=RANK)
+            compare(features, tmp_path, archs=archs, rank=RANK)
 
 
 def test_the_random_sketch_takes_as_many_power_steps_as_the_trained_one(features: Features, tmp_path: Path) -> None:
     train_tiny(features, tmp_path, "MLP", epochs=1, power_steps=2)
     train_tiny(features, tmp_path, "Sketch", epochs=1, power_steps=0)
     both, alone = (
-        compare(features, tmp_path, tmp_path / "out", archs=archs, rank=RANK).metrics["methods"][RANDOM_SKETCH]
+        compare(features, tmp_path, archs=archs, rank=RANK).metrics["methods"][RANDOM_SKETCH]
         for archs in (["MLP", "Sketch"], ["Sketch"])
     )
     assert both == alone
@@ -193,7 +197,7 @@ def test_networks_that_training_left_where_they_began_changed_no_cosine(
 ) -> None:
     for arch in ALIASES:  # this rate leaves every float32 parameter as it is
         train_tiny(features, tmp_path, arch, start=start, lr=1e-30, epochs=1)
-    found = compare(features, tmp_path, tmp_path / "out", rank=RANK)
+    found = compare(features, tmp_path, rank=RANK)
     nothing = {"best_epoch": 1, CHANGE: 0.0, f"{CHANGE}_se": 0.0}
     assert found.metrics["training"] == dict.fromkeys(ALIASES, nothing)
     cosines = {name: table["cosine"].to_numpy() for name, table in found.images.groupby("method")}
@@ -219,11 +223,11 @@ def test_what_training_changed_is_paired_with_the_networks_own_start(comparison:
 
 def test_where_the_svd_leaves_nothing_no_residual_is_compared(features: Features, tmp_path: Path) -> None:
     train_tiny(features, tmp_path, "Sketch", rank=16, epochs=1)
-    found = compare(features, tmp_path, tmp_path / "out", rank=16)
+    found = compare(features, tmp_path, rank=16)
     assert (found.metrics["rank"], found.metrics["full_rank"]) == (16, 16)
     assert found.images["residual_over_svd"].isna().all()
     assert all("residual_over_svd" not in measures for measures in found.metrics["methods"].values())
-    assert found.picture.read_bytes().startswith(PNG)
+    assert draw_comparison(tmp_path, found).read_bytes().startswith(PNG)
 
 
 def test_a_random_basis_keeps_its_share_of_the_dimensions_of_the_energy() -> None:
@@ -237,7 +241,7 @@ def test_a_network_is_not_judged_on_other_features_than_it_was_trained_on(copied
     """A larger cache splits anew: its test pictures were among those that the network was trained on."""
     other = write_random_cache(tmp_path / "cache", count=60, dim=20)
     with pytest.raises(ValueError, match="trained on other features than those in .*cache"):
-        compare(other, copied, tmp_path / "out", rank=RANK)
+        compare(other, copied, rank=RANK)
     assert not (tmp_path / "out").exists()
 
 
@@ -245,4 +249,4 @@ def test_weights_that_were_damaged_since_are_told(features: Features, copied: Pa
     weights = copied / "Sketch" / "best_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40] + bytes(40))
     with pytest.raises(ValueError, match="is not what was trained; run the same `lowrank train` again"):
-        compare(features, copied, tmp_path / "out", rank=RANK)
+        compare(features, copied, rank=RANK)

@@ -72,7 +72,7 @@ def test_controls_lie_below_the_svd_at_every_rank(views: Views) -> None:
 def test_networks_stand_at_their_rank_with_the_cosine_of_the_comparison(
     features: Features, results: Path, views: Views, tmp_path: Path
 ) -> None:
-    methods = compare(features, results, tmp_path, rank=RANK).metrics["methods"]
+    methods = compare(features, results, rank=RANK).metrics["methods"]
     for arch in ("MLP", "Sketch"):
         # The same float32 forward on the same batches; sums in another order.
         assert views.curve[arch] == {"4": pytest.approx(methods[arch]["cosine"]["mean"], rel=1e-9)}

@@ -170,13 +170,12 @@ def compare(
     Controls: a sketch and one basis for all pictures, each from the training pictures' PCA and at random; and every
     network as it was before training. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
     """
-    from dataclasses import replace
-
-    from subspacelab.lowrank.compare import PICTURE
+    from subspacelab.lowrank.compare import TABLES
     from subspacelab.lowrank.compare import compare as run
     from subspacelab.lowrank.display import print_comparison
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
+    from subspacelab.lowrank.plots import COMPARISON, draw_comparison
     from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
 
@@ -186,10 +185,10 @@ def compare(
     with open_run("lowrank", f"compare r{rank}", params=params, enabled=track) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
-        with report_folder(where, "lowrank compare", job, ("comparison.csv", "metrics.json", PICTURE)) as made:
-            result = run(cached, results_dir, made, archs=arch or (), rank=rank, raw_inputs=raw_inputs)
-        result = replace(result, output_dir=where, picture=where / result.picture.name)
-        track_comparison(result, tracker)
+        with report_folder(where, "lowrank compare", job, (*TABLES, COMPARISON)) as folder:
+            result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs)
+            result.save(folder)
+            track_comparison(result, folder, draw_comparison(folder, result), tracker)
     print_comparison(result)
 
 

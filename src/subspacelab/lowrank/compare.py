@@ -26,13 +26,13 @@ from subspacelab.lowrank.baselines import (
 )
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import similarity
-from subspacelab.lowrank.plots import draw_comparison, methods_of
 from subspacelab.lowrank.preparation import Normalisation, batches_of, read_batches
 from subspacelab.plotting.progress import progress_bar
 from subspacelab.plotting.tables import write_csv
 
 BATCH = 16
-PICTURE = "svd_nn_comparison.png"
+TABLES = ("comparison.csv", "metrics.json")
+"""What `Comparison.save` writes."""
 MEASURES = (
     "cosine",
     "token_cosine",
@@ -49,7 +49,7 @@ ROUNDING = torch.finfo(torch.float32).eps ** 2
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found and wrote."""
+    """What `compare` found."""
 
     images: pd.DataFrame
     """One row per method and test picture: method, dataset_id, MEASURES, and CHANGE, the cosine less that of the same
@@ -60,17 +60,17 @@ class Comparison:
     own); `training` by network: best epoch, mean CHANGE and its standard error over the pictures; flops_per_picture."""
     milliseconds: dict[str, float]
     """Of a picture by method, the median over the batches of this run; in no file, since no two runs agree."""
-    output_dir: Path
-    """Holds comparison.csv, metrics.json and the picture."""
-    picture: Path
-    """svd_nn_comparison.png."""
+
+    def save(self, folder: Path) -> None:
+        """Writes comparison.csv and metrics.json."""
+        write_csv(folder / "comparison.csv", self.images)
+        write_json(folder / "metrics.json", self.metrics)
 
 
 @torch.no_grad()
 def compare(
     features: Features,
     results_dir: Path,
-    output_dir: Path,
     *,
     archs: Sequence[str] = (),
     rank: int,
@@ -79,7 +79,7 @@ def compare(
     """Measures SVD, networks and controls at `rank`, in the space the networks were trained in.
 
     `raw_inputs` is an ablation: networks are given, and everything is compared on, raw features, whatever they were
-    trained on. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
+    trained on.
     """
     evaluation = open_evaluation(features, results_dir, archs, rank)
     basis = train_basis(features, evaluation.seed, evaluation.normalisation)
@@ -89,7 +89,7 @@ def compare(
         basis = train_basis(features, evaluation.seed, evaluation.normalisation)
     images, milliseconds = _measure(features, evaluation, basis, starts)
     meta = features.meta
-    by_method = {name: images[images["method"] == name] for name in methods_of(images)}
+    by_method = {name: images[images["method"] == name] for name in images["method"].unique()}
     metrics = {
         "rank": rank,
         "full_rank": meta.full_rank,
@@ -103,10 +103,7 @@ def compare(
         },
         "flops_per_picture": flops_per_picture(evaluation.models, rank, meta.tokens, meta.dim),
     }
-    write_csv(output_dir / "comparison.csv", images)
-    write_json(output_dir / "metrics.json", metrics)
-    picture = draw_comparison(output_dir / PICTURE, images, rank, meta.full_rank)
-    return Comparison(images, metrics, milliseconds, output_dir, picture)
+    return Comparison(images, metrics, milliseconds)
 
 
 def _measure(

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
 
 
-def track_comparison(comparison: Comparison, tracker: "Tracker") -> None:
+def track_comparison(comparison: Comparison, folder: Path, picture: Path, tracker: "Tracker") -> None:
     """Records mean and deviation of every measure, the cosines as the headline, the table and the picture.
 
-    Also the cost of a picture, in operations and in milliseconds of this run, and what training changed.
+    Also the cost of a picture, in operations and in milliseconds of this run, and what training changed. `folder` is
+    where the comparison was saved.
     """
     metrics = comparison.metrics
     for name, measures in metrics["methods"].items():
@@ -29,8 +30,8 @@ def track_comparison(comparison: Comparison, tracker: "Tracker") -> None:
         training = metrics["training"].get(name, {})
         tracker.log_metrics({f"{measure}/{key}": value for measure, value in (cost | training).items()})
     tracker.log_table(comparison.images, "comparison")
-    tracker.log_artifact(comparison.picture, "pictures")
-    tracker.log_artifact(comparison.output_dir / "metrics.json", "tables")
+    tracker.log_artifact(picture, "pictures")
+    tracker.log_artifact(folder / "metrics.json", "tables")
 
 
 def track_views(views: Views, tracker: "Tracker") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,15 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from subspacelab.lowrank.baselines import CONTROLS, RANDOM_BASIS
+from subspacelab.lowrank.compare import Comparison
 from subspacelab.lowrank.features import CachedPicture, Features
 from subspacelab.lowrank.preparation import batches_of, read_batches
 from subspacelab.lowrank.state import load_model
 from subspacelab.lowrank.train import TrainingResult
 from subspacelab.plotting.figures import COLOURS, GREY, count_along, drawn_name, log_if_positive, open_figure, say
 
-if TYPE_CHECKING:
-    pass
-
-
+COMPARISON = "svd_nn_comparison.png"
+"""What `draw_comparison` draws."""
 _COLOURS = {
     "SVD": "#000000",
     "Sketch": COLOURS[0],
@@ -51,21 +50,18 @@ def look_of(method: str) -> dict[str, Any]:
     }
 
 
-def methods_of(table: pd.DataFrame) -> list[str]:
-    """The methods of a table in the order of their first rows."""
-    return list(dict.fromkeys(table["method"]))
-
-
-def draw_comparison(path: Path, images: pd.DataFrame, rank: int, full_rank: int) -> Path:
-    """Three panels: histogram of the cosine, cosine by picture (sorted by the SVD's), residual over the SVD's.
+def draw_comparison(folder: Path, comparison: Comparison) -> Path:
+    """`COMPARISON`: histogram of the cosine, cosine by picture (sorted by the SVD's), residual over the SVD's.
 
     A random basis has a cosine far below all others, which its line in the first legend says.
     """
-    by_method = {name: images[images["method"] == name].reset_index(drop=True) for name in methods_of(images)}
+    path, images, metrics = folder / COMPARISON, comparison.images, comparison.metrics
+    by_method = {name: images[images["method"] == name].reset_index(drop=True) for name in images["method"].unique()}
     drawn = {name: table for name, table in by_method.items() if name != RANDOM_BASIS}
     order = np.argsort(by_method["SVD"]["cosine"].to_numpy())
     with open_figure(path, (13, 4.4)) as figure:
-        figure.suptitle(f"X and its approximation of rank {rank} of {full_rank}, {len(order)} test pictures")
+        of_rank = f"rank {metrics['rank']} of {metrics['full_rank']}"
+        figure.suptitle(f"X and its approximation of {of_rank}, {len(order)} test pictures")
         histogram, single, residual = figure.subplots(1, 3)
         low = min(table["cosine"].min() for table in drawn.values())
         bins = np.linspace(low, 1, 41).tolist()
