@@ -14,6 +14,7 @@ from subspacelab.nullspace.compare import compare_methods
 from subspacelab.nullspace.config import BuildAdapterConfig, CompareStatsConfig
 from subspacelab.nullspace.display import print_comparison, print_knowledge
 from subspacelab.nullspace.logging import track_comparison, track_knowledge_table
+from subspacelab.nullspace.plots import draw_pictures
 from subspacelab.pipeline.params import read_params
 from subspacelab.pipeline.stage import open_stage
 
@@ -25,8 +26,9 @@ OUT = Path("reports/nullspace")
 def main() -> None:
     with open_stage("compare_stats", CompareStatsConfig, experiment="nullspace") as stage:
         methods = stage.params.methods or read_params().section("build_adapter", BuildAdapterConfig).methods
-        found = compare_methods(VERIFIED, KNOWLEDGE, OUT, methods)
-        track_comparison(found.stats, found.pictures, stage.tracker)
+        found = compare_methods(VERIFIED, KNOWLEDGE, methods)
+        found.save(OUT)
+        track_comparison(found.stats, draw_pictures(OUT, found), stage.tracker)
         track_knowledge_table(found.knowledge, stage.tracker)
     print_comparison(found.stats)
     print_knowledge(found.knowledge, found.equal_task)

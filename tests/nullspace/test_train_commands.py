@@ -20,7 +20,7 @@ from subspacelab.cli import main
 from subspacelab.data.instructions import write_instructions
 from subspacelab.files import read_json
 from subspacelab.nullspace import commands
-from subspacelab.nullspace.compare import COMPARISON
+from subspacelab.nullspace.commands import COMPARED
 from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
 from subspacelab.nullspace.verification import KEYS, write_stats
 from subspacelab.ownership import MANIFEST
@@ -76,7 +76,7 @@ def test_from_a_built_adapter_to_a_passed_gate(place: Path, capsys: pytest.Captu
     assert read_json(place / "trained.json")["model_path"] == "out/ft"
     pair = ("--init-stats", "init.json", "--trained-stats", "trained.json", "--no-track")
     assert run("compare-stats", *pair, "--output-dir", "compared") == 0
-    assert {p.name for p in (place / "compared").iterdir()} == {*COMPARISON, MANIFEST}
+    assert {p.name for p in (place / "compared").iterdir()} == {*COMPARED, MANIFEST}
     assert "0 fail" in capsys.readouterr().out
     assert run(*TRAIN, "--output-dir", "out") == 0, "a finished training is left as it is"
     assert run(*VERIFY, "--trained-model-path", "out") == 1

@@ -17,6 +17,7 @@ from subspacelab.nullspace.compare import compare_methods
 from subspacelab.nullspace.config import KnowledgeSettings, TrainAdapterConfig
 from subspacelab.nullspace.logging import stage_model
 from subspacelab.nullspace.paths import first_adapter, seed_folders
+from subspacelab.nullspace.plots import draw_pictures
 from subspacelab.nullspace.rates import Training, read_knowledge, write_knowledge
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.nullspace.verification import write_stats
@@ -159,7 +160,9 @@ def test_methods_are_compared_with_the_base_first_and_equal_input_gives_equal_by
     write_study(tmp_path)
     methods = ["lora_null_v2", "lora"]
     for name in ("a", "b"):
-        found = compare_methods(tmp_path / "verify", tmp_path / "knowledge", tmp_path / name, methods)
+        found = compare_methods(tmp_path / "verify", tmp_path / "knowledge", methods)
+        found.save(tmp_path / name)
+        draw_pictures(tmp_path / name, found)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     wanted = {"stats.csv", "metrics.json", "before_after.png", "bx_ratio.png", "knowledge.png", "knowledge.csv"}
     wanted |= {f"knowledge_{name}.csv" for name in ("trainings", "equal_task", "differences")}
@@ -179,13 +182,13 @@ def test_knowledge_of_another_base_is_not_put_into_the_same_table(tmp_path: Path
     other = known(0.5, 0.0)
     write_knowledge(tmp_path / "knowledge/lora.json", other, [Training(1, 1e-3, True, other)])
     with pytest.raises(ValueError, match=r"lora\.json: its base knows other things"):
-        compare_methods(tmp_path / "verify", tmp_path / "knowledge", tmp_path / "out", ["lora_null_v2", "lora"])
+        compare_methods(tmp_path / "verify", tmp_path / "knowledge", ["lora_null_v2", "lora"])
 
 
 def test_a_study_without_facts_is_compared_all_the_same(tmp_path: Path) -> None:
     write_study(tmp_path)
     write_knowledge(tmp_path / "knowledge/lora.json", None, [])
-    found = compare_methods(tmp_path / "verify", tmp_path / "knowledge", tmp_path / "out", ["lora"])
+    found = compare_methods(tmp_path / "verify", tmp_path / "knowledge", ["lora"])
     assert found.knowledge.empty
-    assert (tmp_path / "out" / "knowledge.png").is_file()
+    assert all(path.is_file() for path in draw_pictures(tmp_path / "out", found))
     assert "base" not in found.metrics

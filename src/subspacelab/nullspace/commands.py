@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Adapters in the null space of what a model knows: build, train, verify.")
 
+COMPARED = ("compare_stats.csv", "before_after.png")
+"""What `compare-stats` writes."""
+
 Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
 
 
@@ -212,12 +215,14 @@ def compare_stats(
     from contextlib import AbstractContextManager, nullcontext
 
     from subspacelab.files import seen_from
-    from subspacelab.nullspace.compare import COMPARISON, failures, write_comparison
     from subspacelab.nullspace.compare import compare_stats as run
+    from subspacelab.nullspace.compare import failures
     from subspacelab.nullspace.display import print_comparison
     from subspacelab.nullspace.logging import track_comparison
+    from subspacelab.nullspace.plots import draw_before_after
     from subspacelab.nullspace.verification import read_stats
     from subspacelab.ownership import report_folder
+    from subspacelab.plotting.tables import write_csv
     from subspacelab.tracking import open_run
 
     init, trained = read_stats(init_stats), read_stats(trained_stats)
@@ -225,10 +230,13 @@ def compare_stats(
     report: AbstractContextManager[Path | None] = nullcontext()
     if output_dir:
         job = {name: seen_from(output_dir, place) for name, place in params.items()}
-        report = report_folder(output_dir, "nullspace compare-stats", job, COMPARISON)
+        report = report_folder(output_dir, "nullspace compare-stats", job, COMPARED)
     table, name = run(init, trained), f"compare {init.summary.method}"
     with report as folder, open_run("nullspace", name, params=params, enabled=track) as tracker:
-        pictures = [write_comparison(folder, table, init, trained)] if folder else []
+        pictures = []
+        if folder:
+            write_csv(folder / COMPARED[0], table)
+            pictures.append(draw_before_after(folder / COMPARED[1], [(init, trained)]))
         track_comparison(table, pictures, tracker)
     print_comparison(table)
     if len(failures(table)):

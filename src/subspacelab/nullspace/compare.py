@@ -9,7 +9,6 @@ import pandas as pd
 
 from subspacelab.files import write_json
 from subspacelab.nullspace.knowledge import MEASURES, Knowledge
-from subspacelab.nullspace.plots import draw_before_after, draw_bx_ratio, draw_knowledge
 from subspacelab.nullspace.rates import (
     Training,
     differences_table,
@@ -21,8 +20,6 @@ from subspacelab.nullspace.rates import (
 from subspacelab.nullspace.verification import THRESHOLDS, LayerStats, Summary, Verification, read_stats
 from subspacelab.plotting.tables import write_csv
 
-COMPARISON = ("compare_stats.csv", "before_after.png")
-"""What `write_comparison` writes."""
 SUMMARY = "summary"
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
 SAME_NORM = 1e-6  # relative: the norm of equal float32 tensors, computed on two machines
@@ -92,12 +89,6 @@ def failures(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["verdict"] == FAIL]
 
 
-def write_comparison(output_dir: Path, table: pd.DataFrame, init: Verification, trained: Verification) -> Path:
-    """Writes `COMPARISON` to `output_dir`; returns the picture."""
-    write_csv(output_dir / COMPARISON[0], table)
-    return draw_before_after(output_dir / COMPARISON[1], [(init, trained)])
-
-
 def _require_pair(init: Verification, trained: Verification) -> None:
     a, b = init.summary, trained.summary
     if a.trained or not b.trained:
@@ -122,47 +113,50 @@ def _require_pair(init: Verification, trained: Verification) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found and written."""
+    """All methods of a study side by side."""
 
     stats: pd.DataFrame
     """Before and after of every layer of every method, with verdicts."""
     knowledge: pd.DataFrame
     """One row per method and rate, the base first; empty where knowledge was not measured."""
+    trainings: pd.DataFrame
+    """One row per training."""
     equal_task: pd.DataFrame
     """What each method still knows where it has learned a given share of the task."""
+    differences: pd.DataFrame
+    """Differences between methods, with Welch's t-test over the seeds."""
     metrics: dict[str, Any]
     """By method: the ratios before and after, the number of failed expectations, what it knows at the chosen rate."""
-    pictures: list[Path]
-    """before_after.png, bx_ratio.png and knowledge.png."""
+    verified: dict[str, tuple[Verification, Verification]]
+    """By method: before and after training."""
+
+    def save(self, folder: Path) -> None:
+        """Writes stats.csv, metrics.json, knowledge.csv and the tables knowledge_*.csv."""
+        write_csv(folder / "stats.csv", self.stats)
+        write_csv(folder / "knowledge.csv", self.knowledge)
+        write_csv(folder / "knowledge_trainings.csv", self.trainings)
+        write_csv(folder / "knowledge_equal_task.csv", self.equal_task)
+        write_csv(folder / "knowledge_differences.csv", self.differences)
+        write_json(folder / "metrics.json", self.metrics)
 
 
-def compare_methods(verified: Path, knowledge: Path, output_dir: Path, methods: Sequence[str]) -> Comparison:
-    """Writes stats.csv, metrics.json, before_after.png, bx_ratio.png, knowledge.png, and the tables of `rates.py`:
-    knowledge.csv, knowledge_trainings.csv, knowledge_equal_task.csv, knowledge_differences.csv.
+def compare_methods(verified: Path, knowledge: Path, methods: Sequence[str]) -> Comparison:
+    """Reads what was verified and asked of each method.
 
     `verified` holds `<method>-init.json` and `<method>-trained.json`, `knowledge` `<method>.json`, which may say that
-    nothing was measured; the table is then empty.
+    nothing was measured; the tables of knowledge are then empty.
     """
     pairs = {name: _pair(verified, name) for name in methods}
     stats = pd.concat([compare_stats(*pair) for pair in pairs.values()], ignore_index=True)
     base, found = _knowledge({name: knowledge / f"{name}.json" for name in methods})
-    table, equal_task = knowledge_table(base, found), equal_task_table(found)
+    table = knowledge_table(base, found)
     metrics: dict[str, Any] = {name: _metrics(pair, stats) for name, pair in pairs.items()}
     for row in table[table["chosen"].astype(bool)].dropna(axis="columns").to_dict("records"):
         known = {name: row[f"{name}_mean"] for name in MEASURES if f"{name}_mean" in row}
         metrics.setdefault(row["method"], {})["knowledge"] = known
-    write_csv(output_dir / "stats.csv", stats)
-    write_csv(output_dir / "knowledge.csv", table)
-    write_csv(output_dir / "knowledge_trainings.csv", trainings_table(found))
-    write_csv(output_dir / "knowledge_equal_task.csv", equal_task)
-    write_csv(output_dir / "knowledge_differences.csv", differences_table(found))
-    write_json(output_dir / "metrics.json", metrics)
-    pictures = [
-        draw_before_after(output_dir / "before_after.png", list(pairs.values())),
-        draw_bx_ratio(output_dir / "bx_ratio.png", [trained for _, trained in pairs.values()], pairs[methods[0]][0]),
-        draw_knowledge(output_dir / "knowledge.png", table),
-    ]
-    return Comparison(stats, table, equal_task, metrics, pictures)
+    return Comparison(
+        stats, table, trainings_table(found), equal_task_table(found), differences_table(found), metrics, pairs
+    )
 
 
 def _pair(folder: Path, method: str) -> tuple[Verification, Verification]:

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from subspacelab.nullspace.compare import Comparison
 from subspacelab.nullspace.knowledge import BASE
 from subspacelab.nullspace.verification import Verification
 from subspacelab.plotting.figures import (
@@ -24,6 +25,16 @@ from subspacelab.plotting.figures import (
 Pair = tuple[Verification, Verification]
 
 NOTHING = 1e-6  # a change of the weights that is only their rounding
+
+
+def draw_pictures(folder: Path, comparison: Comparison) -> list[Path]:
+    """Draws before_after.png, bx_ratio.png (the base's inputs are those of the first method's start), knowledge.png."""
+    pairs = list(comparison.verified.values())
+    return [
+        draw_before_after(folder / "before_after.png", pairs),
+        draw_bx_ratio(folder / "bx_ratio.png", [trained for _, trained in pairs], pairs[0][0]),
+        draw_knowledge(folder / "knowledge.png", comparison.knowledge),
+    ]
 
 
 def draw_before_after(path: Path, pairs: Sequence[Pair]) -> Path:
