@@ -12,6 +12,7 @@ from subspacelab.pipeline.process import run_stage_script
 from subspacelab.lowrank.config import VisualizeLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.logging import track_views
+from subspacelab.lowrank.plots import draw_views
 from subspacelab.lowrank.visualize import visualize
 from subspacelab.pipeline.stage import open_stage
 
@@ -23,8 +24,9 @@ OUT = Path("reports/lowrank/pictures")
 def main() -> None:
     with open_stage("visualize_lowrank", VisualizeLowrankConfig, experiment="lowrank") as stage:
         s = stage.params
-        views = visualize(Features(FEATURES), RESULTS, OUT, rank=stage.rank, image_idx=s.image_idx, channels=s.channels)
-        track_views(views, stage.tracker)
+        views = visualize(Features(FEATURES), RESULTS, rank=stage.rank, image_idx=s.image_idx, channels=s.channels)
+        views.save(OUT)
+        track_views(views, draw_views(OUT, views), stage.tracker)
 
 
 if __name__ == "__main__":

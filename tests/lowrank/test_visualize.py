@@ -11,6 +11,7 @@ from subspacelab.files import read_json
 from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, SVD, train_basis
 from subspacelab.lowrank.compare import compare
 from subspacelab.lowrank.features import Features, split_rows
+from subspacelab.lowrank.plots import draw_views, view_names
 from subspacelab.lowrank.state import load_model
 from subspacelab.lowrank.visualize import Views, visualize
 
@@ -31,8 +32,8 @@ def results(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def views(features: Features, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Views:
-    return visualize(features, results, tmp_path_factory.mktemp("out"), rank=RANK, image_idx=1, channels=3)
+def views(features: Features, results: Path) -> Views:
+    return visualize(features, results, rank=RANK, image_idx=1, channels=3)
 
 
 def held_out(features: Features) -> list[np.ndarray]:
@@ -40,13 +41,14 @@ def held_out(features: Features) -> list[np.ndarray]:
     return [x.double().numpy() for x in features.read(rows)]
 
 
-def test_four_pictures_and_the_curve_are_written(views: Views) -> None:
+def test_four_pictures_and_the_curve_are_written(views: Views, tmp_path: Path) -> None:
+    views.save(tmp_path)
+    pictures = draw_views(tmp_path, views)
     names = ["channels_1.png", "errors_1.png", "overlay_1.png", "rank_curve.png"]
-    assert [path.name for path in views.pictures] == names
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in views.pictures)
-    folder = views.pictures[0].parent
-    assert {path.name for path in folder.iterdir()} == {*names, "rank_curve.json"}
-    assert read_json(folder / "rank_curve.json") == views.curve
+    assert [path.name for path in pictures] == names == view_names(1)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "rank_curve.json"}
+    assert read_json(tmp_path / "rank_curve.json") == views.curve
 
 
 def test_the_curve_of_the_svd_is_numpys(features: Features, views: Views) -> None:
@@ -70,7 +72,7 @@ def test_controls_lie_below_the_svd_at_every_rank(views: Views) -> None:
 
 
 def test_networks_stand_at_their_rank_with_the_cosine_of_the_comparison(
-    features: Features, results: Path, views: Views, tmp_path: Path
+    features: Features, results: Path, views: Views
 ) -> None:
     methods = compare(features, results, rank=RANK).metrics["methods"]
     for arch in ("MLP", "Sketch"):
@@ -90,18 +92,15 @@ def test_networks_stand_at_their_rank_with_the_cosine_of_the_comparison(
         ({"archs": ["nosuch"]}, "no such architecture"),
     ],
 )
-def test_what_there_is_not_is_refused(
-    features: Features, results: Path, tmp_path: Path, given: dict, said: str
-) -> None:
+def test_what_there_is_not_is_refused(features: Features, results: Path, given: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said) as e:
-        visualize(features, results, tmp_path / "out", **{"rank": RANK} | given)
+        visualize(features, results, **{"rank": RANK} | given)
     assert "\n" not in str(e.value)
-    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_of_four_tokens_have_a_curve_too(tmp_path: Path) -> None:
     small = write_random_cache(tmp_path / "cache", tokens=4, dim=6, pictures=True)
     train_tiny(small, tmp_path, "Sketch", rank=2, epochs=1)
-    curve = visualize(small, tmp_path, tmp_path / "out", rank=2, channels=2).curve
+    curve = visualize(small, tmp_path, rank=2, channels=2).curve
     assert curve["Sketch"].keys() == {"2"}
     assert curve[SVD]["2"] >= curve["Sketch"]["2"] - 1e-6  # the network computes in float32

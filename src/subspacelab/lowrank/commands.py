@@ -206,11 +206,9 @@ def visualize(
     track: Track = True,
 ) -> None:
     """Maps of channels and errors on the picture's plane, and the cosine over the rank."""
-    from dataclasses import replace
-
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_views
-    from subspacelab.lowrank.visualize import file_names
+    from subspacelab.lowrank.plots import draw_views, view_names
     from subspacelab.lowrank.visualize import visualize as run
     from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
@@ -222,12 +220,13 @@ def visualize(
     with open_run("lowrank", f"visualize r{rank}", params=params, enabled=track) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
-        with report_folder(where, "lowrank visualize", job, file_names(image_idx)) as made:
-            views = run(cached, results_dir, made, archs=arch or (), rank=rank, image_idx=image_idx, channels=channels)
-        views = replace(views, pictures=[where / picture.name for picture in views.pictures])
-        track_views(views, tracker)
-    for picture in views.pictures:
-        typer.echo(picture)
+        names = view_names(image_idx)
+        with report_folder(where, "lowrank visualize", job, (*names, "rank_curve.json")) as folder:
+            views = run(cached, results_dir, archs=arch or (), rank=rank, image_idx=image_idx, channels=channels)
+            views.save(folder)
+            track_views(views, draw_views(folder, views), tracker)
+    for name in names:
+        typer.echo(where / name)
 
 
 def _job(

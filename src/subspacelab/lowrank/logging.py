@@ -1,5 +1,6 @@
 """What the commands of lowrank give to the tracker."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,9 @@ def track_comparison(comparison: Comparison, folder: Path, picture: Path, tracke
     tracker.log_artifact(folder / "metrics.json", "tables")
 
 
-def track_views(views: Views, tracker: "Tracker") -> None:
+def track_views(views: Views, pictures: Sequence[Path], tracker: "Tracker") -> None:
     """Records the pictures, and the rank curves with the rank as the step."""
-    for picture in views.pictures:
+    for picture in pictures:
         tracker.log_artifact(picture, "pictures")
     for name, curve in views.curve.items():
         for rank, cosine in curve.items():

@@ -17,6 +17,7 @@ from subspacelab.lowrank.features import CachedPicture, Features
 from subspacelab.lowrank.preparation import batches_of, read_batches
 from subspacelab.lowrank.state import load_model
 from subspacelab.lowrank.train import TrainingResult
+from subspacelab.lowrank.visualize import Views
 from subspacelab.plotting.figures import COLOURS, GREY, count_along, drawn_name, log_if_positive, open_figure, say
 
 COMPARISON = "svd_nn_comparison.png"
@@ -94,6 +95,22 @@ def _mean(name: str, table: pd.DataFrame) -> str:
 
 
 Maps = NDArray[np.float32]  # [channels, side, side]
+
+
+def view_names(image_idx: int) -> list[str]:
+    """What `draw_views` draws of a picture."""
+    return [*(f"{kind}_{image_idx}.png" for kind in ("channels", "errors", "overlay")), "rank_curve.png"]
+
+
+def draw_views(folder: Path, views: Views) -> list[Path]:
+    """Draws channels, their errors, the summed error and the rank curve, `view_names`, to `folder`."""
+    channels, errors, overlay, curve = (folder / name for name in view_names(views.image_idx))
+    return [
+        draw_channels(channels, views.original, views.approximations, views.picture, rank=views.rank),
+        draw_errors(errors, views.original, views.approximations, views.picture, rank=views.rank),
+        draw_overlay(overlay, views.errors, views.picture, rank=views.rank),
+        draw_rank_curve(curve, views.curves, views.points, views.full_rank),
+    ]
 
 
 def draw_channels(

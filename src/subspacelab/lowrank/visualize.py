@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,43 +12,59 @@ from torch import Tensor
 from subspacelab.files import write_json
 from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.baselines import CONTROLS, SVD, Evaluation, approximations, open_evaluation, train_basis
-from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.features import CachedPicture, Features
 from subspacelab.lowrank.metrics import similarity
-from subspacelab.lowrank.plots import draw_channels, draw_errors, draw_overlay, draw_rank_curve
 from subspacelab.lowrank.preparation import batches_of, read_batches
 
 BATCH = 16
 CURVE = (8, 16, 32, 64, 128, 256)
 
 
-def file_names(image_idx: int) -> tuple[str, ...]:
-    """What `visualize` writes for a picture."""
-    of_one = (f"{kind}_{image_idx}.png" for kind in ("channels", "errors", "overlay"))
-    return (*of_one, "rank_curve.png", "rank_curve.json")
-
-
 @dataclass(frozen=True)
 class Views:
-    """What `visualize` drew."""
+    """One test picture's channels and errors on its plane, and the cosine over the rank."""
 
-    pictures: list[Path]
-    """channels, errors, overlay and rank curve."""
-    curve: dict[str, dict[str, float]]
-    """Method to rank to mean cosine of the test pictures; also in rank_curve.json."""
+    image_idx: int
+    """Which test picture, from 0."""
+    rank: str
+    """Such as "rank 128 of 256"."""
+    picture: CachedPicture
+    """The picture itself."""
+    original: Float[np.ndarray, "channels side side"]
+    """Its features, channel by channel."""
+    approximations: dict[str, Float[np.ndarray, "channels side side"]]
+    """By method."""
+    errors: dict[str, Float[np.ndarray, "side side"]]
+    """By method: |error| summed over all channels."""
+    curves: dict[str, dict[int, float]]
+    """SVD and controls: rank to mean cosine of the test pictures."""
+    points: dict[str, tuple[int, float]]
+    """Networks: their rank and mean cosine."""
+    full_rank: int
+    """The largest rank."""
+
+    @property
+    def curve(self) -> dict[str, dict[str, float]]:
+        """Method to rank to mean cosine of the test pictures, as in rank_curve.json."""
+        curves = {name: {str(r): c for r, c in curve.items()} for name, curve in self.curves.items()}
+        return curves | {name: {str(r): c} for name, (r, c) in self.points.items()}
+
+    def save(self, folder: Path) -> None:
+        """Writes rank_curve.json."""
+        write_json(folder / "rank_curve.json", self.curve)
 
 
 @torch.no_grad()
 def visualize(
     features: Features,
     results_dir: Path,
-    output_dir: Path,
     *,
     archs: Sequence[str] = (),
     rank: int,
     image_idx: int = 0,
     channels: int = 8,
 ) -> Views:
-    """Draws one test picture's channels, |errors| and summed error by method, and the rank curve of all test pictures.
+    """One test picture's channels, |errors| and summed error by method, and the rank curve of all test pictures.
 
     `image_idx` counts the test pictures from 0. Raises ValueError for a picture or a number of channels there is not.
     """
@@ -57,42 +74,29 @@ def visualize(
     if not 1 <= channels <= features.meta.dim:
         raise ValueError(f"channels: {channels}, the features have 1 to {features.meta.dim}")
     basis = train_basis(features, evaluation.seed, evaluation.normalisation)
-    pictures = _draw_one(features, evaluation, basis, output_dir, image_idx=image_idx, channels=channels)
-    curves, points = _rank_curves(features, evaluation, basis)
-    pictures.append(draw_rank_curve(output_dir / "rank_curve.png", curves, points, features.meta.full_rank))
-    table = {name: {str(r): c for r, c in curve.items()} for name, curve in curves.items()}
-    table |= {name: {str(r): c} for name, (r, c) in points.items()}
-    write_json(output_dir / "rank_curve.json", table)
-    return Views(pictures, table)
-
-
-def _draw_one(
-    features: Features,
-    evaluation: Evaluation,
-    basis: Float[Tensor, "dim dim"],
-    output_dir: Path,
-    *,
-    image_idx: int,
-    channels: int,
-) -> list[Path]:
-    """Channels, their errors, and the error summed over all channels, of one test picture on its plane."""
     row, side = evaluation.rows[image_idx], features.meta.side
-    x, picture = evaluation.normalisation.apply(features.read([row])), features.picture(row)
+    x = evaluation.normalisation.apply(features.read([row]))
     methods = approximations(evaluation.models, basis, evaluation.rank, evaluation.seed)
     approximated = {name: approximate(x) for name, approximate in methods.items() if name not in CONTROLS}
 
-    def maps(y: Tensor) -> Tensor:
-        return y[0, :, :channels].float().T.reshape(channels, side, side)
+    def maps(y: Tensor) -> np.ndarray:
+        return y[0, :, :channels].float().T.reshape(channels, side, side).numpy()
 
-    original, by_method = maps(x).numpy(), {name: maps(y).numpy() for name, y in approximated.items()}
-    summed = {name: (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy() for name, y in approximated.items()}
-    of_channels, of_errors, overlay = (output_dir / name for name in file_names(image_idx)[:3])
-    rank = features.meta.describe_rank(evaluation.rank)
-    return [
-        draw_channels(of_channels, original, by_method, picture, rank=rank),
-        draw_errors(of_errors, original, by_method, picture, rank=rank),
-        draw_overlay(overlay, summed, picture, rank=rank),
-    ]
+    def summed(y: Tensor) -> np.ndarray:
+        return (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy()
+
+    curves, points = _rank_curves(features, evaluation, basis)
+    return Views(
+        image_idx,
+        features.meta.describe_rank(evaluation.rank),
+        features.picture(row),
+        maps(x),
+        {name: maps(y) for name, y in approximated.items()},
+        {name: summed(y) for name, y in approximated.items()},
+        curves,
+        points,
+        features.meta.full_rank,
+    )
 
 
 def _rank_curves(
