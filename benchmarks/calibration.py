@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.linalg.moments import SecondMoment
 from subspacelab.linalg.null_space import null_space
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from subspacelab.checkpoints import checkpoint_writer, matrix_shape, open_checkpoint
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 
 LIMIT = 3.0
 SAMPLE_SECONDS = 0.02

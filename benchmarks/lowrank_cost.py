@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.linalg.token_svd import project
 from subspacelab.lowrank.architectures import ALIASES, ModelSpec, build_model
 from subspacelab.lowrank.baselines import (

@@ -25,7 +25,7 @@ from tests.checkpoints.range_hub import REPO, serving  # noqa: E402
 
 from subspacelab.checkpoints import canonical_name, open_checkpoint  # noqa: E402
 from subspacelab.checkpoints.safetensors_file import LENGTH_BYTES, header_length  # noqa: E402
-from subspacelab.files import write_json  # noqa: E402
+from subspacelab.core.files import write_json  # noqa: E402
 from subspacelab.norms.survey import survey  # noqa: E402
 
 LIMIT = 1.02

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.linalg.svd import svd
 from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.factors import read_decomposition

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.metrics import similarity
 

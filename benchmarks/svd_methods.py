@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.linalg.svd import SVD, orthogonality_error, reconstruction_error, svd
 
 SPEED_CLAIM = 1.5

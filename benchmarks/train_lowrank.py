@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from subspacelab.checkpoints import write_tensors
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.lowrank.architectures import build_model
 from subspacelab.lowrank.architectures.factor_networks import ReluDropout
 from subspacelab.lowrank.config import TrainLowrankConfig

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from subspacelab.checkpoints import write_tensors
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, shard_name
 
 TOKENS, DIM, PER_SHARD = 256, 2048, 64

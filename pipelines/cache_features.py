@@ -10,9 +10,9 @@ from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.data.references import resolve_pictures
-from subspacelab.devices import choose_device
+from subspacelab.core.devices import choose_device
 from subspacelab.pipeline.process import run_stage_script
-from subspacelab.files import move_folder
+from subspacelab.core.files import move_folder
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.config import CacheFeaturesConfig
 from subspacelab.pipeline.stage import open_stage

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from subspacelab.pipeline.process import run_stage_script
-from subspacelab.files import move_folder, replace_folder
+from subspacelab.core.files import move_folder, replace_folder
 from subspacelab.lowrank.config import ContinueLowrankConfig
 from subspacelab.pipeline.stage import open_stage
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.pipeline.process import run_stage_script
-from subspacelab.files import move_folder
-from subspacelab.ownership import require_own_entries
+from subspacelab.core.files import move_folder
+from subspacelab.core.ownership import require_own_entries
 from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decompose import decompose
 from subspacelab.rotation.earlier import read_earlier

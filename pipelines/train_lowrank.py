@@ -9,7 +9,7 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 from pathlib import Path
 
 from subspacelab.pipeline.process import run_stage_script
-from subspacelab.files import move_folder
+from subspacelab.core.files import move_folder
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.logging import record_training

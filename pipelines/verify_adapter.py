@@ -8,7 +8,7 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.devices import choose_device
+from subspacelab.core.devices import choose_device
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.paths import first_adapter

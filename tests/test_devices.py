@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from subspacelab.devices import choose_device, float64_place, solve
+from subspacelab.core.devices import choose_device, float64_place, solve
 
 
 def test_auto_is_a_device_that_is_there() -> None:

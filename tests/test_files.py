@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from subspacelab.files import (
+from subspacelab.core.files import (
     expanded,
     move_folder,
     read_json,
@@ -68,7 +68,7 @@ def test_a_folder_moves_into_the_place_of_another_and_not_into_it(tmp_path, monk
         replace(source, final)
 
     if far:
-        monkeypatch.setattr("subspacelab.files.os.replace", between_file_systems)
+        monkeypatch.setattr("subspacelab.core.files.os.replace", between_file_systems)
     move_folder(tmp_path / "work", tmp_path / "outs" / "x")
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["outs", "outs/x", "outs/x/new.json"]
 
@@ -88,8 +88,8 @@ def test_a_kill_between_the_two_renames_of_a_replacement_leaves_none_and_no_mixt
 
     with monkeypatch.context() as patch, pytest.raises(Killed), replace_folder(tmp_path / "x") as partial:
         write_json(partial / "new.json", 1)
-        patch.setattr("subspacelab.files.os.replace", killed_at_the_second)
-        patch.setattr("subspacelab.files.shutil.rmtree", lambda path, **given: None)
+        patch.setattr("subspacelab.core.files.os.replace", killed_at_the_second)
+        patch.setattr("subspacelab.core.files.shutil.rmtree", lambda path, **given: None)
     assert not (tmp_path / "x").exists()
     remove_partials_of(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
@@ -105,7 +105,7 @@ def test_what_a_removal_cut_short_leaves_has_another_name(tmp_path, monkeypatch)
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("subspacelab.files.shutil.rmtree", cut_short)
+        patch.setattr("subspacelab.core.files.shutil.rmtree", cut_short)
         remove_folder(tmp_path / "work")
     assert not (tmp_path / "work").exists()
     assert list(tmp_path.rglob("b.json"))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from subspacelab.files import PARTIAL, remove_partials, replace_folder, write_beside
-from subspacelab.ownership import (
+from subspacelab.core.files import PARTIAL, remove_partials, replace_folder, write_beside
+from subspacelab.core.ownership import (
     MANIFEST,
     report_folder,
     require_apart,
@@ -100,7 +100,7 @@ def test_a_kill_while_the_files_move_leaves_every_file_replaceable(tmp_path, mon
         moved.append(os.replace(source, place))
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("subspacelab.ownership.shutil.move", killed_at_the_second)
+        patch.setattr("subspacelab.core.ownership.shutil.move", killed_at_the_second)
         write_report(tmp_path, table="new", curve="new")
     assert sorted(contents(tmp_path).values()) == ["new", "old"]
     write_report(tmp_path, table="new", curve="new")

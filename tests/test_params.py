@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from subspacelab.core.settings import require_at_least, require_positive, settings_from_flags, validate
 from subspacelab.pipeline.params import read_params, read_yaml
 from subspacelab.rotation.config import CompareRotationsConfig as CompareRotations
 from subspacelab.rotation.config import DecomposeConfig as Decompose
-from subspacelab.settings import require_at_least, require_positive, settings_from_flags, validate
 
 TOP = "study: s\nrank: 8\nseed: 1\nthreads: 2\n"
 SECTIONS = "decompose:\n  rank: null\n  method: auto\ncompare_rotations:\n  k: 4\n  modules: {}\n  null_draws: 2\n"

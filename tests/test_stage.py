@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.pipeline.stage import continued_folder, fingerprint, open_stage, read_declaration
 
 DVC = """stages:
@@ -158,7 +158,7 @@ def test_work_half_removed_is_not_taken_for_work(project, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(Killed), opened() as stage:
         write_json(stage.work_dir / "snapshot.json", 3)
-        patch.setattr("subspacelab.files.shutil.rmtree", cut_short)
+        patch.setattr("subspacelab.core.files.shutil.rmtree", cut_short)
     with opened() as stage:
         assert list(stage.work_dir.iterdir()) == []
     assert {p.suffix for p in Path(".cache/stages/toy@a").iterdir()} == {".lock"}

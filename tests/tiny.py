@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 
 Layout = Literal["legacy", "new", "base_model", "raw"]
 Format = Literal["safetensors", "bin", "legacy_bin"]

@@ -6,7 +6,7 @@ The commands are imported within the process that `run` guards: a Ctrl-C may com
 import sys
 from collections.abc import Sequence
 
-from subspacelab.errors import one_line_errors, printable
+from subspacelab.core.errors import one_line_errors, printable
 from subspacelab.pipeline.process import run_process
 
 

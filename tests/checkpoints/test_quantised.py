@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 from tests.checkpoints.refusal import refusal
 
 from subspacelab.checkpoints import open_checkpoint
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 
 U8, I8, I32 = torch.uint8, torch.int8, torch.int32
 SCHEMES = {

@@ -6,7 +6,7 @@ from tests.checkpoints.refusal import refusal
 from tests.tiny import tiny_qwen_vl_shapes, write_tiny_qwen_vl
 
 from subspacelab.checkpoints import Source, open_checkpoint, references, resolve_reference, write_reference
-from subspacelab.files import read_json
+from subspacelab.core.files import read_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 
 from subspacelab.checkpoints import write_checkpoint, write_tensors
-from subspacelab.files import sha256_file
+from subspacelab.core.files import sha256_file
 
 
 @pytest.fixture

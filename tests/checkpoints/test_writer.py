@@ -7,7 +7,7 @@ from tests.checkpoints.refusal import refusal
 from tests.tiny import tiny_qwen_vl_config, tiny_qwen_vl_tensors, write_tiny_qwen_vl
 
 from subspacelab.checkpoints import checkpoint_writer, open_checkpoint, write_checkpoint
-from subspacelab.files import sha256_file
+from subspacelab.core.files import sha256_file
 
 
 @pytest.mark.parametrize("max_shard_bytes", [1, 100_000, 10**9])

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from subspacelab.checkpoints import write_tensors
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.linalg.subspaces import random_orthonormal
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, Features, pictures_name, shard_name
 

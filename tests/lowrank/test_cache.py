@@ -13,11 +13,11 @@ from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
 from subspacelab.checkpoints import Source, read_tensors, resolve_reference
+from subspacelab.core.ownership import sole_writer
 from subspacelab.data.pictures import read_pictures, square
 from subspacelab.lowrank.cache import JOB, CachePlan, cache_features
 from subspacelab.lowrank.features import META, FeatureMeta, Features, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
-from subspacelab.ownership import sole_writer
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("two_pictures_a_shard")

@@ -12,11 +12,10 @@ from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import contents
 
 from subspacelab.cli import main
-from subspacelab.files import read_json
-from subspacelab.lowrank import commands
-from subspacelab.lowrank import run_log as run_log
+from subspacelab.core.files import read_json
+from subspacelab.core.ownership import MANIFEST
+from subspacelab.lowrank import commands, run_log
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
-from subspacelab.ownership import MANIFEST
 
 PICTURES = {"train_val_loss_comparison.png", "loss_curves.png", "error_heatmap.png", "B_row_norms.png"}
 MODEL = {"best_model.safetensors", "best_model.json", "best_state.safetensors", "last.safetensors", "history.json"}

@@ -10,7 +10,7 @@ import torch
 from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import train_tiny
 
-from subspacelab.files import read_json, write_json
+from subspacelab.core.files import read_json, write_json
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, random_basis
 from subspacelab.lowrank.compare import CHANGE, MEASURES, TABLES, Comparison, compare

@@ -19,7 +19,7 @@ from tests.lowrank.trainings import contents
 from tests.tiny import write_tiny_qwen_vl
 
 from subspacelab.cli import main
-from subspacelab.files import read_json
+from subspacelab.core.files import read_json
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import torch
 from tests.lowrank.caches import random_features, write_cache, write_random_cache
 
 from subspacelab.checkpoints import write_tensors
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.lowrank.features import INDEX, META, FeatureMeta, Features, shard_name
 
 

@@ -7,9 +7,10 @@ import torch
 from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import ALLOCATOR, RANK, SEED, settings_of, train_tiny
 
-from subspacelab.devices import compiled_or_eager
-from subspacelab.distributed import Processes
-from subspacelab.files import read_json
+from subspacelab.core.devices import compiled_or_eager
+from subspacelab.core.distributed import Processes
+from subspacelab.core.files import read_json
+from subspacelab.core.settings import validate
 from subspacelab.lowrank import trainer
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.config import ContinueLowrankConfig, TrainLowrankConfig
@@ -17,7 +18,6 @@ from subspacelab.lowrank.features import Features, split_rows
 from subspacelab.lowrank.preparation import feature_statistics
 from subspacelab.lowrank.state import load_model
 from subspacelab.lowrank.trainer import require_even_shares
-from subspacelab.settings import validate
 
 KEYS = {"epoch", "train_loss", "train_mse", "learning_rate", "val_mse", "val_cosine"}
 STILL = 1e-30  # a learning rate that leaves every float32 parameter as it is

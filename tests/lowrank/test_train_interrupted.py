@@ -7,10 +7,10 @@ import pytest
 from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents, kill_at, killed_in, train_tiny
 
+from subspacelab.core.ownership import sole_writer
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.state import load_model
 from subspacelab.lowrank.train import resume_training
-from subspacelab.ownership import sole_writer
 
 jobs = pytest.mark.parametrize(("arch", "given"), JOBS, ids=JOB_NAMES)
 

@@ -7,7 +7,7 @@ import pytest
 from tests.lowrank.caches import write_random_cache
 from tests.lowrank.trainings import SEED, train_tiny
 
-from subspacelab.files import read_json
+from subspacelab.core.files import read_json
 from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, SVD, train_basis
 from subspacelab.lowrank.compare import compare
 from subspacelab.lowrank.features import Features, split_rows

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.language_models import FAMILIES, tiny_model, write_tiny_lm
 from torch import nn
 
-from subspacelab.files import read_json, write_json
+from subspacelab.core.files import read_json, write_json
 from subspacelab.models.causal_lm import (
     Reach,
     load_causal_lm,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.language_models import FAMILIES, tiny_model, write_tiny_lm
 from torch import Tensor
 
-from subspacelab.files import read_json, write_json
+from subspacelab.core.files import read_json, write_json
 from subspacelab.models import lora_model as lora_freeze
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora

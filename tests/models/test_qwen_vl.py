@@ -3,8 +3,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from subspacelab.core.files import read_json
 from subspacelab.data.pictures import patchify
-from subspacelab.files import read_json
 from subspacelab.models.qwen_vl import QwenVLSizes, load_qwen_vl, prompt_embeddings, save_qwen_vl, vision_tokens
 from subspacelab.synthetic.grounding.model import build_model
 from subspacelab.synthetic.grounding.tokenizer import build_tokenizer

@@ -13,9 +13,9 @@ from tests.checkpoints.range_hub import COMMIT, REPO, serving
 from tests.norms import zoo
 
 from subspacelab.cli import main
-from subspacelab.files import read_json
+from subspacelab.core.files import read_json
+from subspacelab.core.ownership import MANIFEST
 from subspacelab.norms.commands import unique
-from subspacelab.ownership import MANIFEST
 
 
 @pytest.fixture(autouse=True)

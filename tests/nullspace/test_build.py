@@ -15,7 +15,8 @@ from tests.nullspace.trainings import contents
 from torch import Tensor
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.files import read_json, write_json
+from subspacelab.core.files import read_json, write_json
+from subspacelab.core.ownership import sole_writer
 from subspacelab.linalg.subspaces import principal_angles
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.models.lora_model import open_adapter
@@ -25,7 +26,6 @@ from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.display import print_built
 from subspacelab.nullspace.inits import METHODS
 from subspacelab.nullspace.logging import track_built
-from subspacelab.ownership import sole_writer
 from subspacelab.tracking import MemoryTracker
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 from tests.language_models import write_text, write_tiny_lm
 
 from subspacelab.cli import main
-from subspacelab.files import read_json
+from subspacelab.core.files import read_json
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.nullspace.verifications import trained_of
 
-from subspacelab.files import read_json
+from subspacelab.core.files import read_json
 from subspacelab.nullspace.verification import KEYS, read_stats, write_stats
 
 

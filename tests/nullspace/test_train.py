@@ -23,14 +23,14 @@ from tests.nullspace.trainings import (
     write_base,
 )
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
+from subspacelab.core.ownership import sole_writer
 from subspacelab.models import fine_tuning
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer
 from subspacelab.models.lora_model import open_adapter
 from subspacelab.nullspace.inits import METHODS
 from subspacelab.nullspace.train import _fine_tuning, train_adapter
 from subspacelab.nullspace.windows import encode_rows
-from subspacelab.ownership import sole_writer
 
 pytestmark = pytest.mark.slow
 

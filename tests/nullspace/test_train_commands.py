@@ -17,13 +17,13 @@ from tests.nullspace.trainings import ROWS, contents, write_adapter_of, write_ba
 from tests.nullspace.verifications import init_of, trained_of
 
 from subspacelab.cli import main
+from subspacelab.core.files import read_json
+from subspacelab.core.ownership import MANIFEST
 from subspacelab.data.instructions import write_instructions
-from subspacelab.files import read_json
 from subspacelab.nullspace import commands
 from subspacelab.nullspace.commands import COMPARED
 from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
 from subspacelab.nullspace.verification import KEYS, write_stats
-from subspacelab.ownership import MANIFEST
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCHER += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]

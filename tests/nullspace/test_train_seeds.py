@@ -10,8 +10,9 @@ import pytest
 from tests.nullspace.trainings import ROWS, SETTINGS, Killed, contents, known, write_adapter_of, write_base
 from tests.nullspace.verifications import init_of, trained_of
 
+from subspacelab.core.files import read_json
+from subspacelab.core.settings import validate
 from subspacelab.data.instructions import write_instructions
-from subspacelab.files import read_json
 from subspacelab.models.lora_folder import base_of
 from subspacelab.nullspace.compare import compare_methods
 from subspacelab.nullspace.config import KnowledgeSettings, TrainAdapterConfig
@@ -21,7 +22,6 @@ from subspacelab.nullspace.plots import draw_pictures
 from subspacelab.nullspace.rates import Training, read_knowledge, write_knowledge
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.nullspace.verification import write_stats
-from subspacelab.settings import validate
 from subspacelab.tracking import MemoryTracker
 
 

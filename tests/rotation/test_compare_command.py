@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.rotation.chains import chain_tensors, decompose_chain
 
-from subspacelab.ownership import MANIFEST
+from subspacelab.core.ownership import MANIFEST
 from subspacelab.rotation.commands import compare, parse_modules
 from subspacelab.rotation.compare import TABLES
 from subspacelab.rotation.plots import PICTURES

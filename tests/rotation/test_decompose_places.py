@@ -14,7 +14,7 @@ from tests.tiny import write_tiny_qwen_vl
 from torch import Tensor
 
 from subspacelab.checkpoints import Source, resolve_reference, write_reference
-from subspacelab.ownership import sole_writer
+from subspacelab.core.ownership import sole_writer
 from subspacelab.rotation.decompose import decompose
 from subspacelab.rotation.earlier import UNFINISHED
 from subspacelab.rotation.factors import INDEX, Decomposition, read_decomposition

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from subspacelab.ownership import sole_writer
+from subspacelab.core.ownership import sole_writer
 from subspacelab.tracking import open_run, open_stage_run
 from subspacelab.tracking.mlflow_records import deliver
 from subspacelab.tracking.outbox import Refused, Unreachable

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from subspacelab.checkpoints.hub import fetch_from_hub
 from subspacelab.checkpoints.index import PREFERENCE
-from subspacelab.files import expanded, read_json, real_path, remove_partials_of, write_json
-from subspacelab.ownership import require_own_entries, require_same_job
+from subspacelab.core.files import expanded, read_json, real_path, remove_partials_of, write_json
+from subspacelab.core.ownership import require_own_entries, require_same_job
 
 POINTER_NAME = "reference.json"
 HUB_REFERENCE = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from subspacelab.checkpoints.validation import require_payload
-from subspacelab.files import replace_folder, write_beside, write_json
-from subspacelab.ownership import require_own_entries
+from subspacelab.core.files import replace_folder, write_beside, write_json
+from subspacelab.core.ownership import require_own_entries
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str, str] = ("format", "pt")) -> None:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
+from subspacelab.core.files import write_beside
 from subspacelab.data.decoding import decode_rgb
-from subspacelab.files import write_beside
 
 SCHEMA = pa.schema(
     [

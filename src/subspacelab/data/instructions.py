@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from subspacelab.core.files import expanded, write_beside
 from subspacelab.data.references import fetch_data_file
 from subspacelab.data.text_files import json_lines, json_list, require_characters
-from subspacelab.files import expanded, write_beside
 
 DEMO = {
     "demo:arithmetic": Path("data/corpus/arithmetic-train.jsonl"),

@@ -16,9 +16,9 @@ from PIL import Image
 from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
+from subspacelab.core.files import real_path
 from subspacelab.data.decoding import decode_rgb, has_known_format, picture_suffixes
 from subspacelab.data.grounding import count_grounding, read_grounding
-from subspacelab.files import real_path
 
 Box = tuple[float, float, float, float]
 

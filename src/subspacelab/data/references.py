@@ -5,8 +5,8 @@ from pathlib import Path
 
 from subspacelab.checkpoints.hub import TIMEOUT_SECONDS, hub_errors, why_not
 from subspacelab.checkpoints.references import HUB_REFERENCE
+from subspacelab.core.files import expanded
 from subspacelab.data.decoding import picture_suffixes
-from subspacelab.files import expanded
 
 
 def fetch_data_file(repo: str, name: str, *, revision: str | None = None) -> Path:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from subspacelab.core.files import expanded
 from subspacelab.data.references import fetch_data_file
 from subspacelab.data.text_files import (
     MAX_BYTES,
@@ -18,7 +19,6 @@ from subspacelab.data.text_files import (
     require_text_file,
     too_much,
 )
-from subspacelab.files import expanded
 
 Split = Literal["train", "test"]
 

@@ -17,16 +17,8 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from subspacelab.checkpoints import Source, write_tensors
-from subspacelab.data.pictures import (
-    Picture,
-    SquarePicture,
-    count_pictures,
-    looks_like_a_picture,
-    read_pictures,
-    square,
-)
-from subspacelab.distributed import processes
-from subspacelab.files import (
+from subspacelab.core.distributed import processes
+from subspacelab.core.files import (
     holds,
     read_json,
     remove_folder,
@@ -38,9 +30,17 @@ from subspacelab.files import (
     write_if_changed,
     write_json,
 )
+from subspacelab.core.ownership import lock_of, require_apart, require_own_entries, require_same_job, sole_writer
+from subspacelab.data.pictures import (
+    Picture,
+    SquarePicture,
+    count_pictures,
+    looks_like_a_picture,
+    read_pictures,
+    square,
+)
 from subspacelab.lowrank.features import INDEX, JOB, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
-from subspacelab.ownership import lock_of, require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.plotting.progress import progress_bar
 
 Log = Callable[[Mapping[str, float], int], None]

@@ -43,10 +43,10 @@ def cache(
     An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
     """
     from subspacelab.checkpoints import resolve_reference
+    from subspacelab.core.devices import choose_device
+    from subspacelab.core.distributed import is_main_process
     from subspacelab.data.pictures import describe_skipped, skipped_files
     from subspacelab.data.references import resolve_pictures
-    from subspacelab.devices import choose_device
-    from subspacelab.distributed import is_main_process
     from subspacelab.lowrank.cache import CachePlan, cache_features
     from subspacelab.lowrank.display import print_cache
     from subspacelab.tracking import open_run
@@ -109,7 +109,7 @@ def train(
     flags = locals()
     from dataclasses import asdict
 
-    from subspacelab.distributed import is_main_process
+    from subspacelab.core.distributed import is_main_process
     from subspacelab.lowrank.architectures import canonical_arch
     from subspacelab.lowrank.display import print_training
     from subspacelab.lowrank.features import Features
@@ -143,8 +143,8 @@ def train(
 
 def training_settings(flags: Mapping[str, Any]) -> "TrainLowrankConfig":
     """The settings among the flags of `train`; those of the rank allocator begin with `allocator_`."""
+    from subspacelab.core.settings import settings_from_flags
     from subspacelab.lowrank.config import TrainLowrankConfig
-    from subspacelab.settings import settings_from_flags
 
     prefix = "allocator_"
     allocator = {name.removeprefix(prefix): value for name, value in flags.items() if name.startswith(prefix)}
@@ -170,13 +170,13 @@ def compare(
     Controls: a sketch and one basis for all pictures, each from the training pictures' PCA and at random; and every
     network as it was before training. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
     """
+    from subspacelab.core.ownership import report_folder
     from subspacelab.lowrank.compare import TABLES
     from subspacelab.lowrank.compare import compare as run
     from subspacelab.lowrank.display import print_comparison
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
     from subspacelab.lowrank.plots import COMPARISON, draw_comparison
-    from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
 
     where = output_dir or results_dir / "comparison"
@@ -206,11 +206,11 @@ def visualize(
     track: Track = True,
 ) -> None:
     """Maps of channels and errors on the picture's plane, and the cosine over the rank."""
+    from subspacelab.core.ownership import report_folder
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_views
     from subspacelab.lowrank.plots import draw_views, view_names
     from subspacelab.lowrank.visualize import visualize as run
-    from subspacelab.ownership import report_folder
     from subspacelab.tracking import open_run
 
     where = output_dir or results_dir / "pictures"
@@ -233,7 +233,7 @@ def _job(
     where: Path, features: Path, results_dir: Path, archs: list[str] | None, **settings: object
 ) -> dict[str, object]:
     """What a report is made of; the places as seen from it, so that all may move together."""
-    from subspacelab.files import seen_from
+    from subspacelab.core.files import seen_from
     from subspacelab.lowrank.architectures import canonical_arch
 
     places = {"features": features, "results_dir": results_dir}
@@ -243,7 +243,7 @@ def _job(
 
 def _require_apart(where: Path, features: Path, results_dir: Path) -> None:
     """ValueError if a report would go among the features or beside a network's weights."""
+    from subspacelab.core.ownership import require_apart
     from subspacelab.lowrank.architectures import ALIASES
-    from subspacelab.ownership import require_apart
 
     require_apart(where, [features, *(results_dir / arch for arch in ALIASES)])

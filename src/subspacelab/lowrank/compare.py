@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.lowrank.architectures import LowRankModel
 from subspacelab.lowrank.baselines import (
     SVD,

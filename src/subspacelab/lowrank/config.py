@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from subspacelab.settings import require_at_least, require_positive
+from subspacelab.core.settings import require_at_least, require_positive
 
 MAX_POWER_STEPS = 1000
 """More cost time and nothing else: what a sketch finds has converged after some dozens."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
-from subspacelab.errors import printable
+from subspacelab.core.errors import printable
 from subspacelab.lowrank.compare import BATCH, CHANGE, Comparison
 from subspacelab.lowrank.features import FeatureMeta
 from subspacelab.lowrank.train import TrainingResult

@@ -18,10 +18,10 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from subspacelab.checkpoints.safetensors_file import LENGTH_BYTES, TensorLocation, header_length, parse_header
+from subspacelab.core.files import read_json, require_regular, sha256_file
+from subspacelab.core.settings import validate
 from subspacelab.data.decoding import decode_rgb
 from subspacelab.data.grounding import require_bounded
-from subspacelab.files import read_json, require_regular, sha256_file
-from subspacelab.settings import validate
 
 Split = Literal["train", "validation", "test"]
 SHARE = 10  # one tenth each for validation and test

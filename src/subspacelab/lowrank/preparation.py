@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from subspacelab.devices import float64_place, solve
+from subspacelab.core.devices import float64_place, solve
 from subspacelab.linalg.moments import gram
 from subspacelab.lowrank.features import Features
 

@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from subspacelab.distributed import is_main_process
-from subspacelab.files import write_json
+from subspacelab.core.distributed import is_main_process
+from subspacelab.core.files import write_json
 from subspacelab.lowrank.train import TrainingResult
 from subspacelab.lowrank.trainer import Log
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from subspacelab.checkpoints import read_tensors, require_finite, write_tensors
 from subspacelab.checkpoints.safetensors_file import SafetensorsShard
-from subspacelab.files import read_json, write_json
+from subspacelab.core.files import read_json, write_json
+from subspacelab.core.settings import validate
 from subspacelab.lowrank.architectures import LowRankModel, ModelSpec
-from subspacelab.settings import validate
 
 BEST_MODEL, BEST_STATE, LAST = "best_model", "best_state.safetensors", "last.safetensors"
 MAX_SEED = 1 << 40

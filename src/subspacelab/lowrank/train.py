@@ -8,16 +8,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from subspacelab.devices import choose_device
-from subspacelab.distributed import Processes, processes
-from subspacelab.files import remove_partials, replace_folder
+from subspacelab.core.devices import choose_device
+from subspacelab.core.distributed import Processes, processes
+from subspacelab.core.files import remove_partials, replace_folder
+from subspacelab.core.ownership import (
+    require_apart,
+    require_no_links,
+    require_own_entries,
+    require_same_job,
+    sole_writer,
+)
 from subspacelab.lowrank.architectures import canonical_arch, require_rank
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.preparation import batches_of
 from subspacelab.lowrank.state import BEST_STATE, LAST, MAX_SEED, Progress, SavedTraining, read_training
 from subspacelab.lowrank.trainer import Log, Trainer
-from subspacelab.ownership import require_apart, require_no_links, require_own_entries, require_same_job, sole_writer
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subspacelab.devices import choose_device, compiled_or_eager, float64_place
-from subspacelab.distributed import Processes, processes
-from subspacelab.files import write_json
+from subspacelab.core.devices import choose_device, compiled_or_eager, float64_place
+from subspacelab.core.distributed import Processes, processes
+from subspacelab.core.files import write_json
 from subspacelab.lowrank.allocator import RankAllocator, make_schedule
 from subspacelab.lowrank.architectures import AdaLoRA, LowRankModel, ModelSpec, build_model
 from subspacelab.lowrank.config import TrainLowrankConfig

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.baselines import CONTROLS, SVD, Evaluation, approximations, open_evaluation, train_basis
 from subspacelab.lowrank.features import CachedPicture, Features

@@ -14,7 +14,7 @@ from torch import nn
 from subspacelab.checkpoints import Checkpoint, config_errors, open_checkpoint
 from subspacelab.checkpoints.index import CONFIG_NAME, PREFERENCE, find_weights, repeated_names
 from subspacelab.checkpoints.shards import list_tensors
-from subspacelab.files import read_json
+from subspacelab.core.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 NO_ADAPTER = {"subfolder": "\0"}

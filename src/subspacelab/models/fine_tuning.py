@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from subspacelab.files import read_json, sha256_file, write_json
+from subspacelab.core.files import read_json, sha256_file, write_json
 from subspacelab.models.causal_lm import quiet
 from subspacelab.models.lora_model import LiveAdapter, require_trainable, set_trainable
 

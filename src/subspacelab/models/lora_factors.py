@@ -12,7 +12,7 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor, nn
 
-from subspacelab.devices import float64_place
+from subspacelab.core.devices import float64_place
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 
 from subspacelab.checkpoints import Source, read_tensors, require_finite, resolve_reference, write_tensors
-from subspacelab.files import expanded, holds, json_bytes, read_json, replace_folder, sha256_file, write_json
+from subspacelab.core.files import expanded, holds, json_bytes, read_json, replace_folder, sha256_file, write_json
 from subspacelab.models.causal_lm import Reach
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 

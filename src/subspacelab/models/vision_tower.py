@@ -13,8 +13,8 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from subspacelab.checkpoints import Checkpoint, Source, canonical_name, config_errors, open_checkpoint, require_finite
+from subspacelab.core.files import read_json
 from subspacelab.data.pictures import FRAMES, MEAN, MERGE, PATCH, STD, patchify
-from subspacelab.files import read_json
 
 PREFIX = "visual."
 PROCESSOR_NAME = "preprocessor_config.json"

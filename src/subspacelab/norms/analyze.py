@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, require_finite
-from subspacelab.devices import choose_device, float64_place
+from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.norms.moments import Moments, measure_vectors, moments
 from subspacelab.norms.names import NEAR_ZERO, is_known
 from subspacelab.norms.results import Analysis, Embedding, Norm

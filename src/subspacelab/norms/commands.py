@@ -42,13 +42,13 @@ def analyze(
 
     from subspacelab.checkpoints import open_reference
     from subspacelab.checkpoints.references import locate_reference
-    from subspacelab.devices import choose_device
-    from subspacelab.files import seen_from, write_json
+    from subspacelab.core.devices import choose_device
+    from subspacelab.core.files import seen_from, write_json
+    from subspacelab.core.ownership import require_apart
     from subspacelab.norms.analyze import analyze as run
     from subspacelab.norms.display import print_analysis, print_comparison
     from subspacelab.norms.logging import track_analysis, write_comparison
     from subspacelab.norms.plots import COMPARISON, PICTURES, draw_pictures
-    from subspacelab.ownership import require_apart
     from subspacelab.tracking import open_run
 
     if output.is_dir():
@@ -101,7 +101,7 @@ def analyze(
 
 def require_free_or_own(output: Path, folder: Path) -> None:
     """ValueError if `folder`, which nobody named, is there and not because the pictures of `output` lie in it."""
-    from subspacelab.ownership import written_names
+    from subspacelab.core.ownership import written_names
 
     own = written_names(output.parent, f"norms analyze {output.name}")
     if folder.is_dir() and any(folder.iterdir()) and not any(name.startswith(f"{folder.name}/") for name in own):
@@ -116,8 +116,8 @@ def reserved(output: Path, folder: Path, job: dict[str, Any], drawn: Sequence[st
 
     ValueError, before anything is written, if something else is in the way of the report or of the names `drawn`.
     """
-    from subspacelab.files import real_path
-    from subspacelab.ownership import report_folder
+    from subspacelab.core.files import real_path
+    from subspacelab.core.ownership import report_folder
 
     command = f"norms analyze {output.name}"
     here, there = real_path(output.parent), real_path(folder)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from subspacelab.core.devices import float64_place
 from subspacelab.data.windows import Windows
-from subspacelab.devices import float64_place
 from subspacelab.linalg.moments import SecondMoment
 from subspacelab.nullspace.calibration import inputs_to, run_trunk
 

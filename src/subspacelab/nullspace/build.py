@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from subspacelab.checkpoints import Source
+from subspacelab.core.devices import choose_device
+from subspacelab.core.files import expanded, remove_partials_of, seen_from
+from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
-from subspacelab.devices import choose_device
-from subspacelab.files import expanded, remove_partials_of, seen_from
 from subspacelab.models.causal_lm import load_causal_lm, reach, target_linears, unused_weights
 from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, require_own_config, write_adapter
 from subspacelab.nullspace.calibration import split_windows
@@ -20,7 +21,6 @@ from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import Method, method_of
 from subspacelab.nullspace.layer_report import LayerReport, summarise
 from subspacelab.nullspace.starts import Task, starts
-from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 
 START_TOKENS = 256
 """Tokens on which the model with the adapter is compared with the base."""

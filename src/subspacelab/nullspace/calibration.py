@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from subspacelab.core.devices import float64_place
 from subspacelab.data.windows import Windows
-from subspacelab.devices import float64_place
 from subspacelab.linalg.moments import SecondMoment
 from subspacelab.models.causal_lm import trunk_of
 

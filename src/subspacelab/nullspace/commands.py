@@ -77,9 +77,9 @@ def build(
 
 def build_settings(flags: Mapping[str, Any]) -> "BuildSettings":
     """The settings among the flags of `build`; a method that needs a text and was given none takes wikitext2."""
+    from subspacelab.core.settings import settings_from_flags
     from subspacelab.nullspace.config import BuildSettings
     from subspacelab.nullspace.inits import method_of
-    from subspacelab.settings import settings_from_flags
 
     text = flags["calib_dataset"] or ("wikitext2" if method_of(flags["method"]).needs_calibration else None)
     given = {**flags, "calib_dataset": text, "targets": flags["targets"] or None}
@@ -117,14 +117,14 @@ def train(
     flags = locals()
     from dataclasses import asdict
 
+    from subspacelab.core.distributed import is_main_process
+    from subspacelab.core.settings import settings_from_flags
     from subspacelab.data.instructions import read_instructions
-    from subspacelab.distributed import is_main_process
     from subspacelab.models.causal_lm import Reach
     from subspacelab.nullspace.config import TrainSettings
     from subspacelab.nullspace.display import print_training
     from subspacelab.nullspace.logging import record_training
     from subspacelab.nullspace.train import train_adapter
-    from subspacelab.settings import settings_from_flags
     from subspacelab.tracking import open_run
 
     settings = settings_from_flags(TrainSettings, flags, where="train")
@@ -173,15 +173,15 @@ def verify(
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from subspacelab.devices import choose_device
+    from subspacelab.core.devices import choose_device
+    from subspacelab.core.ownership import require_apart, sole_writer
+    from subspacelab.core.settings import settings_from_flags
     from subspacelab.nullspace.config import VerifyAdapterConfig
     from subspacelab.nullspace.display import print_verification
     from subspacelab.nullspace.logging import track_verification
     from subspacelab.nullspace.verification import require_own_stats, write_stats
     from subspacelab.nullspace.verify import inputs_of, sample_of
     from subspacelab.nullspace.verify import verify as run
-    from subspacelab.ownership import require_apart, sole_writer
-    from subspacelab.settings import settings_from_flags
     from subspacelab.tracking import open_run
 
     settings = settings_from_flags(VerifyAdapterConfig, flags, where="verify")
@@ -214,14 +214,14 @@ def compare_stats(
     """
     from contextlib import AbstractContextManager, nullcontext
 
-    from subspacelab.files import seen_from
+    from subspacelab.core.files import seen_from
+    from subspacelab.core.ownership import report_folder
     from subspacelab.nullspace.compare import compare_stats as run
     from subspacelab.nullspace.compare import failures
     from subspacelab.nullspace.display import print_comparison
     from subspacelab.nullspace.logging import track_comparison
     from subspacelab.nullspace.plots import draw_before_after
     from subspacelab.nullspace.verification import read_stats
-    from subspacelab.ownership import report_folder
     from subspacelab.plotting.tables import write_csv
     from subspacelab.tracking import open_run
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.nullspace.knowledge import MEASURES, Knowledge
 from subspacelab.nullspace.rates import (
     Training,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from subspacelab.settings import require_at_least, require_positive
+from subspacelab.core.settings import require_at_least, require_positive
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
-from subspacelab.errors import printable
+from subspacelab.core.errors import printable
 from subspacelab.models.causal_lm import Reach
 from subspacelab.nullspace.build import Built
 from subspacelab.nullspace.compare import FAIL, NOT_APPLICABLE, PASS, SUMMARY, failures

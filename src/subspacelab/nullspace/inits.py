@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.devices import solve
+from subspacelab.core.devices import solve
 from subspacelab.linalg.null_space import projected_factors
 from subspacelab.linalg.subspaces import random_orthonormal
 from subspacelab.linalg.svd import svd

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from subspacelab.checkpoints import Source, write_reference
-from subspacelab.files import real_path
+from subspacelab.core.files import real_path
 from subspacelab.models.lora_folder import META, base_of
 from subspacelab.nullspace.build import Built
 from subspacelab.nullspace.compare import failures

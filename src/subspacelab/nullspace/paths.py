@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from subspacelab.models.lora_folder import (
-    META,  # told by its users as a place among others
-)
+from subspacelab.models.lora_folder import META
 
 TRAINED = "ft"
 """Folder of the trained adapter in a training's output."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from subspacelab.files import read_json, write_json
+from subspacelab.core.files import read_json, write_json
+from subspacelab.core.settings import validate
 from subspacelab.nullspace.knowledge import BASE, MEASURES, RECALLS, Knowledge
-from subspacelab.settings import validate
 
 if TYPE_CHECKING:
     pass

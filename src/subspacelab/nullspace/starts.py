@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from subspacelab.core.devices import solve
 from subspacelab.data.windows import Windows
-from subspacelab.devices import solve
 from subspacelab.linalg.null_space import NullSpace, null_space
 from subspacelab.models.lora_factors import Factors
 from subspacelab.nullspace.calibration import (

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from subspacelab.checkpoints import read_tensors
+from subspacelab.core.devices import choose_device
+from subspacelab.core.distributed import processes
+from subspacelab.core.files import read_json, remove_folder, remove_partials_of, sha256_file, through_links, write_json
+from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.data.instructions import Instruction
-from subspacelab.devices import choose_device
-from subspacelab.distributed import processes
-from subspacelab.files import read_json, remove_folder, remove_partials_of, sha256_file, through_links, write_json
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import (
     STATE,
@@ -46,7 +47,6 @@ from subspacelab.nullspace.config import TrainSettings
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.paths import CHECKPOINTS, TRAINED, require_adapter
 from subspacelab.nullspace.windows import Examples, encode_rows
-from subspacelab.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.plotting.progress import progress_bar
 
 JOB = "job.json"

@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from subspacelab.core.devices import choose_device
+from subspacelab.core.files import move_folder
 from subspacelab.data.instructions import read_instructions
-from subspacelab.devices import choose_device
-from subspacelab.files import move_folder
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.knowledge import measure_knowledge

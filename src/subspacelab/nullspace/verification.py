@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from subspacelab.files import expanded, read_json, real_path, write_json
+from subspacelab.core.files import expanded, read_json, real_path, write_json
+from subspacelab.core.ownership import require_same_job
+from subspacelab.core.settings import validate
 from subspacelab.nullspace.inits import method_of
-from subspacelab.ownership import require_same_job
-from subspacelab.settings import validate
 
 Grade = Literal["good", "fair", "bad"]
 KEYS = ("model_path", "calib_dataset", "num_layers", "stats", "summary", "verdicts")

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from subspacelab.core.devices import float64_place
 from subspacelab.data.text import NoSuchPart, read_texts
 from subspacelab.data.windows import Windows
-from subspacelab.devices import float64_place
 from subspacelab.linalg.null_space import row_space
 from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_factors import Factors

@@ -160,7 +160,7 @@ def write(
     tolerances: Annotated[Path, typer.Option(help="Which figures: those that it has a pattern for.")] = TOLERANCES,
 ) -> None:
     """Writes an experiment's metrics as the ones to compare with from now on."""
-    from subspacelab.files import write_json
+    from subspacelab.core.files import write_json
     from subspacelab.pipeline.metrics import compared, read_tolerances
 
     if reference.exists():
@@ -171,8 +171,8 @@ def write(
 
 def _read_reference(path: Path) -> dict[str, float]:
     """What `metrics write` wrote; a ValueError for any other file."""
-    from subspacelab.files import read_json
-    from subspacelab.settings import validate
+    from subspacelab.core.files import read_json
+    from subspacelab.core.settings import validate
 
     figures = validate(dict[str, float], read_json(path), where=str(path))
     others = [name for name in figures if ":" not in name]

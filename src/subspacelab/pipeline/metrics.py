@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 from math import isfinite, isnan
 from pathlib import Path
 
+from subspacelab.core.settings import validate
 from subspacelab.pipeline.params import read_yaml
-from subspacelab.settings import validate
 
 
 @dataclass(frozen=True)

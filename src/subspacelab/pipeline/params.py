@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from subspacelab.settings import T, require_at_least, require_seed, validate
+from subspacelab.core.settings import T, require_at_least, require_seed, validate
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("pipelines/studies")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from subspacelab.errors import one_line_errors
+from subspacelab.core.errors import one_line_errors
 
 
 def run_stage_script(main: Callable[..., None]) -> None:

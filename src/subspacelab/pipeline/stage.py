@@ -14,9 +14,9 @@ from typing import IO, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from subspacelab.files import remove_folder, remove_partials, remove_partials_of, sha256_file
+from subspacelab.core.files import remove_folder, remove_partials, remove_partials_of, sha256_file
+from subspacelab.core.settings import validate
 from subspacelab.pipeline.params import PARAMS, STUDIES, Study, read_params, read_yaml
-from subspacelab.settings import validate
 from subspacelab.tracking import InputGuard, Tracker, main_root, open_stage_run
 
 DVC_FILE = Path("dvc.yaml")

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from subspacelab.errors import one_line_errors
-from subspacelab.files import remove_folder
+from subspacelab.core.errors import one_line_errors
+from subspacelab.core.files import remove_folder
 from subspacelab.pipeline.dvc_process import dvc_command, dvc_environment, dvc_json, require_dvc
 from subspacelab.pipeline.params import read_yaml
 from subspacelab.pipeline.process import run_process

@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from subspacelab.errors import printable
+from subspacelab.core.errors import printable
 
 
 @contextmanager

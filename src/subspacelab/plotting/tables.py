@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from subspacelab.errors import printable
-from subspacelab.files import write_beside
+from subspacelab.core.errors import printable
+from subspacelab.core.files import write_beside
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.files import seen_from
+from subspacelab.core.files import seen_from
 from subspacelab.linalg.moments import chunk_rows
 from subspacelab.linalg.svd import SVD
 from subspacelab.rotation.factors import Decomposition, read_decomposition

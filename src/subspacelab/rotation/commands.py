@@ -32,7 +32,7 @@ def decompose(
     accelerate launch -m subspacelab rotation decompose ...
     """
     from subspacelab.checkpoints import resolve_reference
-    from subspacelab.distributed import is_main_process
+    from subspacelab.core.distributed import is_main_process
     from subspacelab.rotation.decompose import decompose as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
@@ -96,7 +96,7 @@ def compare(
 
     Writes layers.csv, modules.csv, curves.csv, metrics.json and four pictures.
     """
-    from subspacelab.ownership import report_folder, require_apart
+    from subspacelab.core.ownership import report_folder, require_apart
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.compare import TABLES
     from subspacelab.rotation.compare import compare as run

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from subspacelab.settings import require_at_least
+from subspacelab.core.settings import require_at_least
 
 
 @dataclass(frozen=True)

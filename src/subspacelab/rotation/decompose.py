@@ -10,11 +10,11 @@ from typing import Literal, cast
 import torch
 
 from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, require_finite, tensor_digest
-from subspacelab.devices import choose_device
-from subspacelab.distributed import Processes, processes, split_by_cost
-from subspacelab.files import remove_partials
+from subspacelab.core.devices import choose_device
+from subspacelab.core.distributed import Processes, processes, split_by_cost
+from subspacelab.core.files import remove_partials
+from subspacelab.core.ownership import require_apart, sole_writer
 from subspacelab.linalg.svd import orthogonality_error, reconstruction_error, svd
-from subspacelab.ownership import require_apart, sole_writer
 from subspacelab.plotting.progress import progress_bar
 from subspacelab.rotation.earlier import UNFINISHED, Earlier, Origin, begin, origin_of, read_earlier, remove_stale
 from subspacelab.rotation.factors import (

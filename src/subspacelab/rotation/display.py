@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from subspacelab.errors import printable
+from subspacelab.core.errors import printable
 from subspacelab.plotting.tables import print_table, show_number
 from subspacelab.rotation.compare import Comparison
 from subspacelab.rotation.factors import Decomposition, FactorRecord

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from subspacelab.checkpoints import Source
 from subspacelab.checkpoints.references import POINTER_NAME
-from subspacelab.files import read_json, seen_from, write_json
-from subspacelab.ownership import require_same_job
+from subspacelab.core.files import read_json, seen_from, write_json
+from subspacelab.core.ownership import require_same_job
 from subspacelab.rotation.factors import INDEX, FactorRecord, read_decomposition, read_record
 
 UNFINISHED = "unfinished.json"

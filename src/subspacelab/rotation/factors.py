@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from subspacelab.checkpoints import require_finite, tensor_digest, write_tensors
-from subspacelab.files import read_json, require_regular, write_json
+from subspacelab.core.files import read_json, require_regular, write_json
 from subspacelab.linalg.svd import SVD
 
 MAX_LENGTH = 200

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference, write_reference
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 
 REPORTS = Path("reports/checkpoints")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from subspacelab.settings import require_at_least, require_positive
+from subspacelab.core.settings import require_at_least, require_positive
 from subspacelab.training.fit import FitPlan, one_cycle
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from subspacelab.files import sha256_file
+from subspacelab.core.files import sha256_file
 
 
 class InputGuard:

@@ -18,7 +18,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from requests.exceptions import RequestException
 
-from subspacelab.errors import first_of
+from subspacelab.core.errors import first_of
 from subspacelab.tracking.outbox import PACKAGE, Record, Refused, Unreachable
 from subspacelab.tracking.store import without_secrets
 

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
-from subspacelab.files import write_beside
+from subspacelab.core.files import write_beside
 from subspacelab.tracking.mlflow_records import deliver, first_line
 from subspacelab.tracking.outbox import Outbox, spill_file
 from subspacelab.tracking.protocol import ModelFiles, flatten, require_name

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from subspacelab.errors import first_of
-from subspacelab.files import write_beside
+from subspacelab.core.errors import first_of
+from subspacelab.core.files import write_beside
 
 _PAUSE = 30.0  # seconds between attempts on a store that does not answer
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from subspacelab.errors import printable
+from subspacelab.core.errors import printable
 
 REMEDY = "start it, unset MLFLOW_TRACKING_URI, or run without tracking (TRACKING=off or --no-track)"
 

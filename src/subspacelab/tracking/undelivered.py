@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from subspacelab.ownership import sole_writer
+from subspacelab.core.ownership import sole_writer
 from subspacelab.tracking.mlflow_records import deliver
 from subspacelab.tracking.mlflow_tracker import UNDELIVERED
 from subspacelab.tracking.outbox import (

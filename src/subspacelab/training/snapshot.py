@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from subspacelab.files import write_beside
+from subspacelab.core.files import write_beside
 
 _KEYS = {"step", "fingerprint", "module", "optimizer", "random"}
 

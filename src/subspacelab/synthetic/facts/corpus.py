@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from subspacelab.core.files import replace_folder
+from subspacelab.core.settings import require_at_least
 from subspacelab.data.instructions import Instruction, prompt_of, write_instructions
-from subspacelab.files import replace_folder
-from subspacelab.settings import require_at_least
 from subspacelab.synthetic.facts.world import Person, biographies, fact_questions, people
 
 LARGEST = 99

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from subspacelab.core.files import write_json
 from subspacelab.data.instructions import Instruction, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.data.windows import token_windows
-from subspacelab.files import write_json
 from subspacelab.models.generation import greedy_answers
 from subspacelab.models.llama import load_llama
 from subspacelab.synthetic.facts.llm import next_token_loss, window_lessons

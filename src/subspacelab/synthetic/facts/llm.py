@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from torch.nn import functional as F
 
+from subspacelab.core.files import replace_folder, write_json
+from subspacelab.core.settings import require_at_least
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.data.windows import Windows, token_windows
-from subspacelab.files import replace_folder, write_json
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
-from subspacelab.settings import require_at_least
 from subspacelab.synthetic.schedules import Training
 from subspacelab.training.fit import Log, fit
 

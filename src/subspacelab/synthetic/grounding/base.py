@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subspacelab.core.files import replace_folder
+from subspacelab.core.settings import require_at_least
 from subspacelab.data.pictures import FRAMES, MERGE, PATCH
-from subspacelab.files import replace_folder
 from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, save_qwen_vl, vision_tokens
-from subspacelab.settings import require_at_least
 from subspacelab.synthetic.grounding.evaluation import evaluate
 from subspacelab.synthetic.grounding.model import box_bins, build_model, encode_prompts
 from subspacelab.synthetic.grounding.pool import ScenePool, render_scenes, scene_pool

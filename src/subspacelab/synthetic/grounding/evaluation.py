@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.files import write_beside, write_json
+from subspacelab.core.files import write_beside, write_json
 from subspacelab.models.qwen_vl import load_qwen_vl, vision_tokens
 from subspacelab.synthetic.grounding.model import decode_boxes, encode_prompts
 from subspacelab.synthetic.grounding.plots import SHOWN, draw_boxes

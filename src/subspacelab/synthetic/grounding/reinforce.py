@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subspacelab.files import replace_folder, sha256_file
+from subspacelab.core.files import replace_folder, sha256_file
+from subspacelab.core.settings import require_at_least, require_positive
 from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
-from subspacelab.settings import require_at_least, require_positive
 from subspacelab.synthetic.grounding.evaluation import Evaluation, evaluate, mean_and_error
 from subspacelab.synthetic.grounding.grpo import (
     REWARDS,

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from subspacelab.core.settings import require_at_least
 from subspacelab.data.grounding import GroundingRow, write_grounding
 from subspacelab.plotting.progress import progress_bar
-from subspacelab.settings import require_at_least
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 30, 30),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from subspacelab.files import write_json
+from subspacelab.core.files import write_json
 from subspacelab.synthetic.grounding.scenes import COLOURS, QUESTIONS, WORDS
 
 NUM_BINS = 16

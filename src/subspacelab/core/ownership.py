@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from subspacelab.files import (
+from subspacelab.core.files import (
     is_partial,
     partial_folder,
     read_json,

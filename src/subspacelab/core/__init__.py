@@ -1,0 +1,1 @@
+"""What everything stands on: files, places, errors, devices, processes, settings."""
