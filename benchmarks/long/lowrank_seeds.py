@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from subspacelab.core.files import write_csv
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.compare import MEASURES, compare
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.train import train
-from subspacelab.plotting.tables import write_csv
 
 
 def rows_of(features: Features, work: Path, archs: list[str], rank: int, seed: int, epochs: int) -> pd.DataFrame:

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subspacelab.core.files import write_csv
 from subspacelab.linalg.spectra import stable_rank
 from subspacelab.linalg.updates import principal_energy
-from subspacelab.plotting.tables import write_csv
 from subspacelab.rotation.chain import open_chain, subtract
 from subspacelab.rotation.metrics import LARGEST_DEFAULT_K, generator_for
 

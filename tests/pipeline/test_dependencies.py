@@ -1,4 +1,4 @@
-"""dvc.yaml lists exactly the code that each stage imports: proved from the import graph."""
+"""dvc.yaml names, for every stage, the folders of the code that decides its result: proved from the import graph."""
 
 import ast
 from pathlib import Path
@@ -9,12 +9,23 @@ from ruamel.yaml import YAML
 
 from subspacelab.pipeline.params import read_params
 from subspacelab.pipeline.stage import read_declaration
+from subspacelab.tracking.dvc_files import dependency_files
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-# Packages whose files are listed one by one, so that a change to one stage's code does not re-run the others; a
-# package within one is listed as a folder, since DVC takes longer over every line of dvc.lock.
-BY_FILE = {"data", "demo", "lowrank", "models", "norms", "nullspace", "reports", "rotation", "training"}
+NEUTRAL_FILES = {"commands", "display", "logging", "mlflow_model", "plots"}
+"""What prints, tracks, helps and draws, in any study; .dvcignore takes them out of the folders."""
+NEUTRAL = {"cli", "commands", "plotting", "tracking"}
+PIPELINE = {"params", "stage"}
+"""What of pipeline/ decides a result: parameters, seed and threads."""
+DRAWING = {
+    **dict.fromkeys(("checkpoint_base", "checkpoint_rl_stage1", "checkpoint_rl_stage2"), "synthetic/grounding"),
+    "compare_rotations": "rotation",
+    **dict.fromkeys(("train_lowrank", "continue_lowrank", "compare_lowrank", "visualize_lowrank"), "lowrank"),
+    "compare_stats": "nullspace",
+    "analyze_norms": "norms",
+}
+"""Stages whose outs hold pictures, and whose: tests/pipeline/test_smoke.py looks at the outs."""
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +33,10 @@ def graph() -> grimp.ImportGraph:
     return grimp.build_graph("subspacelab", cache_dir=None)
 
 
-def imported_by(door: Path, graph: grimp.ImportGraph) -> set[str]:
-    """Every module of the package that a door imports, directly or not, with the packages that hold them."""
+def imported_by(script: Path, graph: grimp.ImportGraph) -> set[str]:
+    """Every module of the package that a stage script imports, directly or not, but through what is neutral."""
     named = set()
-    for node in ast.walk(ast.parse(door.read_text())):
+    for node in ast.walk(ast.parse(script.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("subspacelab"):
             named |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
         elif isinstance(node, ast.Import):
@@ -33,34 +44,47 @@ def imported_by(door: Path, graph: grimp.ImportGraph) -> set[str]:
     found, new = set(), named & graph.modules
     while new:
         found |= new
-        parents = {m.rsplit(".", 1)[0] for m in new if "." in m}
-        new = set().union(parents, *(graph.find_modules_directly_imported_by(m) for m in new)) - found
+        followed = (graph.find_modules_directly_imported_by(m) for m in new if dependency(m))
+        new = set().union(*followed) - found
     return found
 
 
-def listed_as(module: str) -> str:
-    """The entry of `deps` that covers a module."""
-    parts = module.split(".")
-    path = Path("src", *parts)
-    if len(parts) > 2 and (ROOT / "src" / Path(*parts[:3])).is_dir():
-        return str(Path("src", *parts[:3]))
-    if len(parts) > 1 and parts[1] not in BY_FILE and (ROOT / "src" / "subspacelab" / parts[1]).is_dir():
-        return f"src/subspacelab/{parts[1]}"
-    return str(path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py"))
+def dependency(module: str) -> str | None:
+    """The entry of `deps` that covers a module; None for what decides no result."""
+    _, *parts = module.split(".")
+    if not parts or parts[0] in NEUTRAL or parts[-1] in NEUTRAL_FILES or parts == ["synthetic"]:
+        return None
+    if parts[0] == "pipeline":
+        return f"src/subspacelab/pipeline/{parts[-1]}.py" if parts[-1] in PIPELINE else None
+    path = Path("src/subspacelab", *parts[: 2 if parts[0] == "synthetic" else 1])
+    return str(path) if (ROOT / path).is_dir() else f"{path}.py"
+
+
+def wanted_sources(stage: str, graph: grimp.ImportGraph) -> set[str]:
+    """The code that a stage must depend on."""
+    script = f"pipelines/{stage}.py"
+    wanted = {script, *filter(None, map(dependency, imported_by(ROOT / script, graph)))}
+    if stage in DRAWING:
+        wanted |= {f"src/subspacelab/{DRAWING[stage]}/plots.py", "src/subspacelab/plotting/figures.py"}
+    return wanted
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage, graph):
-    door = f"pipelines/{stage}.py"
-    wanted = {listed_as(m) for m in imported_by(ROOT / door, graph)} | {door, "pipelines/_checkout.py"}
+def test_a_stage_depends_on_the_code_that_decides_its_result_and_on_no_other(stage, graph):
+    wanted = wanted_sources(stage, graph)
     listed = {str(p) for p in read_declaration(stage, path=ROOT / "dvc.yaml").sources}
-    assert listed == wanted, f"dvc.yaml, stage {stage}: deps should be\n" + "\n".join(
-        f"      - {d}" for d in sorted(wanted)
-    )
+    assert listed == wanted, f"dvc.yaml, stage {stage}: deps should be\n{', '.join(sorted(wanted))}"
+
+
+def test_what_is_neutral_is_left_out_of_the_folders(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    counted = {path.stem for path in dependency_files(Path("src"))}
+    assert "trainer" in counted
+    assert not counted & NEUTRAL_FILES
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_door_section_and_stage_share_one_name(stage):
+def test_script_section_and_stage_share_one_name(stage):
     assert (ROOT / "pipelines" / f"{stage}.py").is_file()
     assert stage in str(STAGES[stage]["params"])
     assert f"pipelines/{stage}.py" in STAGES[stage]["cmd"]

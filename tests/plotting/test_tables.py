@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from subspacelab.plotting.tables import print_table, show_number, write_csv
+from subspacelab.core.files import write_csv
+from subspacelab.plotting.tables import print_table, show_number
 
 
 def test_numbers_are_short_and_absent_ones_a_dash() -> None:

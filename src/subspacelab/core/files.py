@@ -10,7 +10,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARTIAL = ".partial"  # ends the name of every folder that holds what is not yet whole
 _OURS = re.compile(r"\..+\.[0-9a-f]{32}\.partial", re.DOTALL)
@@ -138,6 +141,12 @@ def json_bytes(value: Any) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Writes `json_bytes`, whole or not at all; a file of these bytes is left alone."""
     write_if_changed(path, json_bytes(value))
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Writes a table without its index, whole or not at all; the same bytes on every system."""
+    with write_beside(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def write_if_changed(path: Path, data: bytes) -> None:

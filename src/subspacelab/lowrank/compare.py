@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.core.files import write_json
+from subspacelab.core.files import write_csv, write_json
 from subspacelab.lowrank.architectures import LowRankModel
 from subspacelab.lowrank.baselines import (
     SVD,
@@ -28,7 +28,6 @@ from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import Normalisation, batches_of, read_batches
 from subspacelab.plotting.progress import progress_bar
-from subspacelab.plotting.tables import write_csv
 
 BATCH = 16
 TABLES = ("comparison.csv", "metrics.json")

@@ -214,7 +214,7 @@ def compare_stats(
     """
     from contextlib import AbstractContextManager, nullcontext
 
-    from subspacelab.core.files import seen_from
+    from subspacelab.core.files import seen_from, write_csv
     from subspacelab.core.ownership import report_folder
     from subspacelab.nullspace.compare import compare_stats as run
     from subspacelab.nullspace.compare import failures
@@ -222,7 +222,6 @@ def compare_stats(
     from subspacelab.nullspace.logging import track_comparison
     from subspacelab.nullspace.plots import draw_before_after
     from subspacelab.nullspace.verification import read_stats
-    from subspacelab.plotting.tables import write_csv
     from subspacelab.tracking import open_run
 
     init, trained = read_stats(init_stats), read_stats(trained_stats)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from subspacelab.core.files import write_json
+from subspacelab.core.files import write_csv, write_json
 from subspacelab.nullspace.knowledge import MEASURES, Knowledge
 from subspacelab.nullspace.rates import (
     Training,
@@ -18,7 +18,6 @@ from subspacelab.nullspace.rates import (
     trainings_table,
 )
 from subspacelab.nullspace.verification import THRESHOLDS, LayerStats, Summary, Verification, read_stats
-from subspacelab.plotting.tables import write_csv
 
 SUMMARY = "summary"
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"

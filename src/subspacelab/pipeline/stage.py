@@ -18,6 +18,7 @@ from subspacelab.core.files import remove_folder, remove_partials, remove_partia
 from subspacelab.core.settings import validate
 from subspacelab.pipeline.params import PARAMS, STUDIES, Study, read_params, read_yaml
 from subspacelab.tracking import InputGuard, Tracker, main_root, open_stage_run
+from subspacelab.tracking.dvc_files import dependency_files
 
 DVC_FILE = Path("dvc.yaml")
 WORK = Path(".cache/stages")
@@ -139,8 +140,7 @@ def fingerprint(stage: str, params: dict[str, Any], deps: list[Path]) -> str:
     """Digest of all that determines a stage's result: its name, its parameters and the content of what it reads."""
     digest = hashlib.sha256(json.dumps([stage, params], sort_keys=True, default=str).encode())
     for dep in deps:
-        files = sorted(p for p in dep.rglob("*") if p.is_file() and p.suffix != ".pyc") if dep.is_dir() else [dep]
-        for file in files:
+        for file in dependency_files(dep):
             digest.update(f"{file} {sha256_file(file)}\n".encode())
     return digest.hexdigest()[:16]
 

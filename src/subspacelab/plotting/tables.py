@@ -1,9 +1,7 @@
-"""Tables: on the terminal, and as CSV."""
+"""Tables on the terminal."""
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,16 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from subspacelab.core.errors import printable
-from subspacelab.core.files import write_beside
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Writes a table without its index, whole or not at all; the same bytes on every system."""
-    with write_beside(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def show_number(value: float | None, digits: int = 3) -> str:

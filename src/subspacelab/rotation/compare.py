@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 
 from subspacelab.core.devices import choose_device, float64_place
-from subspacelab.core.files import write_json
+from subspacelab.core.files import write_csv, write_json
 from subspacelab.plotting.progress import progress_bar
-from subspacelab.plotting.tables import write_csv
 from subspacelab.rotation.aggregate import (
     curve_table,
     describe,

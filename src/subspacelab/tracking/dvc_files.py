@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from subspacelab.core.files import sha256_file
+
+IGNORED = Path(".dvcignore")
 
 
 class InputGuard:
@@ -30,16 +32,18 @@ class InputGuard:
 
 
 def _digests(paths: Sequence[Path]) -> dict[Path, str]:
-    return {file: sha256_file(file) for path in paths for file in _files(path)}
+    return {file: sha256_file(file) for path in paths for file in dependency_files(path)}
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    elif path.is_dir():
-        for file in path.rglob("*"):
-            if file.is_file() and file.suffix != ".pyc" and "__pycache__" not in file.parts:
-                yield file
+def dependency_files(path: Path) -> list[Path]:
+    """The files of a dependency, sorted, as DVC counts them: of a folder those that .dvcignore does not leave out."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    import pathspec
+
+    lines = IGNORED.read_text(encoding="utf-8").splitlines() if IGNORED.is_file() else []
+    ignored = pathspec.GitIgnoreSpec.from_lines([*lines, "__pycache__/", "*.pyc"])
+    return sorted(file for file in path.rglob("*") if file.is_file() and not ignored.match_file(file))
 
 
 def md5_file(path: Path) -> str:
