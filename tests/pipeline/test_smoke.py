@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 from ruamel.yaml import YAML
 from tests.documents import READMES, read_blocks
+from tests.pipeline.test_dependencies import DRAWING
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +110,33 @@ def test_nothing_that_a_stage_wrote_names_this_machine(smoke_clone):
     assert len(written) > 50
     named = [p for p in written if str(smoke_clone.path).encode() in p.read_bytes()]
     assert named == []
+
+
+def test_edits_that_decide_no_result_rerun_no_stage(smoke_clone):
+    edited = ["src/subspacelab/tracking/store.py", "src/subspacelab/lowrank/commands.py", "src/subspacelab/cli.py"]
+    edited += ["src/subspacelab/rotation/display.py", "src/subspacelab/rotation/logging.py", "README.md"]
+    drawing = "src/subspacelab/norms/plots.py"
+    before = {path: (smoke_clone.path / path).read_bytes() for path in [*edited, drawing]}
+    try:
+        for path in edited:
+            (smoke_clone.path / path).write_bytes(before[path] + b"\n# edited\n")
+        assert "up to date" in smoke_clone.run("dvc", "status").stdout
+        (smoke_clone.path / drawing).write_bytes(before[drawing] + b"\n# edited\n")
+        changed = json.loads(smoke_clone.run("dvc", "status", "--json").stdout)
+        assert {name.partition("@")[0] for name in changed} == {"analyze_norms"}  # and no other draws those pictures
+    finally:
+        for path, content in before.items():
+            (smoke_clone.path / path).write_bytes(content)
+
+
+def test_stages_that_draw_depend_on_what_draws_and_no_other_does(smoke_clone):
+    drawn = {
+        name.partition("@")[0]
+        for name, stage in lock(smoke_clone).items()
+        for path in (smoke_clone.path / out["path"] for out in stage.get("outs", []))
+        if any(file.suffix == ".png" for file in [path, *path.rglob("*")])
+    }
+    assert drawn == set(DRAWING)
 
 
 def test_an_experiment_reruns_only_what_depends_on_the_change(smoke_clone):
