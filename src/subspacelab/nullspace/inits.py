@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
     ),
     "lora": Method("A = 0, B random; both train", False, False, False),
     "lora_decay": Method(
-        "lora, trained with weight decay 0.3: the honest rival", False, False, False, default_weight_decay=0.3
+        "lora, trained with weight decay 0.3", False, False, False, default_weight_decay=0.3
     ),
     "pissa": Method("top singular triples of W; both train", False, False, True, peft_init="pissa"),
     "corda": Method("svd(W C) C^-1, its end (kpm); both train", True, False, True, peft_init="corda"),
