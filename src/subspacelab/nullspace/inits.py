@@ -77,9 +77,7 @@ METHODS: dict[str, Method] = {
         weight_start=random_rows,
     ),
     "lora": Method("A = 0, B random; both train", False, False, False),
-    "lora_decay": Method(
-        "lora, trained with weight decay 0.3", False, False, False, default_weight_decay=0.3
-    ),
+    "lora_decay": Method("lora, trained with weight decay 0.3", False, False, False, default_weight_decay=0.3),
     "pissa": Method("top singular triples of W; both train", False, False, True, peft_init="pissa"),
     "corda": Method("svd(W C) C^-1, its end (kpm); both train", True, False, True, peft_init="corda"),
     "milora": Method("bottom singular triples of W; both train", False, False, True, weight_start=minor_components),

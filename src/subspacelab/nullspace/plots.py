@@ -77,8 +77,8 @@ PANELS = {"recall": "answered exactly", "recall_begun": "answer begins right"}
 def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
     """Recall over accuracy on the new task, means over the seeds; a curve over the rates of each method.
 
-    Left the facts answered exactly, right those whose answer begins right. Filled, with deviations: the rate chosen
-    on validation problems.
+    Left the facts answered exactly, right those whose answer begins right; bars are deviations over the seeds.
+    Filled: the rate chosen on validation problems.
     """
     with open_figure(path, (10, 4.6)) as figure:
         if table.empty:
@@ -107,8 +107,8 @@ def _curve(axes: Axes, i: int, method: str, rows: pd.DataFrame, measure: str) ->
     size, line = 11 if method == BASE else 6, "--" if again > 0 else "-"
     label = drawn_name(method)
     axes.plot(x, y, line, color=colour, marker=marker, fillstyle="none", linewidth=1, markersize=size, label=label)
-    xerr, yerr = rows["task_std"][chosen], rows[f"{measure}_std"][chosen]
-    axes.errorbar(x[chosen], y[chosen], yerr, xerr, fmt=marker, color=colour, markersize=size, capsize=3)
+    axes.errorbar(x, y, rows[f"{measure}_std"], rows["task_std"], fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.6)
+    axes.plot(x[chosen], y[chosen], marker, color=colour, markersize=size)
 
 
 def draw_bx_ratio(path: Path, found: Sequence[Verification], built: Verification) -> Path:
