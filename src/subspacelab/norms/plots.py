@@ -142,7 +142,7 @@ def draw_norm_scales(path: Path, analysis: Analysis) -> Path:
             line.set_linestyle(levels[norm.layer.key])
         axes.set_title(drawn_name(tower))
         _finish(axes, [*(v for c in curves if c.tower == tower for v in c.abs_means), *_means(single[tower])])
-        axes.legend(ncols=1 + len(axes.get_lines()) // 10, handlelength=3)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, handlelength=3, frameon=False)
 
     def draw_kind(axes: Axes, kind: Curve | list[Norm]) -> None:
         if isinstance(kind, list):
