@@ -1,4 +1,4 @@
-"""One safetensors file: written whole or not at all, read whole."""
+"""Weights written whole or not at all, equal inputs to equal bytes: one safetensors file, or a Hugging Face folder."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Pictures from wherever they lie: a grounding data set (parquet, JSONL) or a plain folder."""
+"""Pictures from wherever they lie, a grounding data set (parquet, JSONL) or a plain folder, and their patches."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Files of data sets on the hub, downloaded once; without a network, what the local cache has of them."""
+"""From what a person writes to files on this disk: a path, or a data set `org/name[@revision]` of the hub."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

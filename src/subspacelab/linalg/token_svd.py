@@ -1,4 +1,4 @@
-"""The range of a matrix by a sketch, sharpened by power steps."""
+"""Truncated SVD of many token matrices at once, and the range of a matrix by a sketch."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The ways to approximate X at a rank that are compared: the SVD, trained networks, and what is not trained."""
+"""The ways to approximate X at a rank that are compared, and what each costs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy

@@ -1,4 +1,4 @@
-"""Train, validation and test: by picture, so that no picture is in two of them."""
+"""A cache of vision features: safetensors shards [n, tokens, dim], an index, how it was made, how it is split."""
 
 import hashlib
 import math

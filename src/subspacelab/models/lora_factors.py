@@ -1,4 +1,4 @@
-"""The factors of an adapter, and the ordinary LoRA pair on the original weights that says the same."""
+"""The factors of an adapter: how PEFT starts them, and the ordinary LoRA pair on the original weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Which parameters of a LoRA model train: an allow-list, and a down-projection that stays frozen."""
+"""An adapter alive in its model: attached by PEFT, opened from its folder, and what of it trains."""
 
 import warnings
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Norm layers as curves over depth: one for each kind in each part of the model."""
+"""Norm layers as curves over depth, and several checkpoints in one table, kind beside like kind."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass

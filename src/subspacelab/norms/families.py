@@ -1,4 +1,4 @@
-"""The table of known model families; names and counts are those of the files on the hub."""
+"""The table of known model families, and which of them a checkpoint is of."""
 
 import re
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""The general rule: which one-dimensional tensors are the parameters of norm layers, told by their names alone."""
+"""Which tensors are norm layers, told by their names alone, and which store their scale around zero."""
 
 import re
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""How many norm layers a family's model has, from its config alone."""
+"""What of a checkpoint is looked at, from its headers alone: embeddings and norm layers, with doubts said aloud."""
 
 import math
 import re

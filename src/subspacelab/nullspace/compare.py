@@ -1,4 +1,4 @@
-"""Before and after training: which expectations of a null-space adapter held, layer by layer."""
+"""Before and after training: which expectations held, layer by layer, and all methods side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass

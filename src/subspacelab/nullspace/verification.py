@@ -1,4 +1,4 @@
-"""The statistics file of `verify`: what is in it, written and read as a pair."""
+"""The result of `verify`: statistics by layer, their file, and what the averages mean in words."""
 
 import os
 from dataclasses import asdict, dataclass

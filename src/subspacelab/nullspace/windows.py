@@ -1,4 +1,4 @@
-"""Texts as windows of a model's own tokens."""
+"""Texts as windows of a model's own tokens, and rows {query, response} as examples."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""One weight of a checkpoint: its factors, its stored entries had back from them, and what of it moved."""
+"""Three decomposed checkpoints of one model, matched by canonical names, and one weight of each."""
 
 from dataclasses import dataclass
 from functools import cached_property

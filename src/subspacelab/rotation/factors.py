@@ -1,4 +1,4 @@
-"""The names of factor files: that of the weight wherever a file can be called so, else one with a digest of it."""
+"""The factors of a decomposed checkpoint: one safetensors file per weight, and an index.json that lists them."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What is measured of one weight: whether its rotations compose, and how two checkpoints of it differ."""
+"""One row of layers.csv: all that is measured of one weight in a chain of three checkpoints."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""What the demo's trainings set alike: how long, how fast, how often to save and to look."""
+"""What the synthetic trainings set alike: how long, how fast, how often to save and to look."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a run comes from: the process, the commit, the DVC stage and the pipeline run around it."""
+"""Where a run comes from (process, commit, stage, pipeline run), and the signals that end it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""DVC hashes parameters and sources after a command has run: who edits them meanwhile files its result wrongly."""
+"""Files as DVC counts and hashes them: inputs guarded while a stage runs, outs tagged with their md5."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a stage may say to a tracker, whoever listens."""
+"""What a stage may say to a tracker, whoever listens: nobody, memory, or MLflow."""
 
 import re
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The run that stands for a whole pipeline run: one row per experiment, above the stages' own runs."""
+"""Opens a tracked run, for a command or a stage of the pipeline, and ends it whatever happens."""
 
 import importlib.util
 import os

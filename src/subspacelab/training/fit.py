@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step."""
+"""The loop that every training runs: schedule, clipping, curves, snapshots."""
 
 import math
 from collections.abc import Callable, Mapping

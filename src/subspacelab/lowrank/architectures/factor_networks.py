@@ -1,4 +1,4 @@
-"""ReLU and dropout in one step: on a CPU they are half of a training step, most of it drawing random numbers."""
+"""ResMLP and MLP: one network over tokens gives A, one over features gives B."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Sums with their worked solutions: the task that the demo llm is fine-tuned on."""
+"""The text of the synthetic study: biographies, questions about facts, and sums with worked solutions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The demo llm's tokenizer: byte-level BPE learned from its corpus, every digit a token of its own."""
+"""The synthetic llm: a small Llama with its own tokenizer learns the corpus as text, its facts as answers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

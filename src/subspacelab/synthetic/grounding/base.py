@@ -1,4 +1,4 @@
-"""What the base model learns from besides the answer: terms on the merged vision tokens that keep them rich."""
+"""The base checkpoint: supervised training on rendered scenes, with terms that keep the vision tokens rich."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

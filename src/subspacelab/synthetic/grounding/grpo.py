@@ -1,4 +1,4 @@
-"""Rewards of a predicted box: how well it covers the word, and whether it points at it."""
+"""Group-relative policy optimisation (GRPO, arXiv 2402.03300) of boxes: rewards, samples, advantages, loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

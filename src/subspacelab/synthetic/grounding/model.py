@@ -1,4 +1,4 @@
-"""The demo's Qwen2.5-VL: a small configuration around the demo's tokenizer."""
+"""The small Qwen2.5-VL of the synthetic study: configuration, prompts, and boxes decoded from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
