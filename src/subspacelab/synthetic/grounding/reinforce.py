@@ -34,7 +34,7 @@ class RlTraining(GroundingTraining):
     """How one reinforcement stage is trained."""
 
     reward: str = "iou"
-    """Name of a reward in `demo/rewards.py`: iou or pointing."""
+    """The reward: iou or pointing."""
     steps: int = 70
     """Optimizer steps, each on scenes that no step saw before."""
     pictures: int = 16
