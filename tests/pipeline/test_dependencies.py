@@ -16,8 +16,8 @@ STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 NEUTRAL_FILES = {"commands", "display", "logging", "mlflow_model", "plots"}
 """What prints, tracks, helps and draws, in any study; .dvcignore takes them out of the folders."""
 NEUTRAL = {"cli", "commands", "plotting", "tracking"}
-PIPELINE = {"params", "stage"}
-"""What of pipeline/ decides a result: parameters, seed and threads."""
+PIPELINE = {"stage"}
+"""What of pipeline/ decides a result: seed and threads; parameters DVC compares by their values."""
 DRAWING = {
     **dict.fromkeys(("checkpoint_base", "checkpoint_rl_stage1", "checkpoint_rl_stage2"), "synthetic/grounding"),
     "compare_rotations": "rotation",
