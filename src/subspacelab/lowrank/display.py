@@ -1,7 +1,5 @@
 """What the commands of lowrank tell the person at the terminal."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from rich.console import Console
 
@@ -10,10 +8,6 @@ from subspacelab.lowrank.compare import BATCH, CHANGE, Comparison
 from subspacelab.lowrank.features import FeatureMeta
 from subspacelab.lowrank.train import TrainingResult
 from subspacelab.plotting.tables import print_table, show_number
-
-if TYPE_CHECKING:
-    pass
-
 
 CHANGED = {"best_epoch": "d", CHANGE: "+.1e", f"{CHANGE}_se": ".1e"}
 """What is shown of a training, and how."""

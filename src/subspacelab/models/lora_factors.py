@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.config import CordaConfig
-from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor, nn
 
 from subspacelab.core.devices import float64_place
@@ -90,6 +87,9 @@ def peft_start(linear: nn.Linear, rank: int, init: bool | str) -> tuple[Float[Te
     True draws from torch's global generator; "pissa" takes the top of the layer's SVD; "corda" what
     `prepare_corda` left at the layer, and takes it away.
     """
+    from peft import LoraConfig, get_peft_model  # seconds, which who reads an adapter need not wait for
+    from peft.tuners.lora.config import CordaConfig
+
     holder = nn.Module()
     holder.layer = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
     holder.layer.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
@@ -109,6 +109,10 @@ def prepare_corda(model: Any, targets: list[str], rank: int, run_model: Callable
     kpm: the directions of least energy, which preserve knowledge (arXiv 2406.05223). `run_model` must run the model
     on one unpadded window at a time; C of every target is held at once, in float32.
     """
+    from peft import LoraConfig
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,

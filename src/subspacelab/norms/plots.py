@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,10 +21,6 @@ from subspacelab.plotting.figures import (
     open_figure,
     say,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 T = TypeVar("T")
 DASHES = ("-", "--", ":", "-.")

@@ -9,23 +9,21 @@ from rich.console import Console
 
 from subspacelab.core.errors import printable
 from subspacelab.models.causal_lm import Reach
-from subspacelab.nullspace.build import Built
 from subspacelab.nullspace.compare import FAIL, NOT_APPLICABLE, PASS, SUMMARY, failures
 from subspacelab.nullspace.knowledge import BASE
 from subspacelab.nullspace.layer_report import LayerReport
 from subspacelab.nullspace.rates import EQUAL_TASK
-from subspacelab.nullspace.train import TrainedAdapter
 from subspacelab.nullspace.verification import THRESHOLDS, LayerStats, Verification
 from subspacelab.plotting.tables import print_table, show_number
 
 if TYPE_CHECKING:
-    pass
-
+    from subspacelab.nullspace.build import Built
+    from subspacelab.nullspace.train import TrainedAdapter
 
 COLUMNS = ["layer", "ratio", "optimum", "held out", "optimum", "random", "gap", "angle"]
 
 
-def print_built(built: Built, console: Console | None = None) -> None:
+def print_built(built: "Built", console: Console | None = None) -> None:
     """Prints a row per layer, what the start changed, and notes."""
     console = console or Console()
     meta = built.meta
@@ -82,7 +80,7 @@ SHOWN = {
 """Measures of knowledge in the table on the terminal, with their headings."""
 
 
-def print_training(result: TrainedAdapter, console: Console | None = None) -> None:
+def print_training(result: "TrainedAdapter", console: Console | None = None) -> None:
     """Prints how many parameters trained, on how many rows, and where the result is."""
     console = console or Console()
     trained = result.meta["trained"]

@@ -17,7 +17,6 @@ from subspacelab.data.windows import Windows
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, trunk_of
 from subspacelab.models.generation import greedy_answers
 from subspacelab.models.lora_folder import PREFIX, WEIGHTS, base_of, read_meta
-from subspacelab.models.lora_model import load_plain
 from subspacelab.models.tokens import encode
 from subspacelab.nullspace.config import KnowledgeSettings
 from subspacelab.nullspace.paths import require_adapter
@@ -101,6 +100,10 @@ def measure_knowledge(
     The adapters must be of one base. Raises ValueError for a folder without an adapter, and for what the readers
     refuse.
     """
+    from subspacelab.models.lora_model import (
+        load_plain,
+    )  # peft takes seconds, which tables of knowledge need not wait for
+
     source = base_of(read_meta(require_adapter(adapters[0])), base)
     tokenizer, evaluation = load_tokenizer(source.folder), read_knowledge_eval(settings, source.folder, seed)
     model = load_causal_lm(source.folder, device=device)

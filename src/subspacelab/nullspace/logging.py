@@ -14,7 +14,6 @@ import pandas as pd
 from subspacelab.checkpoints import Source, write_reference
 from subspacelab.core.files import real_path
 from subspacelab.models.lora_folder import META, base_of
-from subspacelab.nullspace.build import Built
 from subspacelab.nullspace.compare import failures
 from subspacelab.nullspace.display import CURVES, kind_and_block
 from subspacelab.nullspace.knowledge import MEASURES as KNOWLEDGE
@@ -22,20 +21,19 @@ from subspacelab.nullspace.knowledge import Knowledge
 from subspacelab.nullspace.layer_report import MEASURES
 from subspacelab.nullspace.paths import SERVED_ADAPTER, SERVED_BASE
 from subspacelab.nullspace.rates import Training, chosen_ones, trainings_table
-from subspacelab.nullspace.train import TrainedAdapter
 from subspacelab.nullspace.verification import THRESHOLDS, Verification
 
 if TYPE_CHECKING:
+    from subspacelab.nullspace.build import Built
+    from subspacelab.nullspace.train import TrainedAdapter
     from subspacelab.tracking.protocol import Tracker
 
 
-def track_built(built: Built, tracker: "Tracker", *, seed: int | None = None) -> None:
+def track_built(built: "Built", tracker: "Tracker", *, seed: int | None = None) -> None:
     """Records each measure as a curve over the block per kind of layer, the means, and a table of the layers.
 
     `seed` stands before the names of a second adapter in one run; the first, without, makes the headline.
     """
-    import pandas as pd
-
     prefix = "" if seed is None else f"seed-{seed}/"
     for layer in built.layers:
         row = layer.as_json()
@@ -86,7 +84,7 @@ SMALL = 256 << 20
 
 
 def record_training(
-    result: TrainedAdapter, knowledge: Knowledge | None, tracker: "Tracker", *, base: str | None = None
+    result: "TrainedAdapter", knowledge: Knowledge | None, tracker: "Tracker", *, base: str | None = None
 ) -> None:
     """Logs a trained adapter's numbers, with the seed as the step, and the adapter as a model that carries its base."""
     from subspacelab.tracking.protocol import ModelFiles, pinned

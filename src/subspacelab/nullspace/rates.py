@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,6 @@ import pandas as pd
 from subspacelab.core.files import read_json, write_json
 from subspacelab.core.settings import validate
 from subspacelab.nullspace.knowledge import BASE, MEASURES, RECALLS, Knowledge
-
-if TYPE_CHECKING:
-    pass
-
 
 EQUAL_TASK = 0.8
 """Share of the new task's problems at which methods are compared between their rates."""

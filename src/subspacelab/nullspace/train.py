@@ -44,9 +44,9 @@ from subspacelab.models.lora_folder import (
 from subspacelab.models.lora_model import LiveAdapter, open_adapter
 from subspacelab.models.tokens import padding_id, require_readable
 from subspacelab.nullspace.config import TrainSettings
+from subspacelab.nullspace.examples import Examples, encode_rows
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.paths import CHECKPOINTS, TRAINED, require_adapter
-from subspacelab.nullspace.windows import Examples, encode_rows
 from subspacelab.plotting.progress import progress_bar
 
 JOB = "job.json"

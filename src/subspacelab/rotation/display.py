@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -12,10 +12,6 @@ from subspacelab.rotation.compare import Comparison
 from subspacelab.rotation.factors import Decomposition, FactorRecord
 from subspacelab.rotation.metrics import PAIRS
 from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, MEASURES, RATIOS, Null, stands_out
-
-if TYPE_CHECKING:
-    pass
-
 
 HEADLINE = (
     *("angle_mean_01", "angle_mean_12", "angle_mean_02", "rotation_mse_U", "rotation_mse_Vh"),

@@ -1,14 +1,10 @@
 """What a checkpoint stage tells the person at the terminal."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from subspacelab.plotting.tables import print_table
-
-if TYPE_CHECKING:
-    pass
 
 
 def print_checkpoint(name: str, figures: Mapping[str, float], console: Console | None = None) -> None:
