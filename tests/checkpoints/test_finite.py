@@ -20,3 +20,11 @@ def test_scalars_vectors_empty_and_strided_tensors():
     for good in (torch.tensor(1.0), torch.ones(5), torch.zeros(0, 3), torch.zeros(3, 0), torch.ones(3, 4).T):
         require_finite("w", good)
     assert "w: 0 NaN and 1 infinite of 1" in refusal(require_finite, "w", torch.tensor(float("inf")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64])
+def test_other_numbers_than_plain_floats_are_refused_by_name(dtype):
+    with pytest.raises(
+        ValueError, match=rf"^w: {str(dtype).removeprefix('torch.')}, needed are floats of 16, 32 or 64"
+    ):
+        require_finite("w", torch.zeros(2, 2).to(dtype))
