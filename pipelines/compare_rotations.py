@@ -6,6 +6,7 @@ pictures). Time: about 35 s for the demo.
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
+from dataclasses import asdict
 from pathlib import Path
 
 from subspacelab.pipeline.process import run_stage_script
@@ -23,14 +24,8 @@ OUT = Path("reports/rotation")
 
 def main() -> None:
     with open_stage("compare_rotations", CompareRotationsConfig, experiment="rotation") as stage:
-        settings = stage.params
-        comparison = compare(
-            open_chain(*(SVD / name for name in ("base", "rl_stage1", "rl_stage2"))),
-            k=settings.k,
-            modules=settings.modules,
-            seed=stage.seed,
-            null_draws=settings.null_draws,
-        )
+        chain = open_chain(*(SVD / name for name in ("base", "rl_stage1", "rl_stage2")))
+        comparison = compare(chain, seed=stage.seed, **asdict(stage.params))
         comparison.save(OUT)
         track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)
     print_comparison(comparison)

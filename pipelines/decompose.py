@@ -6,6 +6,7 @@ Time: seconds for the demo; about 14 minutes on 2 cores for Qwen2.5-VL-3B. A kil
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
+from dataclasses import asdict
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
@@ -25,15 +26,7 @@ def main(checkpoint: str) -> None:
     with open_stage("decompose", DecomposeConfig, experiment="rotation", item=checkpoint) as stage:
         require_own_entries(out, read_earlier(out).entries, "a decomposed checkpoint")
         source = resolve_reference(f"demo:{checkpoint}")
-        settings = stage.params
-        decompose(
-            source,
-            stage.work_dir,
-            rank=settings.rank,
-            method=settings.method,
-            device=settings.device,
-            log=stage.tracker.log_metrics,
-        )
+        decompose(source, stage.work_dir, **asdict(stage.params), log=stage.tracker.log_metrics)
         move_folder(stage.work_dir / source.name, out)
 
 

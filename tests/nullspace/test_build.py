@@ -198,7 +198,7 @@ def test_without_calibration_only_methods_that_need_none(bases: Path, tmp_path: 
     built = make(bases, tmp_path / "out", "milora", calib_dataset=None)
     assert built.meta["calibration"] is None
     assert built.layers[0].BX_ratio is None
-    with pytest.raises(ValueError, match="calib_dataset: corda starts from calibration inputs; name a text"):
+    with pytest.raises(ValueError, match="calib_dataset=None, this one is of calib_dataset='wikitext2'"):
         make(bases, tmp_path / "out", "corda", calib_dataset=None)
 
 

@@ -100,11 +100,11 @@ def test_more_sums_than_there_are_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_number_out_of_range_is_named(key: str, value: int) -> None:
-    with pytest.raises(ValueError, match=f"{key} must be .*, got {value}"):
+    with pytest.raises(ValueError, match=f"{key}: must be .*, got {value}"):
         CorpusConfig(**{key: value})
 
 
 @pytest.mark.parametrize("key", ["asked", "sheets"])
 def test_more_text_than_memory_holds_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=f"{key} must be at most .*, got 10000000000"):
+    with pytest.raises(ValueError, match=f"{key}: must be less than or equal to .*, got 10000000000"):
         CorpusConfig(**{key: 10_000_000_000})  # type: ignore[arg-type]

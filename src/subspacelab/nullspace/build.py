@@ -1,7 +1,7 @@
 """Builds an adapter: text in, second moments, a start per layer, and an ordinary PEFT folder out."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from subspacelab.nullspace.inits import Method, method_of
 from subspacelab.nullspace.layer_report import LayerReport, summarise
 from subspacelab.nullspace.starts import Task, starts
 
+CALIBRATION = "wikitext2"
+"""The text of a method that needs one, where none is named."""
 START_TOKENS = 256
 """Tokens on which the model with the adapter is compared with the base."""
 RESULT = ("calib_dataset", "calib_loader_size", "seq_len", "targets")
@@ -52,7 +54,7 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
     """
     chosen = method_of(method)
     if chosen.needs_calibration and settings.calib_dataset is None:
-        raise ValueError(f"calib_dataset: {method} starts from calibration inputs; name a text")
+        settings = replace(settings, calib_dataset=CALIBRATION)
     if folder.name in ("", ".."):
         raise ValueError(f"{folder}: name a folder for the adapter, which is replaced as a whole")
     require_apart(folder, [source.folder, *([Path(settings.calib_dataset)] if settings.calib_dataset else [])])

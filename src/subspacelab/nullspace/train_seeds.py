@@ -36,7 +36,7 @@ def train_seeds(
     rows = read_instructions(settings.data)
     for name in settings.lr_by_method:
         method_of(name)  # a method that does not exist would be passed over without a word
-    rates = settings.rates(built.name)
+    rates = sorted({settings.lr_by_method.get(built.name, settings.lr) * factor for factor in settings.rate_factors})
     first = next(iter(adapters))
     results: dict[tuple[float, int], TrainedAdapter] = {}
     for rate, (seed, adapter) in product(rates, adapters.items()):

@@ -1,15 +1,15 @@
 """The text of the synthetic study: biographies, questions about facts, and sums with worked solutions."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from subspacelab.core.files import replace_folder
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.settings import Count, settings
 from subspacelab.data.instructions import Instruction, prompt_of, write_instructions
 from subspacelab.synthetic.facts.world import Person, biographies, fact_questions, people
 
@@ -36,39 +36,30 @@ def solution(a: int, b: int) -> str:
 
 
 SHEET = 4  # sums on an exercise sheet
-MAX_ROUNDS = 1000  # 3,456 biographies of a person differ: enough are left for the test text
-MAX_SHEETS = 100_000  # all are held in memory
 
 
-@dataclass(frozen=True)
+@settings
 class CorpusConfig:
     """Stage `corpus`: how much of everything."""
 
-    people: int = 60
+    people: Count = 60
     """People of the world; each has four facts."""
-    rounds: int = 20
-    """Biographies of each person in train.txt, each in new words; a tenth as many in test.txt, at least one."""
-    asked: int = 3
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Biographies of each person in train.txt, each in new words; a tenth as many in test.txt, at least one. There are
+    3,456 different ones: of 1,000 enough are left for the test text."""
+    asked: Annotated[int, Field(ge=0, le=1000)] = 3
     """Times that each fact stands in train.txt as a question with its answer: text of the kind that is recalled."""
-    sheets: int = 100
-    """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known."""
-    arithmetic_train: int = 2000
+    sheets: Annotated[int, Field(ge=0, le=100_000)] = 100
+    """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known. All
+    are held in memory."""
+    arithmetic_train: Count = 2000
     """Sums with solutions to be fine-tuned on."""
-    arithmetic_validation: int = 200
+    arithmetic_validation: Count = 200
     """Other sums, to choose learning rates by."""
-    arithmetic_test: int = 200
+    arithmetic_test: Count = 200
     """Sums that are in neither, to measure what was learned."""
     calibration: Literal["questions", "half", "sentences"] = "half"
     """Whose questions the calibration text asks: everybody's, those of the first half of the people, or nobody's."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rounds <= MAX_ROUNDS:
-            raise ValueError(f"rounds must be from 1 to {MAX_ROUNDS}, got {self.rounds}")
-        for key, most in (("asked", MAX_ROUNDS), ("sheets", MAX_SHEETS)):
-            if getattr(self, key) > most:
-                raise ValueError(f"{key} must be at most {most}, got {getattr(self, key)}")
-        require_at_least(0, self, "asked", "sheets")
-        require_at_least(1, self, "arithmetic_train", "arithmetic_validation", "arithmetic_test")
 
     @property
     def calibrated_people(self) -> int:

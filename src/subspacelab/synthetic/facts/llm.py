@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subspacelab.core.files import replace_folder, write_json
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.settings import Count, NotNegative, Positive, settings
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.data.windows import Windows, token_windows
@@ -63,31 +63,26 @@ def write_llm_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 IGNORED = -100
 
 
-@dataclass(frozen=True)
+@settings
 class LlmTraining(Training):
     """How the demo llm is trained."""
 
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak of the one-cycle schedule, AdamW's."""
-    questions: int = 48
+    questions: Count = 48
     """Questions per step; the loss is on the answers."""
-    windows: int = 8
+    windows: Count = 8
     """Windows of text per step; the loss is on every token."""
-    seq_len: int = 96
+    seq_len: Count = 96
     """Tokens of a window."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """AdamW's."""
-    vocab_size: int = 800
+    vocab_size: Count = 800
     """Tokens, at most."""
-    recall_every: int = 25
+    recall_every: Count = 25
     """Steps between the points of the curve of recall."""
     sizes: LlamaSizes = field(default_factory=LlamaSizes)
     """The model's sizes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, self, "questions", "windows", "seq_len", "vocab_size", "recall_every")
-        require_at_least(0, self, "weight_decay")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The base checkpoint: supervised training on rendered scenes, with terms that keep the vision tokens rich."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subspacelab.core.files import replace_folder
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.settings import Count, NotNegative, settings
 from subspacelab.data.pictures import FRAMES, MERGE, PATCH
 from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, save_qwen_vl, vision_tokens
 from subspacelab.synthetic.grounding.evaluation import evaluate
@@ -75,36 +75,34 @@ def soft_bins(bins: Int[Tensor, "*batch"], num_bins: int, width: float) -> Float
     return (-(distance**2) / (2 * width**2)).softmax(-1)
 
 
-@dataclass(frozen=True)
+@settings
 class BaseTraining(GroundingTraining):
     """How the base checkpoint is trained."""
 
-    steps: int = 500
+    steps: Count = 500
     """Optimizer steps."""
-    snapshot_every: int = 50
+    snapshot_every: Count = 50
     """Steps between snapshots."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Pictures per step."""
-    pool: int = 2048
+    pool: Count = 2048
     """Scenes rendered before training; drawn in a new random order for every pass."""
-    bin_width: float = 0.5
+    bin_width: NotNegative = 0.5
     """Standard deviation, in bins, of the soft location targets; 0 for one-hot."""
-    map_weight: float = 1.0
+    map_weight: NotNegative = 1.0
     """Weight of the asked word's map."""
-    pixel_weight: float = 4.0
+    pixel_weight: NotNegative = 4.0
     """Weight of the linear decoding of pixels."""
-    variance_weight: float = 2.0
+    variance_weight: NotNegative = 2.0
     """Weight of VICReg's variance term."""
-    covariance_weight: float = 0.1
+    covariance_weight: NotNegative = 0.1
     """Weight of VICReg's covariance term."""
-    initializer_range: float = 0.02
+    initializer_range: NotNegative = 0.02
     """Standard deviation of fresh weights."""
     sizes: QwenVLSizes = field(default_factory=QwenVLSizes)
     """The model's sizes."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, self, "batch_size")
         if self.pool < self.batch_size:
             raise ValueError(f"pool must be at least batch_size, {self.batch_size}, got {self.pool}")
 

@@ -1,14 +1,14 @@
 """The reinforcement stages: a checkpoint continued by GRPO on rendered scenes; its boxes earn the reward."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from subspacelab.core.files import replace_folder, sha256_file
-from subspacelab.core.settings import require_at_least, require_positive
+from subspacelab.core.settings import Count, NotNegative, Positive, settings
 from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
 from subspacelab.synthetic.grounding.evaluation import Evaluation, evaluate, mean_and_error
 from subspacelab.synthetic.grounding.grpo import (
@@ -29,36 +29,30 @@ from subspacelab.training.fit import Log, fit
 from subspacelab.training.muon import muon_adamw
 
 
-@dataclass(frozen=True)
+@settings
 class RlTraining(GroundingTraining):
     """How one reinforcement stage is trained."""
 
-    reward: str = "iou"
+    reward: Literal["iou", "pointing"] = "iou"
     """The reward: iou or pointing."""
-    steps: int = 70
+    steps: Count = 70
     """Optimizer steps, each on scenes that no step saw before."""
-    pictures: int = 16
+    pictures: Count = 16
     """Scenes per step."""
-    group: int = 16
-    """Boxes sampled per scene."""
-    temperature: float = 0.5
+    group: Annotated[int, Field(ge=2)] = 16
+    """Boxes sampled per scene; the advantage is told by their spread."""
+    temperature: Positive = 0.5
     """The policy is softmax(logits / temperature): near the greedy box, which is what the checkpoint is judged by."""
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Peak of the one-cycle schedule, AdamW's."""
-    kl_weight: float = 0.02
+    kl_weight: NotNegative = 0.02
     """Weight of KL(policy || the checkpoint that the stage starts from)."""
-    clip: float = 10.0
+    clip: Positive = 10.0
     """Largest gradient norm."""
-    held_out_every: int = 40
+    held_out_every: Count = 40
     """Steps between the points of the curve of IoU."""
-    snapshot_every: int = 20
+    snapshot_every: Count = 20
     """Steps between snapshots."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, self, "pictures")
-        require_at_least(2, self, "group")  # the advantage is told by the group's spread
-        require_positive(self, "temperature")
 
 
 def train_rl(

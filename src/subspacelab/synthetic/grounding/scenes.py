@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.settings import Count, settings
 from subspacelab.data.grounding import GroundingRow, write_grounding
 from subspacelab.plotting.progress import progress_bar
 
@@ -49,17 +49,14 @@ LIGHT = 55.0  # grey levels: red rises from left to right, blue from top to bott
 WORD_HEIGHT, WIDEST = (0.2, 0.4), 0.9  # of the picture's side
 
 
-@dataclass(frozen=True)
+@settings
 class ScenesConfig:
     """Stage `scenes`: the pictures that the studies read."""
 
-    rows: int
+    rows: Count
     """How many."""
-    size: int
+    size: Count
     """Pixels per side."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "rows", "size")
 
 
 @dataclass(frozen=True)
