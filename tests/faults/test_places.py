@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 from tests.faults.workshop import COMMANDS, run, snapshot
-from tests.pipeline.conftest import Clone, make_smoke_clone_in
+from tests.integration.conftest import Clone, make_smoke_clone_in
 
 SEALED = {
     "decompose": "--output-dir sealed",

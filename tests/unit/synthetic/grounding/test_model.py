@@ -1,0 +1,56 @@
+import torch
+from tests.unit.synthetic.tiny import TINY
+from torch import Tensor
+
+from subspacelab.synthetic.grounding.model import bins_box, build_model, decode_boxes, encode_prompts
+from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer
+
+
+def _prompted() -> tuple[DemoTokenizer, torch.nn.Module, dict[str, Tensor]]:
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=0, sizes=TINY, initializer_range=0.1).eval()
+    images = torch.randint(0, 256, (3, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return tokenizer, model, encode_prompts(tokenizer, images, ["Where is the red word?"] * 3)
+
+
+def test_greedy_equals_generate_of_transformers() -> None:
+    tokenizer, model, batch = _prompted()
+    ours = decode_boxes(model, tokenizer, batch, size=112)
+    first = tokenizer.first_location
+    locations = list(range(first, first + NUM_BINS))
+    inputs = {k: v for k, v in batch.items() if k != "position_ids"}
+    theirs = model.generate(
+        **inputs, max_new_tokens=4, do_sample=False, prefix_allowed_tokens_fn=lambda *_: locations, eos_token_id=None
+    )
+    assert torch.equal(theirs[:, batch["input_ids"].shape[1] :] - first, ours.bins)
+    assert torch.equal(ours.boxes, bins_box(ours.bins, 112))
+
+
+def test_samples_of_one_picture_stand_together_and_have_their_log_probs() -> None:
+    tokenizer, model, batch = _prompted()
+    drawn = decode_boxes(
+        model, tokenizer, batch, size=112, samples=5, temperature=1.0, generator=torch.Generator().manual_seed(1)
+    )
+    assert drawn.bins.shape == (15, 4)
+    again = decode_boxes(
+        model, tokenizer, batch, size=112, samples=5, temperature=1.0, generator=torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(drawn.bins, again.bins)
+    # Recompute everything without a cache, one long pass per sample.
+    ids = batch["input_ids"].repeat_interleave(5, 0)
+    whole = torch.cat([ids, drawn.bins + tokenizer.first_location], dim=1)
+    pixels = batch["pixel_values"].view(3, -1, 1176).repeat_interleave(5, 0).flatten(0, 1)
+    types = torch.cat([batch["mm_token_type_ids"].repeat_interleave(5, 0), torch.zeros(15, 4, dtype=torch.int)], 1)
+    with torch.no_grad():
+        logits = model(
+            input_ids=whole,
+            pixel_values=pixels,
+            image_grid_thw=batch["image_grid_thw"].repeat_interleave(5, 0),
+            mm_token_type_ids=types,
+            attention_mask=torch.ones_like(whole),
+        ).logits
+    first = tokenizer.first_location
+    own = logits[:, ids.shape[1] - 1 : -1, first : first + NUM_BINS].log_softmax(-1)
+    expected = own.gather(-1, drawn.bins[..., None])[..., 0]
+    # float32 sums in another order over two blocks.
+    torch.testing.assert_close(drawn.log_probs, expected, rtol=0, atol=1e-5)
