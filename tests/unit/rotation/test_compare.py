@@ -289,3 +289,15 @@ def test_bad_settings_are_one_line(folders: Folders, settings: dict[str, Any], s
         compare(open_chain(*folders), **settings)
     assert said in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_gives_the_table_of_the_cpu(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    on_cuda = decompose_chain(tmp_path, chain_tensors(), device="cuda")
+    tables = []
+    for place, device in ((folders, "cpu"), (on_cuda, "cuda")):
+        chain = open_chain(*place)
+        tables.append(measure_chain(chain, make_groups(chain.names), k=8, device=device))
+    # Both work in float64 on factors that are float32: 1e-7, which a narrow spectral gap makes some 1e-5.
+    pd.testing.assert_frame_equal(tables[0], tables[1], rtol=1e-3, atol=1e-6)
