@@ -1,12 +1,17 @@
 """Real DVC experiments of a tiny pipeline, swept, served from the run cache, and linked to their runs."""
 
+import shutil
 import subprocess
 
 import pytest
-from tests.integration.test_dvc_tracking import _dvc, _run
-from tests.unit.tracking.conftest import SRC
+from tests.integration.toy_pipeline import dvc_in, run_in
+from tests.stores import SRC
 
 from subspacelab.cli import main
+from subspacelab.pipeline.combinations import combine
+from subspacelab.pipeline.dvc_process import experiment_commit
+from subspacelab.pipeline.experiments import read_experiments
+from subspacelab.pipeline.sweep import run_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -15,9 +20,9 @@ pytestmark = pytest.mark.slow
 def command(pipeline, monkeypatch, capfd):
     """Runs a command in the pipeline, of which the baseline has run; returns exit code, and rows by first cell."""
     monkeypatch.setenv("PYTHONPATH", str(SRC))
-    _dvc(pipeline, "repro")
-    _run(pipeline, "git", "add", "-A")
-    _run(pipeline, "git", "commit", "-qm", "baseline")
+    dvc_in(pipeline, "repro")
+    run_in(pipeline, "git", "add", "-A")
+    run_in(pipeline, "git", "commit", "-qm", "baseline")
 
     def run(*words: str):
         capfd.readouterr()
@@ -44,7 +49,7 @@ def test_a_sweep_runs_once_and_sync_links_what_the_run_cache_served(pipeline, co
     assert len(pipeline.runs("rotation")) == 2 * 3  # two stages each, the baseline's too
     assert (pipeline.root / "params.yaml").read_bytes() == before
 
-    _dvc(pipeline, "exp", "run", "--temp", "-n", "again", "-S", "rank=16")
+    dvc_in(pipeline, "exp", "run", "--temp", "-n", "again", "-S", "rank=16")
     assert len(pipeline.runs("rotation")) == 2 * 3  # no process, so no run of this name
     _, rows = command("runs", "sync")
     assert rows["again"] == ["0", "2", "0", "rank=16", "2", "-"]
@@ -80,3 +85,17 @@ def test_dead_runs_are_ended_and_shown(place, monkeypatch, capsys):
     assert dead.info.run_id in shown
     assert alive.info.run_id not in shown
     assert [client.get_run(r.info.run_id).info.status for r in (dead, alive)] == ["KILLED", "RUNNING"]
+
+
+def test_a_project_in_a_folder_of_any_letters(pipeline, monkeypatch):
+    place = pipeline.root / "moved" / "\u6211 a%20b#c"
+    shutil.copytree(pipeline.root, place, ignore=shutil.ignore_patterns("moved", "mlruns"))
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONPATH", str(SRC))
+    monkeypatch.setenv("TRACKING", "off")
+    (trial,) = combine(["rank=9"])
+    assert [o.status for o in run_sweep([trial], ["make"], there=[])] == ["done"]
+    first = experiment_commit(trial.name)
+    assert [o.status for o in run_sweep([trial], ["nosuch"], there=[trial.name], force=True)] == ["failed"]
+    assert [e.rev for e in read_experiments()] == [first]

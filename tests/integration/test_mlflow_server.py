@@ -97,7 +97,7 @@ with open_run("rotation", "x", params={"rank": 8}) as tracker:
 def test_server_that_dies_in_mid_run_costs_no_work(place, server, wait_for, monkeypatch, capsys):
     uri, group = server
     os.mkfifo(place.root / "go")
-    door = place.door(_OUTLIVES_THE_SERVER, MLFLOW_TRACKING_URI=uri)
+    door = place.start(_OUTLIVES_THE_SERVER, MLFLOW_TRACKING_URI=uri)
     wait_for(door, "ready")
     _kill(group)
     start = time.monotonic()

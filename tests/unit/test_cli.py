@@ -50,6 +50,7 @@ def test_verbose_anywhere_keeps_the_traceback(tmp_path):
         main(["rotation", "decompose", "--model-id", str(tmp_path / "nowhere"), "--no-track", "--verbose"])
 
 
+@pytest.mark.slow
 def test_importing_the_package_and_its_rooms_needs_neither_dvc_nor_mlflow():
     blocked = "import sys; sys.modules.update(dict.fromkeys(['dvc', 'mlflow'])); "
     rooms = "import subspacelab, subspacelab.rotation.decompose, subspacelab.rotation.compare, subspacelab.tracking"

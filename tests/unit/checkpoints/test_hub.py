@@ -28,6 +28,7 @@ def outcome(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_only_one_weight_format_and_the_small_files_are_fetched(outcome):
     assert outcome["revision"] == COMMIT
     assert outcome["files"] == outcome["served"]
@@ -41,6 +42,7 @@ def test_only_one_weight_format_and_the_small_files_are_fetched(outcome):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reference", "remedy"),
     [
@@ -56,6 +58,7 @@ def test_what_the_hub_refuses_is_one_line_with_the_remedy(outcome, reference, re
     assert "\n" not in message
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_cache_is_used_or_the_reference_named(outcome):
     assert outcome["cached"] == [outcome["folder"]] * 2
     assert outcome["unreachable"].startswith("lab/other: no such local folder, and it could not be fetched")

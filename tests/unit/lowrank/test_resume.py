@@ -75,6 +75,7 @@ def test_an_allocator_stays_at_its_final_budget(features: Features, tmp_path: Pa
     assert {entry["live_rank"] for entry in history[2:]} == {RANK / 2}  # the schedule ends with the third epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "given"), JOBS, ids=JOB_NAMES)
 def test_a_killed_resume_continues_to_the_same_bytes(
     features: Features, tmp_path: Path, arch: str, given: dict[str, Any]

@@ -41,6 +41,7 @@ def held_out(features: Features) -> list[np.ndarray]:
     return [x.double().numpy() for x in features.read(rows)]
 
 
+@pytest.mark.slow
 def test_four_pictures_and_the_curve_are_written(views: Views, tmp_path: Path) -> None:
     views.save(tmp_path)
     pictures = draw_views(tmp_path, views)

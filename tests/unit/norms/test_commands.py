@@ -65,6 +65,7 @@ def test_all_norms_and_the_output_are_where_they_are_asked_for(place: Path) -> N
     assert {path.name for path in (place / "pictures").iterdir()} == {*drawn, MANIFEST}
 
 
+@pytest.mark.slow
 def test_several_models_give_a_list_in_order_a_table_and_a_picture(place: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("siglip", "qwen2", "molmo"):
         zoo.write_model(place / name, zoo.TINY[name]())

@@ -175,6 +175,7 @@ def test_names_obey_nobody(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     assert "layers.0.$\\frac{$ \\x1b[31m .norm: RMSNorm" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["siglip", "vit", "molmo"])
 def test_every_family_can_be_drawn(name: str, tmp_path: Path) -> None:
     analysis = run(zoo.write_model(tmp_path / name, zoo.TINY[name]()))

@@ -62,7 +62,7 @@ def logits(model: Any) -> Tensor:
     return model(input_ids=torch.arange(3, 43)[None]).logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES[1:])])
 @pytest.mark.parametrize("method", METHODS)
 def test_start_is_the_base_and_plain_peft_loads_it(bases: Path, tmp_path: Path, method: str, family: str) -> None:
     built = make(bases, tmp_path / "out", method, family)

@@ -40,7 +40,7 @@ def run(body: str, *words: str, **streams) -> subprocess.CompletedProcess:
         ),
         ("raise MemoryError", 1, f"error: {MEMORY}"),
         ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')", 1, f"error: {MEMORY}"),
-        ("import torch; torch.empty(1 << 55)", 1, f"error: {MEMORY}"),
+        pytest.param("import torch; torch.empty(1 << 55)", 1, f"error: {MEMORY}", marks=pytest.mark.slow),
         ("main()", 1, "error: an input is nested too deeply to be read; --verbose shows which"),
         ("1 / 0", 70, f"error: unexpected ZeroDivisionError: division by zero; {REPORT}"),
         ("{}['x']", 70, f"error: unexpected KeyError: 'x'; {REPORT}"),
@@ -53,6 +53,7 @@ def test_a_process_ends_with_the_code_and_the_words_of_its_work(end, code, said)
     assert done.stderr == (f"{said}\n" if said else "")
 
 
+@pytest.mark.slow
 def test_libraries_are_heard_with_verbose_only():
     body = """
 import logging, warnings
@@ -185,6 +186,7 @@ def test_output_that_cannot_be_written_is_no_success():
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["MLP", "more"]])
 def test_a_door_without_its_word_says_so(words, tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, *words], cwd=tmp_path, capture_output=True, text=True)

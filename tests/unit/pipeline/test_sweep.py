@@ -1,18 +1,15 @@
 """The loop: names, order, what exists, what fails."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from tests.unit.tracking.conftest import SRC
 
 from subspacelab.cli import main
 from subspacelab.pipeline import sweep
 from subspacelab.pipeline.combinations import combine
 from subspacelab.pipeline.display import differing, fitting, print_sweep
-from subspacelab.pipeline.dvc_process import experiment_commit, require_usable_path
-from subspacelab.pipeline.experiments import read_experiments
+from subspacelab.pipeline.dvc_process import require_usable_path
 from subspacelab.pipeline.sweep import require_success, run_sweep, show_plan
 
 TRIALS = combine(["rank=64,128,256"])
@@ -85,21 +82,6 @@ def test_paths_that_dvc_cannot_take_are_named_before_anything_runs(folder, sign)
     with pytest.raises(ValueError, match=re.escape(sign)):
         require_usable_path(Path(folder))
     require_usable_path(Path("/\u6211 My%20Project/a#b/it's"))
-
-
-@pytest.mark.slow
-def test_a_project_in_a_folder_of_any_letters(pipeline, monkeypatch):
-    place = pipeline.root / "moved" / "\u6211 a%20b#c"
-    shutil.copytree(pipeline.root, place, ignore=shutil.ignore_patterns("moved", "mlruns"))
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("LC_ALL", "C")
-    monkeypatch.setenv("PYTHONPATH", str(SRC))
-    monkeypatch.setenv("TRACKING", "off")
-    (trial,) = combine(["rank=9"])
-    assert [o.status for o in run_sweep([trial], ["make"], there=[])] == ["done"]
-    first = experiment_commit(trial.name)
-    assert [o.status for o in run_sweep([trial], ["nosuch"], there=[trial.name], force=True)] == ["failed"]
-    assert [e.rev for e in read_experiments()] == [first]
 
 
 def test_the_plan_is_what_a_shell_would_run():

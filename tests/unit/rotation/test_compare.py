@@ -228,6 +228,7 @@ def test_curves_are_logged_by_group_and_layer(comparison: Comparison) -> None:
         assert all(math.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes(folders: Folders, saved: Path, tmp_path: Path) -> None:
     again = compare(open_chain(*folders), k=K, modules=MODULES, null_draws=2, device="cpu")
     again.save(tmp_path)
@@ -248,6 +249,7 @@ def test_another_seed_moves_only_what_is_drawn(
     assert not other["random_mse_U"].equals(layers["random_mse_U"])
 
 
+@pytest.mark.slow
 def test_truncated_factors_leave_the_updates_empty_and_say_so(tmp_path: Path) -> None:
     folders = decompose_chain(tmp_path, chain_tensors(), rank=K)
     found = compare(open_chain(*folders), null_draws=2, device="cpu")

@@ -290,7 +290,7 @@ with open_stage_run("s", "rotation", params={"rank": 8}, outs=[], study="demo") 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_a_door_told_to_stop_is_killed_in_the_store(place, wait_for, number, code):
-    door = place.door(_SLEEPING)
+    door = place.start(_SLEEPING)
     wait_for(door, "ready")
     door.send_signal(number)
     assert door.wait(30) == code
@@ -301,7 +301,7 @@ def test_a_door_told_to_stop_is_killed_in_the_store(place, wait_for, number, cod
 
 @pytest.mark.slow
 def test_a_door_killed_outright_is_reaped_at_the_next_start(place, wait_for):
-    door = place.door(_SLEEPING)
+    door = place.start(_SLEEPING)
     wait_for(door, "ready")
     assert psutil.pid_exists(door.pid)
     door.kill()  # not waited for: a zombie counts as dead

@@ -162,7 +162,7 @@ with open_stage_run("s", "rotation", params={"rank": 8}, outs=[], study="demo") 
 @pytest.mark.slow
 def test_four_processes_open_a_store_that_does_not_exist_yet(bare_place):
     environment = {"DVC_EXP_NAME": "brave-owl", "DVC_EXP_BASELINE_REV": "0123456789", "DVC_STAGE": "s"}
-    doors = [bare_place.door(_ONE_RUN, **environment) for _ in range(4)]
+    doors = [bare_place.start(_ONE_RUN, **environment) for _ in range(4)]
     errors = [door.communicate()[1] for door in doors]
     assert [door.returncode for door in doors] == [0] * 4, errors
     assert errors == [""] * 4

@@ -73,12 +73,14 @@ def test_the_result_is_a_folder_like_the_base_with_every_weight_trained(base: Pa
     } <= curves.keys()
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs(base: Path, tmp_path: Path) -> None:
     first = train(base, tmp_path / "first")
     assert same(first, train(base, tmp_path / "second"))
     assert not same(first, train(base, tmp_path / "third", seed=8))
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bytes(base: Path, tmp_path: Path) -> None:
     whole = train(base, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -4,8 +4,8 @@ import fcntl
 import shutil
 
 import pytest
-from tests.integration.test_dvc_tracking import _dvc, _run
-from tests.unit.tracking.conftest import SRC
+from tests.integration.toy_pipeline import dvc_in, run_in
+from tests.stores import SRC
 
 from subspacelab.pipeline.workspace import remove_outs, require_own_outs
 
@@ -29,12 +29,12 @@ def test_what_is_not_the_pipelines_own_is_in_the_way_of_a_run_and_outlives_a_cle
     require_own_outs()  # the stage was interrupted: what lies there is its own
 
     shutil.rmtree(folder)
-    _dvc(pipeline, "repro", "-q")
+    dvc_in(pipeline, "repro", "-q")
     require_own_outs()
     (pipeline.root / "params.yaml").write_text("rank: 9\n")
-    _run(pipeline, "git", "stash", "-q")  # dvc.lock of another commit: the outs are in the cache
+    run_in(pipeline, "git", "stash", "-q")  # dvc.lock of another commit: the outs are in the cache
     require_own_outs()
-    _run(pipeline, "git", "stash", "pop", "-q")
+    run_in(pipeline, "git", "stash", "pop", "-q")
     (folder / "note").write_text("mine")
     with (work.parent / "0123.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -52,5 +52,5 @@ def test_what_is_not_the_pipelines_own_is_in_the_way_of_a_run_and_outlives_a_cle
     assert not work.exists()
     assert gone.exists()
     assert note.exists()
-    _dvc(pipeline, "checkout", "-q")
+    dvc_in(pipeline, "checkout", "-q")
     assert file.exists()
