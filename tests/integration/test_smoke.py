@@ -167,8 +167,7 @@ def test_a_change_of_the_rank_reruns_what_depends_on_it(smoke_clone):
     smoke_clone.run("dvc", "checkout")
 
 
-def test_temp_and_queue_land_in_the_one_store_and_can_be_applied(smoke_clone):
-    smoke_clone.run("dvc", "exp", "run", "--temp", "-n", "k-five", "-S", "compare_rotations.k=5")
+def test_a_queue_lands_in_the_one_store_and_can_be_applied(smoke_clone):
     smoke_clone.run("dvc", "exp", "run", "--queue", "-n", "k-six", "-S", "compare_rotations.k=6")
     smoke_clone.run("dvc", "exp", "run", "--queue", "-n", "k-seven", "-S", "compare_rotations.k=7")
     smoke_clone.run("dvc", "queue", "start", "-j", "2")
@@ -182,10 +181,10 @@ def test_temp_and_queue_land_in_the_one_store_and_can_be_applied(smoke_clone):
             time.sleep(2)
     finally:
         smoke_clone.run("dvc", "queue", "stop", "--kill", check=False)
-    for name, mode in {"k-five": "temp", "k-six": "queue", "k-seven": "queue"}.items():
+    for name in ("k-six", "k-seven"):
         runs = of_experiment(smoke_clone, name)
         assert {s: r.info.status for s, r in runs.items()} == {"compare_rotations": "FINISHED"}, name
-        assert runs["compare_rotations"].data.tags["dvc.mode"] == mode
+        assert runs["compare_rotations"].data.tags["dvc.mode"] == "queue"
     assert smoke_clone.status() == ""
     apply = of_experiment(smoke_clone, "k-six")["compare_rotations"].data.tags["dvc.apply"]
     smoke_clone.run(*apply.split())
@@ -320,6 +319,7 @@ def test_a_sweep_without_a_queue_leaves_out_what_exists_and_its_runs_are_linked(
     for k in ("2", "3"):
         run = of_experiment(smoke_clone, f"compare_rotations.k={k}")["compare_rotations"]
         assert (run.info.status, run.data.params["compare_rotations.k"]) == ("FINISHED", k)
+        assert run.data.tags["dvc.mode"] == "temp"
 
     again = smoke_clone.run(*sweep).stdout
     assert [line.split()[1] for line in again.splitlines() if "k=" in line] == ["there", "there"]
