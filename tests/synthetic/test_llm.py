@@ -91,7 +91,7 @@ def test_a_killed_run_continues_to_the_same_bytes(corpus: Path, trained: Path, t
     with pytest.raises(Killed):
         train_llm(corpus, tmp_path / "out", tmp_path / "work", training=SMALL, seed=1, log=kill)
     assert not (tmp_path / "out").exists(), "nothing half-written"
-    assert (tmp_path / "work" / "snapshot.pt").is_file()
+    assert (tmp_path / "work" / "snapshot.safetensors").is_file()
     train_llm(corpus, tmp_path / "out", tmp_path / "work", training=SMALL, seed=1, log=_ignore)
     assert _bytes(tmp_path / "out") == _bytes(trained)
 

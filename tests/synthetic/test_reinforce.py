@@ -84,7 +84,7 @@ def test_a_killed_run_continues_to_the_same_bytes(base: Path, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         train(base, tmp_path / "broken", Curves(stop_at=4))
     assert not (tmp_path / "broken").exists()
-    assert (tmp_path / "broken-work" / "snapshot.pt").is_file()
+    assert (tmp_path / "broken-work" / "snapshot.safetensors").is_file()
     continued = Curves()
     assert same(whole, train(base, tmp_path / "broken", continued))
     assert len(continued["reward_mean"]) == 1  # only the last two of the four steps ran again

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from subspacelab.checkpoints import Source, write_tensors
+from subspacelab.core.callbacks import Log, no_log
 from subspacelab.core.distributed import processes
 from subspacelab.core.files import (
     holds,
@@ -43,7 +44,6 @@ from subspacelab.lowrank.features import INDEX, JOB, META, TENSOR, FeatureMeta, 
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 from subspacelab.plotting.progress import progress_bar
 
-Log = Callable[[Mapping[str, float], int], None]
 SHARD_PICTURES = 64
 UNREADABLE_SHARE = 0.01  # more than this is an error: it is the wrong path, or a broken data set
 JPEG_QUALITY = 90  # of the pictures kept for looking at
@@ -86,7 +86,7 @@ class _Record(BaseModel, extra="forbid"):
 
 
 def cache_features(
-    source: Source, plan: CachePlan, output_dir: Path, *, device: torch.device, log: Log | None = None
+    source: Source, plan: CachePlan, output_dir: Path, *, device: torch.device, log: Log = no_log
 ) -> FeatureMeta:
     """Writes the merged tokens of every picture to shards, with the pictures beside them, index.parquet and meta.json.
 
@@ -121,7 +121,7 @@ def cache_features(
             _finish(output_dir, -(-total // SHARD_PICTURES), job, plan)
         group.wait()
     meta = FeatureMeta(**read_json(output_dir / META))
-    if log is not None and group.is_main:
+    if group.is_main:
         log({"pictures": meta.count, "unreadable": len(meta.unreadable), "tokens": meta.tokens, "dim": meta.dim}, 0)
     return meta
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from subspacelab.core.callbacks import Log, no_log
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes
 from subspacelab.core.files import remove_partials, replace_folder
@@ -22,8 +23,8 @@ from subspacelab.lowrank.architectures import canonical_arch, require_rank
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.preparation import batches_of
-from subspacelab.lowrank.state import BEST_STATE, LAST, MAX_SEED, Progress, SavedTraining, read_training
-from subspacelab.lowrank.trainer import Log, Trainer
+from subspacelab.lowrank.state import BEST_STATE, LAST, MAX_SEED, SavedTraining, TrainingProgress, read_training
+from subspacelab.lowrank.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TrainingResult:
 
     folder: Path
     """Holds best_model.safetensors and .json, best_state, last, history.json."""
-    progress: Progress
+    progress: TrainingProgress
     """Epochs, best validation MSE, history."""
     rank: str
     """Of A @ B and of what it could be at most: "rank 128 of 256"."""
@@ -52,7 +53,7 @@ def train(
     rank: int,
     seed: int,
     settings: TrainLowrankConfig,
-    log: Log = lambda metrics, step: None,
+    log: Log = no_log,
 ) -> TrainingResult:
     """Trains `arch` at `rank` into `results_dir/<arch>`, or takes up there what the same training has left.
 
@@ -119,7 +120,7 @@ def resume_training(
     source: Path | None = None,
     device: str = "auto",
     compile: bool = True,
-    log: Log = lambda metrics, step: None,
+    log: Log = no_log,
 ) -> TrainingResult:
     """Goes on for `epochs` more from the best model in `results_dir/<arch>`: its optimizer, scheduler and settings.
 
@@ -170,7 +171,7 @@ def _best_to_resume(folder: Path, arch: str, asked: Mapping[str, Any]) -> SavedT
     found.pop("epochs")  # these are added
     for key, wanted in {**asked, "arch": arch}.items():
         if key in found and found[key] != wanted:
-            now = f" ({best.groups[0]['lr']:g} by now)" if key == "lr" else ""
+            now = f" ({best.snapshot.record['groups'][0]['lr']:g} by now)" if key == "lr" else ""
             raise ValueError(
                 f"{folder}: was trained with {key}={found[key]!r}{now}, asked for {key}={wanted!r}; a resumed training "
                 f"keeps its settings: leave --{key.replace('_', '-')} out, or train anew in another --results-dir"

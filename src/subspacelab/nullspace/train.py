@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from subspacelab.checkpoints import read_tensors
+from subspacelab.core.callbacks import Log, no_log
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import processes
 from subspacelab.core.files import read_json, remove_folder, remove_partials_of, sha256_file, through_links, write_json
@@ -53,8 +54,6 @@ JOB = "job.json"
 # Settings that change nothing in the result, or that are told apart.
 ELSEWHERE = ("data", "device", "save_steps", "knowledge", "lr_by_method", "rate_factors")
 
-Log = Callable[[Mapping[str, float], int], None]
-
 
 @dataclass(frozen=True)
 class TrainedAdapter:
@@ -80,7 +79,7 @@ def train_adapter(
     settings: TrainSettings,
     seed: int,
     base: str | None = None,
-    log: Log = lambda metrics, step: None,
+    log: Log = no_log,
 ) -> TrainedAdapter:
     """Trains the adapter in `adapter` on `rows` and writes it to `output_dir/ft`, whole or not at all.
 

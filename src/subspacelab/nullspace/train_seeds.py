@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from subspacelab.core.callbacks import Log
 from subspacelab.core.devices import choose_device
 from subspacelab.core.files import move_folder
 from subspacelab.data.instructions import read_instructions
@@ -15,7 +16,7 @@ from subspacelab.nullspace.knowledge import measure_knowledge
 from subspacelab.nullspace.logging import record_training, track_knowledge
 from subspacelab.nullspace.paths import seed_folders
 from subspacelab.nullspace.rates import Training, choose_rate, write_knowledge
-from subspacelab.nullspace.train import Log, TrainedAdapter, train_adapter
+from subspacelab.nullspace.train import TrainedAdapter, train_adapter
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker

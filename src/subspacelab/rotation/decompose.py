@@ -1,7 +1,7 @@
 """Every weight matrix of a checkpoint, decomposed: read one at a time, written one at a time, continued if stopped."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Literal, cast
 import torch
 
 from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, require_finite, tensor_digest
+from subspacelab.core.callbacks import Log, no_log
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes, split_by_cost
 from subspacelab.core.files import remove_partials
@@ -30,7 +31,6 @@ from subspacelab.rotation.factors import (
 )
 from subspacelab.rotation.plan import Part, Plan, gflop, make_plan, require_one_layout
 
-Log = Callable[[Mapping[str, float], int], None]
 Method = Literal["auto", "gram", "lapack"]
 METHODS = ("auto", "gram", "lapack")
 
@@ -56,7 +56,7 @@ def decompose(
     exclude: str | None = None,
     device: str = "auto",
     method: str = "auto",
-    log: Log | None = None,
+    log: Log = no_log,
 ) -> Decomposition:
     """Writes the SVD W = U diag(S) Vh of every floating tensor of two or more axes to `output_dir/<basename>`.
 
@@ -98,7 +98,7 @@ def decompose(
             _finish(earlier, origin, parts, skipped, settings)
         group.wait()
     decomposition = read_decomposition(folder)
-    if log is not None and group.is_main:
+    if group.is_main:
         _log_errors(decomposition, log)
     return decomposition
 

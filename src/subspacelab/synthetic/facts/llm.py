@@ -11,14 +11,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from torch.nn import functional as F
 
+from subspacelab.core.callbacks import Log
 from subspacelab.core.files import replace_folder, write_json
 from subspacelab.core.settings import require_at_least
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.data.windows import Windows, token_windows
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
-from subspacelab.synthetic.schedules import Training
-from subspacelab.training.fit import Log, fit
+from subspacelab.training.fit import fit
+from subspacelab.training.schedules import Training
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 BOS_ID, EOS_ID, PAD_ID = range(3)  # special tokens come first, in the order given
@@ -126,7 +127,6 @@ def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTr
         separator=EOS_ID,
     )
     reading = window_lessons(windows)
-    snapshot = work_dir / "snapshot.pt"
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -143,7 +143,7 @@ def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTr
         model,
         torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=training.weight_decay),
         loss_of,
-        training.plan(snapshot, name=f"llm {seed}"),
+        training.plan(work_dir, name=f"llm {seed}"),
         log=log,
         after_step=after_step,
     )

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subspacelab.core.callbacks import Log
 from subspacelab.core.files import replace_folder
 from subspacelab.core.settings import require_at_least
 from subspacelab.data.pictures import FRAMES, MERGE, PATCH
@@ -18,8 +19,8 @@ from subspacelab.synthetic.grounding.model import box_bins, build_model, encode_
 from subspacelab.synthetic.grounding.pool import ScenePool, render_scenes, scene_pool
 from subspacelab.synthetic.grounding.scenes import COLOURS, split_seed
 from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer, write_tokenizer
-from subspacelab.synthetic.schedules import GroundingTraining
-from subspacelab.training.fit import Log, fit
+from subspacelab.synthetic.grounding.training import GroundingTraining
+from subspacelab.training.fit import fit
 from subspacelab.training.muon import muon_adamw
 
 
@@ -123,7 +124,6 @@ def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed
     held_out = render_scenes(
         split_seed(seed, "held_out"), training.held_out, training.size, label="render held-out scenes"
     )
-    snapshot = work_dir / "snapshot.pt"
 
     def after_step(done: int) -> None:
         if training.is_due(training.held_out_every, done):
@@ -133,7 +133,7 @@ def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed
         learner,
         muon_adamw(learner, learning_rate=training.learning_rate, scale=training.muon_scale, weight_decay=0.01),
         lambda step: _loss(learner, tokenizer, _batch(pool, training, seed, step), training),
-        training.plan(snapshot, name=f"base {seed}"),
+        training.plan(work_dir, name=f"base {seed}"),
         log=log,
         after_step=after_step,
     )

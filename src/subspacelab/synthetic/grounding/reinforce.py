@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subspacelab.core.callbacks import Log
 from subspacelab.core.files import replace_folder, sha256_file
 from subspacelab.core.settings import require_at_least, require_positive
 from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
@@ -24,8 +25,8 @@ from subspacelab.synthetic.grounding.model import bins_box, encode_prompts
 from subspacelab.synthetic.grounding.pool import render_scenes, scene_tensors
 from subspacelab.synthetic.grounding.scenes import scene, split_seed
 from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, read_tokenizer, write_tokenizer
-from subspacelab.synthetic.schedules import GroundingTraining
-from subspacelab.training.fit import Log, fit
+from subspacelab.synthetic.grounding.training import GroundingTraining
+from subspacelab.training.fit import fit
 from subspacelab.training.muon import muon_adamw
 
 
@@ -85,12 +86,11 @@ def train_rl(
         if training.is_due(training.held_out_every, done):
             log(_held_out_curves(before, evaluate(model, tokenizer, held_out)), done)
 
-    snapshot = work_dir / "snapshot.pt"
     fit(
         model,
         muon_adamw(model, learning_rate=training.learning_rate, scale=training.muon_scale),
         lambda step: _loss((model, reference), tokenizer, training, split_seed(seed, stage), step),
-        training.plan(snapshot, name=f"{stage} {seed} {_weights_digest(base_folder)}"),
+        training.plan(work_dir, name=f"{stage} {seed} {_weights_digest(base_folder)}"),
         log=log,
         after_step=after_step,
     )

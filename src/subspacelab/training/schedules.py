@@ -1,10 +1,23 @@
-"""What the synthetic trainings set alike: how long, how fast, how often to save and to look."""
+"""How long and how fast a training is: the settings that all trainings from nothing share, and their schedule."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from subspacelab.core.settings import require_at_least, require_positive
-from subspacelab.training.fit import FitPlan, one_cycle
+from subspacelab.training.fit import FitPlan
+
+
+def one_cycle(step: int, num_steps: int, *, peak: float, warmup: float = 0.1, final: float = 0.02) -> float:
+    """Linear from peak/25 to `peak` over the first `warmup` share of the steps, then a cosine down to final * peak.
+
+    After Smith's one-cycle policy (arXiv 1708.07120); `step` counts from 0.
+    """
+    rise = max(1.0, warmup * num_steps)
+    if step < rise:
+        return peak * (0.04 + 0.96 * step / rise)
+    through = min(1.0, (step - rise) / max(1.0, num_steps - 1 - rise))
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * through)))
 
 
 @dataclass(frozen=True)
@@ -24,13 +37,13 @@ class Training:
         require_at_least(1, self, "steps", "snapshot_every")
         require_positive(self, "learning_rate", "clip")
 
-    def plan(self, snapshot: Path, *, name: str) -> FitPlan:
-        """The plan of `fit`; `name` says what else the training depends on, so that a snapshot is continued by it."""
+    def plan(self, work_dir: Path, *, name: str) -> FitPlan:
+        """The plan of `fit`, its snapshot in `work_dir`; `name` says what else the training depends on."""
         return FitPlan(
             num_steps=self.steps,
             learning_rate=lambda step: one_cycle(step, self.steps, peak=self.learning_rate),
             clip=self.clip,
-            snapshot=snapshot,
+            snapshot=work_dir / "snapshot.safetensors",
             snapshot_every=self.snapshot_every,
             fingerprint=f"{name} {self}",
         )
@@ -38,24 +51,3 @@ class Training:
     def is_due(self, every: int, done: int) -> bool:
         """Whether a curve with a point every `every` steps has one after `done` of them: the last step has, too."""
         return done % every == 0 or done == self.steps
-
-
-@dataclass(frozen=True)
-class GroundingTraining(Training):
-    """How a checkpoint is trained on rendered scenes by Muon and AdamW, and looked at on held-out ones."""
-
-    size: int = 224
-    """Pixels per side while training."""
-    muon_scale: float = 20.0
-    """Muon's learning rate over AdamW's."""
-    held_out: int = 128
-    """Held-out scenes in the curve of IoU."""
-    held_out_every: int = 100
-    """Steps between its points."""
-    evaluated: int = 512
-    """Held-out scenes in the figures of the finished checkpoint."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, self, "size", "held_out", "held_out_every", "evaluated")
-        require_positive(self, "muon_scale")
