@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from subspacelab.data.grounding import read_grounding
-from subspacelab.synthetic.grounding.scenes import COLOURS, SPLITS, scene, split_seed, write_scenes
+from subspacelab.synthetic.grounding.scenes import COLOURS, SPLITS, SceneSet, scene, split_seed
 
 
 def test_a_scene_depends_on_its_seed_and_index_alone() -> None:
@@ -48,10 +48,11 @@ def test_every_split_of_every_seed_is_another_set() -> None:
 
 
 def test_written_scenes_read_back_and_equal_bytes(tmp_path: Path) -> None:
-    for name in ("a.parquet", "b.parquet"):
-        assert write_scenes(tmp_path / name, rows=3, size=112, seed=5) == 3
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    rows = list(read_grounding(tmp_path / "a.parquet"))
+    for name in ("a", "b"):
+        SceneSet(rows=3, size=112, seed=5).save(tmp_path / name)
+    assert (tmp_path / "a/scenes.parquet").read_bytes() == (tmp_path / "b/scenes.parquet").read_bytes()
+    rows = list(read_grounding(tmp_path / "a"))
+    assert len(rows) == 3
     drawn = scene(split_seed(5, "rows"), 2, 112)
     assert (rows[2].question, rows[2].answers, rows[2].bbox) == (drawn.question, (drawn.answer,), drawn.bbox)
     assert rows[2].image().size == (112, 112)

@@ -114,8 +114,9 @@ def train(
     from subspacelab.lowrank.display import print_training
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import record_training
+    from subspacelab.lowrank.plots import draw_training
     from subspacelab.lowrank.run_log import open_run_log
-    from subspacelab.lowrank.train import resume_training
+    from subspacelab.lowrank.train import resume_training, validation_errors
     from subspacelab.lowrank.train import train as run
     from subspacelab.tracking import open_run
 
@@ -136,7 +137,8 @@ def train(
             if hand is not None:
                 hand.summary(result)
         if is_main_process():
-            record_training(result, cached, tracker)
+            pictures = draw_training(result, validation_errors(result, cached))
+            record_training(result, cached, pictures, tracker)
     if is_main_process():
         print_training(result)
 

@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from subspacelab.core.callbacks import Log, no_log
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes
@@ -22,8 +26,16 @@ from subspacelab.core.ownership import (
 from subspacelab.lowrank.architectures import canonical_arch, require_rank
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.preparation import batches_of
-from subspacelab.lowrank.state import BEST_STATE, LAST, MAX_SEED, SavedTraining, TrainingProgress, read_training
+from subspacelab.lowrank.preparation import batches_of, read_batches
+from subspacelab.lowrank.state import (
+    BEST_STATE,
+    LAST,
+    MAX_SEED,
+    SavedTraining,
+    TrainingProgress,
+    load_model,
+    read_training,
+)
 from subspacelab.lowrank.trainer import Trainer
 
 
@@ -43,6 +55,34 @@ class TrainingResult:
         """The training in a few numbers."""
         best = self.progress.history[self.progress.best_epoch - 1]
         return {"best_epoch": self.progress.best_epoch, **{k: v for k, v in best.items() if k.startswith("val_")}}
+
+
+@dataclass(frozen=True)
+class ValidationErrors:
+    """What the best model of a training leaves of the validation pictures."""
+
+    tokens: Float[Tensor, "side side"]
+    """||x - x_hat|| / ||x|| of each token, mean over the pictures, on the picture's plane."""
+    components: Float[Tensor, " rank"]
+    """||a_i|| ||b_i|| of each column of A and row of B, mean over the pictures."""
+
+
+BATCH = 16
+
+
+@torch.no_grad()
+def validation_errors(result: TrainingResult, features: Features) -> ValidationErrors:
+    """Measures the best model on the validation pictures."""
+    trained = load_model(result.folder)
+    rows = features.split(trained.seed)["validation"]
+    spec = trained.model.spec
+    errors, norms = torch.zeros(spec.tokens), torch.zeros(spec.rank)
+    for x in read_batches(features, batches_of(rows, BATCH), spec.normalisation, torch.device("cpu")):
+        a, b, approximation = trained.model(x)
+        errors += ((approximation - x).norm(dim=2) / x.norm(dim=2)).sum(0)
+        norms += (a.norm(dim=1) * b.norm(dim=2)).sum(0)
+    side = features.meta.side
+    return ValidationErrors((errors / len(rows)).reshape(side, side), norms / len(rows))
 
 
 def train(

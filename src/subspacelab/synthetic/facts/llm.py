@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from torch.nn import functional as F
 
-from subspacelab.core.callbacks import Log
+from subspacelab.core.callbacks import Log, no_log
 from subspacelab.core.files import replace_folder, write_json
 from subspacelab.core.settings import require_at_least
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
@@ -109,8 +109,24 @@ class Lessons:
         return Lessons(self.input_ids[rows], self.targets[rows])
 
 
-def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTraining, seed: int, log: Log) -> None:
-    """Trains from nothing on the folder `corpus` to a Hugging Face folder; a killed run continues from `work_dir`."""
+@dataclass(frozen=True)
+class TrainedLlm:
+    """A checkpoint in memory."""
+
+    model: Any
+    """A `LlamaForCausalLM`."""
+    tokenizer: Tokenizer
+    """Its own."""
+
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face folder, whole or not at all; `load_llama` reads it."""
+        with replace_folder(folder) as partial:
+            save_llama(self.model, partial)
+            write_llm_tokenizer(self.tokenizer, partial)
+
+
+def train_llm(corpus: Path, work_dir: Path, *, training: LlmTraining, seed: int, log: Log = no_log) -> TrainedLlm:
+    """Trains from nothing on the folder `corpus`; a killed run continues from `work_dir` to the same bytes."""
     texts = paragraphs((corpus / "train.txt").read_text(encoding="utf-8"))
     facts = read_instructions(str(corpus / "facts.jsonl"))
     tokenizer = build_llm_tokenizer(
@@ -147,9 +163,7 @@ def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTr
         log=log,
         after_step=after_step,
     )
-    with replace_folder(output_dir) as folder:
-        save_llama(model, folder)
-        write_llm_tokenizer(tokenizer, folder)
+    return TrainedLlm(model, tokenizer)
 
 
 def encode_lessons(tokenizer: Tokenizer, instructions: Sequence[Instruction]) -> Lessons:

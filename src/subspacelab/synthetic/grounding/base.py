@@ -9,17 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subspacelab.core.callbacks import Log
-from subspacelab.core.files import replace_folder
+from subspacelab.core.callbacks import Log, no_log
 from subspacelab.core.settings import require_at_least
 from subspacelab.data.pictures import FRAMES, MERGE, PATCH
-from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, save_qwen_vl, vision_tokens
+from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, vision_tokens
 from subspacelab.synthetic.grounding.evaluation import evaluate
 from subspacelab.synthetic.grounding.model import box_bins, build_model, encode_prompts
 from subspacelab.synthetic.grounding.pool import ScenePool, render_scenes, scene_pool
 from subspacelab.synthetic.grounding.scenes import COLOURS, split_seed
-from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer, write_tokenizer
-from subspacelab.synthetic.grounding.training import GroundingTraining
+from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer
+from subspacelab.synthetic.grounding.training import GroundingModel, GroundingTraining
 from subspacelab.training.fit import fit
 from subspacelab.training.muon import muon_adamw
 
@@ -110,8 +109,8 @@ class BaseTraining(GroundingTraining):
             raise ValueError(f"pool must be at least batch_size, {self.batch_size}, got {self.pool}")
 
 
-def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed: int, log: Log) -> None:
-    """Trains from nothing to a Hugging Face folder `output_dir`; a killed run continues from `work_dir`."""
+def train_base(work_dir: Path, *, training: BaseTraining, seed: int, log: Log = no_log) -> GroundingModel:
+    """Trains from nothing; a killed run continues from `work_dir` to the same bytes. `log` gets the curves."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed=seed, sizes=training.sizes, initializer_range=training.initializer_range)
     with torch.random.fork_rng(devices=[]):
@@ -137,9 +136,7 @@ def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed
         log=log,
         after_step=after_step,
     )
-    with replace_folder(output_dir) as folder:
-        save_qwen_vl(model, folder)
-        write_tokenizer(tokenizer, folder)
+    return GroundingModel(model, tokenizer)
 
 
 def _batch(pool: ScenePool, training: BaseTraining, seed: int, step: int) -> ScenePool:

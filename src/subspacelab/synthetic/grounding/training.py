@@ -1,8 +1,13 @@
-"""What the trainings on rendered scenes set alike."""
+"""What the trainings on rendered scenes share: their settings, and the checkpoint that comes of them."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from subspacelab.core.files import replace_folder
 from subspacelab.core.settings import require_at_least, require_positive
+from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, read_tokenizer, write_tokenizer
 from subspacelab.training.schedules import Training
 
 
@@ -25,3 +30,24 @@ class GroundingTraining(Training):
         super().__post_init__()
         require_at_least(1, self, "size", "held_out", "held_out_every", "evaluated")
         require_positive(self, "muon_scale")
+
+
+@dataclass(frozen=True)
+class GroundingModel:
+    """A checkpoint in memory."""
+
+    model: Any
+    """A `Qwen2_5_VLForConditionalGeneration`."""
+    tokenizer: DemoTokenizer
+    """Its own."""
+
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face folder, whole or not at all."""
+        with replace_folder(folder) as partial:
+            save_qwen_vl(self.model, partial)
+            write_tokenizer(self.tokenizer, partial)
+
+    @classmethod
+    def load(cls, folder: Path) -> "GroundingModel":
+        """Reads what `save` wrote, in float32, in evaluation mode."""
+        return cls(load_qwen_vl(folder), read_tokenizer(folder))
