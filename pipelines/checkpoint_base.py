@@ -16,6 +16,7 @@ from subspacelab.synthetic.grounding.logging import record_checkpoint
 from subspacelab.synthetic.grounding.plots import draw_checkpoint
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/checkpoints/base")
 
@@ -25,8 +26,9 @@ def main() -> None:
         if take_from_hub(stage.study.reference("base"), OUT):
             return
         log = stage.tracker.log_metrics
-        train_base(stage.work_dir, training=stage.params, seed=stage.seed, log=log).save(OUT)
-        evaluation = evaluate_checkpoint(OUT, seed=stage.seed, num_scenes=stage.params.evaluated)
+        trained = train_base(stage.work_dir, training=stage.params, seed=stage.seed, log=log, progress=progress_bar)
+        trained.save(OUT)
+        evaluation = evaluate_checkpoint(OUT, seed=stage.seed, num_scenes=stage.params.evaluated, progress=progress_bar)
         evaluation.save(REPORTS)
         picture = draw_checkpoint(OUT / "predicted_boxes.png", evaluation)
         record_checkpoint(evaluation, OUT, picture, stage.tracker)

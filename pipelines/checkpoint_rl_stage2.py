@@ -16,6 +16,7 @@ from subspacelab.synthetic.grounding.plots import draw_checkpoint
 from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 BEFORE = Path("data/checkpoints/rl_stage1")
 OUT = Path("data/checkpoints/rl_stage2")
@@ -25,10 +26,19 @@ def main() -> None:
     with open_stage("checkpoint_rl_stage2", RlTraining, experiment="demo") as stage:
         if take_from_hub(stage.study.reference("rl_stage2"), OUT):
             return
-        log = stage.tracker.log_metrics
-        trained = train_rl(BEFORE, stage.work_dir, training=stage.params, stage="rl_stage2", seed=stage.seed, log=log)
+        trained = train_rl(
+            BEFORE,
+            stage.work_dir,
+            training=stage.params,
+            stage="rl_stage2",
+            seed=stage.seed,
+            log=stage.tracker.log_metrics,
+            progress=progress_bar,
+        )
         trained.save(OUT)
-        evaluation = evaluate_checkpoint(OUT, seed=stage.seed, num_scenes=stage.params.evaluated, before=BEFORE)
+        evaluation = evaluate_checkpoint(
+            OUT, seed=stage.seed, num_scenes=stage.params.evaluated, before=BEFORE, progress=progress_bar
+        )
         evaluation.save(REPORTS)
         picture = draw_checkpoint(OUT / "predicted_boxes.png", evaluation)
         record_checkpoint(evaluation, OUT, picture, stage.tracker)

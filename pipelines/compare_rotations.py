@@ -16,6 +16,7 @@ from subspacelab.rotation.display import print_comparison
 from subspacelab.rotation.logging import track_comparison
 from subspacelab.rotation.plots import draw_pictures
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 SVD = Path("data/svd")
 OUT = Path("reports/rotation")
@@ -30,6 +31,7 @@ def main() -> None:
             modules=settings.modules,
             seed=stage.seed,
             null_draws=settings.null_draws,
+            progress=progress_bar,
         )
         comparison.save(OUT)
         track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)

@@ -31,6 +31,7 @@ def main(arch: str) -> None:
         from subspacelab.lowrank.logging import record_training
         from subspacelab.lowrank.plots import draw_training
         from subspacelab.lowrank.train import resume_training, validation_errors
+        from subspacelab.plotting.progress import progress_bar
 
         features = Features(FEATURES)
         result = resume_training(
@@ -40,6 +41,7 @@ def main(arch: str) -> None:
             epochs=stage.params.epochs,
             source=TRAINED / arch,
             log=stage.tracker.log_metrics,
+            progress=progress_bar,
         )
         pictures = draw_training(result, validation_errors(result, features))
         record_training(result, features, pictures, stage.tracker)

@@ -16,6 +16,7 @@ from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decompose import decompose
 from subspacelab.rotation.earlier import read_earlier
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/svd")
 
@@ -33,6 +34,7 @@ def main(checkpoint: str) -> None:
             method=settings.method,
             device=settings.device,
             log=stage.tracker.log_metrics,
+            progress=progress_bar,
         )
         move_folder(stage.work_dir / source.name, out)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from subspacelab.synthetic.grounding.scenes import SceneSet, ScenesConfig
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/scenes")
 
 
 def main() -> None:
     with open_stage("scenes", ScenesConfig, experiment="demo") as stage:
-        SceneSet(stage.params.rows, stage.params.size, stage.seed).save(OUT)
+        SceneSet(stage.params.rows, stage.params.size, stage.seed).save(OUT, progress_bar)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from subspacelab.lowrank.logging import record_training
 from subspacelab.lowrank.plots import draw_training
 from subspacelab.lowrank.train import train, validation_errors
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 FEATURES = Path("data/features")
 OUT = Path("data/lowrank/trained")
@@ -32,6 +33,7 @@ def main(arch: str) -> None:
             seed=stage.seed,
             settings=stage.params,
             log=stage.tracker.log_metrics,
+            progress=progress_bar,
         )
         pictures = draw_training(result, validation_errors(result, features))
         record_training(result, features, pictures, stage.tracker)

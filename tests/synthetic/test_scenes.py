@@ -1,3 +1,5 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,16 @@ def test_written_scenes_read_back_and_equal_bytes(tmp_path: Path) -> None:
     assert rows[2].image().size == (112, 112)
     # JPEG at quality 95 without chroma subsampling: a few grey levels on noise.
     assert np.abs(np.asarray(rows[2].image()).astype(int) - drawn.image).mean() < 6
+
+
+def test_a_bar_is_told_of_every_scene(tmp_path: Path) -> None:
+    opened, done = [], []
+
+    @contextmanager
+    def progress(description: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+        opened.append((description, total, unit))
+        yield done.append
+
+    SceneSet(rows=3, size=56, seed=5).save(tmp_path, progress)
+    assert opened == [("draw scenes", 3, "scenes")]
+    assert done == [1, 1, 1]

@@ -49,6 +49,7 @@ def cache(
     from subspacelab.data.references import resolve_pictures
     from subspacelab.lowrank.cache import CachePlan, cache_features
     from subspacelab.lowrank.display import print_cache
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
@@ -56,7 +57,8 @@ def cache(
     params |= {"limit": limit, "batch_size": batch_size, "device": device}
     with open_run("lowrank", f"cache {source.name}", params=params, enabled=track) as tracker:
         plan = CachePlan(resolve_pictures(images), image_size, limit, batch_size)
-        meta = cache_features(source, plan, output_dir, device=choose_device(device), log=tracker.log_metrics)
+        chosen, log = choose_device(device), tracker.log_metrics
+        meta = cache_features(source, plan, output_dir, device=chosen, log=log, progress=progress_bar)
     if is_main_process():
         print_cache(meta)
         skipped = skipped_files(plan.pictures)
@@ -118,6 +120,7 @@ def train(
     from subspacelab.lowrank.run_log import open_run_log
     from subspacelab.lowrank.train import resume_training, validation_errors
     from subspacelab.lowrank.train import train as run
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     settings = training_settings(flags)
@@ -130,10 +133,27 @@ def train(
         with open_run_log(params, tracker.log_metrics) as (hand, log):
             if resume:
                 result = resume_training(
-                    cached, results_dir, arch=name, epochs=epochs, asked=asked, device=device, compile=compile, log=log
+                    cached,
+                    results_dir,
+                    arch=name,
+                    epochs=epochs,
+                    asked=asked,
+                    device=device,
+                    compile=compile,
+                    log=log,
+                    progress=progress_bar,
                 )
             else:
-                result = run(cached, results_dir, arch=name, rank=rank, seed=seed, settings=settings, log=log)
+                result = run(
+                    cached,
+                    results_dir,
+                    arch=name,
+                    rank=rank,
+                    seed=seed,
+                    settings=settings,
+                    log=log,
+                    progress=progress_bar,
+                )
             if hand is not None:
                 hand.summary(result)
         if is_main_process():
@@ -179,6 +199,7 @@ def compare(
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
     from subspacelab.lowrank.plots import COMPARISON, draw_comparison
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     where = output_dir or results_dir / "comparison"
@@ -188,7 +209,7 @@ def compare(
         cached = Features(features)
         _require_apart(where, features, results_dir)
         with report_folder(where, "lowrank compare", job, (*TABLES, COMPARISON)) as folder:
-            result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs)
+            result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs, progress=progress_bar)
             result.save(folder)
             track_comparison(result, folder, draw_comparison(folder, result), tracker)
     print_comparison(result)

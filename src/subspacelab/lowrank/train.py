@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.core.callbacks import Log, no_log
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes
 from subspacelab.core.files import remove_partials, replace_folder
@@ -94,6 +94,7 @@ def train(
     seed: int,
     settings: TrainLowrankConfig,
     log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> TrainingResult:
     """Trains `arch` at `rank` into `results_dir/<arch>`, or takes up there what the same training has left.
 
@@ -122,7 +123,7 @@ def train(
         if begun is None:
             trainer.progress.until = settings.epochs
             trainer.save_start()  # from now on the folder is known to be this training's
-        trainer.run()
+        trainer.run(progress)
     return TrainingResult(folder, trainer.progress, features.meta.describe_rank(trainer.job["rank"]))
 
 
@@ -161,6 +162,7 @@ def resume_training(
     device: str = "auto",
     compile: bool = True,
     log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> TrainingResult:
     """Goes on for `epochs` more from the best model in `results_dir/<arch>`: its optimizer, scheduler and settings.
 
@@ -187,7 +189,7 @@ def resume_training(
             trainer = Trainer(features, folder, job, _settings_of(job, device, compile), log, best)
             trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
             trainer.save_start()
-        trainer.run()
+        trainer.run(progress)
     return TrainingResult(folder, trainer.progress, features.meta.describe_rank(trainer.job["rank"]))
 
 

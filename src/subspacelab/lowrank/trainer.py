@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subspacelab.core.callbacks import Log
+from subspacelab.core.callbacks import Advance, Log, Progress, no_progress
 from subspacelab.core.devices import choose_device, compiled_or_eager, float64_place
 from subspacelab.core.distributed import Processes, processes
 from subspacelab.core.files import write_json
@@ -29,7 +29,6 @@ from subspacelab.lowrank.state import (
     write_model,
     write_training,
 )
-from subspacelab.plotting.progress import progress_bar
 from subspacelab.training.fit import diverged, take_steps
 
 HISTORY = "history.json"
@@ -109,15 +108,13 @@ class Trainer:
         if self.allocator is not None and (scores := saved.snapshot.part("allocator")):
             self.allocator.load(scores)
 
-    def run(self) -> None:
+    def run(self, progress: Progress = no_progress) -> None:
         """Epoch after epoch until the last one or until the validation MSE has stopped improving."""
         p = self.progress
         if self.group.is_main:
             self._mend()
         num_batches = len(batches_of(self.rows["train"], self.settings.batch_size))
-        with progress_bar(
-            f"train {self.job['arch']}", total=(p.until - p.epoch) * num_batches, unit="steps"
-        ) as advance:
+        with progress(f"train {self.job['arch']}", (p.until - p.epoch) * num_batches, "steps") as advance:
             while not p.finished:
                 epoch = p.epoch + 1
                 means = self.train_epoch(epoch, advance) | self._validate()
@@ -130,7 +127,7 @@ class Trainer:
                 self._save(means["val_mse"])
                 self.log(means, epoch)
 
-    def train_epoch(self, epoch: int, advance: Callable[[float], None]) -> dict[str, float]:
+    def train_epoch(self, epoch: int, advance: Advance) -> dict[str, float]:
         """One pass over the training pictures; the means of the loss and its parts. `advance(1)` after each step."""
         # Seeded by the epoch, so that a training continued at its start draws the same dropout.
         torch.manual_seed(self.seed * 1_000_003 + epoch)

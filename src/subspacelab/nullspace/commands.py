@@ -63,6 +63,7 @@ def build(
     from subspacelab.nullspace.build import build_adapter
     from subspacelab.nullspace.display import print_built
     from subspacelab.nullspace.logging import track_built
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     settings = build_settings(flags)
@@ -70,7 +71,9 @@ def build(
     params = asdict(settings) | {"model_id": model_id, "revision": source.revision, "method": method}
     params |= {"rank": rank, "seed": seed}
     with open_run("nullspace", f"build {method} r{rank}", params=params, enabled=track) as tracker:
-        built = build_adapter(source, save_path, method=method, rank=rank, seed=seed, settings=settings)
+        built = build_adapter(
+            source, save_path, method=method, rank=rank, seed=seed, settings=settings, progress=progress_bar
+        )
         track_built(built, tracker)
     print_built(built)
 
@@ -125,6 +128,7 @@ def train(
     from subspacelab.nullspace.display import print_training
     from subspacelab.nullspace.logging import record_training
     from subspacelab.nullspace.train import train_adapter
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     settings = settings_from_flags(TrainSettings, flags, where="train")
@@ -138,6 +142,7 @@ def train(
             seed=seed,
             base=base,
             log=tracker.log_metrics,
+            progress=progress_bar,
         )
         if is_main_process():
             record_training(result, None, tracker, base=base)
@@ -182,6 +187,7 @@ def verify(
     from subspacelab.nullspace.verification import require_own_stats, write_stats
     from subspacelab.nullspace.verify import inputs_of, sample_of
     from subspacelab.nullspace.verify import verify as run
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     settings = settings_from_flags(VerifyAdapterConfig, flags, where="verify")
@@ -193,7 +199,8 @@ def verify(
             require_own_stats(save_stats, trained_model_path, calib_dataset, sample_of(settings, seed))
         name = f"verify {trained_model_path.name}"
         tracker = stack.enter_context(open_run("nullspace", name, params=params, enabled=track))
-        found = run(trained_model_path, settings, seed=seed, device=choose_device(device), base=base)
+        chosen = choose_device(device)
+        found = run(trained_model_path, settings, seed=seed, device=chosen, base=base, progress=progress_bar)
         track_verification(found, "trained" if found.summary.trained else "init", tracker)
         if save_stats is not None:
             write_stats(save_stats, found)

@@ -33,6 +33,7 @@ def decompose(
     """
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.distributed import is_main_process
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.rotation.decompose import decompose as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
@@ -50,6 +51,7 @@ def decompose(
             device=device,
             method=method,
             log=tracker.log_metrics,
+            progress=progress_bar,
         )
         tracker.log_headline(result.metrics)
     if is_main_process():
@@ -97,6 +99,7 @@ def compare(
     Writes layers.csv, modules.csv, curves.csv, metrics.json and four pictures.
     """
     from subspacelab.core.ownership import report_folder, require_apart
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.compare import TABLES
     from subspacelab.rotation.compare import compare as run
@@ -117,7 +120,7 @@ def compare(
         report_folder(output_dir, "rotation compare", job, (*TABLES, *PICTURES)) as folder,
         open_run("rotation", "compare", params=params, enabled=track) as tracker,
     ):
-        result = run(chain, k=rank, modules=modules, seed=seed, null_draws=null, device=device)
+        result = run(chain, k=rank, modules=modules, seed=seed, null_draws=null, device=device, progress=progress_bar)
         result.save(folder)
         track_comparison(result, folder, draw_pictures(folder, result), tracker)
     print_comparison(result)

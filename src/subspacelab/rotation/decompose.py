@@ -10,13 +10,12 @@ from typing import Literal, cast
 import torch
 
 from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, require_finite, tensor_digest
-from subspacelab.core.callbacks import Log, no_log
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes, split_by_cost
 from subspacelab.core.files import remove_partials
 from subspacelab.core.ownership import require_apart, sole_writer
 from subspacelab.linalg.svd import orthogonality_error, reconstruction_error, svd
-from subspacelab.plotting.progress import progress_bar
 from subspacelab.rotation.earlier import UNFINISHED, Earlier, Origin, begin, origin_of, read_earlier, remove_stale
 from subspacelab.rotation.factors import (
     FORMAT,
@@ -57,6 +56,7 @@ def decompose(
     device: str = "auto",
     method: str = "auto",
     log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> Decomposition:
     """Writes the SVD W = U diag(S) Vh of every floating tensor of two or more axes to `output_dir/<basename>`.
 
@@ -90,7 +90,7 @@ def decompose(
         if group.is_main and unfinished:
             begin(earlier, origin, [part.file for part in parts])
         group.wait()
-        _decompose_parts(checkpoint, work + others, folder, settings)
+        _decompose_parts(checkpoint, work + others, folder, settings, progress)
         group.wait()
         if group.is_main:
             listed = {part.key for part in others.digests}
@@ -167,9 +167,9 @@ def _is_stored(checkpoint: Checkpoint, record: FactorRecord, names: Collection[s
     return (info.shape, info.dtype) == (record.original_shape, record.storage_dtype)
 
 
-def _decompose_parts(checkpoint: Checkpoint, work: _Work, folder: Path, settings: Settings) -> None:
+def _decompose_parts(checkpoint: Checkpoint, work: _Work, folder: Path, settings: Settings, progress: Progress) -> None:
     total = sum(gflop(part.shape) for part in work.todo)
-    with progress_bar(f"decompose {checkpoint.source.name}", total=total, unit="GFLOP") as advance:
+    with progress(f"decompose {checkpoint.source.name}", total, "GFLOP") as advance:
         for part in work.todo:
             _decompose_one(checkpoint, part, work.digests[part], folder, settings)
             advance(gflop(part.shape))

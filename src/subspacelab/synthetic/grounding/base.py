@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subspacelab.core.callbacks import Log, no_log
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.settings import require_at_least
 from subspacelab.data.pictures import FRAMES, MERGE, PATCH
 from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, vision_tokens
@@ -109,7 +109,9 @@ class BaseTraining(GroundingTraining):
             raise ValueError(f"pool must be at least batch_size, {self.batch_size}, got {self.pool}")
 
 
-def train_base(work_dir: Path, *, training: BaseTraining, seed: int, log: Log = no_log) -> GroundingModel:
+def train_base(
+    work_dir: Path, *, training: BaseTraining, seed: int, log: Log = no_log, progress: Progress = no_progress
+) -> GroundingModel:
     """Trains from nothing; a killed run continues from `work_dir` to the same bytes. `log` gets the curves."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed=seed, sizes=training.sizes, initializer_range=training.initializer_range)
@@ -118,10 +120,10 @@ def train_base(work_dir: Path, *, training: BaseTraining, seed: int, log: Log = 
         head = TokenHead(training.sizes.hidden)
     learner = nn.ModuleDict({"model": model.train(), "head": head})
     pool = scene_pool(
-        render_scenes(split_seed(seed, "train"), training.pool, training.size, label="render training scenes")
+        render_scenes(split_seed(seed, "train"), training.pool, training.size, "render training scenes", progress)
     )
     held_out = render_scenes(
-        split_seed(seed, "held_out"), training.held_out, training.size, label="render held-out scenes"
+        split_seed(seed, "held_out"), training.held_out, training.size, "render held-out scenes", progress
     )
 
     def after_step(done: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.files import write_json
 from subspacelab.models.qwen_vl import load_qwen_vl, vision_tokens
 from subspacelab.synthetic.grounding.model import decode_boxes, encode_prompts
@@ -98,7 +99,7 @@ class CheckpointEvaluation:
 
 
 def evaluate_checkpoint(
-    folder: Path, *, seed: int, num_scenes: int = 512, before: Path | None = None
+    folder: Path, *, seed: int, num_scenes: int = 512, before: Path | None = None, progress: Progress = no_progress
 ) -> CheckpointEvaluation:
     """Evaluates a checkpoint folder on held-out scenes.
 
@@ -111,8 +112,10 @@ def evaluate_checkpoint(
     """
     checkpoint = GroundingModel.load(folder)
     tokenizer, model = checkpoint.tokenizer, checkpoint.model
-    held_out = render_scenes(split_seed(seed, "held_out"), num_scenes, TRAINED_SIZE, label="render held-out scenes")
-    training = render_scenes(split_seed(seed, "train"), num_scenes, TRAINED_SIZE, label="render training scenes")
+    held_out, training = (
+        render_scenes(split_seed(seed, split), num_scenes, TRAINED_SIZE, f"render {split} scenes", progress)
+        for split in ("held_out", "train")
+    )
     found, sampled = evaluate(model, tokenizer, held_out), evaluate(model, tokenizer, held_out, draws=seed)
     constant = mean_and_error(box_iou(best_constant_box(_boxes(training)), _boxes(held_out)))
     metrics: dict[str, float] = {
@@ -129,7 +132,8 @@ def evaluate_checkpoint(
         for name, now, draws in (("gain", found, None), ("sampled_gain", sampled, seed)):
             gains = now.ious - evaluate(earlier, tokenizer, held_out, draws=draws).ious
             metrics[name], metrics[f"{name}_se"] = mean_and_error(gains)
-    large = render_scenes(split_seed(seed, "held_out"), min(SVD_SCENES, num_scenes), USED_SIZE, label="render at 448")
+    few = min(SVD_SCENES, num_scenes)
+    large = render_scenes(split_seed(seed, "held_out"), few, USED_SIZE, f"render at {USED_SIZE}", progress)
     features = _features(model, tokenizer, large)
     for rank in RANKS:
         metrics[f"svd_cosine_rank{rank}_median"] = float(truncation_cosine(features, rank).median())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subspacelab.core.callbacks import Log, no_log
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.files import sha256_file
 from subspacelab.core.settings import require_at_least, require_positive
 from subspacelab.models.qwen_vl import load_qwen_vl
@@ -63,7 +63,14 @@ class RlTraining(GroundingTraining):
 
 
 def train_rl(
-    base_folder: Path, work_dir: Path, *, training: RlTraining, stage: str, seed: int, log: Log = no_log
+    base_folder: Path,
+    work_dir: Path,
+    *,
+    training: RlTraining,
+    stage: str,
+    seed: int,
+    log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> GroundingModel:
     """Continues the checkpoint `base_folder` by GRPO.
 
@@ -78,7 +85,7 @@ def train_rl(
     tokenizer, model = start.tokenizer, start.model
     reference = load_qwen_vl(base_folder).requires_grad_(False)
     held_out = render_scenes(
-        split_seed(seed, "held_out"), training.held_out, training.size, label="render held-out scenes"
+        split_seed(seed, "held_out"), training.held_out, training.size, "render held-out scenes", progress
     )
     before = evaluate(model, tokenizer, held_out)
     log(_held_out_curves(before, before), 0)

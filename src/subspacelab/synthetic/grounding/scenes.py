@@ -1,8 +1,9 @@
 """Scenes: a textured background under coloured light, a coloured word on it, a question about it, and its box."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from subspacelab.core.callbacks import Advance, Progress, no_progress
 from subspacelab.core.settings import require_at_least
 from subspacelab.data.grounding import GroundingRow, write_grounding
-from subspacelab.plotting.progress import progress_bar
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 30, 30),
@@ -118,13 +119,13 @@ class SceneSet:
                 bbox=drawn.bbox,
             )
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, progress: Progress = no_progress) -> None:
         """Writes scenes.parquet, whole or not at all."""
-        with progress_bar("draw scenes", total=self.rows, unit="scenes") as advance:
+        with progress("draw scenes", self.rows, "scenes") as advance:
             write_grounding(folder / "scenes.parquet", _counted(self, advance))
 
 
-def _counted(rows: Iterable[GroundingRow], advance: Callable[[float], None]) -> Iterator[GroundingRow]:
+def _counted(rows: Iterable[GroundingRow], advance: Advance) -> Iterator[GroundingRow]:
     for row in rows:
         yield row
         advance(1)
@@ -215,6 +216,6 @@ def _blobs(
 
 @cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+    # The fonts that are installed with matplotlib, which is not imported.
+    file = distribution("matplotlib").locate_file(f"matplotlib/mpl-data/fonts/ttf/{name}")
+    return ImageFont.truetype(str(file), size)
