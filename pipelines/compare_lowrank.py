@@ -16,6 +16,7 @@ from subspacelab.lowrank.display import print_comparison
 from subspacelab.lowrank.logging import track_comparison
 from subspacelab.lowrank.plots import draw_comparison
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 FEATURES = Path("data/features")
 RESULTS = Path("data/lowrank/results")
@@ -24,7 +25,8 @@ OUT = Path("reports/lowrank")
 
 def main() -> None:
     with open_stage("compare_lowrank", CompareLowrankConfig, experiment="lowrank") as stage:
-        comparison = compare(Features(FEATURES), RESULTS, rank=stage.rank, raw_inputs=stage.params.raw_inputs)
+        raw = stage.params.raw_inputs
+        comparison = compare(Features(FEATURES), RESULTS, rank=stage.rank, raw_inputs=raw, progress=progress_bar)
         comparison.save(OUT)
         track_comparison(comparison, OUT, draw_comparison(OUT, comparison), stage.tracker)
     print_comparison(comparison)

@@ -17,6 +17,7 @@ from subspacelab.rotation.display import print_comparison
 from subspacelab.rotation.logging import track_comparison
 from subspacelab.rotation.plots import draw_pictures
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 SVD = Path("data/svd")
 OUT = Path("reports/rotation")
@@ -25,7 +26,7 @@ OUT = Path("reports/rotation")
 def main() -> None:
     with open_stage("compare_rotations", CompareRotationsConfig, experiment="rotation") as stage:
         chain = open_chain(*(SVD / name for name in ("base", "rl_stage1", "rl_stage2")))
-        comparison = compare(chain, seed=stage.seed, **asdict(stage.params))
+        comparison = compare(chain, seed=stage.seed, **asdict(stage.params), progress=progress_bar)
         comparison.save(OUT)
         track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)
     print_comparison(comparison)

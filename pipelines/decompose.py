@@ -17,6 +17,7 @@ from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decompose import decompose
 from subspacelab.rotation.earlier import read_earlier
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/svd")
 
@@ -26,7 +27,8 @@ def main(checkpoint: str) -> None:
     with open_stage("decompose", DecomposeConfig, experiment="rotation", item=checkpoint) as stage:
         require_own_entries(out, read_earlier(out).entries, "a decomposed checkpoint")
         source = resolve_reference(f"demo:{checkpoint}")
-        decompose(source, stage.work_dir, **asdict(stage.params), log=stage.tracker.log_metrics)
+        log = stage.tracker.log_metrics
+        decompose(source, stage.work_dir, **asdict(stage.params), log=log, progress=progress_bar)
         move_folder(stage.work_dir / source.name, out)
 
 

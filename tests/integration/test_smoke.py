@@ -262,9 +262,9 @@ def test_killed_three_times_the_pipeline_ends_with_the_same_bytes(smoke_clone, m
     clone = make_smoke_clone()
     work = clone.path / ".cache" / "stages"
 
-    start_and_kill(clone, lambda: any(work.glob("checkpoint_base/*/snapshot.pt")), group=True)
+    start_and_kill(clone, lambda: any(work.glob("checkpoint_base/*/snapshot.safetensors")), group=True)
     # DVC alone: its stage lives on as an orphan, and may still be writing when the next run begins.
-    start_and_kill(clone, lambda: any(work.glob("checkpoint_rl_stage1/*/snapshot.pt")), group=False)
+    start_and_kill(clone, lambda: any(work.glob("checkpoint_rl_stage1/*/snapshot.safetensors")), group=False)
     start_and_kill(clone, lambda: any(work.glob("decompose@*/*/*/*.safetensors")), group=True)
     clone.run("dvc", "repro", KILLED)
 

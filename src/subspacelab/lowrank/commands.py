@@ -48,6 +48,7 @@ def cache(
     from subspacelab.data.references import resolve_pictures
     from subspacelab.lowrank.cache import CachePlan, cache_features
     from subspacelab.lowrank.display import print_cache
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
@@ -56,7 +57,8 @@ def cache(
         pictures = resolve_pictures(settings.images)
         plan = CachePlan(pictures, settings.image_size, settings.limit, settings.batch_size)
         device = choose_device(settings.device)
-        meta = cache_features(source, plan, output_dir, device=device, log=tracker.log_metrics)
+        log = tracker.log_metrics
+        meta = cache_features(source, plan, output_dir, device=device, log=log, progress=progress_bar)
     if is_main_process():
         print_cache(meta)
         skipped = skipped_files(plan.pictures)
@@ -91,9 +93,11 @@ def train(
     from subspacelab.lowrank.display import print_training
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import record_training
+    from subspacelab.lowrank.plots import draw_training
     from subspacelab.lowrank.run_log import open_run_log
-    from subspacelab.lowrank.train import resume_training
+    from subspacelab.lowrank.train import resume_training, validation_errors
     from subspacelab.lowrank.train import train as run
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     name = canonical_arch(arch)
@@ -113,13 +117,24 @@ def train(
                     device=settings.device,
                     compile=settings.compile,
                     log=log,
+                    progress=progress_bar,
                 )
             else:
-                result = run(cached, results_dir, arch=name, rank=rank, seed=seed, settings=settings, log=log)
+                result = run(
+                    cached,
+                    results_dir,
+                    arch=name,
+                    rank=rank,
+                    seed=seed,
+                    settings=settings,
+                    log=log,
+                    progress=progress_bar,
+                )
             if hand is not None:
                 hand.summary(result)
         if is_main_process():
-            record_training(result, cached, tracker)
+            pictures = draw_training(result, validation_errors(result, cached))
+            record_training(result, cached, pictures, tracker)
     if is_main_process():
         print_training(result)
 
@@ -156,6 +171,7 @@ def compare(
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
     from subspacelab.lowrank.plots import COMPARISON, draw_comparison
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     where, raw_inputs = output_dir or results_dir / "comparison", settings.raw_inputs
@@ -165,7 +181,7 @@ def compare(
         cached = Features(features)
         _require_apart(where, features, results_dir)
         with report_folder(where, "lowrank compare", job, (*TABLES, COMPARISON)) as folder:
-            result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs)
+            result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs, progress=progress_bar)
             result.save(folder)
             track_comparison(result, folder, draw_comparison(folder, result), tracker)
     print_comparison(result)

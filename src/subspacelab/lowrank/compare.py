@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.files import write_csv, write_json
 from subspacelab.lowrank.architectures import LowRankModel
 from subspacelab.lowrank.baselines import (
@@ -27,7 +28,6 @@ from subspacelab.lowrank.baselines import (
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import Normalisation, batches_of, read_batches
-from subspacelab.plotting.progress import progress_bar
 
 BATCH = 16
 TABLES = ("comparison.csv", "metrics.json")
@@ -74,6 +74,7 @@ def compare(
     archs: Sequence[str] = (),
     rank: int,
     raw_inputs: bool = False,
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Measures SVD, networks and controls at `rank`, in the space the networks were trained in.
 
@@ -86,7 +87,7 @@ def compare(
     if raw_inputs:
         evaluation = replace(evaluation, normalisation=Normalisation())
         basis = train_basis(features, evaluation.seed, evaluation.normalisation)
-    images, milliseconds = _measure(features, evaluation, basis, starts)
+    images, milliseconds = _measure(features, evaluation, basis, starts, progress)
     meta = features.meta
     by_method = {name: images[images["method"] == name] for name in images["method"].unique()}
     metrics = {
@@ -106,14 +107,18 @@ def compare(
 
 
 def _measure(
-    features: Features, evaluation: Evaluation, basis: Float[Tensor, "dim dim"], starts: dict[str, LowRankModel]
+    features: Features,
+    evaluation: Evaluation,
+    basis: Float[Tensor, "dim dim"],
+    starts: dict[str, LowRankModel],
+    progress: Progress,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """One row per method and test picture, and milliseconds of a picture by method."""
     methods = approximations(evaluation.models, basis, evaluation.rank, evaluation.seed)
     batches = batches_of(evaluation.rows, BATCH)
     found: list[pd.DataFrame] = []
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    with progress_bar("compare", total=len(evaluation.rows), unit="pictures") as advance:
+    with progress("compare", len(evaluation.rows), "pictures") as advance:
         read = read_batches(features, batches, evaluation.normalisation, torch.device("cpu"))
         for batch, x in zip(batches, read, strict=True):
             best = similarity(x, methods[SVD](x))

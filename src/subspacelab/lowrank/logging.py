@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from subspacelab.lowrank.compare import Comparison
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.plots import draw_training
 from subspacelab.lowrank.state import BEST_MODEL
 from subspacelab.lowrank.train import TrainingResult
 from subspacelab.lowrank.visualize import Views
@@ -44,14 +43,14 @@ def track_views(views: Views, pictures: Sequence[Path], tracker: "Tracker") -> N
             tracker.log_metrics({f"rank_curve/{name.replace(' ', '_')}": cosine}, int(rank))
 
 
-def record_training(result: TrainingResult, features: Features, tracker: "Tracker") -> None:
+def record_training(result: TrainingResult, features: Features, pictures: Sequence[Path], tracker: "Tracker") -> None:
     """Logs headline metrics, pictures and the best model (the curves were logged epoch by epoch)."""
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
     arch = result.folder.name
     tracker.log_metrics(result.metrics, result.progress.best_epoch)
     tracker.log_headline({f"{arch}_val_cosine": result.metrics["val_cosine"]})
-    for picture in draw_training(result, features):
+    for picture in pictures:
         tracker.log_artifact(picture, "pictures")
     tokens, dim = features.meta.tokens, features.meta.dim
     tracker.log_model(

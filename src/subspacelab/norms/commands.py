@@ -51,6 +51,7 @@ def analyze(
     from subspacelab.norms.display import print_analysis, print_comparison
     from subspacelab.norms.logging import track_analysis, write_comparison
     from subspacelab.norms.plots import COMPARISON, PICTURES, draw_pictures
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     if output.is_dir():
@@ -86,7 +87,8 @@ def analyze(
             params = {"model": reference, "revision": checkpoint.source.revision, "device": device}
             params |= {"all_norms": str(all_norms)}
             with open_run("norms", f"analyze {name}", params=params, enabled=track) as tracker:
-                analysis = replace(run(checkpoint, device=device, all_norms=all_norms), name=name)
+                analysis = run(checkpoint, device=device, all_norms=all_norms, progress=progress_bar)
+                analysis = replace(analysis, name=name)
                 paths = draw_pictures(pictures / name if several else pictures, analysis)
                 track_analysis(analysis, paths, tracker)
             analyses.append(analysis)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from subspacelab.checkpoints import Source
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.files import expanded, remove_partials_of, seen_from
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
@@ -44,7 +45,16 @@ class Built:
     """What a person should know, such as a text shorter than was asked for."""
 
 
-def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed: int, settings: BuildSettings) -> Built:
+def build_adapter(
+    source: Source,
+    folder: Path,
+    *,
+    method: str,
+    rank: int,
+    seed: int,
+    settings: BuildSettings,
+    progress: Progress = no_progress,
+) -> Built:
     """Builds an adapter of `rank` on the checkpoint `source` and writes it to `folder`, whole or not at all.
 
     An untrained adapter of the same base, method and settings that stands there is replaced. ValueError, in one line:
@@ -62,7 +72,7 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
     with sole_writer(folder):
         _require_place(folder, job)
         remove_partials_of(folder)
-        return _build(source, folder, chosen, job, settings)
+        return _build(source, folder, chosen, job, settings, progress)
 
 
 def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settings: BuildSettings) -> dict[str, Any]:
@@ -75,7 +85,9 @@ def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settin
     return own | {"base": base, "revision": source.revision, "method": method, "rank": rank, "seed": seed}
 
 
-def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], settings: BuildSettings) -> Built:
+def _build(
+    source: Source, folder: Path, chosen: Method, job: dict[str, Any], settings: BuildSettings, progress: Progress
+) -> Built:
     from subspacelab.models.lora_factors import seeded
     from subspacelab.models.lora_model import attach_adapter
 
@@ -88,7 +100,7 @@ def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], se
     _require_same_base(folder, source, digest)
     windows = _windows(source, settings, seed) if settings.calib_dataset else None
     with seeded(seed):
-        factors, layers = starts(Task(model, linears, chosen, rank, windows, settings))
+        factors, layers = starts(Task(model, linears, chosen, rank, windows, settings, progress))
     ids = _start_tokens(model, windows)
     before = _logits(model, ids)
     meta: dict[str, Any] = {

@@ -46,13 +46,16 @@ def build(
     from subspacelab.nullspace.build import build_adapter
     from subspacelab.nullspace.display import print_built
     from subspacelab.nullspace.logging import track_built
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
     params = asdict(settings) | {"model_id": model_id, "revision": source.revision, "method": method}
     params |= {"rank": rank, "seed": seed}
     with open_run("nullspace", f"build {method} r{rank}", params=params, enabled=track) as tracker:
-        built = build_adapter(source, save_path, method=method, rank=rank, seed=seed, settings=settings)
+        built = build_adapter(
+            source, save_path, method=method, rank=rank, seed=seed, settings=settings, progress=progress_bar
+        )
         track_built(built, tracker)
     print_built(built)
 
@@ -79,6 +82,7 @@ def train(
     from subspacelab.nullspace.display import print_training
     from subspacelab.nullspace.logging import record_training
     from subspacelab.nullspace.train import train_adapter
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     params = asdict(settings) | {"adapter": adapter, "seed": seed, "base": base}
@@ -91,6 +95,7 @@ def train(
             seed=seed,
             base=base,
             log=tracker.log_metrics,
+            progress=progress_bar,
         )
         if is_main_process():
             record_training(result, None, tracker, base=base)
@@ -124,6 +129,7 @@ def verify(
     from subspacelab.nullspace.verification import require_own_stats, write_stats
     from subspacelab.nullspace.verify import inputs_of, sample_of
     from subspacelab.nullspace.verify import verify as run
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     params = asdict(settings) | {"trained_model_path": trained_model_path, "seed": seed, "base": base}
@@ -134,7 +140,8 @@ def verify(
             require_own_stats(save_stats, trained_model_path, settings.calib_dataset, sample_of(settings, seed))
         name = f"verify {trained_model_path.name}"
         tracker = stack.enter_context(open_run("nullspace", name, params=params, enabled=track))
-        found = run(trained_model_path, settings, seed=seed, device=choose_device(settings.device), base=base)
+        device = choose_device(settings.device)
+        found = run(trained_model_path, settings, seed=seed, device=device, base=base, progress=progress_bar)
         track_verification(found, "trained" if found.summary.trained else "init", tracker)
         if save_stats is not None:
             write_stats(save_stats, found)

@@ -26,6 +26,7 @@ from subspacelab.nullspace.verification import THRESHOLDS, Verification
 if TYPE_CHECKING:
     from subspacelab.nullspace.build import Built
     from subspacelab.nullspace.train import TrainedAdapter
+    from subspacelab.nullspace.train_seeds import TrainedSeeds
     from subspacelab.tracking.protocol import Tracker
 
 
@@ -106,6 +107,15 @@ def record_training(
                 step=meta["trained"]["steps"],
             )
         )
+
+
+def record_seeds(result: "TrainedSeeds", tracker: "Tracker") -> None:
+    """Logs what all trainings of a method know, and each adapter that is handed on as a model."""
+    if result.base is not None:
+        track_knowledge(result.method, result.base, result.trainings, tracker)
+    known = {training.seed: training.knowledge for training in chosen_ones(result.trainings)}
+    for seed, adapter in result.adapters.items():
+        record_training(adapter, known.get(seed), tracker)
 
 
 def stage_model(folder: Path, adapter: Path, base: Source) -> None:

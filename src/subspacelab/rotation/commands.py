@@ -33,6 +33,7 @@ def decompose(
     """
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.distributed import is_main_process
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.rotation.decompose import decompose as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
@@ -40,7 +41,7 @@ def decompose(
     source = resolve_reference(model_id)
     params = {"model_id": model_id, "revision": source.revision} | asdict(settings)
     with open_run("rotation", f"decompose {source.name}", params=params, enabled=track) as tracker:
-        result = run(source, output_dir, **asdict(settings), log=tracker.log_metrics)
+        result = run(source, output_dir, **asdict(settings), log=tracker.log_metrics, progress=progress_bar)
         tracker.log_headline(result.metrics)
     if is_main_process():
         print_decomposition(result)
@@ -76,6 +77,7 @@ def compare(
     Writes layers.csv, modules.csv, curves.csv, metrics.json and four pictures.
     """
     from subspacelab.core.ownership import report_folder, require_apart
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.compare import TABLES
     from subspacelab.rotation.compare import compare as run
@@ -97,7 +99,7 @@ def compare(
         ) as folder,
         open_run("rotation", "compare", params=params, enabled=track) as tracker,
     ):
-        result = run(chain, seed=seed, **asdict(replace(settings, modules=modules)))
+        result = run(chain, seed=seed, **asdict(replace(settings, modules=modules)), progress=progress_bar)
         result.save(folder)
         track_comparison(result, folder, draw_pictures(folder, result), tracker)
     print_comparison(result)

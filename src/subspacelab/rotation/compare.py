@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.core.files import write_csv, write_json
-from subspacelab.plotting.progress import progress_bar
 from subspacelab.rotation.aggregate import (
     curve_table,
     describe,
@@ -74,6 +74,7 @@ def compare(
     seed: int = 42,
     null_draws: int = 3,
     device: str = "auto",
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Measures every weight that the three checkpoints of a chain share.
 
@@ -88,7 +89,7 @@ def compare(
     if null_draws < 0:
         raise ValueError(f"null_draws={null_draws}: 0 or more")
     groups = make_groups(chain.names, modules)
-    layers = measure_chain(chain, groups, k=k, seed=seed, null_draws=null_draws, device=device)
+    layers = measure_chain(chain, groups, k=k, seed=seed, null_draws=null_draws, device=device, progress=progress)
     summaries = {group.label: describe(layers[layers["weight"].isin(group.members)]) for group in groups}
     metrics = {
         "all": describe(layers),
@@ -112,6 +113,7 @@ def measure_chain(
     seed: int = 42,
     null_draws: int = 0,
     device: str = "auto",
+    progress: Progress = no_progress,
 ) -> pd.DataFrame:
     """layers.csv as a table: one row per weight that the chain's checkpoints share; arguments as in `compare`."""
     target = float64_place(choose_device(device))
@@ -125,7 +127,7 @@ def measure_chain(
             "(--null 0) are quicker",
             file=sys.stderr,
         )
-    with progress_bar("compare", total=sum(costs.values()), unit="GFLOP") as advance:
+    with progress("compare", sum(costs.values()), "GFLOP") as advance:
         for name in chain.names:
             row: dict[str, Value] = {"weight": name, "module": labels.get(name, ""), "layer": layer_index(name)}
             weights = chain.read(name, target)

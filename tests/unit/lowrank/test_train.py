@@ -126,13 +126,13 @@ def test_the_learning_rate_is_halved_on_a_plateau(features: Features, tmp_path: 
 
 @pytest.mark.parametrize("arch", ["MLP", "Sketch"])
 def test_a_diverged_training_is_one_line_that_says_what_to_lower(features: Features, tmp_path: Path, arch: str) -> None:
-    with pytest.raises(ValueError, match=rf"{arch} diverged.*lower lr \(1e\+30") as e:
+    with pytest.raises(ValueError, match=rf"{arch} diverged.*lower the learning rate \(1e\+30") as e:
         train_tiny(features, tmp_path, arch, lr=1e30)
     assert "\n" not in str(e.value)
 
 
 def test_a_training_that_diverges_in_its_last_step_says_so_too(features: Features, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"MLP diverged.*lower lr \(1e\+30") as e:
+    with pytest.raises(ValueError, match=r"MLP diverged.*lower the learning rate \(1e\+30") as e:
         train_tiny(features, tmp_path, "MLP", lr=1e30, batch_size=100, epochs=1)  # one step: its gradient is finite
     assert "\n" not in str(e.value)
 

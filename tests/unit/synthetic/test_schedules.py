@@ -8,7 +8,7 @@ import pytest
 from subspacelab.synthetic.facts.llm import LlmTraining
 from subspacelab.synthetic.grounding.base import BaseTraining
 from subspacelab.synthetic.grounding.reinforce import RlTraining
-from subspacelab.synthetic.schedules import Training
+from subspacelab.training.schedules import Training
 
 KINDS = (BaseTraining, LlmTraining, RlTraining)
 
@@ -16,7 +16,7 @@ KINDS = (BaseTraining, LlmTraining, RlTraining)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_is_that_of_the_settings_and_its_rate_peaks_at_the_learning_rate(kind: type[Training]) -> None:
     training = kind(steps=40, learning_rate=0.5, clip=3.0, snapshot_every=7)
-    plan = training.plan(Path("snapshot.pt"), name="x")
+    plan = training.plan(Path("work"), name="x")
     assert (plan.num_steps, plan.clip, plan.snapshot_every) == (40, 3.0, 7)
     assert max(plan.learning_rate(step) for step in range(40)) == 0.5
 

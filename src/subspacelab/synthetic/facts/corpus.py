@@ -1,6 +1,7 @@
 """The text of the synthetic study: biographies, questions about facts, and sums with worked solutions."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,12 +68,33 @@ class CorpusConfig:
         return {"questions": self.people, "half": self.people // 2, "sentences": 0}[self.calibration]
 
 
-def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
-    """Writes train.txt, calibration.txt, test.txt (a paragraph a document), facts.jsonl and arithmetic-*.jsonl.
+@dataclass(frozen=True)
+class Corpus:
+    """All that the llm reads and is asked."""
 
-    calibration.txt is train.txt without the questions that `settings.calibration` leaves out: everybody's biographies
-    stay, so that two people differ in nothing but whether they are asked about. Test paragraphs tell the same facts in
-    an order and words that train.txt does not hold; no sum is in two of the arithmetic files. ValueError when more
+    texts: dict[str, list[str]]
+    """Paragraphs of the parts train, calibration and test."""
+    facts: list[Instruction]
+    """Every fact as a question with its answer."""
+    arithmetic: dict[str, list[Instruction]]
+    """Sums with solutions, of the parts train, test and validation."""
+
+    def save(self, folder: Path) -> None:
+        """Writes {train,calibration,test}.txt (a paragraph a document), facts.jsonl and arithmetic-*.jsonl."""
+        with replace_folder(folder) as partial:
+            for name, documents in self.texts.items():
+                (partial / f"{name}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+            write_instructions(partial / "facts.jsonl", self.facts)
+            for name, problems in self.arithmetic.items():
+                write_instructions(partial / f"arithmetic-{name}.jsonl", problems)
+
+
+def make_corpus(settings: CorpusConfig, *, seed: int) -> Corpus:
+    """The world of `seed` in text, facts and sums.
+
+    The calibration text is the training text without the questions that `settings.calibration` leaves out: everybody's
+    biographies stay, so that two people differ in nothing but whether they are asked about. Test paragraphs tell the
+    same facts in an order and words that the training text does not hold; no sum is in two parts. ValueError when more
     sums are asked for than there are.
     """
     world = people(settings.people, seed=seed)
@@ -86,13 +108,8 @@ def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
     train, test = _documents(world, settings, seed)
     left_out = set(map(_asked, fact_questions(world[settings.calibrated_people :])))
     texts = {"train": train, "calibration": [text for text in train if text not in left_out], "test": test}
-    with replace_folder(folder) as partial:
-        for name, documents in texts.items():
-            (partial / f"{name}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
-        write_instructions(partial / "facts.jsonl", fact_questions(world))
-        left = iter(problems)
-        for name, count in parts.items():
-            write_instructions(partial / f"arithmetic-{name}.jsonl", islice(left, count))
+    left = iter(problems)
+    return Corpus(texts, fact_questions(world), {name: list(islice(left, count)) for name, count in parts.items()})
 
 
 def _documents(world: list[Person], settings: CorpusConfig, seed: int) -> tuple[list[str], list[str]]:
