@@ -1,13 +1,14 @@
 """Stage `compare_rotations`: turns and updates of the weights along base -> rl_stage1 -> rl_stage2, beside random ones.
 
-In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, metrics.json, four
-pictures). Time: about 35 s for the demo.
+In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, details.json,
+metrics.json, four pictures). Time: about 35 s for the demo.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
+from subspacelab.core.files import write_json
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.compare import compare
@@ -31,7 +32,8 @@ def main() -> None:
             seed=stage.seed,
             null_draws=settings.null_draws,
         )
-        comparison.save(OUT)
+        comparison.save(OUT, metrics="details.json")
+        write_json(OUT / "metrics.json", comparison.headline)
         track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)
     print_comparison(comparison)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -155,6 +156,8 @@ class TrainedModel:
     """Of the training, and of the split whose test pictures it has not seen."""
     features: str | None = None
     """`Features.digest` of what it was trained on; None where no state lies beside it to tell."""
+    val_mse: float = math.inf
+    """Of the validation pictures."""
 
 
 def load_model(folder: Path) -> TrainedModel:
@@ -180,7 +183,8 @@ def load_model(folder: Path) -> TrainedModel:
         for name, tensor in best.part("model").items():
             if not torch.equal(tensor, tensors[name]):
                 raise ValueError(f"{weights}: {name} is not what was trained; run the same `lowrank train` again")
-    return TrainedModel(model.eval(), training.epoch, training.seed, best.job["features"] if best else None)
+    digest = best.job["features"] if best else None
+    return TrainedModel(model.eval(), training.epoch, training.seed, digest, training.val_mse)
 
 
 @dataclass(frozen=True)
