@@ -116,6 +116,17 @@ def test_mlflow_and_dvc_have_the_same_headlines_and_they_fit_a_screen(smoke_clon
     assert parent.metrics == pytest.approx(dict(headlines), rel=1e-6)
 
 
+def test_plots_are_drawn_into_a_page_that_needs_no_network(smoke_clone, tmp_path):
+    page = tmp_path / "plots"
+    shown = smoke_clone.run("dvc", "plots", "show", "--out", str(page))
+    assert "WARNING" not in shown.stderr
+    html = (page / "index.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?:", html)
+    assert "vegaEmbed(" in html
+    for title in YAML(typ="safe").load(smoke_clone.path / "dvc.yaml")["plots"]:
+        assert (title if isinstance(title, str) else next(iter(title))).rpartition("/")[2] in html
+
+
 def test_nothing_that_a_stage_wrote_names_this_machine(smoke_clone):
     written = [p for folder in ("reports", "data") for p in (smoke_clone.path / folder).rglob("*") if p.is_file()]
     assert len(written) > 50
