@@ -1,7 +1,7 @@
 """Stage `compare_rotations`: turns and updates of the weights along base -> rl_stage1 -> rl_stage2, beside random ones.
 
-In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, metrics.json, four
-pictures). Time: about 35 s for the demo.
+In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, details.json,
+metrics.json, four pictures). Time: about 35 s for the demo.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)
@@ -9,6 +9,7 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 from dataclasses import asdict
 from pathlib import Path
 
+from subspacelab.core.files import write_json
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.compare import compare
@@ -27,7 +28,8 @@ def main() -> None:
     with open_stage("compare_rotations", CompareRotationsConfig, experiment="rotation") as stage:
         chain = open_chain(*(SVD / name for name in ("base", "rl_stage1", "rl_stage2")))
         comparison = compare(chain, seed=stage.seed, **asdict(stage.params), progress=progress_bar)
-        comparison.save(OUT)
+        comparison.save(OUT, metrics="details.json")
+        write_json(OUT / "metrics.json", comparison.headline)
         track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)
     print_comparison(comparison)
 

@@ -60,10 +60,25 @@ class Comparison:
     milliseconds: dict[str, float]
     """Of a picture by method, the median over the batches of this run; in no file, since no two runs agree."""
 
-    def save(self, folder: Path) -> None:
-        """Writes comparison.csv and metrics.json."""
+    best_network: str | None = None
+    """Of the networks that read no test picture (all but the Sketch) the one of the least validation MSE, if any."""
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """Cosine of the SVD, the Sketch and the best network, and of the latter two as they were before training."""
+        cosines = {name: measures["cosine"]["mean"] for name, measures in self.metrics["methods"].items()}
+        trained = {"Sketch": "Sketch"} | ({"network": self.best_network} if self.best_network else {})
+        found = {"cosine_SVD": cosines[SVD]}
+        for label, name in trained.items():
+            if name in self.metrics["training"]:
+                change = self.metrics["training"][name][CHANGE]
+                found |= {f"cosine_{label}": cosines[name], f"cosine_{label}_untrained": cosines[name] - change}
+        return found
+
+    def save(self, folder: Path, *, metrics: str = "metrics.json") -> None:
+        """Writes comparison.csv and, under its name, `metrics`."""
         write_csv(folder / "comparison.csv", self.images)
-        write_json(folder / "metrics.json", self.metrics)
+        write_json(folder / metrics, self.metrics)
 
 
 @torch.no_grad()
@@ -103,7 +118,8 @@ def compare(
         },
         "flops_per_picture": flops_per_picture(evaluation.models, rank, meta.tokens, meta.dim),
     }
-    return Comparison(images, metrics, milliseconds)
+    networks = {name: trained.val_mse for name, trained in evaluation.models.items() if name != "Sketch"}
+    return Comparison(images, metrics, milliseconds, min(networks, key=networks.__getitem__, default=None))
 
 
 def _measure(

@@ -1,5 +1,6 @@
 """A training on disk: weights, optimizer, scheduler and history in one file, and the finished model beside it."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,6 +113,8 @@ class TrainedModel:
     """Of the training, and of the split whose test pictures it has not seen."""
     features: str | None = None
     """`Features.digest` of what it was trained on; None where no state lies beside it to tell."""
+    val_mse: float = math.inf
+    """Of the validation pictures."""
 
 
 def load_model(folder: Path) -> TrainedModel:
@@ -137,7 +140,8 @@ def load_model(folder: Path) -> TrainedModel:
         for name, tensor in best.snapshot.part("model").items():
             if not torch.equal(tensor, tensors[name]):
                 raise ValueError(f"{weights}: {name} is not what was trained; run the same `lowrank train` again")
-    return TrainedModel(model.eval(), training.epoch, training.seed, best.job["features"] if best else None)
+    digest = best.job["features"] if best else None
+    return TrainedModel(model.eval(), training.epoch, training.seed, digest, training.val_mse)
 
 
 @dataclass(frozen=True)

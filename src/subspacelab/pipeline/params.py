@@ -41,6 +41,11 @@ class Common:
 
 
 @dataclass(frozen=True)
+class NoSettings:
+    """Of a stage that has none of its own."""
+
+
+@dataclass(frozen=True)
 class Study:
     """What is being studied."""
 

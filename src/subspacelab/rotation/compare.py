@@ -16,6 +16,7 @@ from subspacelab.rotation.aggregate import (
     curve_table,
     describe,
     describe_identities,
+    headline,
     module_table,
     number_columns,
     standing_out,
@@ -59,11 +60,16 @@ class Comparison:
         """What a reader should know of the numbers."""
         return list(self.metrics["notes"])
 
-    def save(self, folder: Path) -> None:
-        """Writes layers.csv, modules.csv, curves.csv and metrics.json."""
+    @property
+    def headline(self) -> dict[str, float]:
+        """The few metrics that a person compares: `rotation.aggregate.headline`."""
+        return headline(self.layers)
+
+    def save(self, folder: Path, *, metrics: str = "metrics.json") -> None:
+        """Writes layers.csv, modules.csv, curves.csv and, under its name, `metrics`."""
         for name, table in {"layers": self.layers, "modules": self.modules, "curves": self.curves}.items():
             write_csv(folder / f"{name}.csv", table)
-        write_json(folder / "metrics.json", self.metrics)
+        write_json(folder / metrics, self.metrics)
 
 
 def compare(
