@@ -12,7 +12,7 @@ from pathlib import Path
 from subspacelab.core.files import write_json
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.rotation.chain import open_chain
-from subspacelab.rotation.compare import compare
+from subspacelab.rotation.comparison import compare
 from subspacelab.rotation.config import CompareRotationsConfig
 from subspacelab.rotation.display import print_comparison
 from subspacelab.rotation.logging import track_comparison

@@ -14,7 +14,7 @@ from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.logging import record_training
 from subspacelab.lowrank.plots import draw_training
-from subspacelab.lowrank.train import train, validation_errors
+from subspacelab.lowrank.training import train, validation_errors
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.progress import progress_bar
 

@@ -13,8 +13,8 @@ from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.paths import first_adapter
 from subspacelab.nullspace.logging import track_verification
-from subspacelab.nullspace.verification import write_stats
-from subspacelab.nullspace.verify import verify
+from subspacelab.nullspace.results import write_stats
+from subspacelab.nullspace.verification import verify
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.progress import progress_bar
 

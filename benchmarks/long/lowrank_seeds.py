@@ -16,10 +16,10 @@ import torch
 
 from subspacelab.core.files import write_csv
 from subspacelab.lowrank.architectures import ALIASES
-from subspacelab.lowrank.compare import MEASURES, compare
+from subspacelab.lowrank.comparison import MEASURES, compare
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.train import train
+from subspacelab.lowrank.training import train
 
 
 def rows_of(features: Features, work: Path, archs: list[str], rank: int, seed: int, epochs: int) -> pd.DataFrame:

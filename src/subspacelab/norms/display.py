@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from subspacelab.core.errors import printable
-from subspacelab.norms.compare import comparison_rows
+from subspacelab.norms.comparison import comparison_rows
 from subspacelab.norms.results import Analysis, Embedding, Norm, by_group
 from subspacelab.plotting.tables import print_table
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from subspacelab.core.files import write_csv
-from subspacelab.norms.compare import comparison_table, depth_curves
+from subspacelab.norms.comparison import comparison_table, depth_curves
 from subspacelab.norms.plots import COMPARISON, draw_comparison
 from subspacelab.norms.results import Analysis
 from subspacelab.tracking.protocol import trackable

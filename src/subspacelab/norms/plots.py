@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from subspacelab.norms.compare import Curve, depth_curves, outside_blocks, short_name, towers_of
+from subspacelab.norms.comparison import Curve, depth_curves, outside_blocks, short_name, towers_of
 from subspacelab.norms.results import Analysis, Embedding, Norm, by_group, kinds_of
 from subspacelab.plotting.figures import (
     COLOURS,

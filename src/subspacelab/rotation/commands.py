@@ -34,7 +34,7 @@ def decompose(
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.distributed import is_main_process
     from subspacelab.plotting.progress import progress_bar
-    from subspacelab.rotation.decompose import decompose as run
+    from subspacelab.rotation.decomposition import decompose as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
 
@@ -79,8 +79,8 @@ def compare(
     from subspacelab.core.ownership import report_folder, require_apart
     from subspacelab.plotting.progress import progress_bar
     from subspacelab.rotation.chain import open_chain
-    from subspacelab.rotation.compare import TABLES
-    from subspacelab.rotation.compare import compare as run
+    from subspacelab.rotation.comparison import TABLES
+    from subspacelab.rotation.comparison import compare as run
     from subspacelab.rotation.display import print_comparison
     from subspacelab.rotation.groups import make_groups
     from subspacelab.rotation.logging import track_comparison

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from subspacelab.core.errors import printable
 from subspacelab.plotting.tables import print_table, show_number
-from subspacelab.rotation.compare import Comparison
+from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.factors import Decomposition, FactorRecord
 from subspacelab.rotation.metrics import PAIRS
 from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, MEASURES, RATIOS, Null, stands_out

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from subspacelab.rotation.aggregate import metric_columns
-from subspacelab.rotation.compare import TABLES, Comparison
+from subspacelab.rotation.comparison import TABLES, Comparison
 from subspacelab.tracking.protocol import trackable
 
 if TYPE_CHECKING:

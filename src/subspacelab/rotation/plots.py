@@ -23,7 +23,7 @@ from subspacelab.plotting.figures import (
     say,
 )
 from subspacelab.rotation.chain import Chain
-from subspacelab.rotation.compare import Comparison
+from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.groups import Group
 
 PICTURES = ("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png")

@@ -13,7 +13,7 @@ from tests.unit.lowrank.trainings import train_tiny
 from subspacelab.core.files import read_json, write_json
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, random_basis
-from subspacelab.lowrank.compare import CHANGE, MEASURES, TABLES, Comparison, compare
+from subspacelab.lowrank.comparison import CHANGE, MEASURES, TABLES, Comparison, compare
 from subspacelab.lowrank.features import Features, split_rows
 from subspacelab.lowrank.plots import COMPARISON, draw_comparison
 from subspacelab.lowrank.state import load_model

@@ -9,11 +9,11 @@ from tests.unit.lowrank.trainings import SEED, train_tiny
 
 from subspacelab.core.files import read_json
 from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, SVD, train_basis
-from subspacelab.lowrank.compare import compare
+from subspacelab.lowrank.comparison import compare
 from subspacelab.lowrank.features import Features, split_rows
 from subspacelab.lowrank.plots import draw_views, view_names
 from subspacelab.lowrank.state import load_model
-from subspacelab.lowrank.visualize import Views, visualize
+from subspacelab.lowrank.visualization import Views, visualize
 
 RANK = 4
 

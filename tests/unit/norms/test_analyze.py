@@ -15,7 +15,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, open_checkpoint
 from subspacelab.norms import analyze as room
-from subspacelab.norms.analyze import analyze
+from subspacelab.norms.analysis import analyze
 from subspacelab.norms.results import Analysis
 
 # float64 sums of at most 20,000 terms in another order.

@@ -13,7 +13,7 @@ from tests.unit.norms.test_analyze import run, write_tokenizer
 
 from subspacelab.norms import plots as depth
 from subspacelab.norms import plots as figures
-from subspacelab.norms.compare import (
+from subspacelab.norms.comparison import (
     COLUMNS,
     comparison_rows,
     comparison_table,

@@ -16,7 +16,7 @@ from subspacelab.core.files import read_json, write_json
 from subspacelab.core.ownership import sole_writer
 from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.nullspace import build
-from subspacelab.nullspace.build import build_adapter
+from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.inits import METHODS
 
 REFUSED = {

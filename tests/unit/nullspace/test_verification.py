@@ -8,7 +8,7 @@ import pytest
 from tests.unit.nullspace.verifications import summary_of, trained_of
 
 from subspacelab.core.files import read_json
-from subspacelab.nullspace.verification import KEYS, THRESHOLDS, Verdict, read_stats, reading, write_stats
+from subspacelab.nullspace.results import KEYS, THRESHOLDS, Verdict, read_stats, reading, write_stats
 
 
 def test_what_is_written_comes_back_and_has_exactly_the_keys(tmp_path: Path) -> None:

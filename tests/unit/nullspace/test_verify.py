@@ -17,8 +17,8 @@ from subspacelab.nullspace.activations import choose_tokens
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.display import print_verification
 from subspacelab.nullspace.logging import track_verification
-from subspacelab.nullspace.verification import Verification
-from subspacelab.nullspace.verify import verify
+from subspacelab.nullspace.results import Verification
+from subspacelab.nullspace.verification import verify
 from subspacelab.nullspace.windows import text_windows
 from subspacelab.tracking import MemoryTracker
 

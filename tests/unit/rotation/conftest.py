@@ -5,7 +5,7 @@ import pytest
 from tests.unit.rotation.chains import chain_tensors, decompose_chain
 
 from subspacelab.rotation.chain import open_chain
-from subspacelab.rotation.compare import Comparison, compare
+from subspacelab.rotation.comparison import Comparison, compare
 from subspacelab.rotation.plots import draw_pictures
 
 MODULES = {

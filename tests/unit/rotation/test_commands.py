@@ -9,7 +9,7 @@ from tests.unit.rotation.chains import chain_tensors, decompose_chain
 
 from subspacelab.core.ownership import MANIFEST
 from subspacelab.rotation.commands import compare, parse_modules
-from subspacelab.rotation.compare import TABLES
+from subspacelab.rotation.comparison import TABLES
 from subspacelab.rotation.plots import PICTURES
 
 Folders = tuple[Path, Path, Path]

@@ -13,7 +13,7 @@ from tests.unit.rotation.chains import chain_tensors, decompose_chain
 from tests.unit.rotation.conftest import MODULES
 
 from subspacelab.rotation.chain import open_chain
-from subspacelab.rotation.compare import TABLES, Comparison, compare, measure_chain, note_limits
+from subspacelab.rotation.comparison import TABLES, Comparison, compare, measure_chain, note_limits
 from subspacelab.rotation.groups import make_groups
 from subspacelab.rotation.logging import log_curves
 from subspacelab.rotation.null_model import MEASURES, SUFFIXES
@@ -241,7 +241,7 @@ def test_two_runs_give_the_same_bytes(folders: Folders, saved: Path, tmp_path: P
 def test_another_seed_moves_only_what_is_drawn(
     folders: Folders, layers: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("subspacelab.rotation.compare.LONG", 0)
+    monkeypatch.setattr("subspacelab.rotation.comparison.LONG", 0)
     other = table(folders, k=K, seed=7, null_draws=2)
     assert "note: the null model is" in capsys.readouterr().err  # what is long is said before
     same = [column for column in layers if not column.startswith("random_mse") and not column.endswith(SUFFIXES)]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Source, resolve_reference, write_reference
 from subspacelab.core.ownership import sole_writer
-from subspacelab.rotation.decompose import decompose
+from subspacelab.rotation.decomposition import decompose
 from subspacelab.rotation.earlier import UNFINISHED
 from subspacelab.rotation.factors import INDEX, Decomposition, read_decomposition
 
