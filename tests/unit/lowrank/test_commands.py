@@ -108,6 +108,7 @@ def test_resume_adds_epochs(place: Path) -> None:
     assert stored_settings("Sketch")["start"] == "random"  # the settings are those of the first training
 
 
+@pytest.mark.slow
 def test_comparing_and_seeing(place: Path, capsys: pytest.CaptureFixture) -> None:
     for arch in ("LowRankProjMLP", "Sketch"):
         assert train("--arch", arch) == 0
@@ -130,6 +131,7 @@ def test_comparing_and_seeing(place: Path, capsys: pytest.CaptureFixture) -> Non
     assert {path.name for path in (place / "results" / "pictures").iterdir()} == {*names, "rank_curve.json", MANIFEST}
 
 
+@pytest.mark.slow
 def test_a_report_replaces_its_own_files_only(place: Path, capsys: pytest.CaptureFixture) -> None:
     assert train("--arch", "Sketch") == 0
     common = ("--features", "features", "--rank", "4", "--no-track")
