@@ -1,6 +1,6 @@
 """The only place that opens weight files: index, lazy reader, writer, canonical names, references."""
 
-from subspacelab.checkpoints.live import Weights, open_weights
+from subspacelab.checkpoints.live import Weights, open_weights, source_of
 from subspacelab.checkpoints.names import canonical_name
 from subspacelab.checkpoints.partial import open_reference
 from subspacelab.checkpoints.reader import Checkpoint, config_errors, open_checkpoint, read_config
@@ -34,6 +34,7 @@ __all__ = [
     "read_tensors",
     "require_finite",
     "resolve_reference",
+    "source_of",
     "tensor_digest",
     "write_checkpoint",
     "write_reference",

@@ -77,6 +77,21 @@ def open_weights(place: Weights, *, whole: bool = False) -> Checkpoint:
     )
 
 
+def source_of(place: Weights) -> Source:
+    """The whole checkpoint on this disk, for who loads a model of it; of the hub it is downloaded once.
+
+    Raises CheckpointError for a state dict or a module, which have no folder, and for what cannot be found.
+    """
+    if isinstance(place, Checkpoint):
+        revision = place.source.revision
+        return resolve_reference(f"{place.source.reference}@{revision}") if revision else place.source
+    if isinstance(place, str | Path):
+        return resolve_reference(str(place))
+    if isinstance(place, Source):
+        return place
+    raise CheckpointError(f"{type(place).__name__}: has no folder; give a reference, a path or an open checkpoint")
+
+
 def _in_memory(tensors: Mapping[str, Tensor], name: str, config: dict[str, Any]) -> Checkpoint:
     return Checkpoint(Source(name, Path(f"<{name}>"), None, name), LiveFiles(tensors, name), config)
 

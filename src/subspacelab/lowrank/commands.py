@@ -96,7 +96,7 @@ def train(
     from subspacelab.lowrank.plots import draw_training
     from subspacelab.lowrank.run_log import open_run_log
     from subspacelab.lowrank.training import resume_training, validation_errors
-    from subspacelab.lowrank.training import train as run
+    from subspacelab.lowrank.training import train_into as run
     from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 

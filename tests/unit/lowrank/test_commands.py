@@ -221,7 +221,7 @@ def test_a_tracked_training_has_curves_pictures_and_a_model_that_answers(place: 
     folder = place / "mlruns" / "artifacts" / "models" / logged.model_id / "artifacts"
     x = np.random.default_rng(0).standard_normal((3, 16, 12)).astype(np.float32)
     with torch.inference_mode():
-        expected = load_model(place / "results" / "Sketch").model.reconstruct(torch.from_numpy(x)).numpy()
+        expected = load_model(place / "results" / "Sketch").network.reconstruct(torch.from_numpy(x)).numpy()
     found = mlflow.pyfunc.load_model(str(folder)).predict(x)
     # The same network elsewhere in memory, where MKL may add in another order: float32 rounding.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

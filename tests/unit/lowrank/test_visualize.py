@@ -60,7 +60,7 @@ def test_the_curve_of_the_svd_is_numpys(features: Features, views: Views) -> Non
 
 
 def test_the_curve_of_the_one_basis_is_numpys(features: Features, results: Path, views: Views) -> None:
-    normalisation = load_model(results / "MLP").model.spec.normalisation
+    normalisation = load_model(results / "MLP").network.spec.normalisation
     v = train_basis(features, SEED, normalisation)[:, :8].numpy()
     expected = np.mean([np.linalg.norm(x @ v @ v.T) / np.linalg.norm(x) for x in held_out(features)])
     assert views.curve[PCA_BASIS]["8"] == pytest.approx(expected, rel=1e-6)  # the features were scaled in float32

@@ -11,7 +11,8 @@ from subspacelab.lowrank import trainer
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.trainer import Log
-from subspacelab.lowrank.training import TrainingResult, train
+from subspacelab.lowrank.training import TrainingResult
+from subspacelab.lowrank.training import train_into as train
 
 RANK, SEED = 4, 3
 ALLOCATOR = {

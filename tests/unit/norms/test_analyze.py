@@ -14,7 +14,7 @@ from tests.unit.norms.test_families import EMBEDDING_RELATED, NUM_EMBEDDINGS
 from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, open_checkpoint
-from subspacelab.norms import analyze as room
+from subspacelab.norms import analysis as reading
 from subspacelab.norms.analysis import analyze
 from subspacelab.norms.results import Analysis
 
@@ -266,7 +266,7 @@ def test_small_chunks_give_what_one_chunk_gives(
 ) -> None:
     folder = zoo.write_model(tmp_path, zoo.TINY[name]())
     whole = run(folder)
-    monkeypatch.setattr(room, "CHUNK_ENTRIES", entries)
+    monkeypatch.setattr(reading, "CHUNK_ENTRIES", entries)
     for a, b in zip(run(folder).embedding_layers, whole.embedding_layers, strict=True):
         torch.testing.assert_close(a.vectors.norms, b.vectors.norms, rtol=TOLERANCE, atol=0)
         assert a.vectors.weights.std == pytest.approx(b.vectors.weights.std, rel=TOLERANCE)
