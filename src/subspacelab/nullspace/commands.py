@@ -128,7 +128,7 @@ def verify(
     from subspacelab.nullspace.logging import track_verification
     from subspacelab.nullspace.results import require_own_stats, write_stats
     from subspacelab.nullspace.verification import inputs_of, sample_of
-    from subspacelab.nullspace.verification import verify as run
+    from subspacelab.nullspace.verification import verify_adapter as run
     from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 

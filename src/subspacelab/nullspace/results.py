@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import pandas as pd
+
 from subspacelab.core.files import expanded, read_json, real_path, write_json
 from subspacelab.core.ownership import require_same_job
 from subspacelab.core.settings import validate
@@ -187,6 +189,19 @@ class Verification:
     """Over the layers."""
     verdicts: tuple[Verdict, ...]
     """One per metric."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer, the columns those of `LayerStats`."""
+        return pd.DataFrame([asdict(stats) for stats in self.stats])
+
+    def save(self, folder: Path | str) -> None:
+        """Writes verification.json, as `nullspace verify --save-stats` does."""
+        write_stats(Path(folder) / "verification.json", self)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Verification":
+        """What `save` wrote."""
+        return read_stats(Path(folder) / "verification.json")
 
 
 def write_stats(path: Path, verification: Verification) -> None:

@@ -48,7 +48,7 @@ class Probe:
     """Windows per pass."""
 
 
-def verify(
+def verify_adapter(
     folder: Path,
     settings: VerifyAdapterConfig,
     *,
@@ -80,13 +80,13 @@ def verify(
     inputs = shared_inputs(model, targets, windows)
     bases = {shared.name: {name: row_space(factors[name].B) for name in shared.modules} for shared in inputs}
     with progress("verify", 2 * len(windows.input_ids), "windows") as advance:
-        old = _collect(model, inputs, probe, bases=bases, advance=advance)
+        old = collect(model, inputs, probe, bases=bases, advance=advance)
         del model, targets
         live = open_adapter(folder, base=base, device=device)
-        found = _live_stats(live, inputs, probe, old, advance=advance)
+        found = live_stats(live, inputs, probe, old, advance=advance)
     stats = tuple(found[name] for name in meta["targets"])
     sample = sample_of(settings, seed, note="; ".join(filter(None, (note, windows.shortage))))
-    summary = summarise(stats, live, sample, windows.num_tokens)
+    summary = summarise_layers(stats, live, sample, windows.num_tokens)
     return Verification(str(folder), settings.calib_dataset, len(stats), stats, summary, reading(summary))
 
 
@@ -109,7 +109,7 @@ def sample_of(settings: VerifyAdapterConfig, seed: int, note: str = "") -> Sampl
     return Sample(seed, settings.calib_loader_size, settings.seq_len, settings.max_activation_samples, note)
 
 
-def summarise(stats: Sequence[LayerStats], live: LiveAdapter, sample: Sample, num_tokens: int) -> Summary:
+def summarise_layers(stats: Sequence[LayerStats], live: LiveAdapter, sample: Sample, num_tokens: int) -> Summary:
     """Means of the ratios and root sums of squares of the weight norms over the layers."""
     means = {name: fmean(getattr(s, name) for s in stats) for name in MEANS}
     norms = {name: math.hypot(*(getattr(s, name) for s in stats)) for name in NORMS}
@@ -125,7 +125,7 @@ def summarise(stats: Sequence[LayerStats], live: LiveAdapter, sample: Sample, nu
     )
 
 
-def _live_stats(
+def live_stats(
     live: LiveAdapter,
     inputs: Sequence[SharedInput],
     probe: Probe,
@@ -138,14 +138,14 @@ def _live_stats(
     found: dict[str, LayerStats] = {}
     passes = list(in_passes(inputs, moment_bytes(model.device)))
     for together in passes:
-        now = _collect(model, together, probe, moments=True, advance=lambda n: advance(n / len(passes)))
+        now = collect(model, together, probe, moments=True, advance=lambda n: advance(n / len(passes)))
         for shared in together:
             for name in shared.modules:
                 found[name] = _one_layer(live, name, now[shared.name], old[shared.name], probe.windows.num_tokens)
     return found
 
 
-def _collect(model: Any, inputs: Sequence[SharedInput], probe: Probe, **wanted: Any) -> Mapping[str, Inputs]:
+def collect(model: Any, inputs: Sequence[SharedInput], probe: Probe, **wanted: Any) -> Mapping[str, Inputs]:
     layers = {shared.name: model.get_submodule(shared.name) for shared in inputs}
     return collect_inputs(model, layers, probe.windows, probe.chosen, batch_size=probe.batch_size, **wanted)
 
