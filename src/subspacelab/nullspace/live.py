@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -35,9 +35,6 @@ from subspacelab.nullspace.layer_report import summarise
 from subspacelab.nullspace.results import Sample, Verification, reading
 from subspacelab.nullspace.starts import Task, input_starts, plain_starts, require_rank
 from subspacelab.nullspace.verification import Probe, collect, live_stats, summarise_layers
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 Tokens = Windows | Int[Tensor, "n length"] | Iterable[Any]
 """Text as token ids: one tensor, or batches of a data loader, tensors or mappings with `input_ids` (and, where there
@@ -133,7 +130,7 @@ def add_adapter(
     rank: int = 64,
     targets: Sequence[str] | None = None,
     seed: int = 233,
-) -> "PeftModel":
+) -> Any:
     """Puts an adapter on a live model, in place: what the method lets train requires gradients, all else is frozen.
 
     `method`: lora_null_v2 (B spans the null space of the calibration and is frozen, arXiv 2503.02659), or its controls
@@ -168,11 +165,11 @@ def add_adapter(
     live = attach_adapter(model, {name: found[name][0] for name in linears}, meta)
     set_trainable(live.model, up=True, down=not chosen.down_frozen)
     live.model.nullspace_meta = meta
-    return live.model  # type: ignore[no-any-return]
+    return live.model
 
 
 def verify(
-    model: "PeftModel",
+    model: Any,
     windows: Tokens,
     *,
     max_activation_samples: int = 100,

@@ -60,7 +60,7 @@ def broken(change: str) -> Any:
         ("NaN", "stats.0.X_norm"),
         ("unknown grade", "verdicts.0.grade"),
         ("stats are no list", "stats.a: no such key"),
-        ("layer is no object", "stats.0: Input should be an object"),
+        ("layer is no object", "stats.0: must be an object"),
         ("another number of layers", "num_layers is 4, stats has 3"),
         ("no layers", "num_layers is 0"),
     ],
