@@ -23,7 +23,7 @@ OUT = Path("reports/norms")
 
 def main(checkpoint: str) -> None:
     with open_stage("analyze_norms", AnalyzeNormsConfig, experiment="norms", item=checkpoint) as stage:
-        with open_reference(f"demo:{checkpoint}") as opened:
+        with open_reference(f"pipeline:{checkpoint}") as opened:
             analysis = analyze(opened, device=stage.params.device, all_norms=stage.params.all_norms)
         pictures = draw_pictures(OUT / checkpoint, analysis)
         write_json(OUT / f"{checkpoint}.json", analysis.to_json())

@@ -25,9 +25,8 @@ def main() -> None:
         s = stage.params
         plan = CachePlan(resolve_pictures(s.images), s.image_size, s.limit, s.batch_size, name=s.images)
         place = stage.work_dir / OUT.name
-        cache_features(
-            resolve_reference("demo:base"), plan, place, device=choose_device(s.device), log=stage.tracker.log_metrics
-        )
+        source = resolve_reference("pipeline:base")
+        cache_features(source, plan, place, device=choose_device(s.device), log=stage.tracker.log_metrics)
         move_folder(place, OUT)
 
 

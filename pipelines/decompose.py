@@ -24,7 +24,7 @@ def main(checkpoint: str) -> None:
     out = OUT / checkpoint
     with open_stage("decompose", DecomposeConfig, experiment="rotation", item=checkpoint) as stage:
         require_own_entries(out, read_earlier(out).entries, "a decomposed checkpoint")
-        source = resolve_reference(f"demo:{checkpoint}")
+        source = resolve_reference(f"pipeline:{checkpoint}")
         settings = stage.params
         decompose(
             source,

@@ -19,6 +19,7 @@ from subspacelab.core.files import read_json, write_json
 from subspacelab.core.ownership import sole_writer
 from subspacelab.linalg.subspaces import principal_angles
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.lora_folder import read_meta
 from subspacelab.models.lora_model import open_adapter
 from subspacelab.nullspace import build, starts
 from subspacelab.nullspace.build import Built, build_adapter
@@ -399,3 +400,16 @@ def test_what_peft_has_saved_in_the_folder_since_is_not_replaced(bases: Path, tm
     with pytest.raises(ValueError, match=r"adapter_config.json: not as it was written.*would be lost"):
         build_adapter(base, out, method="lora", rank=RANK, seed=0, settings=settings)
     assert contents(out) == before
+
+
+def test_an_adapter_that_was_built_on_the_older_name_is_built_again_to_the_same_bytes(
+    bases: Path, tmp_path: Path
+) -> None:
+    source, settings = resolve_reference(str(bases / "llama")), settings_of(bases)
+    built = []
+    for scheme in ("demo", "pipeline"):
+        named = replace(source, reference=f"{scheme}:llm")
+        build_adapter(named, tmp_path / "a", method="lora", rank=RANK, seed=0, settings=settings)
+        built.append(contents(tmp_path / "a"))
+    assert built[0] == built[1]
+    assert read_meta(tmp_path / "a")["base"]["reference"] == "demo:llm"

@@ -24,7 +24,7 @@ Archs = Annotated[
 @app.command()
 def cache(
     model_id: Annotated[
-        str, typer.Option(help="A Qwen2.5-VL checkpoint: local folder, org/name@revision on the hub, or demo:<name>.")
+        str, typer.Option(help="A Qwen2.5-VL checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME.")
     ],
     images: Annotated[
         str, typer.Option(help="A parquet file or folder (textVQA_groundingtask_bbox), a .jsonl, a folder of pictures.")

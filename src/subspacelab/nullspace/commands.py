@@ -20,7 +20,7 @@ Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run 
 @app.command()
 def build(
     model_id: Annotated[
-        str, typer.Option(help="A causal language model: local folder, org/name@revision on the hub, or demo:<name>.")
+        str, typer.Option(help="A causal language model: local folder, org/name@revision on the hub, or pipeline:NAME.")
     ],
     save_path: Annotated[Path, typer.Option(help="Folder of the adapter.")],
     method: Annotated[
@@ -34,7 +34,7 @@ def build(
     calib_dataset: Annotated[
         str | None,
         typer.Option(
-            help="wikitext2, c4, ptb, FILE.txt, demo:corpus; wikitext2 by default, none for methods that need none."
+            help="wikitext2, c4, ptb, FILE.txt, pipeline:corpus; wikitext2 by default, none for methods that need none."
         ),
     ] = None,
     calib_loader_size: Annotated[int, typer.Option(help="Windows of text; an eighth is held out.")] = 256,
@@ -90,7 +90,7 @@ def build_settings(flags: Mapping[str, Any]) -> "BuildSettings":
 def train(
     adapter: Annotated[Path, typer.Option(help="An adapter made by `nullspace build`.")],
     data: Annotated[
-        str, typer.Option(help="Rows {query, response}: FILE.jsonl, meta-math/MetaMathQA, demo:arithmetic.")
+        str, typer.Option(help="Rows {query, response}: FILE.jsonl, meta-math/MetaMathQA, pipeline:arithmetic.")
     ],
     output_dir: Annotated[Path, typer.Option(help="The trained adapter goes to <output-dir>/ft.")],
     epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = 1.0,
@@ -151,7 +151,7 @@ def train(
 def verify(
     trained_model_path: Annotated[Path, typer.Option(help="A trained adapter (<output-dir>/ft), or one just built.")],
     calib_dataset: Annotated[
-        str, typer.Option(help="The text: wikitext2, c4, ptb, FILE.txt or demo:corpus.")
+        str, typer.Option(help="The text: wikitext2, c4, ptb, FILE.txt or pipeline:corpus.")
     ] = "wikitext2",
     calib_loader_size: Annotated[int, typer.Option(help="Windows of it.")] = 16,
     max_activation_samples: Annotated[

@@ -13,7 +13,7 @@ Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run 
 @app.command()
 def decompose(
     model_id: Annotated[
-        str, typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or demo:<name>.")
+        str, typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME.")
     ],
     output_dir: Annotated[Path, typer.Option(help="The factors go to <output-dir>/<basename of the model>.")] = Path(
         "data/svd"
