@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from subspacelab.checkpoints import checkpoint_writer, matrix_shape, open_checkpoint
+from subspacelab.checkpoints import checkpoint_writer, matrix_shape, open_source
 from subspacelab.core.files import write_json
 
 LIMIT = 3.0
@@ -85,7 +85,7 @@ def build(folder: Path, vocab: int, hidden: int, layers: int) -> int:
             if name != "lm_head.weight":  # tied to the embedding, as in the 3B
                 weight = torch.empty(shape, dtype=torch.bfloat16)
                 writer.add(name, weight.normal_(std=0.02, generator=generator))
-    with open_checkpoint(folder) as checkpoint:
+    with open_source(folder) as checkpoint:
         infos = [checkpoint.info(name) for name in checkpoint.names]
     matrices = [matrix_shape(info.shape) for info in infos if len(info.shape) > 1]
     return max(rows * columns for rows, columns in matrices) * 4

@@ -23,7 +23,7 @@ sys.path.append(str(ROOT))
 from benchmarks.decompose_memory import Measured, build, measure  # noqa: E402
 from tests.unit.checkpoints.range_hub import REPO, serving  # noqa: E402
 
-from subspacelab.checkpoints import canonical_name, open_checkpoint  # noqa: E402
+from subspacelab.checkpoints import canonical_name, open_source  # noqa: E402
 from subspacelab.checkpoints.safetensors_file import LENGTH_BYTES, header_length  # noqa: E402
 from subspacelab.core.files import write_json  # noqa: E402
 from subspacelab.norms.survey import survey  # noqa: E402
@@ -80,7 +80,7 @@ def show(what: str, read: int, needed: int, measured: Measured) -> None:
 
 def needed_bytes(folder: Path) -> int:
     """What has to be read: the tensors that a survey names, and the header of every shard."""
-    with open_checkpoint(folder) as checkpoint:
+    with open_source(folder) as checkpoint:
         found = survey(checkpoint)
         assert found.warnings == (), found.warnings
         keys = [e.key for e in found.embeddings] + [n.key for n in found.norms]

@@ -14,7 +14,7 @@ from subspacelab.pipeline.process import run_stage_script
 from subspacelab.core.files import move_folder
 from subspacelab.core.ownership import require_own_entries
 from subspacelab.rotation.config import DecomposeConfig
-from subspacelab.rotation.decomposition import decompose
+from subspacelab.rotation.decomposition import decompose_into
 from subspacelab.rotation.earlier import read_earlier
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.progress import progress_bar
@@ -28,7 +28,7 @@ def main(checkpoint: str) -> None:
         require_own_entries(out, read_earlier(out).entries, "a decomposed checkpoint")
         source = resolve_reference(f"pipeline:{checkpoint}")
         log = stage.tracker.log_metrics
-        decompose(source, stage.work_dir, **asdict(stage.params), log=log, progress=progress_bar)
+        decompose_into(source, stage.work_dir, **asdict(stage.params), log=log, progress=progress_bar)
         move_folder(stage.work_dir / source.name, out)
 
 

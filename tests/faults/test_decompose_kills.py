@@ -13,8 +13,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.rotation.decomposition import decompose
-decompose(resolve_reference(sys.argv[1]), Path(sys.argv[2]), device="cpu")
+from subspacelab.rotation.decomposition import decompose_into
+decompose_into(resolve_reference(sys.argv[1]), Path(sys.argv[2]), device="cpu")
 """
 # One thread each: the order of float sums, and so the last bits, hang on their number.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,9 +1,9 @@
 """The only place that opens weight files: index, lazy reader, writer, canonical names, references."""
 
-from subspacelab.checkpoints.live import Weights, open_weights, source_of
+from subspacelab.checkpoints.live import Weights, open_checkpoint, source_of
 from subspacelab.checkpoints.names import canonical_name
 from subspacelab.checkpoints.partial import open_reference
-from subspacelab.checkpoints.reader import Checkpoint, config_errors, open_checkpoint, read_config
+from subspacelab.checkpoints.reader import Checkpoint, config_errors, open_source, read_config
 from subspacelab.checkpoints.references import Source, resolve_reference, write_reference
 from subspacelab.checkpoints.tensors import TensorInfo, holds_expert_biases, matrix_shape, num_experts, tensor_digest
 from subspacelab.checkpoints.validation import require_finite
@@ -29,7 +29,7 @@ __all__ = [
     "num_experts",
     "open_checkpoint",
     "open_reference",
-    "open_weights",
+    "open_source",
     "read_config",
     "read_tensors",
     "require_finite",

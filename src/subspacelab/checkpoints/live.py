@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from subspacelab.checkpoints.partial import open_reference
-from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint
+from subspacelab.checkpoints.reader import Checkpoint, open_source
 from subspacelab.checkpoints.references import Source, resolve_reference
 from subspacelab.checkpoints.tensors import TensorInfo, dtype_code
 from subspacelab.core.errors import CheckpointError
 
 Weights: TypeAlias = str | Path | Source | Checkpoint | Mapping[str, Tensor] | nn.Module
-"""What `open_weights` takes."""
+"""What `open_checkpoint` takes."""
 
 
 class LiveFiles:
@@ -50,7 +50,7 @@ class LiveFiles:
         return self._tensors[name].detach()[start:stop].cpu().contiguous()
 
 
-def open_weights(place: Weights, *, whole: bool = False) -> Checkpoint:
+def open_checkpoint(place: Weights, *, whole: bool = False) -> Checkpoint:
     """Opens whatever holds weights by name, for reading one tensor at a time.
 
     A string is a reference (`resolve_reference`): of a repository on the hub only what is read is fetched, or all of
@@ -67,11 +67,11 @@ def open_weights(place: Weights, *, whole: bool = False) -> Checkpoint:
     if isinstance(place, Mapping):
         return _in_memory(place, "state_dict", {})
     if isinstance(place, Source):
-        return open_checkpoint(place)
+        return open_source(place)
     if isinstance(place, Path) and not place.exists():
         raise CheckpointError(f"{place}: no such checkpoint folder or file; a name on the hub is given as a string")
     if isinstance(place, str | Path):
-        return open_checkpoint(resolve_reference(str(place))) if whole else open_reference(str(place))
+        return open_source(resolve_reference(str(place))) if whole else open_reference(str(place))
     raise CheckpointError(
         f"{type(place).__name__}: holds no weights; give a reference, a path, an open checkpoint, state dict or module"
     )

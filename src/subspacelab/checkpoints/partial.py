@@ -6,7 +6,7 @@ from pathlib import Path
 
 from subspacelab.checkpoints.hub import Listing, cached_or_refused, fetch_file, hub_errors, list_repository
 from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, located, read_weight_map
-from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint, read_config
+from subspacelab.checkpoints.reader import Checkpoint, open_source, read_config
 from subspacelab.checkpoints.references import DEMO_ROOT, Repository, Source, locate_reference, resolve_reference
 from subspacelab.checkpoints.remote_file import RemoteFile
 from subspacelab.checkpoints.safetensors_file import RangedShard, RangeFile, read_header
@@ -47,18 +47,18 @@ def open_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Checkpoint
     Nothing is mapped and nothing is read ahead: what is read of the weights is their headers and those tensors, from
     the hub by range requests. Torch files (`.bin`) have no header: from the hub they are downloaded whole. What the
     hub's cache holds whole is read from there if the hub is out of reach. ValueError, in one line, as from
-    `resolve_reference` and `open_checkpoint`.
+    `resolve_reference` and `open_source`.
     """
     place = locate_reference(reference, demo_root=demo_root)
     if isinstance(place, Source):
-        return open_checkpoint(place)
+        return open_source(place)
     try:
         listing = list_repository(place.repo, place.revision)
         if listing.weights.startswith("model.safetensors"):
             return _open_on_hub(place, listing)
-        return open_checkpoint(resolve_reference(reference, demo_root=demo_root))
+        return open_source(resolve_reference(reference, demo_root=demo_root))
     except hub_errors() as e:
-        return open_checkpoint(place.source(*cached_or_refused(place.repo, place.revision, e)))
+        return open_source(place.source(*cached_or_refused(place.repo, place.revision, e)))
 
 
 def _open_on_hub(place: Repository, listing: Listing) -> Checkpoint:

@@ -37,7 +37,7 @@ class Files(Protocol):
 
 
 class Checkpoint:
-    """The tensors of one checkpoint by name; use as a context manager, made by `open_checkpoint`."""
+    """The tensors of one checkpoint by name; use as a context manager, made by `open_source`."""
 
     def __init__(self, source: Source, files: Files, config: dict[str, Any]) -> None:
         self.source = source
@@ -139,7 +139,7 @@ class Checkpoint:
             )
 
 
-def open_checkpoint(place: Source | Path | str) -> Checkpoint:
+def open_source(place: Source | Path | str) -> Checkpoint:
     """Opens a resolved source, a folder, or one weight file; reads headers only.
 
     ValueError, in one line, names a file that is missing, truncated, a git-LFS pointer, or more than tensors.

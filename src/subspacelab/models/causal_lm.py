@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from subspacelab.checkpoints import Checkpoint, config_errors, open_checkpoint
+from subspacelab.checkpoints import Checkpoint, config_errors, open_source
 from subspacelab.checkpoints.index import CONFIG_NAME, PREFERENCE, find_weights, repeated_names
 from subspacelab.checkpoints.shards import list_tensors
 from subspacelab.core.files import read_json
@@ -45,7 +45,7 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: to
     from transformers import AutoModelForCausalLM
 
     _require_whole_model(folder)
-    with open_checkpoint(folder) as checkpoint:  # refuses files that are missing, damaged, or more than tensors
+    with open_source(folder) as checkpoint:  # refuses files that are missing, damaged, or more than tensors
         _require_own_settings(checkpoint, folder / CONFIG_NAME)
         _require_causal_lm(checkpoint, folder)
     on_cpu = torch.float32 if device.type == "cpu" else "auto"
@@ -198,7 +198,7 @@ def unused_weights(folder: Path, model: Any) -> list[str]:
     """Stored names that this family has no use for: old buffers, and layers that transformers leaves out (MTP)."""
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     placed = model.state_dict().keys()
-    with open_checkpoint(folder) as checkpoint:
+    with open_source(folder) as checkpoint:
         others = [name for name in checkpoint.names if name not in placed]
         return [n for n in others if _is_computed(n, checkpoint) or any(pattern.search(n) for pattern in ignored)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from subspacelab.checkpoints import Checkpoint, Source, canonical_name, config_errors, open_checkpoint, require_finite
+from subspacelab.checkpoints import Checkpoint, Source, canonical_name, config_errors, open_source, require_finite
 from subspacelab.core.files import read_json
 from subspacelab.data.pictures import FRAMES, MEAN, MERGE, PATCH, STD, patchify
 
@@ -49,7 +49,7 @@ def load_vision_tower(source: Source, device: torch.device, image_size: int | No
     Raises ValueError for another family, a picture processor with other settings or none for `image_size`, missing
     weights, and weights that the tower has no place for.
     """
-    with open_checkpoint(source) as checkpoint:
+    with open_source(source) as checkpoint:
         if checkpoint.config.get("model_type") != "qwen2_5_vl":
             got = checkpoint.config.get("model_type", "no model_type")
             raise ValueError(f"{source.reference}: config.json says {got!r}; features need a 'qwen2_5_vl' checkpoint")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from subspacelab.checkpoints import Checkpoint, require_finite
+from subspacelab.checkpoints import Checkpoint, Weights, open_checkpoint, require_finite
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.norms.moments import Moments, measure_vectors, moments
@@ -22,14 +22,24 @@ AROUND_ZERO = "stored around zero; if this model multiplies by 1 + w, its scales
 
 
 def analyze(
-    checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = False, progress: Progress = no_progress
+    checkpoint: Weights, *, device: str = "auto", all_norms: bool = False, progress: Progress = no_progress
 ) -> Analysis:
-    """Norms of every embedding vector and moments of every norm layer of an open checkpoint.
+    """Norms of every embedding vector and moments of every norm layer; no model is loaded, nothing else is read.
+
+    `checkpoint`: a reference, a path, an opened checkpoint, a state dict or a module; of one on the hub only these
+    tensors are fetched. `all_norms` reports every norm layer, not only those that read the embedding stream.
 
     Quantised tensors are left out one by one, with a warning each; ValueError, naming the tensor, for NaN or infinity.
     "mps" has no float64 and means the CPU.
+
+        found = analyze("google/siglip-base-patch16-224")
+        found.norms, found.embeddings
     """
-    place = float64_place(choose_device(device))
+    with open_checkpoint(checkpoint) as opened:
+        return _analyze(opened, float64_place(choose_device(device)), all_norms, progress)
+
+
+def _analyze(checkpoint: Checkpoint, place: torch.device, all_norms: bool, progress: Progress) -> Analysis:
     found = survey(checkpoint)
     refused: dict[str, str] = {}
     vocabulary = _vocabulary(checkpoint) if any(e.kind == "token" for e in found.embeddings) else None

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.checkpoints import Weights, open_weights
+from subspacelab.checkpoints import Weights, open_checkpoint
 from subspacelab.core.errors import SettingError
 from subspacelab.core.files import expanded, seen_from
 from subspacelab.linalg.moments import chunk_rows
@@ -238,7 +238,7 @@ def _open(place: Place, selection: Selection) -> Decomposition | Streamed:
     if isinstance(place, Decomposition):
         chosen = {name: record for name, record in place.weights.items() if selection.reason(record.key) is None}
         return replace(place, weights=chosen)
-    return Streamed.of(open_weights(place, whole=True), selection)
+    return Streamed.of(open_checkpoint(place, whole=True), selection)
 
 
 def _mismatch(name: str, checkpoints: tuple[Decomposition | Streamed, ...]) -> str | None:

@@ -35,7 +35,7 @@ def decompose(
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.distributed import is_main_process
     from subspacelab.plotting.progress import progress_bar
-    from subspacelab.rotation.decomposition import decompose as run
+    from subspacelab.rotation.decomposition import decompose_into as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
 

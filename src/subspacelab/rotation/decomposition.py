@@ -3,13 +3,14 @@
 import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
 import torch
 
-from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, tensor_digest
+from subspacelab.checkpoints import Checkpoint, Weights, canonical_name, open_checkpoint, tensor_digest
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes, split_by_cost
@@ -46,8 +47,8 @@ class Settings:
     """Where to compute."""
 
 
-def decompose(
-    source: Source,
+def decompose_into(
+    place: Weights,
     output_dir: Path,
     *,
     rank: int | None = None,
@@ -73,9 +74,10 @@ def decompose(
         raise ValueError(f"method={method!r}: allowed are {', '.join(METHODS)}")
     settings = Settings(rank, cast(Method, method), choose_device(device))
     group = processes(cpu=settings.device.type == "cpu")
-    folder = output_dir / source.name
-    require_apart(folder, [source.folder])
-    with open_checkpoint(source) as checkpoint, ExitStack() as stack:
+    with open_checkpoint(place, whole=True) as checkpoint, ExitStack() as stack:
+        source = checkpoint.source
+        folder = output_dir / source.name
+        require_apart(folder, [source.folder])
         plan = make_plan(checkpoint, rank=rank, selection=Selection.of(include, exclude))
         if group.is_main:
             stack.enter_context(sole_writer(folder))
@@ -101,6 +103,45 @@ def decompose(
     if group.is_main:
         _log_errors(decomposition, log)
     return decomposition
+
+
+def decompose(
+    checkpoint: Weights,
+    *,
+    rank: int | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    method: str = "auto",
+    device: str = "auto",
+    output_dir: Path | str | None = None,
+    log: Log = no_log,
+    progress: Progress = no_progress,
+) -> Decomposition:
+    """The SVD W = U diag(S) Vh of every weight matrix, one at a time; iterate for (name, SVD), float32 factors.
+
+    `checkpoint`: a reference, a path, an opened checkpoint, a state dict or a module. `rank` keeps the leading triples
+    only; `include` and `exclude` are regular expressions on names. With `output_dir` the factors are kept in
+    `output_dir/<name>` and a run that was cut short goes on; without, they lie in a temporary folder that goes with the
+    object.
+
+    Raises ValueError, in one line, as `decompose_into` does.
+
+        for name, svd in decompose(checkpoint, rank=64, include="q_proj"):
+            print(name, svd.S[:3])
+    """
+    temporary = None if output_dir is not None else TemporaryDirectory(prefix="subspacelab-")
+    found = decompose_into(
+        checkpoint,
+        Path(output_dir if temporary is None else temporary.name),  # type: ignore[arg-type]
+        rank=rank,
+        include=include,
+        exclude=exclude,
+        method=method,
+        device=device,
+        log=log,
+        progress=progress,
+    )
+    return replace(found, kept_by=temporary)
 
 
 @dataclass(frozen=True)

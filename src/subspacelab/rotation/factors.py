@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from pydantic import PositiveInt, TypeAdapter, ValidationError
@@ -15,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from subspacelab.checkpoints import require_finite, tensor_digest, write_tensors
-from subspacelab.core.files import read_json, require_regular, write_json
+from subspacelab.core.files import read_json, replace_folder, require_regular, write_json
+from subspacelab.core.ownership import require_own_entries
 from subspacelab.linalg.svd import SVD
 
 MAX_LENGTH = 200
@@ -180,6 +182,26 @@ class Decomposition:
     """Reference and revision of the checkpoint."""
     origin: str | None = None
     """Tells local checkpoints of one name apart: a digest of the way from here to there."""
+    kept_by: Any = field(default=None, repr=False, compare=False)
+    """What goes with this object, such as a temporary folder."""
+
+    def __iter__(self) -> Iterator[tuple[str, SVD]]:
+        """Canonical name and factors of every weight, read one at a time."""
+        return ((name, self.read(name)) for name in self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def save(self, folder: Path | str) -> None:
+        """Copies factors and index to `folder`, whole or not at all; SettingError where something stands already."""
+        require_own_entries(Path(folder), (), "a copy of a decomposed checkpoint")
+        with replace_folder(Path(folder)) as partial:
+            shutil.copytree(self.folder, partial, dirs_exist_ok=True)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Decomposition":
+        """Opens what `save`, `decompose` or `rotation decompose` wrote."""
+        return read_decomposition(Path(folder))
 
     @property
     def metrics(self) -> dict[str, float]:

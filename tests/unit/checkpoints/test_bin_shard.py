@@ -7,7 +7,7 @@ import torch
 from tests.tiny import write_tiny_qwen_vl
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import open_checkpoint
+from subspacelab.checkpoints import open_source
 
 
 class Payload:
@@ -24,7 +24,7 @@ class Payload:
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, zipped):
     content = {"w": torch.zeros(2), "extra": Payload(tmp_path / "ran")}
     torch.save(content, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    message = refusal(open_checkpoint, tmp_path)
+    message = refusal(open_source, tmp_path)
     assert "pytorch_model.bin: a pickle that holds more than tensors" in message
     assert "mkdir" in message
     assert not (tmp_path / "ran").exists()
@@ -43,7 +43,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, zipp
 )
 def test_content_that_is_no_dictionary_of_tensors(tmp_path, content, said):
     torch.save(content, tmp_path / "pytorch_model.bin")
-    assert said in refusal(open_checkpoint, tmp_path)
+    assert said in refusal(open_source, tmp_path)
 
 
 @pytest.mark.parametrize("format", ["bin", "legacy_bin"])
@@ -53,7 +53,7 @@ def test_a_truncated_file_is_named(tmp_path, format):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
     def read_all(folder):
-        with open_checkpoint(folder) as checkpoint:
+        with open_source(folder) as checkpoint:
             for name in checkpoint.names:
                 checkpoint.read(name)
 
@@ -68,7 +68,7 @@ def test_a_compressed_archive_is_not_taken_for_numbers(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
-    assert "data.pkl is compressed" in refusal(open_checkpoint, tmp_path)
+    assert "data.pkl is compressed" in refusal(open_source, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -82,7 +82,7 @@ def test_a_damaged_byte_is_read_or_one_line(tmp_path, format):
         mutant[rng.randrange(len(mutant))] = rng.randrange(256)
         file.write_bytes(mutant)
         try:
-            checkpoint = open_checkpoint(tmp_path)
+            checkpoint = open_source(tmp_path)
             assert all(checkpoint.read(name).numel() >= 0 for name in checkpoint.names)
         except ValueError as e:
             assert "\n" not in str(e)  # noqa: PT017
@@ -90,13 +90,13 @@ def test_a_damaged_byte_is_read_or_one_line(tmp_path, format):
 
 def test_something_else_under_the_name(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"<html>404</html>")
-    assert "not a torch file" in refusal(open_checkpoint, tmp_path)
+    assert "not a torch file" in refusal(open_source, tmp_path)
 
 
 def test_parameters_and_strided_tensors_come_out_plain(tmp_path):
     weight = torch.arange(6.0).reshape(2, 3)
     torch.save({"p": torch.nn.Parameter(weight), "t": weight.T}, tmp_path / "pytorch_model.bin")
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         assert torch.equal(checkpoint.read("p"), weight)
         assert not checkpoint.read("p").requires_grad
         assert checkpoint.read("t").is_contiguous()

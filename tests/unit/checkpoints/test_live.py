@@ -9,7 +9,7 @@ from tests.tiny import tiny_qwen_vl_tensors, write_tiny_qwen_vl
 from tests.unit.checkpoints.refusal import refusal
 from torch import nn
 
-from subspacelab.checkpoints import Source, open_checkpoint, open_weights
+from subspacelab.checkpoints import Source, open_checkpoint, open_source
 from subspacelab.core.errors import CheckpointError
 
 
@@ -33,7 +33,7 @@ class Tied(nn.Module):
 def test_the_same_tensors_come_from_everywhere(tmp_path: Path, kind: str) -> None:
     folder = write_tiny_qwen_vl(tmp_path / "tiny", sharded=True, dtype=torch.bfloat16)
     tensors = tiny_qwen_vl_tensors(dtype=torch.bfloat16)
-    stored = open_checkpoint(folder)
+    stored = open_source(folder)
     places: dict[str, Any] = {
         "reference": str(folder),
         "path": folder,
@@ -41,7 +41,7 @@ def test_the_same_tensors_come_from_everywhere(tmp_path: Path, kind: str) -> Non
         "checkpoint": stored,
         "dict": tensors,
     }
-    with open_weights(places[kind]) as opened:
+    with open_checkpoint(places[kind]) as opened:
         assert opened.names == stored.names
         for name in opened.names:
             found, wanted = opened.info(name), stored.info(name)
@@ -55,7 +55,7 @@ def test_the_same_tensors_come_from_everywhere(tmp_path: Path, kind: str) -> Non
 
 def test_a_module_is_its_state_dict_with_tied_weights_once() -> None:
     module = Tied()
-    with open_weights(module) as opened:
+    with open_checkpoint(module) as opened:
         assert opened.names == ["embed.weight", "norm.bias", "norm.weight"]
         assert (opened.source.reference, opened.source.name, opened.source.revision) == ("Tied", "Tied", None)
         assert not opened.source.folder.exists()
@@ -78,11 +78,11 @@ def test_a_module_is_its_state_dict_with_tied_weights_once() -> None:
     ],
 )
 def test_what_holds_no_weights_is_refused_in_one_line(place: Any, said: str) -> None:
-    assert said in refusal(lambda: open_weights(place))
+    assert said in refusal(lambda: open_checkpoint(place))
 
 
 def test_codes_are_refused_as_in_files() -> None:
-    with open_weights({"q.weight": torch.zeros(2, 2, dtype=torch.int8)}) as opened:
+    with open_checkpoint({"q.weight": torch.zeros(2, 2, dtype=torch.int8)}) as opened:
         assert opened.quantisation("q.weight") == "integer codes"
         with pytest.raises(ValueError, match="quantised"):
             opened.read("q.weight")
@@ -90,4 +90,4 @@ def test_codes_are_refused_as_in_files() -> None:
 
 def test_a_list_is_a_checkpoint_error() -> None:
     with pytest.raises(CheckpointError):
-        open_weights([torch.zeros(1)])  # type: ignore[arg-type]
+        open_checkpoint([torch.zeros(1)])  # type: ignore[arg-type]

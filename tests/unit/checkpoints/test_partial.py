@@ -11,7 +11,7 @@ from tests.tiny import tiny_qwen_vl_tensors, write_tiny_qwen_vl
 from tests.unit.checkpoints.range_hub import COMMIT, REPO, RangeHub, serving
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import Source, open_checkpoint, open_reference, write_reference
+from subspacelab.checkpoints import Source, open_reference, open_source, write_reference
 from subspacelab.checkpoints import remote_file as ranges
 
 
@@ -41,7 +41,7 @@ def weights_sent(hub: RangeHub) -> int:
 
 
 def test_a_look_at_the_headers_sends_the_headers_and_no_data(hub: RangeHub) -> None:
-    with open_reference(REPO) as remote, open_checkpoint(hub.root) as local:
+    with open_reference(REPO) as remote, open_source(hub.root) as local:
         assert remote.names_in_file_order() == local.names_in_file_order()
         assert [remote.info(n) for n in remote.names] == [local.info(n) for n in local.names]
         assert remote.config == local.config
@@ -61,7 +61,7 @@ def test_tensors_and_rows_are_those_of_the_file_and_cost_their_own_bytes(hub: Ra
         rows = remote.read_rows("visual.patch_embed.proj.weight", 3, 7)
         assert torch.equal(rows, expected["visual.patch_embed.proj.weight"][3:7])
         assert remote.read_rows("model.norm.weight", 2, 2).shape == (0,)
-        assert remote.digest("model.norm.weight") == open_checkpoint(hub.root).digest("model.norm.weight")
+        assert remote.digest("model.norm.weight") == open_source(hub.root).digest("model.norm.weight")
 
 
 def test_breaks_on_the_way_are_mended(hub: RangeHub) -> None:
@@ -101,7 +101,7 @@ def test_a_folder_and_one_file_of_it_give_what_open_checkpoint_gives(tmp_path: P
     (tmp_path / "tokenizer.json").write_text("{}")
     (weights,) = (p for p in tmp_path.iterdir() if p.suffix != ".json")
     for place in (tmp_path, weights):
-        with open_reference(str(place)) as ours, open_checkpoint(place) as theirs:
+        with open_reference(str(place)) as ours, open_source(place) as theirs:
             assert (ours.source, ours.config) == (theirs.source, theirs.config)
             assert ours.find_file("tokenizer.json") == theirs.find_file("tokenizer.json") == tmp_path / "tokenizer.json"
             assert ours.names_in_file_order() == theirs.names_in_file_order()

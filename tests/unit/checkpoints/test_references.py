@@ -5,7 +5,7 @@ import pytest
 from tests.tiny import tiny_qwen_vl_shapes, write_tiny_qwen_vl
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import Source, open_checkpoint, references, resolve_reference, write_reference
+from subspacelab.checkpoints import Source, open_source, references, resolve_reference, write_reference
 from subspacelab.core.files import read_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -30,7 +30,7 @@ def test_folders_and_files(tmp_path, monkeypatch):
     assert resolve_reference(str(folder / "model.safetensors")).name == "model"
     monkeypatch.chdir(folder)
     assert resolve_reference(".").name == "mine"
-    with open_checkpoint(resolve_reference(str(folder))) as checkpoint:
+    with open_source(resolve_reference(str(folder))) as checkpoint:
         assert checkpoint.names == sorted(tiny_qwen_vl_shapes())
 
 

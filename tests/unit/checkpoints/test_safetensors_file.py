@@ -5,7 +5,7 @@ import pytest
 from tests.tiny import write_tiny_qwen_vl
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import open_checkpoint
+from subspacelab.checkpoints import open_source
 from subspacelab.checkpoints.safetensors_file import bits, header_length, parse_header
 
 
@@ -14,7 +14,7 @@ def test_it_says_what_the_safetensors_library_says(tmp_path: Path) -> None:
     content = (tmp_path / "model.safetensors").read_bytes()
     length = header_length(content[:8], "x")
     placed = parse_header(content[8 : 8 + length], "x", "model.safetensors")
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         assert [p.info for p in placed] == [checkpoint.info(name) for name in checkpoint.names_in_file_order()]
         for p in placed:
             assert content[p.start : p.stop] == checkpoint.read(p.info.name).numpy().tobytes()
@@ -72,12 +72,12 @@ def test_a_truncated_file_is_named_wherever_it_is_cut(tmp_path, keep):
     write_tiny_qwen_vl(tmp_path, sharded=True)
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:keep])
-    assert "model-00002-of-00002.safetensors: truncated" in refusal(open_checkpoint, tmp_path)
+    assert "model-00002-of-00002.safetensors: truncated" in refusal(open_source, tmp_path)
 
 
 def test_something_else_under_the_name(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"<html>404</html>" * 10)
-    assert "not a safetensors file" in refusal(open_checkpoint, tmp_path)
+    assert "not a safetensors file" in refusal(open_source, tmp_path)
 
 
 def test_a_file_larger_than_any_memory_is_read_where_it_is_asked_for(tmp_path):
@@ -88,7 +88,7 @@ def test_a_file_larger_than_any_memory_is_read_where_it_is_asked_for(tmp_path):
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text + bytes([1, 2, 3]))
         file.truncate(8 + len(text) + rows * row)
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         assert checkpoint.info("big").nbytes == 1 << 40
         assert checkpoint.read_rows("big", 0, 1)[0, :4].tolist() == [1, 2, 3, 0]
         assert not checkpoint.read_rows("big", rows - 1, rows).any()
@@ -106,7 +106,7 @@ def test_tensors_that_overlap_or_leave_a_hole_are_a_damaged_header(tmp_path):
         header[names[1]]["data_offsets"] = [start + shift, stop + shift]
         text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-        assert "does not begin where the tensor before it ends" in refusal(open_checkpoint, tmp_path)
+        assert "does not begin where the tensor before it ends" in refusal(open_source, tmp_path)
 
 
 def test_widths_of_stored_dtypes():

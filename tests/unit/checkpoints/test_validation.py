@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import open_checkpoint, require_finite
+from subspacelab.checkpoints import open_source, require_finite
 from subspacelab.checkpoints import validation as finite
 from subspacelab.core.files import write_json
 
@@ -44,7 +44,7 @@ def write(folder, dtypes, config):
 @pytest.mark.parametrize("config", [{}, {"quantization_config": {"quant_method": "mine"}}])
 def test_every_tensor_of_a_quantised_layer_is_refused_and_the_others_are_read(tmp_path, scheme, config):
     write(tmp_path, SCHEMES[scheme], config)
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         for name in SCHEMES[scheme]:
             for access in (checkpoint.require_floating, checkpoint.read, checkpoint.digest):
                 message = refusal(access, name)
@@ -59,19 +59,19 @@ def test_every_tensor_of_a_quantised_layer_is_refused_and_the_others_are_read(tm
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int8, torch.int32])
 def test_codes_without_any_other_sign_are_refused(tmp_path, dtype):
     write(tmp_path, {"l.weight": dtype}, {})
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         assert "l.weight: quantised" in refusal(checkpoint.require_floating, "l.weight")
 
 
 def test_a_nested_quantization_config_counts(tmp_path):
     write(tmp_path, {"experts_blocks": U8}, {"text_config": {"quantization_config": {"quant_method": "mxfp4"}}})
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         assert checkpoint.quantisation("experts_blocks") == "mxfp4"
 
 
 def test_integer_buffers_are_readable_but_no_weights(tmp_path):
     write(tmp_path, {"position_ids": torch.int64, "l.scales": torch.float32, "l.weight": torch.float64}, {})
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         assert checkpoint.read("position_ids").dtype == torch.int64
         message = refusal(checkpoint.require_floating, "position_ids")
         assert message.startswith("position_ids: stored as I64, needed one of F64, F32, F16, BF16")

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from tests.tiny import tiny_qwen_vl_config, tiny_qwen_vl_tensors, write_tiny_qwen_vl
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import checkpoint_writer, open_checkpoint, write_checkpoint, write_tensors
+from subspacelab.checkpoints import checkpoint_writer, open_source, write_checkpoint, write_tensors
 from subspacelab.core.files import sha256_file
 
 
@@ -17,7 +17,7 @@ def test_what_is_written_is_read(tmp_path, max_shard_bytes, dtype):
     tensors = tiny_qwen_vl_tensors(dtype=dtype)
     folder = tmp_path / "model"
     write_checkpoint(folder, tensors, tiny_qwen_vl_config(), max_shard_bytes=max_shard_bytes)
-    with open_checkpoint(folder) as checkpoint:
+    with open_source(folder) as checkpoint:
         assert checkpoint.config == tiny_qwen_vl_config()
         assert checkpoint.names == sorted(tensors)
         for name, tensor in tensors.items():
@@ -52,11 +52,11 @@ def test_equal_tensors_are_equal_bytes(tmp_path):
 
 def test_a_checkpoint_streams_from_reader_to_writer(tmp_path):
     write_tiny_qwen_vl(tmp_path / "from", sharded=True, dtype=torch.bfloat16)
-    with open_checkpoint(tmp_path / "from") as source, checkpoint_writer(tmp_path / "to", source.config) as writer:
+    with open_source(tmp_path / "from") as source, checkpoint_writer(tmp_path / "to", source.config) as writer:
         for name in source.names_in_file_order():
             writer.add(name, source.read(name))
         (writer.folder / "tokenizer.json").write_text("{}")
-    with open_checkpoint(tmp_path / "from") as a, open_checkpoint(tmp_path / "to") as b:
+    with open_source(tmp_path / "from") as a, open_source(tmp_path / "to") as b:
         assert [a.digest(name) for name in a.names] == [b.digest(name) for name in b.names]
     assert (tmp_path / "to" / "tokenizer.json").exists()
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_streams_from_reader_to_writer(tmp_path):
 def test_a_checkpoint_never_takes_the_place_of_another(tmp_path):
     write_checkpoint(tmp_path / "model", {"w": torch.ones(2)}, {})
     assert "model: holds 'config.json'" in refusal(write_checkpoint, tmp_path / "model", {"w": torch.zeros(2)}, {})
-    with open_checkpoint(tmp_path / "model") as checkpoint:
+    with open_source(tmp_path / "model") as checkpoint:
         assert torch.equal(checkpoint.read("w"), torch.ones(2))
 
 

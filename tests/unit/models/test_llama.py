@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from subspacelab.checkpoints import open_checkpoint
+from subspacelab.checkpoints import open_source
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
 
 TOKENS = TextTokens(300, 0, 1, 2)
@@ -39,5 +39,5 @@ def test_the_folder_is_an_ordinary_one_in_shards(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tmp_path)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 1, 2)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         assert "model.layers.1.self_attn.q_proj.weight" in checkpoint.names

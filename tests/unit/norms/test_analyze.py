@@ -13,7 +13,7 @@ from tests.unit.norms import zoo
 from tests.unit.norms.test_families import EMBEDDING_RELATED, NUM_EMBEDDINGS
 from torch import Tensor
 
-from subspacelab.checkpoints import Checkpoint, open_checkpoint
+from subspacelab.checkpoints import Checkpoint, open_source
 from subspacelab.norms import analysis as reading
 from subspacelab.norms.analysis import analyze
 from subspacelab.norms.results import Analysis
@@ -25,7 +25,7 @@ TOP_LEVEL |= {"total_embedding_layers", "total_norm_layers"}
 
 
 def run(folder: Path, *, all_norms: bool = False) -> Analysis:
-    with open_checkpoint(folder) as checkpoint:
+    with open_source(folder) as checkpoint:
         return analyze(checkpoint, device="cpu", all_norms=all_norms)
 
 
@@ -332,5 +332,5 @@ def test_only_embeddings_and_norms_are_read(name: str, tmp_path: Path, asked: li
         n.layer.bias_key for n in analysis.norm_layers if n.layer.bias_key
     }
     assert set(asked) == {e.layer.key for e in analysis.embedding_layers} | norms
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_source(tmp_path) as checkpoint:
         assert analysis.bytes_read == sum(checkpoint.info(key).nbytes for key in set(asked))

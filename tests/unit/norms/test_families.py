@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.unit.norms import zoo
 
-from subspacelab.checkpoints import open_checkpoint
+from subspacelab.checkpoints import open_source
 from subspacelab.norms.families import FAMILIES, detect_family
 from subspacelab.norms.names import parse_norm
 from subspacelab.norms.survey import expected_norms, survey
@@ -85,7 +85,7 @@ def test_a_config_without_a_depth_is_said_so() -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_the_headers_of_full_size_files_give_the_published_counts(name: str, tmp_path: Path) -> None:
     model, num_parameters, count = FULL[name]
-    with open_checkpoint(zoo.write_sparse(tmp_path, model)) as checkpoint:
+    with open_source(zoo.write_sparse(tmp_path, model)) as checkpoint:
         assert checkpoint.num_entries == num_parameters
         found = survey(checkpoint)
     assert found.detected.model_type == name
@@ -110,7 +110,7 @@ def test_without_model_type_the_classes_decide_and_then_the_keys(name: str, kept
 def test_without_any_config_the_count_is_checked_against_the_depth_found(name: str, tmp_path: Path) -> None:
     folder = zoo.write_model(tmp_path, zoo.TINY[name]())
     (folder / "config.json").unlink()
-    with open_checkpoint(folder) as checkpoint:
+    with open_source(folder) as checkpoint:
         assert survey(checkpoint).warnings == ()
 
 

@@ -66,8 +66,6 @@ def test_queued_and_failed_experiments_are_not_read():
     }
     entry = {"name": "owl", "executor": None, "revs": [{"rev": "r", "data": data}]}
     read = _read(entry, "b")
-    assert read == Experiment(
-        "owl", "r", "b", {"rank": "8", "train.lr": "0.1", "s.yaml:n": "1"}, {"m.json:a.mean": 0.5}
-    )
+    assert read == Experiment("owl", "r", "b", {"rank": "8", "train.lr": "0.1", "s.yaml:n": "1"}, {"a.mean": 0.5})
     assert _read(entry | {"executor": {"state": "running"}}, "b") is None
     assert _read(entry | {"revs": [{"rev": "r", "data": None}]}, "b") is None

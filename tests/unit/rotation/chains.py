@@ -8,7 +8,7 @@ from tests.tiny import LAYOUTS, tiny_qwen_vl_tensors, write_tiny_qwen_vl
 from torch import Tensor
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.rotation.decomposition import decompose
+from subspacelab.rotation.decomposition import decompose_into
 
 NAMES = ("base", "rl_stage1", "rl_stage2")
 # Tall, wide and square weights, in both towers and outside the layers: what a test of the comparison needs.
@@ -47,6 +47,6 @@ def decompose_chain(
         dtype = next(iter(tensors.values())).dtype
         write_tiny_qwen_vl(root / "checkpoints" / name, layout=layout, dtype=dtype, tensors=tensors)
         source = resolve_reference(str(root / "checkpoints" / name))
-        decompose(source, root / "svd", rank=rank, include=include, device=device)
+        decompose_into(source, root / "svd", rank=rank, include=include, device=device)
     base, stage1, stage2 = (root / "svd" / name for name in NAMES)
     return base, stage1, stage2

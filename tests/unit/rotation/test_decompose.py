@@ -8,14 +8,14 @@ from tests.tiny import LAYOUTS, Layout, tiny_qwen_vl_shapes, tiny_qwen_vl_tensor
 from torch import Tensor
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.rotation.decomposition import decompose
+from subspacelab.rotation.decomposition import decompose_into
 from subspacelab.rotation.factors import Decomposition
 
 ONE = "model.layers.0.self_attn.q_proj.weight"
 
 
 def run(folder: Path, out: Path, **settings: object) -> Decomposition:
-    return decompose(resolve_reference(str(folder)), out, device="cpu", **settings)  # type: ignore[arg-type]
+    return decompose_into(resolve_reference(str(folder)), out, device="cpu", **settings)  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -180,7 +180,7 @@ def test_settings_that_do_not_fit_are_one_line(
 
 def test_a_device_that_does_not_exist_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="device='tpu': allowed are auto, cpu, cuda, mps"):
-        decompose(resolve_reference(str(checkpoint)), tmp_path, device="tpu")
+        decompose_into(resolve_reference(str(checkpoint)), tmp_path, device="tpu")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

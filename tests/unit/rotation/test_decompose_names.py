@@ -10,7 +10,7 @@ from tests.unit.checkpoints.refusal import refusal
 from tests.unit.rotation.test_earlier import refused, run
 from torch import Tensor
 
-from subspacelab.checkpoints import canonical_name, open_checkpoint, tensor_digest
+from subspacelab.checkpoints import canonical_name, open_source, tensor_digest
 from subspacelab.rotation.factors import Decomposition, file_names, read_decomposition
 
 AWKWARD = [
@@ -170,7 +170,7 @@ def test_a_rank_that_an_expert_does_not_have_and_a_name_that_is_taken(tmp_path: 
     assert "rank=5: weight 'experts.w' of shape 4x6" in refusal(lambda: decomposed(tmp_path, tensors, rank=5))
     taken = tensors | {"experts.w[1]": torch.eye(2)}
     assert "are both 'experts.w[1]'" in refusal(lambda: decomposed(tmp_path, taken))
-    with open_checkpoint(write_tiny_qwen_vl(tmp_path / "m", tensors={"experts.w": torch.zeros(0, 4, 6)})) as c:
+    with open_source(write_tiny_qwen_vl(tmp_path / "m", tensors={"experts.w": torch.zeros(0, 4, 6)})) as c:
         assert c.names == ["experts.w"]
     assert "no weight is left" in refusal(lambda: run(tmp_path / "m", tmp_path / "out"))
 

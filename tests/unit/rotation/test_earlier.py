@@ -15,7 +15,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Source, resolve_reference, write_reference
 from subspacelab.core.ownership import sole_writer
-from subspacelab.rotation.decomposition import decompose
+from subspacelab.rotation.decomposition import decompose_into
 from subspacelab.rotation.earlier import UNFINISHED
 from subspacelab.rotation.factors import INDEX, Decomposition, read_decomposition
 
@@ -30,7 +30,7 @@ def write(folder: Path, seed: int = 0, **changed: Tensor) -> Path:
 
 def run(source: Path | str | Source, out: Path, **settings: object) -> Decomposition:
     found = source if isinstance(source, Source) else resolve_reference(str(source))
-    return decompose(found, out, device="cpu", **settings)  # type: ignore[arg-type]
+    return decompose_into(found, out, device="cpu", **settings)  # type: ignore[arg-type]
 
 
 def refused(out: Path, source: Path | str | Source, **settings: object) -> str:
