@@ -15,7 +15,7 @@ from subspacelab.lowrank.config import CompareLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.display import print_comparison
 from subspacelab.lowrank.logging import track_comparison
-from subspacelab.lowrank.plots import draw_comparison
+from subspacelab.lowrank.plots import COMPARISON, draw_comparison
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.progress import progress_bar
 
@@ -30,7 +30,8 @@ def main() -> None:
         comparison = compare(Features(FEATURES), RESULTS, rank=stage.rank, raw_inputs=raw, progress=progress_bar)
         comparison.save(OUT, metrics="details.json")
         write_json(OUT / "metrics.json", comparison.headline)
-        track_comparison(comparison, OUT, draw_comparison(OUT, comparison), stage.tracker)
+        draw_comparison(OUT / COMPARISON, comparison)
+        track_comparison(comparison, OUT, OUT / COMPARISON, stage.tracker)
     print_comparison(comparison)
 
 

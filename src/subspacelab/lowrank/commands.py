@@ -183,7 +183,8 @@ def compare(
         with report_folder(where, "lowrank compare", job, (*TABLES, COMPARISON)) as folder:
             result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs, progress=progress_bar)
             result.save(folder)
-            track_comparison(result, folder, draw_comparison(folder, result), tracker)
+            draw_comparison(folder / COMPARISON, result)
+            track_comparison(result, folder, folder / COMPARISON, tracker)
     print_comparison(result)
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -29,6 +29,9 @@ from subspacelab.lowrank.baselines import (
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import Normalisation, batches_of, read_batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BATCH = 16
 TABLES = ("comparison.csv", "metrics.json")
@@ -83,6 +86,13 @@ class Comparison:
             cost = {"flops_per_picture": self.metrics["flops_per_picture"][name], "ms": self.milliseconds.get(name)}
             rows.append({"method": name} | moments | cost | self.metrics["training"].get(name, {}))
         return pd.DataFrame(rows)
+
+    def plot(self, kind: str = "similarity") -> "Figure":
+        """A matplotlib Figure: "similarity"; SettingError for others."""
+        from subspacelab.lowrank.plots import KINDS
+        from subspacelab.plotting.figures import draw_kind
+
+        return draw_kind(KINDS, kind, self)
 
     def save(self, folder: Path | str, *, metrics: str = "metrics.json") -> None:
         """Writes comparison.csv and, under its name, `metrics`."""

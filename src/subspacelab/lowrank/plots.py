@@ -1,12 +1,13 @@
 """Pictures of trainings and of approximations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
@@ -48,12 +49,12 @@ def look_of(method: str) -> dict[str, Any]:
     }
 
 
-def draw_comparison(folder: Path, comparison: Comparison) -> Path:
-    """`COMPARISON`: histogram of the cosine, cosine by picture (sorted by the SVD's), residual over the SVD's.
+def draw_comparison(path: Path | None, comparison: Comparison) -> Figure:
+    """Histogram of the cosine, cosine by picture (sorted by the SVD's), residual over the SVD's.
 
     A random basis has a cosine far below all others, which its line in the first legend says.
     """
-    path, images, metrics = folder / COMPARISON, comparison.images, comparison.metrics
+    images, metrics = comparison.images, comparison.metrics
     by_method = {name: images[images["method"] == name].reset_index(drop=True) for name in images["method"].unique()}
     drawn = {name: table for name, table in by_method.items() if name != RANDOM_BASIS}
     order = np.argsort(by_method["SVD"]["cosine"].to_numpy())
@@ -73,7 +74,11 @@ def draw_comparison(folder: Path, comparison: Comparison) -> Path:
         histogram.legend(loc="upper left", title="mean ± standard deviation over the pictures")
         single.set(xlabel="test picture, sorted by the SVD's cosine", ylabel="cosine")
         _draw_residuals(residual, by_method)
-    return path
+    return figure
+
+
+KINDS = {"similarity": draw_comparison}
+"""How each kind of picture of `Comparison.plot` is drawn."""
 
 
 def _draw_residuals(axes: Axes, by_method: Mapping[str, pd.DataFrame]) -> None:
@@ -99,20 +104,26 @@ def view_names(image_idx: int) -> list[str]:
     return [*(f"{kind}_{image_idx}.png" for kind in ("channels", "errors", "overlay")), "rank_curve.png"]
 
 
+VIEWS: dict[str, Callable[[Path | None, Views], Figure]] = {
+    "channels": lambda path, v: draw_channels(path, v.original, v.approximations, v.picture, rank=v.rank),
+    "errors": lambda path, v: draw_errors(path, v.original, v.approximations, v.picture, rank=v.rank),
+    "overlay": lambda path, v: draw_overlay(path, v.errors, v.picture, rank=v.rank),
+    "rank_curve": lambda path, v: draw_rank_curve(path, v.curves, v.points, v.full_rank),
+}
+"""How each kind of picture of `Views.plot` is drawn, in the order of `view_names`."""
+
+
 def draw_views(folder: Path, views: Views) -> list[Path]:
     """Draws channels, their errors, the summed error and the rank curve, `view_names`, to `folder`."""
-    channels, errors, overlay, curve = (folder / name for name in view_names(views.image_idx))
-    return [
-        draw_channels(channels, views.original, views.approximations, views.picture, rank=views.rank),
-        draw_errors(errors, views.original, views.approximations, views.picture, rank=views.rank),
-        draw_overlay(overlay, views.errors, views.picture, rank=views.rank),
-        draw_rank_curve(curve, views.curves, views.points, views.full_rank),
-    ]
+    paths = [folder / name for name in view_names(views.image_idx)]
+    for path, draw in zip(paths, VIEWS.values(), strict=True):
+        draw(path, views)
+    return paths
 
 
 def draw_channels(
-    path: Path, original: Maps, methods: Mapping[str, Maps], picture: CachedPicture, *, rank: str
-) -> Path:
+    path: Path | None, original: Maps, methods: Mapping[str, Maps], picture: CachedPicture, *, rank: str
+) -> Figure:
     """One row per method, one column per channel; a column shares one colour scale, that of the original."""
     limits = [(float(c.min()), float(c.max())) for c in original]
     titles = [f"channel {channel}" for channel in range(len(original))]
@@ -120,7 +131,9 @@ def draw_channels(
     return _draw_grid(path, {"original": original, **methods}, picture, limits, titles, "viridis", title)
 
 
-def draw_errors(path: Path, original: Maps, methods: Mapping[str, Maps], picture: CachedPicture, *, rank: str) -> Path:
+def draw_errors(
+    path: Path | None, original: Maps, methods: Mapping[str, Maps], picture: CachedPicture, *, rank: str
+) -> Figure:
     """|error| of each channel, one row per method, one colour scale per channel over all methods."""
     errors = {name: np.abs(maps - original) for name, maps in methods.items()}
     limits = [(0.0, float(highest)) for highest in np.max([e.max(axis=(1, 2)) for e in errors.values()], axis=0)]
@@ -129,14 +142,14 @@ def draw_errors(path: Path, original: Maps, methods: Mapping[str, Maps], picture
 
 
 def _draw_grid(
-    path: Path,
+    path: Path | None,
     rows: Mapping[str, Maps],
     picture: CachedPicture,
     limits: Sequence[tuple[float, float]],
     titles: Sequence[str],
     cmap: str,
     title: str,
-) -> Path:
+) -> Figure:
     """The picture, then a row of maps per entry of `rows`; `limits` and `titles` belong to the columns."""
     with open_figure(path, (1.5 * len(titles) + 2.2, 1.55 * len(rows) + 0.7)) as figure:
         figure.suptitle(title)
@@ -152,10 +165,12 @@ def _draw_grid(
                 image = axes.imshow(maps[channel], cmap=cmap, vmin=low, vmax=high)
             bar = figure.colorbar(image, ax=column, shrink=0.5, location="bottom")
             bar.ax.tick_params(labelsize=6)
-    return path
+    return figure
 
 
-def draw_overlay(path: Path, errors: Mapping[str, NDArray[np.float32]], picture: CachedPicture, *, rank: str) -> Path:
+def draw_overlay(
+    path: Path | None, errors: Mapping[str, NDArray[np.float32]], picture: CachedPicture, *, rank: str
+) -> Figure:
     """The error summed over all channels, laid over the picture; one colour scale for all methods."""
     size = picture.pixels.shape[0]
     highest = max(float(e.max()) for e in errors.values())
@@ -169,12 +184,15 @@ def draw_overlay(path: Path, errors: Mapping[str, NDArray[np.float32]], picture:
             image = axes.imshow(error, cmap="magma", alpha=0.6, extent=where, vmin=0, vmax=highest)
             axes.set_title(f"{name}: {float(error.mean()):.3g} mean", fontsize=9)
         figure.colorbar(image, ax=panels[0].tolist(), label="Σ |x - x̂| over the channels of a token", shrink=0.8)
-    return path
+    return figure
 
 
 def draw_rank_curve(
-    path: Path, curves: Mapping[str, Mapping[int, float]], points: Mapping[str, tuple[int, float]], full_rank: int
-) -> Path:
+    path: Path | None,
+    curves: Mapping[str, Mapping[int, float]],
+    points: Mapping[str, tuple[int, float]],
+    full_rank: int,
+) -> Figure:
     """rank_curve.png: mean cosine of the test pictures over the rank; trained networks as points at theirs."""
     with open_figure(path, (6, 4)) as figure:
         axes = figure.subplots()
@@ -194,7 +212,7 @@ def draw_rank_curve(
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
         axes.set(xlabel=f"rank r of {full_rank}", ylabel="cosine of X and its approximation")
         axes.legend()
-    return path
+    return figure
 
 
 def draw_picture(axes: Any, picture: CachedPicture) -> None:
@@ -219,7 +237,7 @@ def _blank(panels: Any) -> None:
 History = Sequence[dict[str, float]]
 
 
-def draw_loss_comparison(path: Path, history: History, best_epoch: int) -> Path:
+def draw_loss_comparison(path: Path | None, history: History, best_epoch: int) -> Figure:
     """train_val_loss_comparison.png: training and validation MSE over the epochs, the best one marked."""
     epochs = [int(entry["epoch"]) for entry in history]
     with open_figure(path, (5.5, 3.6)) as figure:
@@ -230,10 +248,10 @@ def draw_loss_comparison(path: Path, history: History, best_epoch: int) -> Path:
         axes.set(xlabel="epoch", ylabel="mean squared error, normalised features")
         count_along(axes)
         axes.legend()
-    return path
+    return figure
 
 
-def draw_loss_curves(path: Path, history: History) -> Path:
+def draw_loss_curves(path: Path | None, history: History) -> Figure:
     """loss_curves.png: the whole loss and its MSE, validation cosine, learning rate (and the live rank, if any)."""
     panels: list[tuple[str, dict[str, str]]] = [
         ("loss", {"train_loss": "training, all terms", "train_mse": "training, MSE", "val_mse": "validation, MSE"}),
@@ -252,10 +270,10 @@ def draw_loss_curves(path: Path, history: History) -> Path:
             axes.set(xlabel="epoch", ylabel=ylabel)
             count_along(axes)
             axes.legend()
-    return path
+    return figure
 
 
-def draw_error_heatmap(path: Path, errors: Any, *, rank: str) -> Path:
+def draw_error_heatmap(path: Path | None, errors: Any, *, rank: str) -> Figure:
     """error_heatmap.png: relative error of each token, mean over the validation pictures, on the picture's plane."""
     with open_figure(path, (4.6, 4)) as figure:
         axes = figure.subplots()
@@ -264,26 +282,26 @@ def draw_error_heatmap(path: Path, errors: Any, *, rank: str) -> Path:
         axes.set(xlabel="token column", ylabel="token row")
         axes.grid(visible=False)
         figure.colorbar(image, ax=axes, label="‖x - x̂‖ / ‖x‖ of a token")
-    return path
+    return figure
 
 
-def draw_row_norms(path: Path, norms: Any, *, rank: str) -> Path:
+def draw_row_norms(path: Path | None, norms: Any, *, rank: str) -> Figure:
     """B_row_norms.png: length of each row of B times its column of A, sorted: how many of the r carry anything."""
     with open_figure(path, (5.5, 3.4)) as figure:
         axes = figure.subplots()
         axes.set_title(f"Components of A B, {rank}")
         axes.bar(range(1, len(norms) + 1), sorted(norms, reverse=True), width=1.0, color=COLOURS[0])
         axes.set(xlabel="component, sorted", ylabel="‖a_i‖ ‖b_i‖, mean over validation pictures")
-    return path
+    return figure
 
 
 def draw_training(result: TrainingResult, errors: ValidationErrors) -> list[Path]:
     """Curves, and what the best model leaves of the validation pictures, as four pictures in the results folder."""
     history, best = result.progress.history, result.progress.best_epoch
-    folder, rank = result.folder, result.rank
-    return [
-        draw_loss_comparison(folder / "train_val_loss_comparison.png", history, best),
-        draw_loss_curves(folder / "loss_curves.png", history),
-        draw_error_heatmap(folder / "error_heatmap.png", errors.tokens.numpy(), rank=rank),
-        draw_row_norms(folder / "B_row_norms.png", errors.components.tolist(), rank=rank),
-    ]
+    names = ("train_val_loss_comparison", "loss_curves", "error_heatmap", "B_row_norms")
+    losses, curves, heatmap, norms = paths = [result.folder / f"{name}.png" for name in names]
+    draw_loss_comparison(losses, history, best)
+    draw_loss_curves(curves, history)
+    draw_error_heatmap(heatmap, errors.tokens.numpy(), rank=result.rank)
+    draw_row_norms(norms, errors.components.tolist(), rank=result.rank)
+    return paths

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from subspacelab.lowrank.baselines import (
 from subspacelab.lowrank.features import CachedPicture, Features
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import batches_of, read_batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BATCH = 16
 CURVE = (8, 16, 32, 64, 128, 256)
@@ -56,6 +60,13 @@ class Views:
         """Method to rank to mean cosine of the test pictures, as in rank_curve.json."""
         curves = {name: {str(r): c for r, c in curve.items()} for name, curve in self.curves.items()}
         return curves | {name: {str(r): c} for name, (r, c) in self.points.items()}
+
+    def plot(self, kind: str = "channels") -> "Figure":
+        """A matplotlib Figure: "channels", "errors", "overlay" or "rank_curve"; SettingError for others."""
+        from subspacelab.lowrank.plots import VIEWS
+        from subspacelab.plotting.figures import draw_kind
+
+        return draw_kind(VIEWS, kind, self)
 
     def save(self, folder: Path) -> None:
         """Writes rank_curve.json."""

@@ -18,7 +18,8 @@ def write_comparison(folder: Path, analyses: Sequence[Analysis]) -> tuple[Path, 
     """The `COMPARISON` in `folder`."""
     table, picture = (folder / name for name in COMPARISON)
     write_csv(table, comparison_table(analyses))
-    return table, draw_comparison(picture, analyses)
+    draw_comparison(picture, analyses)
+    return table, picture
 
 
 def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Tracker") -> None:

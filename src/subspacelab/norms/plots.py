@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from subspacelab.norms.comparison import Curve, depth_curves, outside_blocks, short_name, towers_of
@@ -35,7 +36,7 @@ def style(i: int) -> dict[str, Any]:
 
 
 def draw_panels(
-    path: Path,
+    path: Path | None,
     items: Sequence[T],
     draw: Callable[[Axes, T], None],
     *,
@@ -44,7 +45,7 @@ def draw_panels(
     title: str,
     none: str,
     legend: Sequence[tuple[str, dict[str, Any]]] = (),
-) -> Path:
+) -> Figure:
     """A picture of one panel an item, `size` inches each; `none` is said where there is no item.
 
     `legend`: labels and styles of the lines that all panels share.
@@ -64,7 +65,7 @@ def draw_panels(
         if legend:
             handles = [panels[0].plot([], [], label=drawn_name(label), **line)[0] for label, line in legend]
             figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-    return path
+    return figure
 
 
 def edges_of(norms: np.ndarray, num_bins: int) -> list[float]:
@@ -77,7 +78,7 @@ def edges_of(norms: np.ndarray, num_bins: int) -> list[float]:
 BINS = 80
 
 
-def draw_embedding_norms(path: Path, analysis: Analysis) -> Path:
+def draw_embedding_norms(path: Path | None, analysis: Analysis) -> Figure:
     """A histogram per embedding, padding rows apart; counts on a logarithmic axis, so that single vectors show.
 
     The routers of all blocks are in one panel.
@@ -117,7 +118,7 @@ LEVELS: tuple[Any, ...] = ("--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1))
 """Dashes of the norms outside the blocks, in grey."""
 
 
-def draw_norm_scales(path: Path, analysis: Analysis) -> Path:
+def draw_norm_scales(path: Path | None, analysis: Analysis) -> Figure:
     """A panel per part of the model: mean |scale| over the block, and norms outside the blocks as level lines.
 
     No two kinds of norm share colour and dash; where there are more kinds than that allows, each has its own panel.
@@ -175,7 +176,7 @@ def _finish(axes: Axes, values: Sequence[float]) -> None:
     count_along(axes)
 
 
-def draw_comparison(path: Path, analyses: Sequence[Analysis]) -> Path:
+def draw_comparison(path: Path | None, analyses: Sequence[Analysis]) -> Figure:
     """A panel per kind of embedding and per kind of norm, so that like stands beside like; a line per model."""
     curves = [depth_curves(analysis.norm_layers) for analysis in analyses]
     kinds = list(dict.fromkeys((curve.tower, curve.label) for found in curves for curve in found))
@@ -228,7 +229,10 @@ def _draw_curves(axes: Axes, of_model: Sequence[Sequence[Curve]]) -> None:
     axes.set(xlabel="block" if same else "relative depth", ylabel="mean |scale|")
 
 
-PICTURES = ("embedding_norms.png", "norm_scales.png")
+KINDS = {"embedding_norms": draw_embedding_norms, "norm_scales": draw_norm_scales}
+"""How each kind of picture of `Analysis.plot` is drawn."""
+
+PICTURES = tuple(f"{kind}.png" for kind in KINDS)
 """Of one model."""
 
 COMPARISON = ("comparison.csv", "comparison.png")
@@ -237,5 +241,7 @@ COMPARISON = ("comparison.csv", "comparison.png")
 
 def draw_pictures(folder: Path, analysis: Analysis) -> tuple[Path, ...]:
     """The `PICTURES` in `folder`; what else is there stays."""
-    draw = (draw_embedding_norms, draw_norm_scales)
-    return tuple(each(folder / name, analysis) for each, name in zip(draw, PICTURES, strict=True))
+    paths = tuple(folder / name for name in PICTURES)
+    for path, draw in zip(paths, KINDS.values(), strict=True):
+        draw(path, analysis)
+    return paths

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 from torch import Tensor
@@ -11,6 +11,9 @@ from subspacelab.norms.family import EmbeddingKind
 from subspacelab.norms.moments import Moments, VectorStatistics, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey
 from subspacelab.norms.vocabulary import num_padding
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_EXTREMES = 10
 
@@ -146,6 +149,13 @@ class Analysis:
     def embeddings(self) -> pd.DataFrame:
         """One row per embedding: its name, kind, shape and the moments of its vectors' norms and of its entries."""
         return _table({e.layer.name: e.to_json() for e in self.embedding_layers})
+
+    def plot(self, kind: str = "embedding_norms") -> "Figure":
+        """A matplotlib Figure: "embedding_norms" or "norm_scales"; SettingError for others."""
+        from subspacelab.norms.plots import KINDS
+        from subspacelab.plotting.figures import draw_kind
+
+        return draw_kind(KINDS, kind, self)
 
     def to_json(self) -> dict[str, Any]:
         """The report as it is written."""

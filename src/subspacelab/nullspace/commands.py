@@ -183,7 +183,8 @@ def compare_stats(
         pictures = []
         if folder:
             write_csv(folder / COMPARED[0], table)
-            pictures.append(draw_before_after(folder / COMPARED[1], [(init, trained)]))
+            pictures.append(folder / COMPARED[1])
+            draw_before_after(folder / COMPARED[1], [(init, trained)])
         track_comparison(table, pictures, tracker)
     print_comparison(table)
     if len(failures(table)):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -19,6 +19,9 @@ from subspacelab.nullspace.rates import (
     trainings_table,
 )
 from subspacelab.nullspace.results import THRESHOLDS, LayerStats, Summary, Verification, read_stats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SUMMARY = "summary"
 HEADLINE = ("recall", "task")
@@ -145,6 +148,13 @@ class Comparison:
             known = self.metrics[method].get("knowledge", {})
             found |= {f"{method}_{name}": known[name] for name in HEADLINE if name in known}
         return found
+
+    def plot(self, kind: str = "knowledge") -> "Figure":
+        """A matplotlib Figure: "before_after", "bx_ratio" or "knowledge"; SettingError for others."""
+        from subspacelab.nullspace.plots import KINDS
+        from subspacelab.plotting.figures import draw_kind
+
+        return draw_kind(KINDS, kind, self)
 
     def save(self, folder: Path, *, metrics: str = "metrics.json") -> None:
         """Writes stats.csv, knowledge.csv, the tables knowledge_*.csv and, under its name, `metrics`."""

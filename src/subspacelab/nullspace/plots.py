@@ -1,10 +1,11 @@
 """Pictures of adapters: the null-space ratio by layer, before and after training, and what is still known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from subspacelab.nullspace.comparison import Comparison
@@ -27,17 +28,25 @@ Pair = tuple[Verification, Verification]
 NOTHING = 1e-6  # a change of the weights that is only their rounding
 
 
+KINDS: dict[str, Callable[[Path | None, Comparison], Figure]] = {
+    "before_after": lambda path, found: draw_before_after(path, list(found.verified.values())),
+    "bx_ratio": lambda path, found: draw_bx_ratio(
+        path, [trained for _, trained in found.verified.values()], next(iter(found.verified.values()))[0]
+    ),
+    "knowledge": lambda path, found: draw_knowledge(path, found.knowledge),
+}
+"""How each kind of picture of `Comparison.plot` is drawn."""
+
+
 def draw_pictures(folder: Path, comparison: Comparison) -> list[Path]:
     """Draws before_after.png, bx_ratio.png (the base's inputs are those of the first method's start), knowledge.png."""
-    pairs = list(comparison.verified.values())
-    return [
-        draw_before_after(folder / "before_after.png", pairs),
-        draw_bx_ratio(folder / "bx_ratio.png", [trained for _, trained in pairs], pairs[0][0]),
-        draw_knowledge(folder / "knowledge.png", comparison.knowledge),
-    ]
+    paths = [folder / f"{kind}.png" for kind in KINDS]
+    for path, draw in zip(paths, KINDS.values(), strict=True):
+        draw(path, comparison)
+    return paths
 
 
-def draw_before_after(path: Path, pairs: Sequence[Pair]) -> Path:
+def draw_before_after(path: Path | None, pairs: Sequence[Pair]) -> Figure:
     """Left BX_ratio, right the change of the layer's output, before (dashed) and after training, of each method."""
     with open_figure(path, (11, 4.2)) as figure:
         left, right = figure.subplots(1, 2)
@@ -52,7 +61,7 @@ def draw_before_after(path: Path, pairs: Sequence[Pair]) -> Path:
             Line2D([], [], color="#000000", linestyle="-", label="after"),
         ]
         figure.legend(handles=left.get_legend_handles_labels()[0] + key, loc="outside lower center", ncols=5)
-    return path
+    return figure
 
 
 def _panel(axes: Axes, pairs: Sequence[Pair], metric: str) -> None:
@@ -74,7 +83,7 @@ def _panel(axes: Axes, pairs: Sequence[Pair], metric: str) -> None:
 PANELS = {"recall": "answered exactly", "recall_begun": "answer begins right"}
 
 
-def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
+def draw_knowledge(path: Path | None, table: pd.DataFrame) -> Figure:
     """Recall over accuracy on the new task, means over the seeds; a curve over the rates of each method.
 
     Left the facts answered exactly, right those whose answer begins right; bars are deviations over the seeds.
@@ -83,7 +92,7 @@ def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
     with open_figure(path, (10, 4.6)) as figure:
         if table.empty:
             say(figure.subplots(), "knowledge was not measured")
-            return path
+            return figure
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
         for axes, (measure, wording) in zip(panels, PANELS.items(), strict=True):
             for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
@@ -95,7 +104,7 @@ def draw_knowledge(path: Path, table: pd.DataFrame) -> Path:
         spread = f"mean ± deviation of {seeds} trainings" if seeds > 1 else "one training of each"
         title = f"{spread}; filled: the rate chosen on validation problems"
         figure.legend(*panels[0].get_legend_handles_labels(), title=title, loc="outside lower center", ncols=5)
-    return path
+    return figure
 
 
 def _curve(axes: Axes, i: int, method: str, rows: pd.DataFrame, measure: str) -> None:
@@ -111,7 +120,7 @@ def _curve(axes: Axes, i: int, method: str, rows: pd.DataFrame, measure: str) ->
     axes.plot(x[chosen], y[chosen], marker, color=colour, markersize=size)
 
 
-def draw_bx_ratio(path: Path, found: Sequence[Verification], built: Verification) -> Path:
+def draw_bx_ratio(path: Path | None, found: Sequence[Verification], built: Verification) -> Figure:
     """The ratio over the layers for each method, between the random baseline and the optimum, on the base's inputs.
 
     `built` is any of the adapters before its training, when a layer's inputs are the base's.
@@ -132,4 +141,4 @@ def draw_bx_ratio(path: Path, found: Sequence[Verification], built: Verification
         )
         count_along(axes)
         figure.legend(loc="outside lower center", ncols=4)
-    return path
+    return figure

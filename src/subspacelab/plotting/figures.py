@@ -1,10 +1,10 @@
 """Figures that look alike: one style, colours that colour-blind readers tell apart, equal data to equal bytes."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,7 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from subspacelab.core.errors import SettingError
 from subspacelab.core.files import write_beside
+
+T = TypeVar("T")
 
 # Okabe & Ito 2008, without the yellow, which is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -55,6 +58,13 @@ def open_figure(path: Path | None, size: tuple[float, float]) -> Iterator[Figure
             return
         with write_beside(path) as partial:
             figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
+
+
+def draw_kind(kinds: Mapping[str, Callable[[Path | None, T], Figure]], kind: str, result: T) -> Figure:
+    """The figure that one of a result's pictures is; SettingError, listing the kinds, for one there is not."""
+    if kind not in kinds:
+        raise SettingError(f"kind={kind!r}: allowed are {', '.join(kinds)}")
+    return kinds[kind](None, result)
 
 
 def drawn_name(name: str) -> str:

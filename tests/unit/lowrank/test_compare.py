@@ -98,7 +98,8 @@ def test_the_svd_is_first_everywhere(comparison: Comparison) -> None:
 def test_the_files_hold_what_was_returned(comparison: Comparison, tmp_path: Path) -> None:
     folder = tmp_path
     comparison.save(folder)
-    picture = draw_comparison(folder, comparison)
+    picture = folder / COMPARISON
+    draw_comparison(picture, comparison)
     assert {path.name for path in folder.iterdir()} == {*TABLES, COMPARISON} == {*TABLES, "svd_nn_comparison.png"}
     assert read_json(folder / "metrics.json") == comparison.metrics
     pd.testing.assert_frame_equal(pd.read_csv(folder / "comparison.csv"), comparison.images)
@@ -239,7 +240,8 @@ def test_where_the_svd_leaves_nothing_no_residual_is_compared(features: Features
     assert (found.metrics["rank"], found.metrics["full_rank"]) == (16, 16)
     assert found.images["residual_over_svd"].isna().all()
     assert all("residual_over_svd" not in measures for measures in found.metrics["methods"].values())
-    assert draw_comparison(tmp_path, found).read_bytes().startswith(PNG)
+    draw_comparison(tmp_path / "picture.png", found)
+    assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
 
 
 def test_a_random_basis_keeps_its_share_of_the_dimensions_of_the_energy() -> None:
