@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup repro test test-fast cover lint smoke metrics-diff ci ui bench lock clean
+.PHONY: setup repro test test-fast cover lint smoke metrics-diff ci ui docs bench lock clean
 
 setup: $(BIN)/.locked  ## the virtual environment from requirements.lock
 
@@ -46,6 +46,9 @@ metrics-diff: setup  ## committed figures against those of BASE (a commit), as M
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	subspacelab ui
+
+docs: setup  ## the site, into site/: every link is checked; open site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 bench: setup  ## every speed and memory claim, each proved by its own file
 	for file in benchmarks/*.py; do python $$file || exit 1; done

@@ -1,0 +1,42 @@
+"""Pages that are made when the site is built: each notebook as a page, CONTRIBUTING.md and CHANGELOG.md."""
+
+import json
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
+
+
+def notebook_as_markdown(path: Path) -> str:
+    """Its cells as text and code, under a link to the file; outputs are not kept in notebooks."""
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    title, *rest = parts
+    return "\n\n".join([title, f"[Download this notebook]({path.name})", *rest]) + "\n"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the made pages to those that lie in docs/."""
+    root = Path(config.config_file_path).parent
+    pages = {name.lower(): (root / name).read_text("utf-8").replace("](docs/", "](") for name in OUTSIDE}
+    for path in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
+        pages[f"notebooks/{path.stem}.md"] = notebook_as_markdown(path)
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links lead to the made pages, not to the files of the repository that they are made from.
+
+    The mark `demo` behind a block's language tells our tests to run it; the site's highlighter does not know it.
+    """
+    for name in OUTSIDE:
+        markdown = markdown.replace(f"../{name}", name.lower())
+    markdown = re.sub(r"(\]\([\w./]*notebooks/\w+)\.ipynb\)", r"\1.md)", markdown)
+    return re.sub(r"^(```\w+) demo$", r"\1", markdown, flags=re.MULTILINE)
