@@ -45,7 +45,17 @@ def test_the_search_works_from_disk(site):
     assert "iframe-worker" in pages(site)["index.html"]
 
 
-def test_marks_of_our_tests_and_broken_fences_are_not_shown(site):
+def test_every_public_name_is_on_the_api_page(site):
+    import subspacelab as sl
+
+    names = []
+    for name in getattr(sl, "__all__", ()):
+        names += [f"{name}.{part}" for part in getattr(getattr(sl, name), "__all__", ())] or [name]
+    text = pages(site)["api.html"]
+    assert [name for name in names if f"sl.{name}" not in text] == []
+
+
+def test_no_fence_is_shown_as_text(site):
     for name, text in pages(site).items():
         assert "```" not in text, name
 
