@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from benchmarks.decompose_memory import Measured, build, measure  # noqa: E402
-from tests.checkpoints.range_hub import REPO, serving  # noqa: E402
+from tests.unit.checkpoints.range_hub import REPO, serving  # noqa: E402
 
 from subspacelab.checkpoints import canonical_name, open_checkpoint  # noqa: E402
 from subspacelab.checkpoints.safetensors_file import LENGTH_BYTES, header_length  # noqa: E402

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from tests.clones import Clone, make_smoke_clone_in
 from tests.faults.workshop import COMMANDS, run, snapshot
-from tests.pipeline.conftest import Clone, make_smoke_clone_in
 
 SEALED = {
     "decompose": "--output-dir sealed",
@@ -47,6 +47,7 @@ def sealed(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     subprocess.run(["umount", "-l", str(place / "sealed")], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", SEALED)
 def test_a_folder_that_cannot_be_written_to_is_one_line(
     sealed: Path, capsys: pytest.CaptureFixture, command: str

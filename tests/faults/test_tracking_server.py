@@ -1,6 +1,7 @@
 """An MLflow server that answers badly: no result is lost, one line says so, and the records arrive later, once.
 
-One that is down from the start is in tests/tracking/test_store.py, one that dies in mid-run in test_server.py there.
+One that is down from the start is in tests/unit/tracking/test_store.py, one that dies in mid-run in
+tests/integration/test_mlflow_server.py.
 """
 
 import os

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from tests.language_models import write_text, write_tiny_lm
-from tests.lowrank.caches import write_pictures, write_random_cache
-from tests.nullspace.trainings import ROWS
-from tests.nullspace.verifications import init_of, trained_of
-from tests.rotation.chains import chain_tensors, decompose_chain
+from tests.unit.lowrank.caches import write_pictures, write_random_cache
+from tests.unit.nullspace.trainings import ROWS
+from tests.unit.nullspace.verifications import init_of, trained_of
+from tests.unit.rotation.chains import chain_tensors, decompose_chain
 
 from subspacelab.cli import main
 from subspacelab.data.instructions import write_instructions

@@ -1,0 +1,349 @@
+"""The smoke study through every mode in which DVC runs an experiment, against a real store; and killed on the way.
+
+One file, and `--dist loadfile`: then one worker runs the study once for all of it.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from ruamel.yaml import YAML
+from tests.repo.documents import STUDIES, read_blocks
+from tests.repo.test_dependencies import DRAWING
+
+pytestmark = pytest.mark.slow
+
+METHODS = ("lora", "lora_null_v2")
+STAGES = {
+    "scenes",
+    "checkpoint_base",
+    "checkpoint_rl_stage1",
+    "checkpoint_rl_stage2",
+    "decompose@base",
+    "decompose@rl_stage1",
+    "decompose@rl_stage2",
+    "compare_rotations",
+    "cache_features",
+    "train_lowrank@ResMLP",
+    "train_lowrank@MLP",
+    "train_lowrank@AdaLoRA",
+    "train_lowrank@Sketch",
+    "compare_lowrank",
+    "visualize_lowrank",
+    "corpus",
+    "checkpoint_llm",
+    *(f"{stage}_adapter@{method}" for stage in ("build", "train") for method in METHODS),
+    *(f"verify_adapter@{method}-{state}" for method in METHODS for state in ("init", "trained")),
+    "compare_stats",
+    *(f"analyze_norms@{checkpoint}" for checkpoint in ("base", "rl_stage1", "rl_stage2", "llm")),
+}
+KILLED = "compare_rotations"  # as far as the killed pipeline goes: the rest is as much again
+HANDED_ON = "continue_lowrank@"  # without additional epochs these stages have no run
+
+
+def lock(clone) -> dict:
+    return YAML(typ="safe").load(clone.path / "dvc.lock")["stages"]
+
+
+def of_experiment(clone, name: str) -> dict:
+    """Stage to run of one DVC experiment."""
+    found = [r for r in clone.runs() if r.data.tags.get("dvc.exp.name") == name]
+    return {r.data.tags["dvc.stage"]: r for r in found if "dvc.stage" in r.data.tags}
+
+
+def test_repro_records_one_finished_run_per_stage_under_one_parent(smoke_clone):
+    repro = [r for r in smoke_clone.runs() if r.data.tags.get("dvc.mode") == "repro"]
+    stages = {r.data.tags["dvc.stage"]: r for r in repro if "dvc.stage" in r.data.tags}
+    assert set(stages) == STAGES
+    assert {r.info.status for r in repro} == {"FINISHED"}
+    parents = {r.data.tags["mlflow.parentRunId"] for r in stages.values()}
+    assert len(parents) == 1
+
+
+def test_the_tags_of_a_run_hold_the_md5_of_its_outs(smoke_clone):
+    tags = {r.data.tags["dvc.stage"]: r.data.tags for r in smoke_clone.runs() if "dvc.stage" in r.data.tags}
+    stages = {name: stage for name, stage in lock(smoke_clone).items() if not name.startswith(HANDED_ON)}
+    locked = {(name, out["path"]): out["md5"] for name, stage in stages.items() for out in stage.get("outs", [])}
+    assert {name for name, _ in locked} == STAGES
+    for (stage, path), md5 in locked.items():
+        assert tags[stage][f"dvc.out.{path}"] == md5
+
+
+def test_a_second_repro_runs_nothing_and_git_stays_clean(smoke_clone):
+    before = len(smoke_clone.runs())
+    assert "up to date" in smoke_clone.run("dvc", "repro").stdout
+    assert len(smoke_clone.runs()) == before
+    assert smoke_clone.status() == ""
+
+
+def test_curves_pictures_tables_and_models_are_in_the_store(smoke_clone):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{smoke_clone.path}/mlruns/mlflow.db")
+    stages = {r.data.tags["dvc.stage"]: r.info.run_id for r in smoke_clone.runs() if "dvc.stage" in r.data.tags}
+    assert len(client.get_metric_history(stages["checkpoint_base"], "loss")) > 1
+    assert len(client.get_metric_history(stages["checkpoint_rl_stage1"], "held_out_iou")) > 1
+    pictures = {
+        a.path.removeprefix("pictures/") for a in client.list_artifacts(stages["compare_rotations"], "pictures")
+    }
+    assert pictures == {"rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png"}
+    assert "layers.json" in {a.path for a in client.list_artifacts(stages["compare_rotations"])}
+    assert "predicted_boxes.png" in {a.path for a in client.list_artifacts(stages["checkpoint_rl_stage2"])}
+    curves = [m for m in client.get_run(stages["compare_rotations"]).data.metrics if "/" in m]
+    assert curves
+    models = client.search_logged_models([client.get_run(stages["checkpoint_base"]).info.experiment_id])
+    assert {m.name for m in models} >= {"base", "rl_stage1", "rl_stage2"}
+    training = stages["train_lowrank@AdaLoRA"]
+    assert [m.value for m in client.get_metric_history(training, "live_rank")] == [128, 128]
+    assert "loss_curves.png" in {a.path.removeprefix("pictures/") for a in client.list_artifacts(training, "pictures")}
+
+
+def test_nothing_that_a_stage_wrote_names_this_machine(smoke_clone):
+    written = [p for folder in ("reports", "data") for p in (smoke_clone.path / folder).rglob("*") if p.is_file()]
+    assert len(written) > 50
+    named = [p for p in written if str(smoke_clone.path).encode() in p.read_bytes()]
+    assert named == []
+
+
+def test_edits_that_decide_no_result_rerun_no_stage(smoke_clone):
+    edited = ["src/subspacelab/tracking/store.py", "src/subspacelab/lowrank/commands.py", "src/subspacelab/cli.py"]
+    edited += ["src/subspacelab/rotation/display.py", "src/subspacelab/rotation/logging.py", "README.md"]
+    drawing = "src/subspacelab/norms/plots.py"
+    before = {path: (smoke_clone.path / path).read_bytes() for path in [*edited, drawing]}
+    try:
+        for path in edited:
+            (smoke_clone.path / path).write_bytes(before[path] + b"\n# edited\n")
+        assert "up to date" in smoke_clone.run("dvc", "status").stdout
+        (smoke_clone.path / drawing).write_bytes(before[drawing] + b"\n# edited\n")
+        changed = json.loads(smoke_clone.run("dvc", "status", "--json").stdout)
+        assert {name.partition("@")[0] for name in changed} == {"analyze_norms"}  # and no other draws those pictures
+    finally:
+        for path, content in before.items():
+            (smoke_clone.path / path).write_bytes(content)
+
+
+def test_stages_that_draw_depend_on_what_draws_and_no_other_does(smoke_clone):
+    drawn = {
+        name.partition("@")[0]
+        for name, stage in lock(smoke_clone).items()
+        for path in (smoke_clone.path / out["path"] for out in stage.get("outs", []))
+        if any(file.suffix == ".png" for file in [path, *path.rglob("*")])
+    }
+    assert drawn == set(DRAWING)
+
+
+def test_an_experiment_reruns_only_what_depends_on_the_change(smoke_clone):
+    printed = smoke_clone.run("dvc", "exp", "run", "-n", "k-four", "-S", "compare_rotations.k=4").stdout
+    assert "k-four" in printed
+    runs = of_experiment(smoke_clone, "k-four")
+    assert set(runs) == {"compare_rotations"}
+    tags = runs["compare_rotations"].data.tags
+    assert (tags["dvc.mode"], tags["dvc.apply"]) == ("exp", "dvc exp apply k-four")
+    assert runs["compare_rotations"].info.status == "FINISHED"
+    assert runs["compare_rotations"].data.params["compare_rotations.k"] == "4"
+    smoke_clone.run("git", "checkout", "-q", ".")
+    smoke_clone.run("dvc", "checkout")
+
+
+def test_a_change_of_the_rank_reruns_what_depends_on_it(smoke_clone):
+    params = smoke_clone.path / "params.yaml"
+    params.write_text(params.read_text().replace("rank: 128", "rank: 64"))
+    changed = set(json.loads(smoke_clone.run("dvc", "status", "--json").stdout))
+    smoke_clone.run("git", "checkout", "-q", ".")
+    # The adapters' own rank, when it is null, is this one.
+    assert changed == {s for s in STAGES if "lowrank" in s or s.startswith("build_adapter")}
+    smoke_clone.run("dvc", "exp", "run", "-n", "rank-64", "-S", "rank=64", "train_lowrank@Sketch")
+    runs = of_experiment(smoke_clone, "rank-64")
+    assert set(runs) == {"train_lowrank@Sketch"}
+    assert runs["train_lowrank@Sketch"].data.params["rank"] == "64"
+    smoke_clone.run("git", "checkout", "-q", ".")
+    smoke_clone.run("dvc", "checkout")
+
+
+def test_a_queue_lands_in_the_one_store_and_can_be_applied(smoke_clone):
+    smoke_clone.run("dvc", "exp", "run", "--queue", "-n", "k-six", "-S", "compare_rotations.k=6")
+    smoke_clone.run("dvc", "exp", "run", "--queue", "-n", "k-seven", "-S", "compare_rotations.k=7")
+    smoke_clone.run("dvc", "queue", "start", "-j", "2")
+    try:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not (
+            of_experiment(smoke_clone, "k-six")
+            and of_experiment(smoke_clone, "k-seven")
+            and _queue_is_done(smoke_clone)
+        ):
+            time.sleep(2)
+    finally:
+        smoke_clone.run("dvc", "queue", "stop", "--kill", check=False)
+    for name in ("k-six", "k-seven"):
+        runs = of_experiment(smoke_clone, name)
+        assert {s: r.info.status for s, r in runs.items()} == {"compare_rotations": "FINISHED"}, name
+        assert runs["compare_rotations"].data.tags["dvc.mode"] == "queue"
+    assert smoke_clone.status() == ""
+    apply = of_experiment(smoke_clone, "k-six")["compare_rotations"].data.tags["dvc.apply"]
+    smoke_clone.run(*apply.split())
+    assert json.loads((smoke_clone.path / "reports/rotation/metrics.json").read_text())["k"] == 6
+    smoke_clone.run("git", "checkout", "-q", ".")
+    smoke_clone.run("dvc", "checkout")
+
+
+def _queue_is_done(clone) -> bool:
+    status = clone.run("dvc", "queue", "status").stdout
+    return not re.search(r"Queued|Running", status)
+
+
+def test_a_real_server_gets_the_runs_too(smoke_clone, tmp_path):
+    port = "5071"
+    server = subprocess.Popen(
+        ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--port", port, "--workers", "1"]
+        + ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1"],
+        env=smoke_clone.environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(uri + "/health")
+        smoke_clone.run(
+            *("dvc", "exp", "run", "--temp", "-n", "k-eight", "-S", "compare_rotations.k=8"), MLFLOW_TRACKING_URI=uri
+        )
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("rotation")
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert (run.info.status, run.data.tags["dvc.exp.name"]) == ("FINISHED", "k-eight")
+        assert "layers.json" in {a.path for a in client.list_artifacts(run.info.run_id)}
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def _wait_for(url: str, seconds: float = 60) -> None:
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} did not answer in {seconds} s"
+            time.sleep(0.5)
+
+
+def start_and_kill(clone, arrived, *, group: bool) -> None:
+    """Starts `dvc repro`, and kills it, or the whole process group, as soon as `arrived()`."""
+    process = subprocess.Popen(
+        ["dvc", "repro", KILLED],
+        cwd=clone.path,
+        env=clone.environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not arrived():
+        assert process.poll() is None, "the pipeline ended before it could be killed"
+        assert time.monotonic() < deadline, "the pipeline did not get there"
+        time.sleep(0.01)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_three_times_the_pipeline_ends_with_the_same_bytes(smoke_clone, make_smoke_clone):
+    clone = make_smoke_clone()
+    work = clone.path / ".cache" / "stages"
+
+    start_and_kill(clone, lambda: any(work.glob("checkpoint_base/*/snapshot.pt")), group=True)
+    # DVC alone: its stage lives on as an orphan, and may still be writing when the next run begins.
+    start_and_kill(clone, lambda: any(work.glob("checkpoint_rl_stage1/*/snapshot.pt")), group=False)
+    start_and_kill(clone, lambda: any(work.glob("decompose@*/*/*/*.safetensors")), group=True)
+    clone.run("dvc", "repro", KILLED)
+
+    once = lock(smoke_clone)
+    assert lock(clone) == {stage: once[stage] for stage in lock(clone)}
+    written = [out["path"] for stage in lock(clone).values() for out in stage["outs"]]
+    reports = [path for path in written if path.startswith("reports/")]
+    assert len(reports) > 5
+    for path in reports:
+        assert (clone.path / path).read_bytes() == (smoke_clone.path / path).read_bytes(), path
+    statuses = [run.info.status for run in clone.runs()]
+    assert "RUNNING" not in statuses
+    assert statuses.count("KILLED") >= 2
+    assert "up to date" in clone.run("dvc", "repro", KILLED).stdout
+
+
+def test_an_input_edited_in_mid_run_is_not_filed_under_the_new_value(smoke_clone, tmp_path):
+    # A copy: the refused run stays FAILED in its store, and other tests look at the runs of the shared clone.
+    clone = replace(smoke_clone, path=shutil.copytree(smoke_clone.path, tmp_path / "clone", symlinks=True))
+    params = clone.path / "params.yaml"
+    lock = (clone.path / "dvc.lock").read_text()
+    process = subprocess.Popen(
+        ["dvc", "repro", "--force", "--single-item", "compare_rotations"],
+        cwd=clone.path,
+        env=clone.environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    running = clone.path / ".cache" / "stages" / "compare_rotations"
+    while process.poll() is None and not any(p.is_dir() for p in running.glob("*")):
+        time.sleep(0.01)
+    params.write_text(params.read_text().replace("k: null", "k: 3"))
+    _, printed = process.communicate()
+    assert process.returncode != 0
+    assert "params.yaml" in printed
+    assert (clone.path / "dvc.lock").read_text() == lock
+
+
+def test_a_sweep_without_a_queue_leaves_out_what_exists_and_its_runs_are_linked(smoke_clone):
+    params = (smoke_clone.path / "params.yaml").read_bytes()
+    sweep = ("subspacelab", "sweep", "-S", "compare_rotations.k=2,3", "--targets", "compare_rotations")
+    planned = smoke_clone.run(*sweep, "--dry-run").stdout.splitlines()
+    assert [line.split()[:6] for line in planned] == [
+        ["dvc", "exp", "run", "--temp", "-n", f"compare_rotations.k={k}"] for k in (2, 3)
+    ]
+    printed = smoke_clone.run(*sweep)
+    assert "[2 of 2] compare_rotations.k=3" in printed.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in printed.stdout.splitlines() if "k=" in line}
+    assert [rows[f"compare_rotations.k={k}"][0] for k in (2, 3)] == ["done", "done"]
+    assert rows["compare_rotations.k=2"][1:] != rows["compare_rotations.k=3"][1:]  # the angles depend on k
+    for k in ("2", "3"):
+        run = of_experiment(smoke_clone, f"compare_rotations.k={k}")["compare_rotations"]
+        assert (run.info.status, run.data.params["compare_rotations.k"]) == ("FINISHED", k)
+        assert run.data.tags["dvc.mode"] == "temp"
+
+    again = smoke_clone.run(*sweep).stdout
+    assert [line.split()[1] for line in again.splitlines() if "k=" in line] == ["there", "there"]
+    assert (smoke_clone.path / "params.yaml").read_bytes() == params
+    assert smoke_clone.status() == ""
+
+    smoke_clone.run("subspacelab", "runs", "sync")
+    named = smoke_clone.run("git", "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").stdout
+    for k in (2, 3):
+        name = f"compare_rotations.k={k}"
+        tags = of_experiment(smoke_clone, name)["compare_rotations"].data.tags
+        assert f"/{name} {tags['dvc.exp.rev']}" in named
+
+
+def test_the_pages_commands_on_what_the_pipeline_made_run_as_they_stand(smoke_clone):
+    blocks = [block for page in STUDIES for block in read_blocks(page) if block.demo]
+    for block in blocks:
+        commands = [[sys.executable, "-c", block.body]] if block.language == "python" else block.commands
+        for command in commands:
+            done = smoke_clone.run(*command, check="compare-stats" not in command, TRACKING="off")
+            assert done.returncode in (0, 3), done.stderr  # 3: an expectation of the adapter failed, which is an answer
+    ran = {tuple(command[1:3]) for block in blocks for command in block.commands if block.language == "bash"}
+    assert {room for room, _ in ran} == {"rotation", "lowrank", "nullspace", "norms"}
+    made = {path.relative_to(smoke_clone.path / "results").as_posix() for path in smoke_clone.path.glob("results/**/*")}
+    expected = {"rotation/layers.csv", "comparison/comparison.csv", "adapter/adapter_config.json", "trained.json"}
+    assert made >= expected | {"before-after/compare_stats.csv", "norms.json", "norms/comparison.csv"}
+    assert smoke_clone.status() == ""

@@ -1,0 +1,106 @@
+"""dvc.yaml names, for every stage, the folders of the code that decides its result: proved from the import graph."""
+
+import ast
+from pathlib import Path
+
+import grimp
+import pytest
+from ruamel.yaml import YAML
+
+from subspacelab.pipeline.params import read_params
+from subspacelab.pipeline.stage import read_declaration
+from subspacelab.tracking.dvc_files import dependency_files
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+NEUTRAL_FILES = {"commands", "display", "logging", "mlflow_model", "plots"}
+"""What prints, tracks, helps and draws, in any study; .dvcignore takes them out of the folders."""
+NEUTRAL = {"cli", "commands", "plotting", "tracking"}
+PIPELINE = {"stage"}
+"""What of pipeline/ decides a result: seed and threads; parameters DVC compares by their values."""
+DRAWING = {
+    **dict.fromkeys(("checkpoint_base", "checkpoint_rl_stage1", "checkpoint_rl_stage2"), "synthetic/grounding"),
+    "compare_rotations": "rotation",
+    **dict.fromkeys(("train_lowrank", "continue_lowrank", "compare_lowrank", "visualize_lowrank"), "lowrank"),
+    "compare_stats": "nullspace",
+    "analyze_norms": "norms",
+}
+"""Stages whose outs hold pictures, and whose: tests/integration/test_smoke.py looks at the outs."""
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("subspacelab", cache_dir=None)
+
+
+def imported_by(script: Path, graph: grimp.ImportGraph) -> set[str]:
+    """Every module of the package that a stage script imports, directly or not, but through what is neutral."""
+    named = set()
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("subspacelab"):
+            named |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+        elif isinstance(node, ast.Import):
+            named |= {a.name for a in node.names if a.name.startswith("subspacelab")}
+    found, new = set(), named & graph.modules
+    while new:
+        found |= new
+        followed = (graph.find_modules_directly_imported_by(m) for m in new if dependency(m))
+        new = set().union(*followed) - found
+    return found
+
+
+def dependency(module: str) -> str | None:
+    """The entry of `deps` that covers a module; None for what decides no result."""
+    _, *parts = module.split(".")
+    if not parts or parts[0] in NEUTRAL or parts[-1] in NEUTRAL_FILES or parts == ["synthetic"]:
+        return None
+    if parts[0] == "pipeline":
+        return f"src/subspacelab/pipeline/{parts[-1]}.py" if parts[-1] in PIPELINE else None
+    path = Path("src/subspacelab", *parts[: 2 if parts[0] == "synthetic" else 1])
+    return str(path) if (ROOT / path).is_dir() else f"{path}.py"
+
+
+def wanted_sources(stage: str, graph: grimp.ImportGraph) -> set[str]:
+    """The code that a stage must depend on."""
+    script = f"pipelines/{stage}.py"
+    wanted = {script, *filter(None, map(dependency, imported_by(ROOT / script, graph)))}
+    if stage in DRAWING:
+        wanted |= {f"src/subspacelab/{DRAWING[stage]}/plots.py", "src/subspacelab/plotting/figures.py"}
+    return wanted
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_code_that_decides_its_result_and_on_no_other(stage, graph):
+    wanted = wanted_sources(stage, graph)
+    listed = {str(p) for p in read_declaration(stage, path=ROOT / "dvc.yaml").sources}
+    assert listed == wanted, f"dvc.yaml, stage {stage}: deps should be\n{', '.join(sorted(wanted))}"
+
+
+def test_what_is_neutral_is_left_out_of_the_folders(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    counted = {path.stem for path in dependency_files(Path("src"))}
+    assert "trainer" in counted
+    assert not counted & NEUTRAL_FILES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_script_section_and_stage_share_one_name(stage):
+    assert (ROOT / "pipelines" / f"{stage}.py").is_file()
+    assert stage in str(STAGES[stage]["params"])
+    assert f"pipelines/{stage}.py" in STAGES[stage]["cmd"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_plain_out_is_without_cache(stage):
+    # DVC keeps a stage with such an out from the run cache; metrics and plots may lie in git instead.
+    plain = [out for out in STAGES[stage].get("outs", []) if isinstance(out, dict)]
+    assert not [out for out in plain if next(iter(out.values())).get("cache") is False]
+
+
+@pytest.mark.parametrize("study", sorted(p.stem for p in (ROOT / "pipelines" / "studies").glob("*.yaml")))
+def test_every_study_can_be_read(study, tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("study: demo", f"study: {study}")
+    (tmp_path / "params.yaml").write_text(text)
+    params = read_params(tmp_path / "params.yaml", ROOT / "pipelines" / "studies")
+    assert params.study.name == study
+    assert "base" in params.study.checkpoints

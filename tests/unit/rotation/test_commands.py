@@ -1,0 +1,109 @@
+"""`rotation compare` at the terminal: where it may write."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.rotation.chains import chain_tensors, decompose_chain
+
+from subspacelab.core.ownership import MANIFEST
+from subspacelab.rotation.commands import compare, parse_modules
+from subspacelab.rotation.compare import TABLES
+from subspacelab.rotation.plots import PICTURES
+
+Folders = tuple[Path, Path, Path]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A decomposed chain of four weights, to be read only."""
+    return decompose_chain(tmp_path_factory.mktemp("few"), chain_tensors(), include=r"[kv]_proj")
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of a few bytes."""
+
+    def draw(folder: Path, *_: Any) -> tuple[Path, ...]:
+        pictures = tuple(folder / name for name in PICTURES)
+        for picture in pictures:
+            picture.write_bytes(picture.name.encode())
+        return pictures
+
+    monkeypatch.setattr("subspacelab.rotation.plots.draw_pictures", draw)
+
+
+def run(chain: Folders, output_dir: Path, **settings: Any) -> None:
+    base, stage1, stage2 = chain
+    given: dict[str, Any] = {
+        "rank": 4,
+        "module": None,
+        "seed": 42,
+        "null": 0,
+        "device": "cpu",
+        "track": False,
+    } | settings
+    compare(base=base, stage1=stage1, stage2=stage2, output_dir=output_dir, **given)
+
+
+def state(folder: Path) -> dict[str, str]:
+    """Every file below `folder` with its digest."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_the_same_comparison_replaces_its_own_files_and_no_other(few: Folders, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    run(few, tmp_path)
+    first = state(tmp_path)
+    assert set(first) == {*TABLES, *PICTURES, MANIFEST, "notes.txt"}
+    (tmp_path / "layers.csv").unlink()
+    run(few, tmp_path)
+    assert state(tmp_path) == first
+    assert str(tmp_path) not in (tmp_path / MANIFEST).read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rank": 5}, "rank=4, this one is of rank=5"),
+        ({"null": 1}, "null=0, this one is of null=1"),
+        ({"module": ["a=k_proj"]}, "matches no weight"),
+        ({}, "base="),
+    ],
+)
+def test_another_comparison_is_refused_before_any_work(
+    few: Folders, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    run(few, tmp_path)
+    before = state(tmp_path)
+    chain = few if settings else (few[1], few[1], few[2])
+    with pytest.raises(ValueError) as e:
+        run(chain, tmp_path, **settings)
+    assert said in str(e.value)
+    assert "\n" not in str(e.value)
+    assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["layers.csv", "metrics.json", "spectra.png"])
+def test_files_of_others_are_refused_and_kept(few: Folders, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name}: not written by this command"):
+        run(few, tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("inside", [".", "report"])
+@pytest.mark.parametrize("role", [0, 2])
+def test_the_inputs_are_no_place_for_output(few: Folders, role: int, inside: str) -> None:
+    before = state(few[role])
+    with pytest.raises(ValueError, match="is, or lies within, the input"):
+        run(few, few[role] / inside)
+    assert state(few[role]) == before
+
+
+def test_a_group_is_named_once() -> None:
+    assert parse_modules(["a=x,y", "b=z=1"]) == {"a": "x,y", "b": "z=1"}
+    with pytest.raises(ValueError, match="'a' is given twice"):
+        parse_modules(["a=x", "a=y"])
