@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup repro test test-fast cover lint smoke metrics-diff ci ui docs bench lock clean
+.PHONY: setup repro test test-fast cover lint smoke metrics-diff ci demo-results ui docs bench lock clean
 
 setup: $(BIN)/.locked  ## the virtual environment from requirements.lock
 
@@ -43,6 +43,9 @@ smoke: setup  ## the smoke study in a temporary copy; its metrics within toleran
 BASE ?= HEAD
 metrics-diff: setup  ## committed figures against those of BASE (a commit), as Markdown
 	dvc metrics diff --md $(BASE)
+
+demo-results:  ## the details of reports/ that README and findings cite, into git; after `make repro` of the default study
+	cd docs/results/demo && for file in $$(git ls-files); do cp ../../../reports/$$file $$file || exit 1; done
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	subspacelab ui

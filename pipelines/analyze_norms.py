@@ -17,6 +17,7 @@ from subspacelab.norms.plots import draw_pictures
 from subspacelab.norms.logging import track_analysis
 from subspacelab.norms.display import print_analysis
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("reports/norms")
 
@@ -24,7 +25,8 @@ OUT = Path("reports/norms")
 def main(checkpoint: str) -> None:
     with open_stage("analyze_norms", AnalyzeNormsConfig, experiment="norms", item=checkpoint) as stage:
         with open_reference(f"demo:{checkpoint}") as opened:
-            analysis = analyze(opened, device=stage.params.device, all_norms=stage.params.all_norms)
+            s = stage.params
+            analysis = analyze(opened, device=s.device, all_norms=s.all_norms, progress=progress_bar)
         pictures = draw_pictures(OUT / checkpoint, analysis)
         write_json(OUT / f"{checkpoint}.json", analysis.to_json())
         track_analysis(analysis, pictures, stage.tracker)

@@ -15,6 +15,7 @@ from subspacelab.nullspace.build import build_adapter
 from subspacelab.nullspace.logging import track_built
 from subspacelab.nullspace.config import BuildAdapterConfig
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/nullspace/init")
 
@@ -26,7 +27,13 @@ def main(method: str) -> None:
         for seed in settings.seeds:
             folder = stage.work_dir / method / f"seed-{seed}"
             built = build_adapter(
-                source, folder, method=method, rank=settings.rank or stage.rank, seed=seed, settings=settings
+                source,
+                folder,
+                method=method,
+                rank=settings.rank or stage.rank,
+                seed=seed,
+                settings=settings,
+                progress=progress_bar,
             )
             track_built(built, stage.tracker, seed=None if seed == settings.seeds[0] else seed)
         move_folder(stage.work_dir / method, OUT / method)

@@ -16,6 +16,7 @@ from subspacelab.core.files import move_folder
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.config import CacheFeaturesConfig
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/features")
 
@@ -26,7 +27,12 @@ def main() -> None:
         plan = CachePlan(resolve_pictures(s.images), s.image_size, s.limit, s.batch_size, name=s.images)
         place = stage.work_dir / OUT.name
         cache_features(
-            resolve_reference("demo:base"), plan, place, device=choose_device(s.device), log=stage.tracker.log_metrics
+            resolve_reference("demo:base"),
+            plan,
+            place,
+            device=choose_device(s.device),
+            log=stage.tracker.log_metrics,
+            progress=progress_bar,
         )
         move_folder(place, OUT)
 

@@ -9,10 +9,14 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 from pathlib import Path
 
 from subspacelab.synthetic.grounding.base import BaseTraining, train_base
-from subspacelab.synthetic.from_hub import take_from_hub
+from subspacelab.synthetic.from_hub import REPORTS, take_from_hub
+from subspacelab.synthetic.grounding.display import print_checkpoint
+from subspacelab.synthetic.grounding.evaluation import evaluate_checkpoint
 from subspacelab.synthetic.grounding.logging import record_checkpoint
+from subspacelab.synthetic.grounding.plots import draw_checkpoint
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/checkpoints/base")
 
@@ -21,8 +25,14 @@ def main() -> None:
     with open_stage("checkpoint_base", BaseTraining, experiment="demo") as stage:
         if take_from_hub(stage.study.reference("base"), OUT):
             return
-        train_base(OUT, stage.work_dir, training=stage.params, seed=stage.seed, log=stage.tracker.log_metrics)
-        record_checkpoint(OUT, stage.tracker, seed=stage.seed, num_scenes=stage.params.evaluated)
+        log = stage.tracker.log_metrics
+        trained = train_base(stage.work_dir, training=stage.params, seed=stage.seed, log=log, progress=progress_bar)
+        trained.save(OUT)
+        evaluation = evaluate_checkpoint(OUT, seed=stage.seed, num_scenes=stage.params.evaluated, progress=progress_bar)
+        evaluation.save(REPORTS)
+        picture = draw_checkpoint(OUT / "predicted_boxes.png", evaluation)
+        record_checkpoint(evaluation, OUT, picture, stage.tracker)
+    print_checkpoint(evaluation)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.synthetic.from_hub import take_from_hub
+from subspacelab.synthetic.from_hub import REPORTS, take_from_hub
+from subspacelab.synthetic.facts.evaluation import evaluate_llm
 from subspacelab.synthetic.facts.llm import LlmTraining, train_llm
 from subspacelab.synthetic.facts.logging import record_llm
 from subspacelab.pipeline.process import run_stage_script
@@ -22,8 +23,11 @@ def main() -> None:
     with open_stage("checkpoint_llm", LlmTraining, experiment="demo") as stage:
         if take_from_hub(stage.study.reference("llm"), OUT):
             return
-        train_llm(CORPUS, OUT, stage.work_dir, training=stage.params, seed=stage.seed, log=stage.tracker.log_metrics)
-        record_llm(OUT, CORPUS, stage.tracker)
+        log = stage.tracker.log_metrics
+        train_llm(CORPUS, stage.work_dir, training=stage.params, seed=stage.seed, log=log).save(OUT)
+        evaluation = evaluate_llm(OUT, CORPUS)
+        evaluation.save(REPORTS)
+        record_llm(evaluation, OUT, stage.tracker)
 
 
 if __name__ == "__main__":

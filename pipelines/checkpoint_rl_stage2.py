@@ -8,11 +8,15 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.synthetic.from_hub import take_from_hub
+from subspacelab.synthetic.from_hub import REPORTS, take_from_hub
+from subspacelab.synthetic.grounding.display import print_checkpoint
+from subspacelab.synthetic.grounding.evaluation import evaluate_checkpoint
 from subspacelab.synthetic.grounding.logging import record_checkpoint
+from subspacelab.synthetic.grounding.plots import draw_checkpoint
 from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 BEFORE = Path("data/checkpoints/rl_stage1")
 OUT = Path("data/checkpoints/rl_stage2")
@@ -22,16 +26,23 @@ def main() -> None:
     with open_stage("checkpoint_rl_stage2", RlTraining, experiment="demo") as stage:
         if take_from_hub(stage.study.reference("rl_stage2"), OUT):
             return
-        train_rl(
+        trained = train_rl(
             BEFORE,
-            OUT,
             stage.work_dir,
             training=stage.params,
             stage="rl_stage2",
             seed=stage.seed,
             log=stage.tracker.log_metrics,
+            progress=progress_bar,
         )
-        record_checkpoint(OUT, stage.tracker, seed=stage.seed, num_scenes=stage.params.evaluated, before=BEFORE)
+        trained.save(OUT)
+        evaluation = evaluate_checkpoint(
+            OUT, seed=stage.seed, num_scenes=stage.params.evaluated, before=BEFORE, progress=progress_bar
+        )
+        evaluation.save(REPORTS)
+        picture = draw_checkpoint(OUT / "predicted_boxes.png", evaluation)
+        record_checkpoint(evaluation, OUT, picture, stage.tracker)
+    print_checkpoint(evaluation)
 
 
 if __name__ == "__main__":

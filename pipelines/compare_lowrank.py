@@ -1,6 +1,6 @@
 """Stage `compare_lowrank`: the networks against the SVD, controls and their own start, on the test pictures.
 
-In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank (comparison.csv, metrics.json,
+In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank (comparison.csv, details.json, metrics.json,
 svd_nn_comparison.png). Time: about 20 s on 2 cores for the demo.
 """
 
@@ -8,6 +8,7 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
+from subspacelab.core.files import write_json
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.lowrank.compare import compare
 from subspacelab.lowrank.config import CompareLowrankConfig
@@ -16,6 +17,7 @@ from subspacelab.lowrank.display import print_comparison
 from subspacelab.lowrank.logging import track_comparison
 from subspacelab.lowrank.plots import draw_comparison
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 FEATURES = Path("data/features")
 RESULTS = Path("data/lowrank/results")
@@ -24,8 +26,10 @@ OUT = Path("reports/lowrank")
 
 def main() -> None:
     with open_stage("compare_lowrank", CompareLowrankConfig, experiment="lowrank") as stage:
-        comparison = compare(Features(FEATURES), RESULTS, rank=stage.rank, raw_inputs=stage.params.raw_inputs)
-        comparison.save(OUT)
+        raw = stage.params.raw_inputs
+        comparison = compare(Features(FEATURES), RESULTS, rank=stage.rank, raw_inputs=raw, progress=progress_bar)
+        comparison.save(OUT, metrics="details.json")
+        write_json(OUT / "metrics.json", comparison.headline)
         track_comparison(comparison, OUT, draw_comparison(OUT, comparison), stage.tracker)
     print_comparison(comparison)
 

@@ -1,13 +1,15 @@
 """Stage `compare_rotations`: turns and updates of the weights along base -> rl_stage1 -> rl_stage2, beside random ones.
 
-In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, metrics.json, four
-pictures). Time: about 35 s for the demo.
+In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, details.json,
+metrics.json, four pictures). Time: about 35 s for the demo.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
+from dataclasses import asdict
 from pathlib import Path
 
+from subspacelab.core.files import write_json
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.compare import compare
@@ -16,6 +18,7 @@ from subspacelab.rotation.display import print_comparison
 from subspacelab.rotation.logging import track_comparison
 from subspacelab.rotation.plots import draw_pictures
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 SVD = Path("data/svd")
 OUT = Path("reports/rotation")
@@ -23,15 +26,10 @@ OUT = Path("reports/rotation")
 
 def main() -> None:
     with open_stage("compare_rotations", CompareRotationsConfig, experiment="rotation") as stage:
-        settings = stage.params
-        comparison = compare(
-            open_chain(*(SVD / name for name in ("base", "rl_stage1", "rl_stage2"))),
-            k=settings.k,
-            modules=settings.modules,
-            seed=stage.seed,
-            null_draws=settings.null_draws,
-        )
-        comparison.save(OUT)
+        chain = open_chain(*(SVD / name for name in ("base", "rl_stage1", "rl_stage2")))
+        comparison = compare(chain, seed=stage.seed, **asdict(stage.params), progress=progress_bar)
+        comparison.save(OUT, metrics="details.json")
+        write_json(OUT / "metrics.json", comparison.headline)
         track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)
     print_comparison(comparison)
 

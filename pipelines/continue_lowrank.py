@@ -29,7 +29,9 @@ def main(arch: str) -> None:
             return
         from subspacelab.lowrank.features import Features  # not for nothing: they take seconds to import
         from subspacelab.lowrank.logging import record_training
-        from subspacelab.lowrank.train import resume_training
+        from subspacelab.lowrank.plots import draw_training
+        from subspacelab.lowrank.train import resume_training, validation_errors
+        from subspacelab.plotting.progress import progress_bar
 
         features = Features(FEATURES)
         result = resume_training(
@@ -39,8 +41,10 @@ def main(arch: str) -> None:
             epochs=stage.params.epochs,
             source=TRAINED / arch,
             log=stage.tracker.log_metrics,
+            progress=progress_bar,
         )
-        record_training(result, features, stage.tracker)
+        pictures = draw_training(result, validation_errors(result, features))
+        record_training(result, features, pictures, stage.tracker)
         move_folder(result.folder, OUT / arch)
 
 

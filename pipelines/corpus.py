@@ -8,7 +8,7 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.synthetic.facts.corpus import CorpusConfig, write_corpus
+from subspacelab.synthetic.facts.corpus import CorpusConfig, make_corpus
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
 
@@ -17,7 +17,7 @@ OUT = Path("data/corpus")
 
 def main() -> None:
     with open_stage("corpus", CorpusConfig, experiment="demo") as stage:
-        write_corpus(OUT, settings=stage.params, seed=stage.seed)
+        make_corpus(stage.params, seed=stage.seed).save(OUT)
 
 
 if __name__ == "__main__":

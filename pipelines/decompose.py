@@ -6,6 +6,7 @@ Time: seconds for the demo; about 14 minutes on 2 cores for Qwen2.5-VL-3B. A kil
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
+from dataclasses import asdict
 from pathlib import Path
 
 from subspacelab.checkpoints import resolve_reference
@@ -16,6 +17,7 @@ from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decompose import decompose
 from subspacelab.rotation.earlier import read_earlier
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/svd")
 
@@ -25,15 +27,8 @@ def main(checkpoint: str) -> None:
     with open_stage("decompose", DecomposeConfig, experiment="rotation", item=checkpoint) as stage:
         require_own_entries(out, read_earlier(out).entries, "a decomposed checkpoint")
         source = resolve_reference(f"demo:{checkpoint}")
-        settings = stage.params
-        decompose(
-            source,
-            stage.work_dir,
-            rank=settings.rank,
-            method=settings.method,
-            device=settings.device,
-            log=stage.tracker.log_metrics,
-        )
+        log = stage.tracker.log_metrics
+        decompose(source, stage.work_dir, **asdict(stage.params), log=log, progress=progress_bar)
         move_folder(stage.work_dir / source.name, out)
 
 

@@ -7,16 +7,17 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.synthetic.grounding.scenes import ScenesConfig, write_scenes
+from subspacelab.synthetic.grounding.scenes import SceneSet, ScenesConfig
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 OUT = Path("data/scenes")
 
 
 def main() -> None:
     with open_stage("scenes", ScenesConfig, experiment="demo") as stage:
-        write_scenes(OUT / "scenes.parquet", rows=stage.params.rows, size=stage.params.size, seed=stage.seed)
+        SceneSet(stage.params.rows, stage.params.size, stage.seed).save(OUT, progress_bar)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.config import TrainAdapterConfig
+from subspacelab.nullspace.logging import record_seeds
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 BUILT = Path("data/nullspace/init")
 TRAINED = Path("data/nullspace/trained")
@@ -21,14 +23,11 @@ KNOWLEDGE = Path("reports/nullspace/knowledge")
 
 def main(method: str) -> None:
     with open_stage("train_adapter", TrainAdapterConfig, experiment="nullspace", item=method) as stage:
-        train_seeds(
-            BUILT / method,
-            stage.work_dir,
-            TRAINED / method,
-            KNOWLEDGE / f"{method}.json",
-            settings=stage.params,
-            tracker=stage.tracker,
-        )
+        log = stage.tracker.log_metrics
+        result = train_seeds(BUILT / method, stage.work_dir, settings=stage.params, log=log, progress=progress_bar)
+        result.save(KNOWLEDGE / f"{method}.json")
+        record_seeds(result, stage.tracker)
+        result.move(TRAINED / method)
 
 
 if __name__ == "__main__":

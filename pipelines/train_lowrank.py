@@ -13,8 +13,10 @@ from subspacelab.core.files import move_folder
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.logging import record_training
-from subspacelab.lowrank.train import train
+from subspacelab.lowrank.plots import draw_training
+from subspacelab.lowrank.train import train, validation_errors
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 FEATURES = Path("data/features")
 OUT = Path("data/lowrank/trained")
@@ -31,8 +33,10 @@ def main(arch: str) -> None:
             seed=stage.seed,
             settings=stage.params,
             log=stage.tracker.log_metrics,
+            progress=progress_bar,
         )
-        record_training(result, features, stage.tracker)
+        pictures = draw_training(result, validation_errors(result, features))
+        record_training(result, features, pictures, stage.tracker)
         move_folder(result.folder, OUT / arch)
 
 

@@ -16,6 +16,7 @@ from subspacelab.nullspace.logging import track_verification
 from subspacelab.nullspace.verification import write_stats
 from subspacelab.nullspace.verify import verify
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.plotting.progress import progress_bar
 
 ADAPTERS = Path("data/nullspace")
 OUT = Path("reports/nullspace/verify")
@@ -25,7 +26,8 @@ def main(item: str) -> None:
     method, _, state = item.rpartition("-")
     with open_stage("verify_adapter", VerifyAdapterConfig, experiment="nullspace", item=item) as stage:
         folder = first_adapter(ADAPTERS / state / method)
-        found = verify(folder, stage.params, seed=stage.seed, device=choose_device(stage.params.device))
+        device = choose_device(stage.params.device)
+        found = verify(folder, stage.params, seed=stage.seed, device=device, progress=progress_bar)
         write_stats(OUT / f"{item}.json", found)
         track_verification(found, state, stage.tracker)
 

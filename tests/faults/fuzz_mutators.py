@@ -109,7 +109,7 @@ def change_json_text(rng: random.Random, path: Path) -> str:
             ("a byte order mark", "\ufeff" + text),
             ("UTF-16", text.encode("utf-16")),
             ("cut off", text[: rng.randrange(len(text) + 1)]),
-            (f"the key {key!a} twice", text.replace("{", "{" + json.dumps(key) + ": " + dump(any_value(rng)) + ",", 1)),
+            (f"the key {key!a} twice", text.rstrip()[:-1] + f", {json.dumps(key)}: {dump(any_value(rng))}}}"),
             ("another value altogether", dump(any_value(rng))),
             ("in a list", f"[{text}]"),
             ("twice", text + text),

@@ -176,7 +176,7 @@ LOWRANK: list[Row] = [
     ("train-lowrank", "rank 0", None, "--rank 0", f"'--rank' .. {USAGE}"),
     ("train-lowrank", "unknown architecture", None, "--arch nosuch", "arch 'nosuch': no such architecture; there are"),
     ("train-lowrank", "unknown device", None, "--device tpu", "device='tpu': allowed are"),
-    ("train-lowrank", "unknown start", None, "--start zz", "train.start: Input should be 'pca' or 'random', got 'zz'"),
+    ("train-lowrank", "unknown start", None, "--start zz", "'--start': Value error, 'zz' is not one of 'pca', 'random'"),
     ("train-lowrank", "learning rate no number", None, "--lr nan", "lr must be above 0 and finite, got nan"),
     ("train-lowrank", "NaN", d.set_tensor("features/features-00001.safetensors", "features", d.nan), "--results-dir anew",
      "features: NaN or infinity among .. cache them again"),
@@ -341,7 +341,7 @@ FAULTS: list[Row] = [
 PARAMS: list[tuple[str, d.Damage, str]] = [
     ("unknown key", d.replaced("params.yaml", "decompose:\n", "decompose:\n  colour: red\n"), "decompose.colour: no such key"),
     ("unknown section", d.replaced("params.yaml", "study: demo", "colour: red\nstudy: demo"), "params.yaml.colour: Input"),
-    ("wrong type", d.replaced("params.yaml", "rank: null", "rank: many"), "decompose.rank: Input should .. got 'many'"),
+    ("wrong type", d.replaced("params.yaml", "rank: null", "rank: many"), "decompose.rank: must be .. got 'many'"),
     ("wrong type at the top", d.replaced("params.yaml", "rank: 128", "rank: many"), "params.yaml.rank: Input .. got 'many'"),
     ("rank 0", d.replaced("params.yaml", "rank: 128", "rank: 0"), "params.yaml: .. rank must be at least 1, got 0"),
     ("key missing", d.replaced("params.yaml", "rank: 128", ""), "params.yaml.rank: Field required"),

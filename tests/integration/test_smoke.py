@@ -26,6 +26,7 @@ STAGES = {
     "checkpoint_base",
     "checkpoint_rl_stage1",
     "checkpoint_rl_stage2",
+    "compare_checkpoints",
     "decompose@base",
     "decompose@rl_stage1",
     "decompose@rl_stage2",
@@ -42,6 +43,7 @@ STAGES = {
     *(f"{stage}_adapter@{method}" for stage in ("build", "train") for method in METHODS),
     *(f"verify_adapter@{method}-{state}" for method in METHODS for state in ("init", "trained")),
     "compare_stats",
+    "compare_norms",
     *(f"analyze_norms@{checkpoint}" for checkpoint in ("base", "rl_stage1", "rl_stage2", "llm")),
 }
 KILLED = "compare_rotations"  # as far as the killed pipeline goes: the rest is as much again
@@ -105,6 +107,26 @@ def test_curves_pictures_tables_and_models_are_in_the_store(smoke_clone):
     assert "loss_curves.png" in {a.path.removeprefix("pictures/") for a in client.list_artifacts(training, "pictures")}
 
 
+def test_mlflow_and_dvc_have_the_same_headlines_and_they_fit_a_screen(smoke_clone):
+    shown = json.loads(smoke_clone.run("dvc", "metrics", "show", "--json").stdout)["workspace"]["data"]
+    headlines = [(name, value) for file in shown.values() for name, value in file["data"].items()]
+    assert len(headlines) == len(dict(headlines)) <= 25
+    of_repro = [r.data for r in smoke_clone.runs() if r.data.tags.get("dvc.mode") == "repro"]
+    (parent,) = [data for data in of_repro if "dvc.stage" not in data.tags]
+    assert parent.metrics == pytest.approx(dict(headlines), rel=1e-6)
+
+
+def test_plots_are_drawn_into_a_page_that_needs_no_network(smoke_clone, tmp_path):
+    page = tmp_path / "plots"
+    shown = smoke_clone.run("dvc", "plots", "show", "--out", str(page))
+    assert "WARNING" not in shown.stderr
+    html = (page / "index.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?:", html)
+    assert "vegaEmbed(" in html
+    for title in YAML(typ="safe").load(smoke_clone.path / "dvc.yaml")["plots"]:
+        assert (title if isinstance(title, str) else next(iter(title))).rpartition("/")[2] in html
+
+
 def test_nothing_that_a_stage_wrote_names_this_machine(smoke_clone):
     written = [p for folder in ("reports", "data") for p in (smoke_clone.path / folder).rglob("*") if p.is_file()]
     assert len(written) > 50
@@ -139,7 +161,7 @@ def test_stages_that_draw_depend_on_what_draws_and_no_other_does(smoke_clone):
     assert drawn == set(DRAWING)
 
 
-def test_an_experiment_reruns_only_what_depends_on_the_change(smoke_clone):
+def test_an_experiment_reruns_only_what_depends_on_the_change(smoke_clone, tmp_path):
     printed = smoke_clone.run("dvc", "exp", "run", "-n", "k-four", "-S", "compare_rotations.k=4").stdout
     assert "k-four" in printed
     runs = of_experiment(smoke_clone, "k-four")
@@ -148,6 +170,10 @@ def test_an_experiment_reruns_only_what_depends_on_the_change(smoke_clone):
     assert (tags["dvc.mode"], tags["dvc.apply"]) == ("exp", "dvc exp apply k-four")
     assert runs["compare_rotations"].info.status == "FINISHED"
     assert runs["compare_rotations"].data.params["compare_rotations.k"] == "4"
+    figures = tmp_path / "figures.json"
+    smoke_clone.run("subspacelab", "metrics", "write", "k-four", "--reference", str(figures))
+    committed = json.loads((smoke_clone.path / "tests/reference/smoke_metrics.json").read_text())
+    assert json.loads(figures.read_text()).keys() == committed.keys()
     smoke_clone.run("git", "checkout", "-q", ".")
     smoke_clone.run("dvc", "checkout")
 
@@ -188,7 +214,7 @@ def test_a_queue_lands_in_the_one_store_and_can_be_applied(smoke_clone):
     assert smoke_clone.status() == ""
     apply = of_experiment(smoke_clone, "k-six")["compare_rotations"].data.tags["dvc.apply"]
     smoke_clone.run(*apply.split())
-    assert json.loads((smoke_clone.path / "reports/rotation/metrics.json").read_text())["k"] == 6
+    assert json.loads((smoke_clone.path / "reports/rotation/details.json").read_text())["k"] == 6
     smoke_clone.run("git", "checkout", "-q", ".")
     smoke_clone.run("dvc", "checkout")
 
@@ -262,9 +288,9 @@ def test_killed_three_times_the_pipeline_ends_with_the_same_bytes(smoke_clone, m
     clone = make_smoke_clone()
     work = clone.path / ".cache" / "stages"
 
-    start_and_kill(clone, lambda: any(work.glob("checkpoint_base/*/snapshot.pt")), group=True)
+    start_and_kill(clone, lambda: any(work.glob("checkpoint_base/*/snapshot.safetensors")), group=True)
     # DVC alone: its stage lives on as an orphan, and may still be writing when the next run begins.
-    start_and_kill(clone, lambda: any(work.glob("checkpoint_rl_stage1/*/snapshot.pt")), group=False)
+    start_and_kill(clone, lambda: any(work.glob("checkpoint_rl_stage1/*/snapshot.safetensors")), group=False)
     start_and_kill(clone, lambda: any(work.glob("decompose@*/*/*/*.safetensors")), group=True)
     clone.run("dvc", "repro", KILLED)
 

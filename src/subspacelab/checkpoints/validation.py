@@ -56,7 +56,10 @@ CHUNK_ENTRIES = 1 << 20
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
-    """ValueError naming `name` and counting its NaN and infinite entries, if it has any; [any shape]."""
+    """ValueError naming `name` if it is of another type than 16, 32 or 64-bit floats, or counting its NaN and infinite
+    entries, if it has any; [any shape]."""
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{name}: {str(tensor.dtype).removeprefix('torch.')}, needed are floats of 16, 32 or 64 bits")
     nans = infs = 0
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
     num_rows = max(1, CHUNK_ENTRIES // max(1, rows[:1].numel()))

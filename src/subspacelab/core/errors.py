@@ -24,6 +24,15 @@ REMEDIES = {
 }
 """What helps when the system refuses, by its number."""
 
+
+class SettingError(ValueError):
+    """A setting that is unknown, of another type or out of its bounds; the message is one line with its remedy."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of a kind that is not read; the message is one line with its remedy."""
+
+
 UNEXPECTED = 70
 """Exit code of an error that nobody foresaw (EX_SOFTWARE of sysexits.h)."""
 

@@ -1,69 +1,96 @@
-"""Settings checked to the last key, and handed over as frozen dataclasses."""
+"""Settings: declared once, as a frozen dataclass with a sentence for each field, and checked to the last key.
+
+Command-line flags (`core.flags`), the check of params.yaml and its JSON schema (`pipeline.schema`) are made of them.
+"""
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from subspacelab.core.errors import SettingError
 
 T = TypeVar("T")
 
-
-def require_at_least(least: int, settings: object, *names: str) -> None:
-    """ValueError for the first of the named settings that is below `least`; what is null may stay so."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def require_seed(seed: int) -> None:
-    """ValueError for a seed that one of the generators (torch's, NumPy's, transformers') does not take."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be 0 to {2**32 - 1}, got {seed}")
-
-
-def require_positive(settings: object, *names: str) -> None:
-    """ValueError for the first of the named settings that is not above 0 and finite."""
-    for name in names:
-        if not 0 < getattr(settings, name) < math.inf:
-            raise ValueError(f"{name} must be above 0 and finite, got {getattr(settings, name)}")
+Natural = Annotated[int, Field(ge=0)]
+"""0, 1, 2, ..."""
+Count = Annotated[int, Field(ge=1)]
+"""1, 2, 3, ..."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A finite number above 0."""
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A finite number from 0 on."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""From 0 to 1."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every generator takes: torch's, NumPy's and transformers'."""
 
 
-def validate(config: type[T], values: dict[str, Any], where: str) -> T:
-    """`values` as an instance of `config`, or a one-line ValueError that names the key and the value got."""
-    if is_dataclass(config):
-        _require_known(config, values, where)
+class Flag(str):
+    """In a field's `Annotated`: a name of its flag on the command line, where that is not the field's own name."""
+
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """A class of settings as a frozen dataclass; the docstring below a field is its help, in flags and schema alike.
+
+    What is not of a field's type, out of its bounds or of no field is a SettingError of one line.
+    """
+    config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    made: Any = dataclass(cls, frozen=True, config=config)
+    checked = made.__init__
+
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        try:
+            checked(self, *args, **given)
+        except ValidationError as e:
+            raise SettingError(_said(e, cls, cls.__name__)) from e
+
+    made.__init__ = __init__
+    return made
+
+
+def schema_of(kind: type) -> dict[str, Any]:
+    """JSON schema (2020-12) of a class of settings; pydantic itself takes inherited fields without their docstrings."""
+    schema = TypeAdapter(kind).json_schema()
+    for base in kind.__mro__[1:-1]:
+        for name, facts in TypeAdapter(base).json_schema()["properties"].items():
+            if "description" in facts:
+                schema["properties"][name].setdefault("description", facts["description"])
+    return schema
+
+
+def validate(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """`values` as an instance of `kind`, or a one-line SettingError that names the key and the value got."""
     try:
         # As JSON, for in strict mode only JSON may stand for a dataclass or a tuple.
-        return TypeAdapter(config).validate_json(json.dumps(values, default=str), strict=True)
+        return TypeAdapter(kind).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as e:
-        problem = e.errors()[0]
-        if problem["type"] == "json_invalid":  # half a surrogate pair: Python's way to keep bytes that are no text
+        if e.errors()[0]["type"] == "json_invalid":  # half a surrogate pair: how Python keeps bytes that are no text
             bad = next(
                 f"{name}={value!a}" for name, value in values.items() if "\\ud" in json.dumps(value, default=str)
             )
-            raise ValueError(f"{where}: {bad} is no text in this locale; rename it, or set PYTHONUTF8=1") from e
-        key = ".".join([where, *map(str, problem["loc"])])
-        got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
-        raise ValueError(f"{key}: {problem['msg']}{got}") from e
+            raise SettingError(f"{where}: {bad} is no text in this locale; rename it, or set PYTHONUTF8=1") from e
+        raise SettingError(_said(e, kind, where)) from e
 
 
-def settings_from_flags(config: type[T], flags: Mapping[str, Any], where: str) -> T:
-    """A command's settings: those of its flags that have the name of a field of `config`, validated as a section is."""
-    names = [f.name for f in fields(config)]  # type: ignore[arg-type]
-    return validate(config, {name: flags[name] for name in names if name in flags}, where)
+def _said(e: ValidationError, kind: type, where: str) -> str:
+    """The first problem in one line."""
+    problem = e.errors()[0]
+    key, got = ".".join([where, *map(str, problem["loc"])]), f", got {problem['input']!r}"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner: Any = kind
+        for name in problem["loc"][:-1]:
+            owner = inner_settings(get_type_hints(owner)[str(name)])
+        return f"{key}: no such key{got}; allowed are {[f.name for f in fields(owner)]}"
+    if problem["type"] == "value_error":  # raised by a class of settings itself
+        return f"{key}: {problem['ctx']['error']}"
+    said = problem["msg"].replace("Input should be", "must be")
+    return f"{key}: {said}" + ("" if problem["type"] == "missing" else got)
 
 
-def _require_known(config: type[Any], values: dict[str, Any], where: str) -> None:
-    """ValueError for a key that `config`, or a dataclass within it, does not have; pydantic would drop it."""
-    allowed = [f.name for f in fields(config)]
-    unknown = sorted(values.keys() - set(allowed))
-    if unknown:
-        raise ValueError(f"{where}.{unknown[0]}: no such key, got {values[unknown[0]]!r}; allowed are {allowed}")
-    for name, hint in get_type_hints(config).items():
-        inner = next((t for t in (hint, *get_args(hint)) if is_dataclass(t)), None)
-        if isinstance(inner, type) and isinstance(values.get(name), dict):
-            _require_known(inner, values[name], f"{where}.{name}")
+def inner_settings(hint: Any) -> type | None:
+    """The dataclass that a field's type is, or that it may be beside None; None for a plain type."""
+    return next((t for t in (hint, *get_args(hint)) if is_dataclass(t) and isinstance(t, type)), None)

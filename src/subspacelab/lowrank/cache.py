@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from subspacelab.checkpoints import Source, write_tensors
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.distributed import processes
 from subspacelab.core.files import (
     holds,
@@ -41,9 +42,7 @@ from subspacelab.data.pictures import (
 )
 from subspacelab.lowrank.features import INDEX, JOB, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
-from subspacelab.plotting.progress import progress_bar
 
-Log = Callable[[Mapping[str, float], int], None]
 SHARD_PICTURES = 64
 UNREADABLE_SHARE = 0.01  # more than this is an error: it is the wrong path, or a broken data set
 JPEG_QUALITY = 90  # of the pictures kept for looking at
@@ -86,7 +85,13 @@ class _Record(BaseModel, extra="forbid"):
 
 
 def cache_features(
-    source: Source, plan: CachePlan, output_dir: Path, *, device: torch.device, log: Log | None = None
+    source: Source,
+    plan: CachePlan,
+    output_dir: Path,
+    *,
+    device: torch.device,
+    log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> FeatureMeta:
     """Writes the merged tokens of every picture to shards, with the pictures beside them, index.parquet and meta.json.
 
@@ -111,7 +116,7 @@ def cache_features(
             job = _claim(output_dir, _job_of(source, plan, tower, output_dir))
         group.wait()
         identity = f"{tower.digest} {plan.image_size}"
-        with progress_bar("vision features", total=total, unit="pictures") as advance:
+        with progress("vision features", total, "pictures") as advance:
             for number, pictures in enumerate(_shards(plan)):
                 if number % group.count == group.rank:
                     _cache_shard(output_dir, number, pictures, tower, plan, identity)
@@ -121,7 +126,7 @@ def cache_features(
             _finish(output_dir, -(-total // SHARD_PICTURES), job, plan)
         group.wait()
     meta = FeatureMeta(**read_json(output_dir / META))
-    if log is not None and group.is_main:
+    if group.is_main:
         log({"pictures": meta.count, "unreadable": len(meta.unreadable), "tokens": meta.tokens, "dim": meta.dim}, 0)
     return meta
 

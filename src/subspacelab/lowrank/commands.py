@@ -1,19 +1,22 @@
 """`subspacelab lowrank ...`: the commands of lowrank."""
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from subspacelab.lowrank.config import TrainLowrankConfig
+from subspacelab.core.flags import Rank, Seed, Track, with_settings
+from subspacelab.lowrank.config import (
+    CacheFeaturesConfig,
+    CompareLowrankConfig,
+    TrainLowrankConfig,
+    VisualizeLowrankConfig,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Vision features factorised as A @ B by networks, against the SVD.")
 
-Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
 FeaturesDir = Annotated[Path, typer.Option("--features", help="A feature cache made by `lowrank cache`.")]
-Rank = Annotated[int, typer.Option(min=1, help="Rank r of A [tokens, r] and B [r, dim].")]
 ResultsDir = Annotated[Path, typer.Option(help="Each architecture has its folder in it.")]
 Archs = Annotated[
     list[str] | None,
@@ -22,20 +25,16 @@ Archs = Annotated[
 
 
 @app.command()
+@with_settings(CacheFeaturesConfig)
 def cache(
     model_id: Annotated[
         str, typer.Option(help="A Qwen2.5-VL checkpoint: local folder, org/name@revision on the hub, or demo:<name>.")
     ],
-    images: Annotated[
-        str, typer.Option(help="A parquet file or folder (textVQA_groundingtask_bbox), a .jsonl, a folder of pictures.")
-    ],
     output_dir: Annotated[Path, typer.Option(help="Where shards, index.parquet and meta.json go.")] = Path(
         "data/features"
     ),
-    image_size: Annotated[int, typer.Option(help="Pixels per side; 448 gives 256 tokens.")] = 448,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per pass of the tower.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    *,
+    settings: CacheFeaturesConfig,
     track: Track = True,
 ) -> None:
     """Merged vision tokens of every picture, from the vision tower alone; the language model is never read.
@@ -49,14 +48,17 @@ def cache(
     from subspacelab.data.references import resolve_pictures
     from subspacelab.lowrank.cache import CachePlan, cache_features
     from subspacelab.lowrank.display import print_cache
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
-    params = {"model_id": model_id, "revision": source.revision, "images": images, "image_size": image_size}
-    params |= {"limit": limit, "batch_size": batch_size, "device": device}
+    params = {"model_id": model_id, "revision": source.revision} | asdict(settings)
     with open_run("lowrank", f"cache {source.name}", params=params, enabled=track) as tracker:
-        plan = CachePlan(resolve_pictures(images), image_size, limit, batch_size)
-        meta = cache_features(source, plan, output_dir, device=choose_device(device), log=tracker.log_metrics)
+        pictures = resolve_pictures(settings.images)
+        plan = CachePlan(pictures, settings.image_size, settings.limit, settings.batch_size)
+        device = choose_device(settings.device)
+        log = tracker.log_metrics
+        meta = cache_features(source, plan, output_dir, device=device, log=log, progress=progress_bar)
     if is_main_process():
         print_cache(meta)
         skipped = skipped_files(plan.pictures)
@@ -65,40 +67,20 @@ def cache(
 
 
 @app.command()
+@with_settings(TrainLowrankConfig)
 def train(
     context: typer.Context,
     features: FeaturesDir,
     arch: Annotated[str, typer.Option(help="ResMLP, MLP, AdaLoRA, Sketch, or an alias of one.")] = "ResMLP",
     rank: Rank = 128,
-    batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = 8,
-    epochs: Annotated[int, typer.Option(help="Passes over the pictures; with --resume additional ones.")] = 20,
-    lr: Annotated[float, typer.Option(help="AdamW's learning rate.")] = 1e-4,
-    lambda_B: Annotated[float, typer.Option("--lambda-B", help="Weight of mean(B^2).")] = 1e-4,
-    lambda_ortho: Annotated[float, typer.Option(help="Weight of the orthogonality of A's columns.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-5,
-    patience: Annotated[int, typer.Option(help="Epochs without improvement before stopping.")] = 10,
-    dropout: Annotated[float, typer.Option(help="In the hidden layers.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, order, dropout, and of the split.")] = 42,
+    seed: Seed = 42,
     results_dir: ResultsDir = Path("results"),
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the best model, by its own settings, optimizer and scheduler."),
     ] = False,
-    start: Annotated[
-        str, typer.Option(help="pca: shortcuts start at the training pictures' PCA basis; random: plain networks.")
-    ] = "pca",
-    normalisation: Annotated[str, typer.Option(help="rms, layernorm or none.")] = "rms",
-    refine: Annotated[bool, typer.Option("--refine", help="Ablation: a full layer after A @ B.")] = False,
-    power_steps: Annotated[int, typer.Option(help="Sketch: power steps.")] = 2,
-    use_rank_allocator: Annotated[
-        bool, typer.Option("--use-rank-allocator", help="AdaLoRA: take columns of A out by their importance.")
-    ] = False,
-    allocator_init_warmup: Annotated[int, typer.Option(help="Steps before anything is masked.")] = 1000,
-    allocator_final_warmup: Annotated[int, typer.Option(help="Last steps, at the final budget.")] = 1000,
-    allocator_mask_interval: Annotated[int, typer.Option(help="Steps between masks.")] = 20,
-    allocator_keep_ratio: Annotated[float, typer.Option(help="Share of the rank that stays.")] = 0.25,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile on a GPU.")] = True,
+    *,
+    settings: TrainLowrankConfig,
     track: Track = True,
 ) -> None:
     """Trains one network to give A and B in one pass. A training that was cut short continues by the same command.
@@ -106,52 +88,65 @@ def train(
     Writes best_model, last, history and pictures to <results-dir>/<arch>, and log/logs_<timestamp>.
     Several processes: accelerate launch -m subspacelab lowrank train ...
     """
-    flags = locals()
-    from dataclasses import asdict
-
     from subspacelab.core.distributed import is_main_process
     from subspacelab.lowrank.architectures import canonical_arch
     from subspacelab.lowrank.display import print_training
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import record_training
+    from subspacelab.lowrank.plots import draw_training
     from subspacelab.lowrank.run_log import open_run_log
-    from subspacelab.lowrank.train import resume_training
+    from subspacelab.lowrank.train import resume_training, validation_errors
     from subspacelab.lowrank.train import train as run
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
-    settings = training_settings(flags)
     name = canonical_arch(arch)
     cached = Features(features)
-    asked = {flag: flags[flag] for flag in context.params if context.get_parameter_source(flag).name != "DEFAULT"}  # type: ignore[union-attr]
+    asked = {flag: value for flag, value in context.params.items() if is_given(context, flag)}
     params = dict(asked) if resume else asdict(settings) | {"rank": rank, "seed": seed}
     params |= {"arch": name, "features": features, "resume": resume}
     with open_run("lowrank", f"{'resume' if resume else 'train'} {name}", params=params, enabled=track) as tracker:
         with open_run_log(params, tracker.log_metrics) as (hand, log):
             if resume:
                 result = resume_training(
-                    cached, results_dir, arch=name, epochs=epochs, asked=asked, device=device, compile=compile, log=log
+                    cached,
+                    results_dir,
+                    arch=name,
+                    epochs=settings.epochs,
+                    asked=asked,
+                    device=settings.device,
+                    compile=settings.compile,
+                    log=log,
+                    progress=progress_bar,
                 )
             else:
-                result = run(cached, results_dir, arch=name, rank=rank, seed=seed, settings=settings, log=log)
+                result = run(
+                    cached,
+                    results_dir,
+                    arch=name,
+                    rank=rank,
+                    seed=seed,
+                    settings=settings,
+                    log=log,
+                    progress=progress_bar,
+                )
             if hand is not None:
                 hand.summary(result)
         if is_main_process():
-            record_training(result, cached, tracker)
+            pictures = draw_training(result, validation_errors(result, cached))
+            record_training(result, cached, pictures, tracker)
     if is_main_process():
         print_training(result)
 
 
-def training_settings(flags: Mapping[str, Any]) -> "TrainLowrankConfig":
-    """The settings among the flags of `train`; those of the rank allocator begin with `allocator_`."""
-    from subspacelab.core.settings import settings_from_flags
-    from subspacelab.lowrank.config import TrainLowrankConfig
-
-    prefix = "allocator_"
-    allocator = {name.removeprefix(prefix): value for name, value in flags.items() if name.startswith(prefix)}
-    return settings_from_flags(TrainLowrankConfig, {**flags, "allocator": allocator}, where="train")
+def is_given(context: typer.Context, flag: str) -> bool:
+    """Whether a flag stands on the command line, rather than having its default."""
+    source = context.get_parameter_source(flag)
+    return source is not None and source.name != "DEFAULT"
 
 
 @app.command()
+@with_settings(CompareLowrankConfig)
 def compare(
     features: FeaturesDir,
     arch: Archs = None,
@@ -160,9 +155,8 @@ def compare(
     output_dir: Annotated[
         Path | None, typer.Option(help="Where table and picture go; <results-dir>/comparison if left out.")
     ] = None,
-    raw_inputs: Annotated[
-        bool, typer.Option("--raw-inputs", help="Ablation: compare on raw features, whatever the networks know.")
-    ] = False,
+    *,
+    settings: CompareLowrankConfig,
     track: Track = True,
 ) -> None:
     """SVD, trained networks and controls that are not trained, on the test pictures: similarity, cost, best epoch.
@@ -177,32 +171,34 @@ def compare(
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
     from subspacelab.lowrank.plots import COMPARISON, draw_comparison
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
-    where = output_dir or results_dir / "comparison"
+    where, raw_inputs = output_dir or results_dir / "comparison", settings.raw_inputs
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "raw_inputs": raw_inputs}
     job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=raw_inputs)
     with open_run("lowrank", f"compare r{rank}", params=params, enabled=track) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
         with report_folder(where, "lowrank compare", job, (*TABLES, COMPARISON)) as folder:
-            result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs)
+            result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs, progress=progress_bar)
             result.save(folder)
             track_comparison(result, folder, draw_comparison(folder, result), tracker)
     print_comparison(result)
 
 
 @app.command()
+@with_settings(VisualizeLowrankConfig)
 def visualize(
     features: FeaturesDir,
     arch: Archs = None,
     rank: Rank = 128,
     results_dir: ResultsDir = Path("results"),
-    image_idx: Annotated[int, typer.Option(help="Which test picture, from 0.")] = 0,
-    channels: Annotated[int, typer.Option(help="How many channels, from the first.")] = 8,
     output_dir: Annotated[
         Path | None, typer.Option(help="Where the pictures go; <results-dir>/pictures if left out.")
     ] = None,
+    *,
+    settings: VisualizeLowrankConfig,
     track: Track = True,
 ) -> None:
     """Maps of channels and errors on the picture's plane, and the cosine over the rank."""
@@ -213,7 +209,7 @@ def visualize(
     from subspacelab.lowrank.visualize import visualize as run
     from subspacelab.tracking import open_run
 
-    where = output_dir or results_dir / "pictures"
+    where, image_idx, channels = output_dir or results_dir / "pictures", settings.image_idx, settings.channels
     # Not the picture: those of several stand side by side.
     job = _job(where, features, results_dir, arch, rank=rank, channels=channels)
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "image_idx": image_idx}

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.files import write_csv, write_json
 from subspacelab.lowrank.architectures import LowRankModel
 from subspacelab.lowrank.baselines import (
@@ -27,7 +28,6 @@ from subspacelab.lowrank.baselines import (
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import Normalisation, batches_of, read_batches
-from subspacelab.plotting.progress import progress_bar
 
 BATCH = 16
 TABLES = ("comparison.csv", "metrics.json")
@@ -60,10 +60,25 @@ class Comparison:
     milliseconds: dict[str, float]
     """Of a picture by method, the median over the batches of this run; in no file, since no two runs agree."""
 
-    def save(self, folder: Path) -> None:
-        """Writes comparison.csv and metrics.json."""
+    best_network: str | None = None
+    """Of the networks that read no test picture (all but the Sketch) the one of the least validation MSE, if any."""
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """Cosine of the SVD, the Sketch and the best network, and of the latter two as they were before training."""
+        cosines = {name: measures["cosine"]["mean"] for name, measures in self.metrics["methods"].items()}
+        trained = {"Sketch": "Sketch"} | ({"network": self.best_network} if self.best_network else {})
+        found = {"cosine_SVD": cosines[SVD]}
+        for label, name in trained.items():
+            if name in self.metrics["training"]:
+                change = self.metrics["training"][name][CHANGE]
+                found |= {f"cosine_{label}": cosines[name], f"cosine_{label}_untrained": cosines[name] - change}
+        return found
+
+    def save(self, folder: Path, *, metrics: str = "metrics.json") -> None:
+        """Writes comparison.csv and, under its name, `metrics`."""
         write_csv(folder / "comparison.csv", self.images)
-        write_json(folder / "metrics.json", self.metrics)
+        write_json(folder / metrics, self.metrics)
 
 
 @torch.no_grad()
@@ -74,6 +89,7 @@ def compare(
     archs: Sequence[str] = (),
     rank: int,
     raw_inputs: bool = False,
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Measures SVD, networks and controls at `rank`, in the space the networks were trained in.
 
@@ -86,7 +102,7 @@ def compare(
     if raw_inputs:
         evaluation = replace(evaluation, normalisation=Normalisation())
         basis = train_basis(features, evaluation.seed, evaluation.normalisation)
-    images, milliseconds = _measure(features, evaluation, basis, starts)
+    images, milliseconds = _measure(features, evaluation, basis, starts, progress)
     meta = features.meta
     by_method = {name: images[images["method"] == name] for name in images["method"].unique()}
     metrics = {
@@ -102,18 +118,23 @@ def compare(
         },
         "flops_per_picture": flops_per_picture(evaluation.models, rank, meta.tokens, meta.dim),
     }
-    return Comparison(images, metrics, milliseconds)
+    networks = {name: trained.val_mse for name, trained in evaluation.models.items() if name != "Sketch"}
+    return Comparison(images, metrics, milliseconds, min(networks, key=networks.__getitem__, default=None))
 
 
 def _measure(
-    features: Features, evaluation: Evaluation, basis: Float[Tensor, "dim dim"], starts: dict[str, LowRankModel]
+    features: Features,
+    evaluation: Evaluation,
+    basis: Float[Tensor, "dim dim"],
+    starts: dict[str, LowRankModel],
+    progress: Progress,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """One row per method and test picture, and milliseconds of a picture by method."""
     methods = approximations(evaluation.models, basis, evaluation.rank, evaluation.seed)
     batches = batches_of(evaluation.rows, BATCH)
     found: list[pd.DataFrame] = []
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    with progress_bar("compare", total=len(evaluation.rows), unit="pictures") as advance:
+    with progress("compare", len(evaluation.rows), "pictures") as advance:
         read = read_batches(features, batches, evaluation.normalisation, torch.device("cpu"))
         for batch, x in zip(batches, read, strict=True):
             best = similarity(x, methods[SVD](x))

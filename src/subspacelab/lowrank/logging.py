@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from subspacelab.lowrank.compare import Comparison
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.plots import draw_training
 from subspacelab.lowrank.state import BEST_MODEL
 from subspacelab.lowrank.train import TrainingResult
 from subspacelab.lowrank.visualize import Views
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def track_comparison(comparison: Comparison, folder: Path, picture: Path, tracker: "Tracker") -> None:
-    """Records mean and deviation of every measure, the cosines as the headline, the table and the picture.
+    """Records mean and deviation of every measure, the headline, the table and the picture.
 
     Also the cost of a picture, in operations and in milliseconds of this run, and what training changed. `folder` is
     where the comparison was saved.
@@ -24,15 +23,17 @@ def track_comparison(comparison: Comparison, folder: Path, picture: Path, tracke
     metrics = comparison.metrics
     for name, measures in metrics["methods"].items():
         key = name.replace(" ", "_")
-        tracker.log_headline({f"cosine_{key}": measures["cosine"]["mean"]})
         tracker.log_metrics({f"{measure}/{key}": value["mean"] for measure, value in measures.items()})
         tracker.log_metrics({f"{measure}_std/{key}": value["std"] for measure, value in measures.items()})
         cost = {"flops": metrics["flops_per_picture"][name], "milliseconds": comparison.milliseconds[name]}
         training = metrics["training"].get(name, {})
         tracker.log_metrics({f"{measure}/{key}": value for measure, value in (cost | training).items()})
+    tracker.log_headline(comparison.headline)
     tracker.log_table(comparison.images, "comparison")
     tracker.log_artifact(picture, "pictures")
-    tracker.log_artifact(folder / "metrics.json", "tables")
+    for file in ("details.json", "metrics.json"):
+        if (folder / file).is_file():
+            tracker.log_artifact(folder / file, "tables")
 
 
 def track_views(views: Views, pictures: Sequence[Path], tracker: "Tracker") -> None:
@@ -44,14 +45,13 @@ def track_views(views: Views, pictures: Sequence[Path], tracker: "Tracker") -> N
             tracker.log_metrics({f"rank_curve/{name.replace(' ', '_')}": cosine}, int(rank))
 
 
-def record_training(result: TrainingResult, features: Features, tracker: "Tracker") -> None:
-    """Logs headline metrics, pictures and the best model (the curves were logged epoch by epoch)."""
+def record_training(result: TrainingResult, features: Features, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Logs the best epoch's metrics, pictures and the best model (the curves were logged epoch by epoch)."""
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
     arch = result.folder.name
     tracker.log_metrics(result.metrics, result.progress.best_epoch)
-    tracker.log_headline({f"{arch}_val_cosine": result.metrics["val_cosine"]})
-    for picture in draw_training(result, features):
+    for picture in pictures:
         tracker.log_artifact(picture, "pictures")
     tokens, dim = features.meta.tokens, features.meta.dim
     tracker.log_model(

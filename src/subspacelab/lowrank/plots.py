@@ -6,17 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from subspacelab.lowrank.baselines import CONTROLS, RANDOM_BASIS
 from subspacelab.lowrank.compare import Comparison
-from subspacelab.lowrank.features import CachedPicture, Features
-from subspacelab.lowrank.preparation import batches_of, read_batches
-from subspacelab.lowrank.state import load_model
-from subspacelab.lowrank.train import TrainingResult
+from subspacelab.lowrank.features import CachedPicture
+from subspacelab.lowrank.train import TrainingResult, ValidationErrors
 from subspacelab.lowrank.visualize import Views
 from subspacelab.plotting.figures import COLOURS, GREY, count_along, drawn_name, log_if_positive, open_figure, say
 
@@ -258,12 +255,12 @@ def draw_loss_curves(path: Path, history: History) -> Path:
     return path
 
 
-def draw_error_heatmap(path: Path, errors: Any, side: int, *, rank: str) -> Path:
+def draw_error_heatmap(path: Path, errors: Any, *, rank: str) -> Path:
     """error_heatmap.png: relative error of each token, mean over the validation pictures, on the picture's plane."""
     with open_figure(path, (4.6, 4)) as figure:
         axes = figure.subplots()
         axes.set_title(f"Error of A B, {rank}")
-        image = axes.imshow(errors.reshape(side, side), cmap="viridis", vmin=0)
+        image = axes.imshow(errors, cmap="viridis", vmin=0)
         axes.set(xlabel="token column", ylabel="token row")
         axes.grid(visible=False)
         figure.colorbar(image, ax=axes, label="‖x - x̂‖ / ‖x‖ of a token")
@@ -280,25 +277,13 @@ def draw_row_norms(path: Path, norms: Any, *, rank: str) -> Path:
     return path
 
 
-BATCH = 16
-
-
-@torch.no_grad()
-def draw_training(result: TrainingResult, features: Features) -> list[Path]:
+def draw_training(result: TrainingResult, errors: ValidationErrors) -> list[Path]:
     """Curves, and what the best model leaves of the validation pictures, as four pictures in the results folder."""
-    trained = load_model(result.folder)
-    rows = features.split(trained.seed)["validation"]
-    spec = trained.model.spec
-    errors, norms = torch.zeros(spec.tokens), torch.zeros(spec.rank)
-    for x in read_batches(features, batches_of(rows, BATCH), spec.normalisation, torch.device("cpu")):
-        a, b, approximation = trained.model(x)
-        errors += ((approximation - x).norm(dim=2) / x.norm(dim=2)).sum(0)
-        norms += (a.norm(dim=1) * b.norm(dim=2)).sum(0)
     history, best = result.progress.history, result.progress.best_epoch
     folder, rank = result.folder, result.rank
     return [
         draw_loss_comparison(folder / "train_val_loss_comparison.png", history, best),
         draw_loss_curves(folder / "loss_curves.png", history),
-        draw_error_heatmap(folder / "error_heatmap.png", (errors / len(rows)).numpy(), features.meta.side, rank=rank),
-        draw_row_norms(folder / "B_row_norms.png", (norms / len(rows)).tolist(), rank=rank),
+        draw_error_heatmap(folder / "error_heatmap.png", errors.tokens.numpy(), rank=rank),
+        draw_row_norms(folder / "B_row_norms.png", errors.components.tolist(), rank=rank),
     ]

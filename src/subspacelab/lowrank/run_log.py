@@ -12,10 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from subspacelab.core.callbacks import Log
 from subspacelab.core.distributed import is_main_process
 from subspacelab.core.files import write_json
 from subspacelab.lowrank.train import TrainingResult
-from subspacelab.lowrank.trainer import Log
 
 
 class RunLog:

@@ -1,30 +1,28 @@
 """A training on disk: weights, optimizer, scheduler and history in one file, and the finished model beside it."""
 
-import hashlib
-import json
-from collections.abc import Mapping
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from subspacelab.checkpoints import read_tensors, require_finite, write_tensors
 from subspacelab.checkpoints.safetensors_file import SafetensorsShard
 from subspacelab.core.files import read_json, write_json
 from subspacelab.core.settings import validate
 from subspacelab.lowrank.architectures import LowRankModel, ModelSpec
+from subspacelab.training.snapshot import Snapshot, read_snapshot, write_snapshot
 
 BEST_MODEL, BEST_STATE, LAST = "best_model", "best_state.safetensors", "last.safetensors"
 MAX_SEED = 1 << 40
 """Seeds are multiplied by a million and must stay within 64 bits."""
-_KEY = "training"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a training is."""
 
     epoch: int = 0
@@ -51,61 +49,37 @@ class SavedTraining:
 
     job: dict[str, Any]
     """What was trained, how, on what: a training of another job is not continued."""
-    groups: list[dict[str, Any]]
-    """The optimizer's groups."""
     spec: ModelSpec
     """Of the model."""
-    progress: Progress
+    progress: TrainingProgress
     """How far."""
-    tensors: dict[str, Tensor]
-    """`model/...`, `optimizer/...`, `allocator/...`."""
-
-    def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one part by their own names."""
-        return {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
+    snapshot: Snapshot
+    """Weights, optimizer state, and those of the rank allocator."""
 
 
 def write_training(
     path: Path,
     job: dict[str, Any],
-    progress: Progress,
+    progress: TrainingProgress,
     model: LowRankModel,
     optimizer: torch.optim.Optimizer,
     allocator: dict[str, Tensor],
 ) -> None:
     """Writes everything that the next epoch needs, in one file, whole or not at all."""
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"optimizer/{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}
-    tensors |= {f"allocator/{name}": tensor for name, tensor in allocator.items()}
-    record = {"job": job, "progress": asdict(progress), "groups": optimizer.state_dict()["param_groups"]}
-    record["spec"] = asdict(model.spec)
-    text = json.dumps(record, sort_keys=True)
-    # One value: several are written in an order that changes.
-    write_tensors(path, tensors, (_KEY, json.dumps({"record": text, "sha256": _digest(text, tensors)})))
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the record and of each tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {flat.dtype} {list(flat.shape)}\n".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    record = {"job": job, "progress": asdict(progress), "spec": asdict(model.spec)}
+    write_snapshot(path, record, model, optimizer, allocator=allocator)
 
 
 def read_training(path: Path) -> SavedTraining:
     """Reads what `write_training` wrote, to the last bit; anything else is a ValueError that names the file."""
-    tensors, metadata = read_tensors(path)
-    remedy = "restore it, or delete the folder and train again"
+    snapshot = read_snapshot(path)
     try:
-        sealed = TypeAdapter(dict[str, str]).validate_json(metadata.get(_KEY, "{}"))
-        if sealed.get("sha256") != _digest(sealed.get("record", ""), tensors):
-            raise ValueError(f"{path}: not a training's state, or damaged since it was written; {remedy}")
-        record = _RECORD.validate_json(sealed["record"])
+        record = _RECORD.validate_python(snapshot.record)
     except ValidationError as e:
-        raise ValueError(f"{path}: not a training's state ({e.errors()[0]['msg']}); {remedy}") from e
-    return SavedTraining(record.job, record.groups, record.spec, record.progress, tensors)
+        raise ValueError(
+            f"{path}: not a training's state ({e.errors()[0]['msg']}); restore it, or delete its folder and train again"
+        ) from e
+    return SavedTraining(record.job, record.spec, record.progress, snapshot)
 
 
 @dataclass(frozen=True)
@@ -113,27 +87,11 @@ class _Record:
     """What a state says beside its tensors."""
 
     job: dict[str, Any]
-    groups: list[dict[str, Any]]
     spec: ModelSpec
-    progress: Progress
+    progress: TrainingProgress
 
 
 _RECORD = TypeAdapter(_Record)
-
-
-def restore(saved: SavedTraining, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Loads weights and optimizer state."""
-    model.load_state_dict(saved.part("model"))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in saved.part("optimizer").items():
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": saved.groups})
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}/{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
 
 
 def write_model(folder: Path, model: LowRankModel, *, epoch: int, val_mse: float, seed: int) -> None:
@@ -155,6 +113,8 @@ class TrainedModel:
     """Of the training, and of the split whose test pictures it has not seen."""
     features: str | None = None
     """`Features.digest` of what it was trained on; None where no state lies beside it to tell."""
+    val_mse: float = math.inf
+    """Of the validation pictures."""
 
 
 def load_model(folder: Path) -> TrainedModel:
@@ -177,10 +137,11 @@ def load_model(folder: Path) -> TrainedModel:
     model.load_state_dict(tensors)
     best = read_training(folder / BEST_STATE) if (folder / BEST_STATE).is_file() else None
     if best and best.progress.best_epoch == training.epoch:
-        for name, tensor in best.part("model").items():
+        for name, tensor in best.snapshot.part("model").items():
             if not torch.equal(tensor, tensors[name]):
                 raise ValueError(f"{weights}: {name} is not what was trained; run the same `lowrank train` again")
-    return TrainedModel(model.eval(), training.epoch, training.seed, best.job["features"] if best else None)
+    digest = best.job["features"] if best else None
+    return TrainedModel(model.eval(), training.epoch, training.seed, digest, training.val_mse)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes
 from subspacelab.core.files import remove_partials, replace_folder
@@ -21,9 +26,17 @@ from subspacelab.core.ownership import (
 from subspacelab.lowrank.architectures import canonical_arch, require_rank
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.preparation import batches_of
-from subspacelab.lowrank.state import BEST_STATE, LAST, MAX_SEED, Progress, SavedTraining, read_training
-from subspacelab.lowrank.trainer import Log, Trainer
+from subspacelab.lowrank.preparation import batches_of, read_batches
+from subspacelab.lowrank.state import (
+    BEST_STATE,
+    LAST,
+    MAX_SEED,
+    SavedTraining,
+    TrainingProgress,
+    load_model,
+    read_training,
+)
+from subspacelab.lowrank.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class TrainingResult:
 
     folder: Path
     """Holds best_model.safetensors and .json, best_state, last, history.json."""
-    progress: Progress
+    progress: TrainingProgress
     """Epochs, best validation MSE, history."""
     rank: str
     """Of A @ B and of what it could be at most: "rank 128 of 256"."""
@@ -44,6 +57,34 @@ class TrainingResult:
         return {"best_epoch": self.progress.best_epoch, **{k: v for k, v in best.items() if k.startswith("val_")}}
 
 
+@dataclass(frozen=True)
+class ValidationErrors:
+    """What the best model of a training leaves of the validation pictures."""
+
+    tokens: Float[Tensor, "side side"]
+    """||x - x_hat|| / ||x|| of each token, mean over the pictures, on the picture's plane."""
+    components: Float[Tensor, " rank"]
+    """||a_i|| ||b_i|| of each column of A and row of B, mean over the pictures."""
+
+
+BATCH = 16
+
+
+@torch.no_grad()
+def validation_errors(result: TrainingResult, features: Features) -> ValidationErrors:
+    """Measures the best model on the validation pictures."""
+    trained = load_model(result.folder)
+    rows = features.split(trained.seed)["validation"]
+    spec = trained.model.spec
+    errors, norms = torch.zeros(spec.tokens), torch.zeros(spec.rank)
+    for x in read_batches(features, batches_of(rows, BATCH), spec.normalisation, torch.device("cpu")):
+        a, b, approximation = trained.model(x)
+        errors += ((approximation - x).norm(dim=2) / x.norm(dim=2)).sum(0)
+        norms += (a.norm(dim=1) * b.norm(dim=2)).sum(0)
+    side = features.meta.side
+    return ValidationErrors((errors / len(rows)).reshape(side, side), norms / len(rows))
+
+
 def train(
     features: Features,
     results_dir: Path,
@@ -52,7 +93,8 @@ def train(
     rank: int,
     seed: int,
     settings: TrainLowrankConfig,
-    log: Log = lambda metrics, step: None,
+    log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> TrainingResult:
     """Trains `arch` at `rank` into `results_dir/<arch>`, or takes up there what the same training has left.
 
@@ -81,7 +123,7 @@ def train(
         if begun is None:
             trainer.progress.until = settings.epochs
             trainer.save_start()  # from now on the folder is known to be this training's
-        trainer.run()
+        trainer.run(progress)
     return TrainingResult(folder, trainer.progress, features.meta.describe_rank(trainer.job["rank"]))
 
 
@@ -119,7 +161,8 @@ def resume_training(
     source: Path | None = None,
     device: str = "auto",
     compile: bool = True,
-    log: Log = lambda metrics, step: None,
+    log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> TrainingResult:
     """Goes on for `epochs` more from the best model in `results_dir/<arch>`: its optimizer, scheduler and settings.
 
@@ -146,7 +189,7 @@ def resume_training(
             trainer = Trainer(features, folder, job, _settings_of(job, device, compile), log, best)
             trainer.progress.until, trainer.progress.finished = best.progress.epoch + epochs, False
             trainer.save_start()
-        trainer.run()
+        trainer.run(progress)
     return TrainingResult(folder, trainer.progress, features.meta.describe_rank(trainer.job["rank"]))
 
 
@@ -170,7 +213,7 @@ def _best_to_resume(folder: Path, arch: str, asked: Mapping[str, Any]) -> SavedT
     found.pop("epochs")  # these are added
     for key, wanted in {**asked, "arch": arch}.items():
         if key in found and found[key] != wanted:
-            now = f" ({best.groups[0]['lr']:g} by now)" if key == "lr" else ""
+            now = f" ({best.snapshot.record['groups'][0]['lr']:g} by now)" if key == "lr" else ""
             raise ValueError(
                 f"{folder}: was trained with {key}={found[key]!r}{now}, asked for {key}={wanted!r}; a resumed training "
                 f"keeps its settings: leave --{key.replace('_', '-')} out, or train anew in another --results-dir"

@@ -1,7 +1,7 @@
 """One training in one process: epochs, validation, and what is written after each."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subspacelab.core.callbacks import Advance, Log, Progress, no_progress
 from subspacelab.core.devices import choose_device, compiled_or_eager, float64_place
 from subspacelab.core.distributed import Processes, processes
 from subspacelab.core.files import write_json
@@ -22,16 +23,14 @@ from subspacelab.lowrank.preparation import batches_of, epoch_order, feature_sta
 from subspacelab.lowrank.state import (
     BEST_STATE,
     LAST,
-    Progress,
     SavedTraining,
+    TrainingProgress,
     read_training,
-    restore,
     write_model,
     write_training,
 )
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.training.fit import diverged, take_steps
 
-Log = Callable[[Mapping[str, float], int], None]
 HISTORY = "history.json"
 PLATEAU = {"factor": 0.5, "patience": 3}
 
@@ -53,10 +52,10 @@ class Trainer:
         self.device = choose_device(self.settings.device)
         self.group = processes(cpu=self.device.type == "cpu")
         self.place = float64_place(self.device)
-        self.seed = int(job["seed"])
+        self.seed, self.name = int(job["seed"]), f"the training of {job['arch']}"
         self.rows = features.split(self.seed)
         require_even_shares(settings.batch_size, len(self.rows["train"]), self.group.count)
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         model = build_model(saved.spec, seed=self.seed) if saved else self._fresh_model()
         self.model = model.to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -103,46 +102,55 @@ class Trainer:
         return model
 
     def _take(self, saved: SavedTraining) -> None:
-        restore(saved, self.model, self.optimizer)
+        saved.snapshot.restore(self.model, self.optimizer)
         self.progress = replace(saved.progress, history=list(saved.progress.history))
         self.scheduler.load_state_dict(saved.progress.scheduler)
-        if self.allocator is not None and saved.part("allocator"):
-            self.allocator.load(saved.part("allocator"))
+        if self.allocator is not None and (scores := saved.snapshot.part("allocator")):
+            self.allocator.load(scores)
 
-    def run(self) -> None:
+    def run(self, progress: Progress = no_progress) -> None:
         """Epoch after epoch until the last one or until the validation MSE has stopped improving."""
         p = self.progress
         if self.group.is_main:
             self._mend()
         num_batches = len(batches_of(self.rows["train"], self.settings.batch_size))
-        with progress_bar(
-            f"train {self.job['arch']}", total=(p.until - p.epoch) * num_batches, unit="steps"
-        ) as advance:
+        with progress(f"train {self.job['arch']}", (p.until - p.epoch) * num_batches, "steps") as advance:
             while not p.finished:
                 epoch = p.epoch + 1
                 means = self.train_epoch(epoch, advance) | self._validate()
                 if not math.isfinite(means["val_mse"]):
-                    raise self._diverged(f"validation MSE {means['val_mse']:g}", means["learning_rate"])
+                    how = f"validation MSE {means['val_mse']:g}"
+                    raise diverged(self.name, p.steps, how, means["learning_rate"])
                 self.scheduler.step(means["val_mse"])
                 p.epoch = epoch
                 p.history.append({"epoch": epoch, **means})
                 self._save(means["val_mse"])
                 self.log(means, epoch)
 
-    def train_epoch(self, epoch: int, advance: Callable[[float], None]) -> dict[str, float]:
+    def train_epoch(self, epoch: int, advance: Advance) -> dict[str, float]:
         """One pass over the training pictures; the means of the loss and its parts. `advance(1)` after each step."""
         # Seeded by the epoch, so that a training continued at its start draws the same dropout.
         torch.manual_seed(self.seed * 1_000_003 + epoch)
         self.model.train()
         batches = batches_of(epoch_order(self.rows["train"], self.seed, epoch), self.settings.batch_size)
-        rate = self.optimizer.param_groups[0]["lr"]
-        sums: dict[str, Tensor] = {}
         mine = _share_of(batches, self.group)
-        for x in read_batches(self.features, mine, self.model.spec.normalisation, self.device):
-            loss, parts = self._loss(x)
-            self._step(loss, rate)
-            for name, value in {"train_loss": loss.detach(), **parts}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach() * len(x)
+        inputs = read_batches(self.features, mine, self.model.spec.normalisation, self.device)
+        rate, first = self.optimizer.param_groups[0]["lr"], self.progress.steps
+        steps = take_steps(
+            self.optimizer,
+            lambda _: self._loss(next(inputs)),
+            range(first, first + len(mine)),
+            learning_rate=lambda _: rate,
+            clip=self.settings.clip,
+            name=self.name,
+        )
+        sums: dict[str, Tensor] = {}
+        for step, batch in zip(steps, mine, strict=True):
+            if self.allocator is not None:
+                self.allocator.step(self.progress.steps)
+            self.progress.steps = step.done
+            for name, value in {"train_loss": step.loss, **step.metrics}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value * len(batch)
             advance(1)
         count = sum(len(batch) for batch in mine)
         if self.group.count > 1:  # shares are of one size, so the mean over processes is that over pictures
@@ -171,21 +179,6 @@ class Trainer:
             if s.activation_orth_weight:
                 loss = loss + s.activation_orth_weight * orthogonality_of_a(a.float())
         return loss, {"train_mse": mse}
-
-    def _step(self, loss: Tensor, rate: float) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        if not torch.isfinite(norm):
-            raise self._diverged(f"loss {loss.item():g}", rate)
-        self.optimizer.step()
-        if self.allocator is not None:
-            self.allocator.step(self.progress.steps)
-        self.progress.steps += 1
-
-    def _diverged(self, how: str, rate: float) -> ValueError:
-        where = f"the training of {self.job['arch']} diverged at step {self.progress.steps}"
-        return ValueError(f"{where}: {how}; lower lr ({rate:g} here)")
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -228,7 +221,7 @@ class Trainer:
         if (self.folder / BEST_STATE).is_file():
             best = read_training(self.folder / BEST_STATE)
             model = build_model(best.spec, seed=self.seed)
-            model.load_state_dict(best.part("model"))
+            model.load_state_dict(best.snapshot.part("model"))
             write_model(self.folder, model, epoch=best.progress.epoch, val_mse=best.progress.best_mse, seed=self.seed)
         if self.progress.finished:
             write_json(self.folder / HISTORY, self.progress.history)

@@ -1,6 +1,7 @@
 """Causal language models of any family that transformers knows: loading them, and the linear layers adapters go on."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,7 +134,8 @@ def _require_causal_lm(checkpoint: Checkpoint, folder: Path) -> None:
         ) from e
     if (folder / GENERATION_CONFIG).is_file():
         try:
-            GenerationConfig.from_pretrained(folder, local_files_only=True)
+            with quiet():
+                GenerationConfig.from_pretrained(folder, local_files_only=True)
         except config_errors() as e:
             raise ValueError(f"{folder / GENERATION_CONFIG}: not what transformers reads ({e}); restore it") from e
     described = sum(p.numel() for p in model.parameters())
@@ -223,14 +225,16 @@ def _require_causal(folder: Path, model: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings: what matters is said in one line of ours."""
+    """Without the bars and warnings of transformers and torch: what matters is said in one line of ours."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(before)
         if bars:

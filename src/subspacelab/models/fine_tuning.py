@@ -4,7 +4,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from subspacelab.core.callbacks import Log
 from subspacelab.core.files import read_json, sha256_file, write_json
 from subspacelab.models.causal_lm import quiet
 from subspacelab.models.lora_model import LiveAdapter, require_trainable, set_trainable
@@ -25,8 +26,6 @@ SUMS = "sha256.json"  # what we add: the digest of every file in it
 OTHER_WAYS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 """Ways of `accelerate config` to spread a model over processes, which an adapter on a frozen base does not take."""
 CURVES = {"loss": "train_loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
-
-Log = Callable[[Mapping[str, float], int], None]
 
 
 @dataclass(frozen=True)

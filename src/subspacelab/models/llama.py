@@ -7,20 +7,21 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from subspacelab.core.settings import Count, settings
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, quiet
 
 
-@dataclass(frozen=True)
+@settings
 class LlamaSizes:
     """Sizes of a small Llama."""
 
-    hidden: int = 256
+    hidden: Count = 256
     """Width of the residual stream."""
-    depth: int = 4
+    depth: Count = 4
     """Blocks."""
-    heads: int = 8
+    heads: Count = 8
     """Attention heads, as many for keys and values; hidden / heads must be even."""
-    intermediate: int = 688
+    intermediate: Count = 688
     """Width of the MLP."""
 
 

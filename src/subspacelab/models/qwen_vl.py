@@ -1,6 +1,5 @@
 """Qwen2.5-VL: building a small one, reading and writing folders, and the parts that training and decoding call."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,28 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
+from subspacelab.core.settings import Count, settings
 
-@dataclass(frozen=True)
+
+@settings
 class QwenVLSizes:
     """Sizes of a small Qwen2.5-VL."""
 
-    vision_hidden: int = 128
+    vision_hidden: Count = 128
     """Width of the vision tower."""
-    vision_depth: int = 4
+    vision_depth: Count = 4
     """Blocks of the vision tower; the last and every second one before it attend to the whole picture."""
-    vision_heads: int = 4
+    vision_heads: Count = 4
     """Attention heads of the tower; vision_hidden / vision_heads must be a multiple of 4."""
-    vision_intermediate: int = 256
+    vision_intermediate: Count = 256
     """Width of the tower's MLP."""
-    hidden: int = 256
+    hidden: Count = 256
     """Width of the language model and of a merged vision token."""
-    depth: int = 3
+    depth: Count = 3
     """Blocks of the language model."""
-    heads: int = 4
+    heads: Count = 4
     """Query heads of the language model; half as many key and value heads."""
-    intermediate: int = 512
+    intermediate: Count = 512
     """Width of the language model's MLP."""
 
 

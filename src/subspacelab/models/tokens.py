@@ -16,7 +16,10 @@ def read_model_config(folder: Path) -> Any:
     """The configuration of a model's folder as transformers reads it; no code of the folder runs."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    from subspacelab.models.causal_lm import quiet
+
+    with quiet():
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def encode(tokenizer: Any, texts: Sequence[str], enough: int | None = None) -> list[list[int]]:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, require_finite
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.norms.moments import Moments, measure_vectors, moments
 from subspacelab.norms.names import NEAR_ZERO, is_known
 from subspacelab.norms.results import Analysis, Embedding, Norm
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, survey
 from subspacelab.norms.vocabulary import TOKENIZER_NAME, read_vocabulary
-from subspacelab.plotting.progress import progress_bar
 
 CHUNK_ENTRIES = 1 << 23
 """Entries read at once: 16 MB of bf16, a request to the hub."""
@@ -21,7 +21,9 @@ CHUNK_ENTRIES = 1 << 23
 AROUND_ZERO = "stored around zero; if this model multiplies by 1 + w, its scales are 1 more than is said here"
 
 
-def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = False) -> Analysis:
+def analyze(
+    checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = False, progress: Progress = no_progress
+) -> Analysis:
     """Norms of every embedding vector and moments of every norm layer of an open checkpoint.
 
     Quantised tensors are left out one by one, with a warning each; ValueError, naming the tensor, for NaN or infinity.
@@ -33,7 +35,7 @@ def analyze(checkpoint: Checkpoint, *, device: str = "auto", all_norms: bool = F
     vocabulary = _vocabulary(checkpoint) if any(e.kind == "token" for e in found.embeddings) else None
     layers = [e for e in found.embeddings if _readable(checkpoint, [e.key], refused)]
     total = sum(checkpoint.info(e.key).nbytes for e in layers)
-    with progress_bar(checkpoint.source.name, total / 1e6, "MB") as advance:
+    with progress(checkpoint.source.name, total / 1e6, "MB") as advance:
         embeddings = tuple(
             _measure_embedding(checkpoint, layer, place, vocabulary if layer.kind == "token" else None, advance)
             for layer in layers

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from subspacelab.core.flags import Track, with_settings
+from subspacelab.norms.config import AnalyzeNormsConfig
+
 app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors and parameters of norm layers.")
 
 
@@ -16,22 +19,21 @@ def norms() -> None:
 
 
 @app.command()
+@with_settings(AnalyzeNormsConfig)
 def analyze(
     model: Annotated[
         list[str],
         typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or demo:<name>. Repeatable."),
     ],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     output: Annotated[Path, typer.Option(help="The report as JSON; of several models a list, in order.")] = Path(
         "embedding_analysis.json"
     ),
-    all_norms: Annotated[
-        bool, typer.Option("--all-norms", help="Every norm layer, not only the embedding-related ones.")
-    ] = False,
     output_dir: Annotated[
         Path | None, typer.Option(help="Pictures and the comparison's CSV; left out: beside the JSON, by its name.")
     ] = None,
-    track: Annotated[bool, typer.Option("--track/--no-track", help="Record the runs in MLflow.")] = True,
+    *,
+    settings: AnalyzeNormsConfig,
+    track: Track = True,
 ) -> None:
     """Families are found, not asked for; only config.json and the tensors concerned are read, from the hub too.
 
@@ -49,6 +51,7 @@ def analyze(
     from subspacelab.norms.display import print_analysis, print_comparison
     from subspacelab.norms.logging import track_analysis, write_comparison
     from subspacelab.norms.plots import COMPARISON, PICTURES, draw_pictures
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
     if output.is_dir():
@@ -57,6 +60,7 @@ def analyze(
         raise ValueError(
             f"--output {output}: give it a suffix, {output}.json; the pictures go to a folder of that name"
         )
+    device, all_norms = settings.device, settings.all_norms
     choose_device(device)
     for reference in model:
         locate_reference(reference)  # one that means nothing is found before the first is read
@@ -83,7 +87,8 @@ def analyze(
             params = {"model": reference, "revision": checkpoint.source.revision, "device": device}
             params |= {"all_norms": str(all_norms)}
             with open_run("norms", f"analyze {name}", params=params, enabled=track) as tracker:
-                analysis = replace(run(checkpoint, device=device, all_norms=all_norms), name=name)
+                analysis = run(checkpoint, device=device, all_norms=all_norms, progress=progress_bar)
+                analysis = replace(analysis, name=name)
                 paths = draw_pictures(pictures / name if several else pictures, analysis)
                 track_analysis(analysis, paths, tracker)
             analyses.append(analysis)

@@ -1,9 +1,10 @@
 """Norm layers as curves over depth, and several checkpoints in one table, kind beside like kind."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from subspacelab.norms.names import split_block
 from subspacelab.norms.results import Analysis, Embedding, Norm, kinds_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,33 @@ def outside_blocks(norms: Iterable[Norm], tower: str) -> list[Norm]:
 def towers_of(norms: Iterable[Norm]) -> list[str]:
     """The parts of the model that have norms, in its order."""
     return list(dict.fromkeys(n.layer.tower for n in norms))
+
+
+def headline(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """`<model>_token_norm`: the mean norm of the token embedding's vectors, of each report by `norms analyze`."""
+    found: dict[str, float] = {}
+    for model, report in reports.items():
+        tokens = [entry for entry in report["embedding_layers"].values() if entry["kind"] == "token"]
+        found |= {f"{model}_token_norm": entry["norm_mean"] for entry in tokens[:1]}
+    return found
+
+
+def scale_curves(reports: Mapping[str, Mapping[str, Any]]) -> "pd.DataFrame":
+    """scales.csv: model, module, block and abs_mean of every norm layer of such reports that lies in a block."""
+    import pandas as pd
+
+    rows = [
+        {
+            "model": model,
+            "module": f"{model} {entry['tower']}.{split_block(layer)[1].partition('{}.')[2]}",
+            "block": entry["block"],
+            "abs_mean": entry["abs_mean"],
+        }
+        for model, report in reports.items()
+        for layer, entry in report["norm_layers"].items()
+        if entry["block"] is not None
+    ]
+    return pd.DataFrame(rows, columns=["model", "module", "block", "abs_mean"])
 
 
 COLUMNS = (

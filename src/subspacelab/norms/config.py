@@ -1,13 +1,17 @@
-"""What can be set for the stage of norms."""
+"""What can be set in norms."""
 
-from dataclasses import dataclass
+from subspacelab.core.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class AnalyzeNormsConfig:
-    """Stage `analyze_norms`: embedding norms and norm-layer parameters of one checkpoint."""
+    """`analyze`: embedding norms and norm-layer parameters of a checkpoint."""
 
-    device: str
+    all_norms: bool = False
+    """Every norm layer, not only those that read the embedding stream, and the final ones."""
+    device: str = "auto"
     """auto, cpu, cuda or mps."""
-    all_norms: bool
-    """Report every norm layer; false: those that read the embedding stream, and the final ones."""
+
+
+STAGES = {"analyze_norms": AnalyzeNormsConfig}
+"""Stage to what can be set for it in params.yaml and in a study."""

@@ -30,7 +30,7 @@ def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Track
         for block, abs_mean in zip(curve.blocks, curve.abs_means, strict=True):
             tracker.log_metrics({trackable(curve.metric): abs_mean}, block)
     first = {e.layer.kind: e for e in reversed(analysis.embeddings)}
-    tracker.log_headline(
+    tracker.log_metrics(
         {trackable(f"{analysis.name}_{kind}_norm"): float(e.vectors.norms.mean()) for kind, e in first.items()}
     )
     for picture in pictures:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from subspacelab.core.callbacks import Advance
 from subspacelab.core.devices import float64_place
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.moments import SecondMoment
@@ -59,7 +60,7 @@ def collect_inputs(
     moments: bool = False,
     bases: Mapping[str, Mapping[str, Float[Tensor, "r dim"]]] | None = None,
     batch_size: int,
-    progress: Callable[[float], object] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> dict[str, Inputs]:
     """Runs the windows through the model and keeps of each layer's input what `Inputs` says; padding never enters.
 
@@ -88,7 +89,7 @@ def collect_inputs(
                     whole[name] += tokens.square().sum().item()
                     for module, q in bases[name].items():
                         inside[module] += (tokens @ q.to(place).T).square().sum().item()
-            progress(len(rows))
+            advance(len(rows))
     return {
         name: Inputs(
             torch.cat(samples[name]),

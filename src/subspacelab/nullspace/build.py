@@ -1,7 +1,7 @@
 """Builds an adapter: text in, second moments, a start per layer, and an ordinary PEFT folder out."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from subspacelab.checkpoints import Source
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.files import expanded, remove_partials_of, seen_from
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
@@ -22,6 +23,8 @@ from subspacelab.nullspace.inits import Method, method_of
 from subspacelab.nullspace.layer_report import LayerReport, summarise
 from subspacelab.nullspace.starts import Task, starts
 
+CALIBRATION = "wikitext2"
+"""The text of a method that needs one, where none is named."""
 START_TOKENS = 256
 """Tokens on which the model with the adapter is compared with the base."""
 RESULT = ("calib_dataset", "calib_loader_size", "seq_len", "targets")
@@ -42,7 +45,16 @@ class Built:
     """What a person should know, such as a text shorter than was asked for."""
 
 
-def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed: int, settings: BuildSettings) -> Built:
+def build_adapter(
+    source: Source,
+    folder: Path,
+    *,
+    method: str,
+    rank: int,
+    seed: int,
+    settings: BuildSettings,
+    progress: Progress = no_progress,
+) -> Built:
     """Builds an adapter of `rank` on the checkpoint `source` and writes it to `folder`, whole or not at all.
 
     An untrained adapter of the same base, method and settings that stands there is replaced. ValueError, in one line:
@@ -52,7 +64,7 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
     """
     chosen = method_of(method)
     if chosen.needs_calibration and settings.calib_dataset is None:
-        raise ValueError(f"calib_dataset: {method} starts from calibration inputs; name a text")
+        settings = replace(settings, calib_dataset=CALIBRATION)
     if folder.name in ("", ".."):
         raise ValueError(f"{folder}: name a folder for the adapter, which is replaced as a whole")
     require_apart(folder, [source.folder, *([Path(settings.calib_dataset)] if settings.calib_dataset else [])])
@@ -60,7 +72,7 @@ def build_adapter(source: Source, folder: Path, *, method: str, rank: int, seed:
     with sole_writer(folder):
         _require_place(folder, job)
         remove_partials_of(folder)
-        return _build(source, folder, chosen, job, settings)
+        return _build(source, folder, chosen, job, settings, progress)
 
 
 def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settings: BuildSettings) -> dict[str, Any]:
@@ -73,7 +85,9 @@ def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settin
     return own | {"base": base, "revision": source.revision, "method": method, "rank": rank, "seed": seed}
 
 
-def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], settings: BuildSettings) -> Built:
+def _build(
+    source: Source, folder: Path, chosen: Method, job: dict[str, Any], settings: BuildSettings, progress: Progress
+) -> Built:
     from subspacelab.models.lora_factors import seeded
     from subspacelab.models.lora_model import attach_adapter
 
@@ -86,7 +100,7 @@ def _build(source: Source, folder: Path, chosen: Method, job: dict[str, Any], se
     _require_same_base(folder, source, digest)
     windows = _windows(source, settings, seed) if settings.calib_dataset else None
     with seeded(seed):
-        factors, layers = starts(Task(model, linears, chosen, rank, windows, settings))
+        factors, layers = starts(Task(model, linears, chosen, rank, windows, settings, progress))
     ids = _start_tokens(model, windows)
     before = _logits(model, ids)
     meta: dict[str, Any] = {

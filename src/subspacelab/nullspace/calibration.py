@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from subspacelab.core.callbacks import Advance
 from subspacelab.core.devices import float64_place
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.moments import SecondMoment
@@ -144,11 +145,11 @@ def calibrate(
     inputs: Sequence[SharedInput],
     *,
     batch_size: int = 8,
-    progress: Callable[[float], object] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> dict[str, Moments]:
     """One pass over the windows: the name of each of `inputs` -> its moments, on the model's device.
 
-    Padding never enters. `progress` is told the number of windows done. ValueError, naming the layer, for NaN or
+    Padding never enters. `advance` is told the number of windows done. ValueError, naming the layer, for NaN or
     infinity in an activation, and for a layer that does not see every token.
     """
     split = split_windows(windows)
@@ -164,7 +165,7 @@ def calibrate(
 
             with inputs_to(linears, add):
                 run_trunk(model, windows.input_ids[batch], mask)
-            progress(len(batch))
+            advance(len(batch))
     return {name: _finish(name, parts) for name, parts in sums.items()}
 
 

@@ -20,6 +20,8 @@ from subspacelab.nullspace.rates import (
 from subspacelab.nullspace.verification import THRESHOLDS, LayerStats, Summary, Verification, read_stats
 
 SUMMARY = "summary"
+HEADLINE = ("recall", "task")
+"""Of what a method knows, the numbers that a person compares."""
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
 SAME_NORM = 1e-6  # relative: the norm of equal float32 tensors, computed on two machines
 LEARNED = 1e-4  # share of ||x|| above which something was learned, as in the verdicts
@@ -129,14 +131,28 @@ class Comparison:
     verified: dict[str, tuple[Verification, Verification]]
     """By method: before and after training."""
 
-    def save(self, folder: Path) -> None:
-        """Writes stats.csv, metrics.json, knowledge.csv and the tables knowledge_*.csv."""
+    @property
+    def headline(self) -> dict[str, float]:
+        """By method: BX_ratio after training and, where it was asked, recall and task; `random_BX_ratio` of a random B.
+
+        The recall before any training is the checkpoint's, `llm_recall`.
+        """
+        found = {}
+        for method, (_, trained) in self.verified.items():
+            found["random_BX_ratio"] = trained.summary.BX_ratio_random  # of the rank that they share
+            found[f"{method}_BX_ratio"] = self.metrics[method]["trained"]["BX_ratio"]
+            known = self.metrics[method].get("knowledge", {})
+            found |= {f"{method}_{name}": known[name] for name in HEADLINE if name in known}
+        return found
+
+    def save(self, folder: Path, *, metrics: str = "metrics.json") -> None:
+        """Writes stats.csv, knowledge.csv, the tables knowledge_*.csv and, under its name, `metrics`."""
         write_csv(folder / "stats.csv", self.stats)
         write_csv(folder / "knowledge.csv", self.knowledge)
         write_csv(folder / "knowledge_trainings.csv", self.trainings)
         write_csv(folder / "knowledge_equal_task.csv", self.equal_task)
         write_csv(folder / "knowledge_differences.csv", self.differences)
-        write_json(folder / "metrics.json", self.metrics)
+        write_json(folder / metrics, self.metrics)
 
 
 def compare_methods(verified: Path, knowledge: Path, methods: Sequence[str]) -> Comparison:

@@ -14,7 +14,7 @@ import pandas as pd
 from subspacelab.checkpoints import Source, write_reference
 from subspacelab.core.files import real_path
 from subspacelab.models.lora_folder import META, base_of
-from subspacelab.nullspace.compare import failures
+from subspacelab.nullspace.compare import HEADLINE, Comparison, failures
 from subspacelab.nullspace.display import CURVES, kind_and_block
 from subspacelab.nullspace.knowledge import MEASURES as KNOWLEDGE
 from subspacelab.nullspace.knowledge import Knowledge
@@ -26,13 +26,14 @@ from subspacelab.nullspace.verification import THRESHOLDS, Verification
 if TYPE_CHECKING:
     from subspacelab.nullspace.build import Built
     from subspacelab.nullspace.train import TrainedAdapter
+    from subspacelab.nullspace.train_seeds import TrainedSeeds
     from subspacelab.tracking.protocol import Tracker
 
 
 def track_built(built: "Built", tracker: "Tracker", *, seed: int | None = None) -> None:
     """Records each measure as a curve over the block per kind of layer, the means, and a table of the layers.
 
-    `seed` stands before the names of a second adapter in one run; the first, without, makes the headline.
+    `seed` stands before the names of a second adapter in one run.
     """
     prefix = "" if seed is None else f"seed-{seed}/"
     for layer in built.layers:
@@ -40,23 +41,24 @@ def track_built(built: "Built", tracker: "Tracker", *, seed: int | None = None) 
         points = {f"{prefix}{name}/{layer.kind}": row[name] for name in MEASURES if row.get(name) is not None}
         if points:
             tracker.log_metrics(points, layer.index)
-    method = built.meta["method"]
     means = built.meta["summary"] | {"start_difference": built.meta["start_difference"]}
     tracker.log_metrics({f"{prefix}mean/{name}": value for name, value in means.items()})
-    if seed is None and "BX_ratio_held_out" in means:
-        tracker.log_headline({f"{method}_BX_ratio_held_out": means["BX_ratio_held_out"]})
     tracker.log_table(pd.DataFrame([layer.as_json() for layer in built.layers]), f"{prefix}layers".replace("/", "_"))
     tracker.log_artifact(built.folder / META, f"{prefix}adapter")
 
 
 def track_verification(found: Verification, state: str, tracker: "Tracker") -> None:
-    """Records each ratio as a curve over the blocks per kind of layer, and the averages; `state` is init or trained."""
+    """Records each ratio as a curve over the blocks per kind of layer, and the averages.
+
+    `state` is init or trained; the ratio after training is a headline.
+    """
     for stats in found.stats:
         kind, block = kind_and_block(stats.layer)
         tracker.log_metrics({f"{name}/{kind}": getattr(stats, name) for name in CURVES}, block)
     s = found.summary
     tracker.log_metrics({f"mean/{name}": getattr(s, name) for name in THRESHOLDS})
-    tracker.log_headline({f"{s.method}_BX_ratio_{state}": s.BX_ratio, f"{s.method}_ABX_ratio_{state}": s.ABX_ratio})
+    if state == "trained":
+        tracker.log_headline({f"{s.method}_BX_ratio": s.BX_ratio})
     tracker.set_tags({f"verdict.{v.metric}": f"{v.grade}: {v.text}" for v in found.verdicts})
 
 
@@ -66,6 +68,13 @@ def track_knowledge_table(table: pd.DataFrame, tracker: "Tracker") -> None:
     for row in table[table["chosen"].astype(bool)].to_dict("records"):
         means = {f"{m}/{row['method']}": row[f"{m}_mean"] for m in KNOWLEDGE}
         tracker.log_metrics({name: mean for name, mean in means.items() if not math.isnan(mean)})
+
+
+def track_study(found: Comparison, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Records what `compare_methods` found: the headline, both tables, and the pictures."""
+    tracker.log_headline(found.headline)
+    track_comparison(found.stats, pictures, tracker)
+    track_knowledge_table(found.knowledge, tracker)
 
 
 def track_comparison(table: pd.DataFrame, pictures: Sequence[Path], tracker: "Tracker") -> None:
@@ -108,6 +117,15 @@ def record_training(
         )
 
 
+def record_seeds(result: "TrainedSeeds", tracker: "Tracker") -> None:
+    """Logs what all trainings of a method know, and each adapter that is handed on as a model."""
+    if result.base is not None:
+        track_knowledge(result.method, result.base, result.trainings, tracker)
+    known = {training.seed: training.knowledge for training in chosen_ones(result.trainings)}
+    for seed, adapter in result.adapters.items():
+        record_training(adapter, known.get(seed), tracker)
+
+
 def stage_model(folder: Path, adapter: Path, base: Source) -> None:
     """Lays out what `mlflow_model.py` loads: the adapter, and the base's files, or a pointer to its commit or place."""
     shutil.copytree(adapter, folder / SERVED_ADAPTER)
@@ -123,11 +141,11 @@ def stage_model(folder: Path, adapter: Path, base: Source) -> None:
 
 
 def track_knowledge(method: str, base: Knowledge, found: Sequence[Training], tracker: "Tracker") -> None:
-    """Records the means over the seeds at the chosen rate as headlines, each seed's numbers with the seed as the step,
-    and a table of all trainings.
+    """Records recall and task over the seeds at the chosen rate as headlines, each seed's numbers with the seed as the
+    step, and a table of all trainings.
     """
     chosen = [(training.seed, _measured(training.knowledge)) for training in chosen_ones(found)]
-    tracker.log_headline({f"{method}_{name}": fmean(k[name] for _, k in chosen) for name in chosen[0][1]})
+    tracker.log_headline({f"{method}_{name}": fmean(k[name] for _, k in chosen) for name in HEADLINE})
     for seed, knowledge in chosen:
         tracker.log_metrics({f"knowledge/{name}": value for name, value in knowledge.items()}, seed)
     tracker.log_metrics({f"base/{name}": value for name, value in _measured(base).items()})

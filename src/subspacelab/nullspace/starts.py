@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import solve
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.null_space import NullSpace, null_space
@@ -23,7 +24,6 @@ from subspacelab.nullspace.calibration import (
 from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import Method
 from subspacelab.nullspace.layer_report import InputReport, LayerReport, report_input, report_layer
-from subspacelab.plotting.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Task:
     """Calibration text; None without calibration."""
     settings: BuildSettings
     """Batch size, and whether few tokens will do."""
+    progress: Progress = no_progress
+    """Opens its bars."""
 
 
 def starts(task: Task) -> tuple[dict[str, Factors], list[LayerReport]]:
@@ -68,11 +70,11 @@ def _calibrated_starts(task: Task) -> Iterator[tuple[str, tuple[Factors, LayerRe
         require_enough_tokens(windows, split_windows(windows), inputs)
     passes = list(in_passes(inputs, moment_bytes(task.model.device)))
     with (
-        progress_bar("calibrating", len(passes) * len(windows.input_ids), "windows") as advance,
-        progress_bar("null spaces", len(inputs), "inputs") as solved,
+        task.progress("calibrating", len(passes) * len(windows.input_ids), "windows") as advance,
+        task.progress("null spaces", len(inputs), "inputs") as solved,
     ):
         for batch in passes:
-            moments = calibrate(task.model, windows, batch, batch_size=task.settings.batch_size, progress=advance)
+            moments = calibrate(task.model, windows, batch, batch_size=task.settings.batch_size, advance=advance)
             for shared in batch:
                 yield from _input_starts(task, shared, moments.pop(shared.name))
                 solved(1)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from subspacelab.checkpoints import read_tensors
+from subspacelab.core.callbacks import Advance, Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import processes
 from subspacelab.core.files import read_json, remove_folder, remove_partials_of, sha256_file, through_links, write_json
@@ -47,13 +48,10 @@ from subspacelab.nullspace.config import TrainSettings
 from subspacelab.nullspace.examples import Examples, encode_rows
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.paths import CHECKPOINTS, TRAINED, require_adapter
-from subspacelab.plotting.progress import progress_bar
 
 JOB = "job.json"
 # Settings that change nothing in the result, or that are told apart.
 ELSEWHERE = ("data", "device", "save_steps", "knowledge", "lr_by_method", "rate_factors")
-
-Log = Callable[[Mapping[str, float], int], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def train_adapter(
     settings: TrainSettings,
     seed: int,
     base: str | None = None,
-    log: Log = lambda metrics, step: None,
+    log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> TrainedAdapter:
     """Trains the adapter in `adapter` on `rows` and writes it to `output_dir/ft`, whole or not at all.
 
@@ -117,7 +116,7 @@ def train_adapter(
                 write_json(work_dir / JOB, asdict(job))  # only now: what is refused above leaves nothing behind
             group.wait()
             counts, pad = _count_parameters(live), padding_id(live.model.config, tokenizer)
-            with progress_bar(f"train {meta['method']}", total=how.steps, unit="steps") as advance:
+            with progress(f"train {meta['method']}", how.steps, "steps") as advance:
                 last = fine_tune(live, given.examples, work_dir, how=how, pad=pad, log=_counting(log, advance))
             if group.is_main:
                 trained = counts | _trained(given, how, last) | asdict(job)
@@ -216,7 +215,7 @@ def _fine_tuning(num_rows: int, method: str, settings: TrainSettings, seed: int)
     )
 
 
-def _counting(log: Log, advance: Callable[[float], None]) -> Log:
+def _counting(log: Log, advance: Advance) -> Log:
     seen = 0
 
     def counted(metrics: Mapping[str, float], step: int) -> None:

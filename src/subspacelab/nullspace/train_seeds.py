@@ -1,42 +1,65 @@
-"""One method over its rates and seeds: every adapter that was built is trained, examined and recorded."""
+"""One method over its rates and seeds: every adapter that was built is trained and examined."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
-from subspacelab.core.files import move_folder
+from subspacelab.core.files import move_folder, replace_folder
 from subspacelab.data.instructions import read_instructions
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.inits import method_of
-from subspacelab.nullspace.knowledge import measure_knowledge
-from subspacelab.nullspace.logging import record_training, track_knowledge
+from subspacelab.nullspace.knowledge import Knowledge, measure_knowledge
 from subspacelab.nullspace.paths import seed_folders
 from subspacelab.nullspace.rates import Training, choose_rate, write_knowledge
-from subspacelab.nullspace.train import Log, TrainedAdapter, train_adapter
+from subspacelab.nullspace.train import TrainedAdapter, train_adapter
 
-if TYPE_CHECKING:
-    from subspacelab.tracking.protocol import Tracker
+
+@dataclass(frozen=True)
+class TrainedSeeds:
+    """The trainings of one method."""
+
+    method: str
+    """Its name."""
+    base: Knowledge | None
+    """What the base model knows; None where nothing was asked."""
+    trainings: list[Training]
+    """What each training, at each rate, came to know; empty where nothing was asked."""
+    adapters: dict[int, TrainedAdapter]
+    """By seed, those of the chosen rate; they lie where they were trained until `move`."""
+
+    def save(self, path: Path) -> None:
+        """Writes what they know as JSON, with no base and no training where nothing was asked."""
+        write_knowledge(path, self.base, self.trainings)
+
+    def move(self, folder: Path) -> None:
+        """Moves the adapters to `folder/seed-<seed>/ft`; to be called last: until then a killed run finds them."""
+        with replace_folder(folder) as partial:
+            for seed, adapter in self.adapters.items():
+                move_folder(adapter.folder.parent, partial / f"seed-{seed}")
 
 
 def train_seeds(
-    built: Path, work_dir: Path, trained: Path, knowledge: Path, *, settings: TrainAdapterConfig, tracker: "Tracker"
-) -> list[Training]:
-    """Trains `built/seed-<seed>` for each seed there is at each of its method's rates, and writes what they know.
+    built: Path,
+    work_dir: Path,
+    *,
+    settings: TrainAdapterConfig,
+    log: Log = no_log,
+    progress: Progress = no_progress,
+) -> TrainedSeeds:
+    """Trains `built/seed-<seed>` for each seed there is at each of its method's rates, and asks what they know.
 
-    The adapters of the rate that `choose_rate` takes go to `trained/seed-<seed>/ft`; of the others what they know is
-    kept. Trainings lie in `work_dir` until all are done and recorded, so that a killed run goes on where it was. The
-    first seed's curves have plain names, the others' begin with `seed-<seed>/`; of several rates all begin with
-    `rate-<rate>/`.
-    `knowledge` is written in any case: without `settings.knowledge` it holds no base and no training.
+    Of the rate that `choose_rate` takes the adapters are handed on, of the others what they know. Trainings lie in
+    `work_dir`, so that a killed run goes on where it was. In `log` the first seed's curves have plain names, the
+    others' begin with `seed-<seed>/`; of several rates all begin with `rate-<rate>/`.
     """
     adapters = seed_folders(built)
     rows = read_instructions(settings.data)
     for name in settings.lr_by_method:
         method_of(name)  # a method that does not exist would be passed over without a word
-    rates = settings.rates(built.name)
+    rates = sorted({settings.lr_by_method.get(built.name, settings.lr) * factor for factor in settings.rate_factors})
     first = next(iter(adapters))
     results: dict[tuple[float, int], TrainedAdapter] = {}
     for rate, (seed, adapter) in product(rates, adapters.items()):
@@ -47,7 +70,8 @@ def train_seeds(
             rows=rows,
             settings=replace(settings, lr=rate),
             seed=seed,
-            log=_prefixed(tracker.log_metrics, prefix),
+            log=_prefixed(log, prefix),
+            progress=progress,
         )
     base, found, chosen = None, list[Training](), rates[0]
     if settings.knowledge is not None:
@@ -58,15 +82,7 @@ def train_seeds(
         problems = read_instructions(settings.knowledge.validation)[: settings.knowledge.limit]
         chosen = choose_rate(by_rate, len(problems))
         found = [Training(seed, r, r == chosen, k) for (r, seed), k in zip(results, known, strict=True)]
-        track_knowledge(built.name, base, found, tracker)
-    write_knowledge(knowledge, base, found)
-    knows = {(t.rate, t.seed): t.knowledge for t in found}
-    for seed in adapters:
-        record_training(results[chosen, seed], knows.get((chosen, seed)), tracker)
-    for seed, adapter in adapters.items():
-        move_folder(results[chosen, seed].folder.parent, work_dir / trained.name / adapter.name)
-    move_folder(work_dir / trained.name, trained)
-    return found
+    return TrainedSeeds(built.name, base, found, {seed: results[chosen, seed] for seed in adapters})
 
 
 def _prefixed(log: Log, prefix: str) -> Log:

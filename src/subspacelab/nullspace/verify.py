@@ -1,7 +1,7 @@
 """Did the adapter stay in the null space, and did it learn? Measured on the model as it is now."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from subspacelab.core.callbacks import Advance, Progress, no_progress
 from subspacelab.core.devices import float64_place
 from subspacelab.data.text import NoSuchPart, read_texts
 from subspacelab.data.windows import Windows
@@ -27,7 +28,6 @@ from subspacelab.nullspace.metrics import Layer, layer_stats
 from subspacelab.nullspace.paths import require_adapter
 from subspacelab.nullspace.verification import LayerStats, Sample, Summary, Verification, reading
 from subspacelab.nullspace.windows import text_windows
-from subspacelab.plotting.progress import progress_bar
 
 MEANS = (
     *("BX_ratio", "BX_ratio_bos", "BX_ratio_rest", "BX_ratio_random", "BX_ratio_optimum", "base_BX_ratio"),
@@ -55,6 +55,7 @@ def verify(
     seed: int,
     device: torch.device | None = None,
     base: str | None = None,
+    progress: Progress = no_progress,
 ) -> Verification:
     """Measures every layer of the adapter in `folder` on the test part of `settings.calib_dataset`.
 
@@ -78,11 +79,11 @@ def verify(
     probe = Probe(windows, chosen, settings.batch_size)
     inputs = shared_inputs(model, targets, windows)
     bases = {shared.name: {name: row_space(factors[name].B) for name in shared.modules} for shared in inputs}
-    with progress_bar("verify", total=2 * len(windows.input_ids), unit="windows") as advance:
-        old = _collect(model, inputs, probe, bases=bases, progress=advance)
+    with progress("verify", 2 * len(windows.input_ids), "windows") as advance:
+        old = _collect(model, inputs, probe, bases=bases, advance=advance)
         del model, targets
         live = open_adapter(folder, base=base, device=device)
-        found = _live_stats(live, inputs, probe, old, progress=advance)
+        found = _live_stats(live, inputs, probe, old, advance=advance)
     stats = tuple(found[name] for name in meta["targets"])
     sample = sample_of(settings, seed, note="; ".join(filter(None, (note, windows.shortage))))
     summary = summarise(stats, live, sample, windows.num_tokens)
@@ -130,14 +131,14 @@ def _live_stats(
     probe: Probe,
     old: Mapping[str, Inputs],
     *,
-    progress: Callable[[float], object],
+    advance: Advance,
 ) -> dict[str, LayerStats]:
     """Every layer's statistics; of as many inputs at a time as there is memory for their moments."""
     model = live.model.get_base_model()
     found: dict[str, LayerStats] = {}
     passes = list(in_passes(inputs, moment_bytes(model.device)))
     for together in passes:
-        now = _collect(model, together, probe, moments=True, progress=lambda n: progress(n / len(passes)))
+        now = _collect(model, together, probe, moments=True, advance=lambda n: advance(n / len(passes)))
         for shared in together:
             for name in shared.modules:
                 found[name] = _one_layer(live, name, now[shared.name], old[shared.name], probe.windows.num_tokens)

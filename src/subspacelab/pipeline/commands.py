@@ -183,10 +183,10 @@ def _read_reference(path: Path) -> dict[str, float]:
 
 def _metrics_of(name: str) -> dict[str, float]:
     from subspacelab.pipeline.dvc_process import require_dvc
-    from subspacelab.pipeline.experiments import read_experiments
+    from subspacelab.pipeline.experiments import read_details, read_experiments
 
     require_dvc()
-    found = {experiment.name: experiment.metrics for experiment in read_experiments()}
+    found = {experiment.name: experiment.rev for experiment in read_experiments()}
     if name not in found:
         raise ValueError(f"the last commit has no experiment {name!r}; it has {sorted(found)}: see dvc exp show")
-    return found[name]
+    return read_details(found[name])

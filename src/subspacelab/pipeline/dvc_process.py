@@ -53,13 +53,18 @@ def dvc_run(*words: str) -> int:
 
 
 def dvc_json(*words: str) -> Any:
-    """What `dvc <words> --json` prints; raises ValueError with the last line of what DVC complains about."""
-    line = dvc_command(*words, "--json")
+    """What `dvc <words> --json` prints; errors as of `dvc_silent`."""
+    return json.loads(dvc_silent(*words, "--json"))
+
+
+def dvc_silent(*words: str) -> str:
+    """What `dvc <words>` prints; raises ValueError with the last line of what DVC complains about."""
+    line = dvc_command(*words)
     done = subprocess.run(line, env=dvc_environment(), capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         raise ValueError(f"dvc {' '.join(words)} failed: {said[-1].removeprefix('ERROR: ')}")
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 def experiment_commit(name: str) -> str | None:

@@ -1,14 +1,20 @@
 """What DVC knows of its experiments: names, commits, parameters, metrics, and the md5 of what each stage made."""
 
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from subspacelab.pipeline.dvc_process import dvc_json
+from subspacelab.core.files import read_json
+from subspacelab.pipeline.dvc_process import dvc_json, dvc_silent
 
+REPORTS = Path("reports")
+HEADLINES = "metrics.json"
+"""The file in each folder of reports that holds what DVC compares."""
 Outs = dict[str, dict[str, str]]
 """Stage to path to md5, as a dvc.lock has them."""
 
@@ -74,6 +80,22 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def read_details(rev: str, folder: Path = REPORTS) -> dict[str, float]:
+    """Every number of an experiment's detailed reports, as `<file>:<dotted key>`; the headlines derive from these.
+
+    Raises ValueError in one line when DVC cannot bring the files of that commit.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name) / folder.name
+        dvc_silent("get", ".", str(folder), "--rev", rev, "--out", str(place))
+        files = {
+            f"{folder / file.relative_to(place)}": {"data": read_json(file)}
+            for file in sorted(place.rglob("*.json"))
+            if file.name != HEADLINES
+        }
+    return read_metrics({name: content for name, content in files.items() if isinstance(content["data"], dict)})
 
 
 def read_outs(rev: str) -> Outs:

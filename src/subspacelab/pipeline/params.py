@@ -9,41 +9,40 @@ A stage's parameters are the union of both files' sections of that name: a key l
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from subspacelab.core.settings import T, require_at_least, require_seed, validate
+from subspacelab.core.settings import Count, Seed, T, settings, validate
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("pipelines/studies")
-MAX_THREADS = 512
-"""Some systems end a process, without a word, that asks for more."""
 MAX_DEPTH = 50
 """Of a YAML file; ours are 5 deep."""
 TOP_LEVEL = ("study", "rank", "seed", "threads")
 
 
-@dataclass(frozen=True)
+@settings
 class Common:
     """The top level of params.yaml."""
 
     study: str
     """Name of the study: a file in pipelines/studies."""
-    rank: int
+    rank: Count
     """Rank of the low-rank approximations of lowrank and nullspace."""
-    seed: int
+    seed: Seed
     """Seed of every generator."""
-    threads: int
-    """Threads of the linear algebra: part of what makes two runs equal to the last bit."""
+    threads: Annotated[int, Field(ge=1, le=512)]
+    """Threads of the linear algebra: part of what makes two runs equal to the last bit. Some systems end a process,
+    without a word, that asks for more than 512."""
 
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "rank", "threads")
-        if self.threads > MAX_THREADS:
-            raise ValueError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
-        require_seed(self.seed)
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a stage that has none of its own."""
 
 
 @dataclass(frozen=True)

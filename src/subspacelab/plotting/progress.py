@@ -1,6 +1,6 @@
 """Progress bars on long work: on standard error, silent when nobody is looking."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,11 +13,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from subspacelab.core.callbacks import Advance
 from subspacelab.core.errors import printable
 
 
 @contextmanager
-def progress_bar(description: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+def progress_bar(description: str, total: float, unit: str) -> Iterator[Advance]:
     """Yields `advance(amount)`; the bar counts to `total` in `unit` and shows elapsed and remaining time."""
     console = Console(stderr=True)
     columns = (

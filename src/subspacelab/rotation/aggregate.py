@@ -10,6 +10,7 @@ from subspacelab.rotation.groups import Group
 from subspacelab.rotation.null_model import MEASURES, SUFFIXES, Null, stands_out
 
 DESCRIPTION = ("weight", "module", "layer", "m", "n", "rank", "k", "identity_U", "identity_Vh")
+ERROR = "composition_error"
 ROTATION = ("rotation_mse", "rotation_rel", "random_mse", "oracle_mse", "floor_rotation_mse")
 
 
@@ -67,6 +68,36 @@ def _null_moments(layers: pd.DataFrame, column: str) -> dict[str, float | int | 
     null = Null(expected, None if math.isnan(deviation) else deviation)
     ratio = mean / expected if expected else None
     return {"null_mean": expected, "null_std": null.std, "ratio": ratio, "z": null.z(mean), "null_count": len(rows)}
+
+
+def headline(layers: pd.DataFrame) -> dict[str, float]:
+    """The numbers of a comparison that a person compares, each beside what random updates give; means over the weights.
+
+    `composition_error_ratio` is the composition error of the sides that are no identity over that of random updates of
+    equal norm, `composition_error_z` its distance from theirs; `leading_energy` and `stage_cosine` are
+    principal_energy_02 and cosine_01_12, a cosine whose mean over random updates is 0. What could not be measured is
+    left out.
+    """
+    sides = pd.concat([_composition_errors(layers, side) for side in ("U", "Vh")])
+    error, energy, cosine = (
+        _moments(rows[column]) | (_null_moments(rows, column) if f"{column}_null_mean" in rows else {})
+        for rows, column in ((sides, ERROR), (layers, "principal_energy_02"), (layers, "cosine_01_12"))
+    )
+    found = {
+        f"{ERROR}_ratio": error.get("ratio"),
+        f"{ERROR}_z": error.get("z"),
+        "leading_energy": energy["mean"],
+        "leading_energy_random": energy.get("null_mean"),
+        "stage_cosine": cosine["mean"],
+        "stage_cosine_z": cosine.get("z"),
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _composition_errors(layers: pd.DataFrame, side: str) -> pd.DataFrame:
+    """rotation_mse and its null model on one side of the weights, where that is no identity."""
+    rows = layers.loc[~layers[f"identity_{side}"]].filter(regex=f"^rotation_mse_{side}(_|$)")
+    return rows.rename(columns=lambda column: column.replace(f"rotation_mse_{side}", ERROR))
 
 
 def standing_out(layers: pd.DataFrame) -> list[dict[str, Any]]:

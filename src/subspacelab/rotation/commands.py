@@ -1,16 +1,19 @@
 """`subspacelab rotation ...`: the commands of rotation."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="How training turns the singular directions of the weights.")
+from subspacelab.core.flags import Seed, Track, with_settings
+from subspacelab.rotation.config import CompareRotationsConfig, DecomposeConfig
 
-Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
+app = typer.Typer(no_args_is_help=True, help="How training turns the singular directions of the weights.")
 
 
 @app.command()
+@with_settings(DecomposeConfig)
 def decompose(
     model_id: Annotated[
         str, typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or demo:<name>.")
@@ -18,11 +21,8 @@ def decompose(
     output_dir: Annotated[Path, typer.Option(help="The factors go to <output-dir>/<basename of the model>.")] = Path(
         "data/svd"
     ),
-    rank: Annotated[int | None, typer.Option(min=1, help="Leading singular triples to keep; all by default.")] = None,
-    include: Annotated[str | None, typer.Option(help="Only weights whose name this regular expression finds.")] = None,
-    exclude: Annotated[str | None, typer.Option(help="Not the weights whose name this finds.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    method: Annotated[str, typer.Option(help="auto, gram (float64 Gram matrix, fast) or lapack.")] = "auto",
+    *,
+    settings: DecomposeConfig,
     track: Track = True,
 ) -> None:
     """SVD of every weight matrix of a checkpoint, one at a time; no model is ever built.
@@ -33,54 +33,34 @@ def decompose(
     """
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.distributed import is_main_process
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.rotation.decompose import decompose as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
-    params = {"model_id": model_id, "revision": source.revision, "rank": rank, "method": method, "device": device}
-    params |= {"include": include, "exclude": exclude}
+    params = {"model_id": model_id, "revision": source.revision} | asdict(settings)
     with open_run("rotation", f"decompose {source.name}", params=params, enabled=track) as tracker:
-        result = run(
-            source,
-            output_dir,
-            rank=rank,
-            include=include,
-            exclude=exclude,
-            device=device,
-            method=method,
-            log=tracker.log_metrics,
-        )
+        result = run(source, output_dir, **asdict(settings), log=tracker.log_metrics, progress=progress_bar)
         tracker.log_headline(result.metrics)
     if is_main_process():
         print_decomposition(result)
 
 
 @app.command()
+@with_settings(CompareRotationsConfig)
 def compare(
     base: Annotated[Path, typer.Option(help="Decomposed folder of the base checkpoint.")],
     stage1: Annotated[Path, typer.Option(help="Decomposed folder of the checkpoint trained from the base.")],
     stage2: Annotated[Path, typer.Option(help="Decomposed folder of the checkpoint trained from stage 1.")],
     output_dir: Annotated[Path, typer.Option(help="Where tables and pictures go.")],
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Leading directions k of the principal angles; min(rank, 64) by default.")
-    ] = None,
     module: Annotated[
         list[str] | None,
         typer.Option(help="NAME=PATTERN[,PATTERN...]: a further group; {} is any layer, {0-11} a range. Repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random controls.")] = 42,
-    null: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Random updates of equal norm drawn per weight and pair, the null model; 0: none. Each costs three "
-            "decompositions. From 3, |z| > 3 comes by chance in 12 % of the columns and |z| > 5 in 4.9 %; from 10 in "
-            "1.9 % and 0.1 %; from 20 in 0.9 % and 0.01 %; of angles and composition errors, which are skewed, |z| > 5 "
-            "in 1 to 2 % even from 10.",
-        ),
-    ] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Seed = 42,
+    *,
+    settings: CompareRotationsConfig,
     track: Track = True,
 ) -> None:
     """How did training turn the weights, and would a random update of equal norm do the same?
@@ -97,6 +77,7 @@ def compare(
     Writes layers.csv, modules.csv, curves.csv, metrics.json and four pictures.
     """
     from subspacelab.core.ownership import report_folder, require_apart
+    from subspacelab.plotting.progress import progress_bar
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.compare import TABLES
     from subspacelab.rotation.compare import compare as run
@@ -107,17 +88,18 @@ def compare(
     from subspacelab.tracking import open_run
 
     modules = parse_modules(module or [])
-    settings = {"rank": rank, "modules": modules, "seed": seed, "null": null}
     require_apart(output_dir, [base, stage1, stage2])
     chain = open_chain(base, stage1, stage2)
     make_groups(chain.names, modules)  # that each pattern means something
-    job = settings | chain.places(output_dir)
-    params = {"base": base, "stage1": stage1, "stage2": stage2, **settings}
+    made_by = {"rank": settings.k, "modules": modules, "seed": seed, "null": settings.null_draws}
+    params = {"base": base, "stage1": stage1, "stage2": stage2, **made_by}
     with (
-        report_folder(output_dir, "rotation compare", job, (*TABLES, *PICTURES)) as folder,
+        report_folder(
+            output_dir, "rotation compare", made_by | chain.places(output_dir), (*TABLES, *PICTURES)
+        ) as folder,
         open_run("rotation", "compare", params=params, enabled=track) as tracker,
     ):
-        result = run(chain, k=rank, modules=modules, seed=seed, null_draws=null, device=device)
+        result = run(chain, seed=seed, **asdict(replace(settings, modules=modules)), progress=progress_bar)
         result.save(folder)
         track_comparison(result, folder, draw_pictures(folder, result), tracker)
     print_comparison(result)

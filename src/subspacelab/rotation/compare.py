@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
+from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.core.files import write_csv, write_json
-from subspacelab.plotting.progress import progress_bar
 from subspacelab.rotation.aggregate import (
     curve_table,
     describe,
     describe_identities,
+    headline,
     module_table,
     number_columns,
     standing_out,
@@ -59,11 +60,16 @@ class Comparison:
         """What a reader should know of the numbers."""
         return list(self.metrics["notes"])
 
-    def save(self, folder: Path) -> None:
-        """Writes layers.csv, modules.csv, curves.csv and metrics.json."""
+    @property
+    def headline(self) -> dict[str, float]:
+        """The few metrics that a person compares: `rotation.aggregate.headline`."""
+        return headline(self.layers)
+
+    def save(self, folder: Path, *, metrics: str = "metrics.json") -> None:
+        """Writes layers.csv, modules.csv, curves.csv and, under its name, `metrics`."""
         for name, table in {"layers": self.layers, "modules": self.modules, "curves": self.curves}.items():
             write_csv(folder / f"{name}.csv", table)
-        write_json(folder / "metrics.json", self.metrics)
+        write_json(folder / metrics, self.metrics)
 
 
 def compare(
@@ -74,6 +80,7 @@ def compare(
     seed: int = 42,
     null_draws: int = 3,
     device: str = "auto",
+    progress: Progress = no_progress,
 ) -> Comparison:
     """Measures every weight that the three checkpoints of a chain share.
 
@@ -88,7 +95,7 @@ def compare(
     if null_draws < 0:
         raise ValueError(f"null_draws={null_draws}: 0 or more")
     groups = make_groups(chain.names, modules)
-    layers = measure_chain(chain, groups, k=k, seed=seed, null_draws=null_draws, device=device)
+    layers = measure_chain(chain, groups, k=k, seed=seed, null_draws=null_draws, device=device, progress=progress)
     summaries = {group.label: describe(layers[layers["weight"].isin(group.members)]) for group in groups}
     metrics = {
         "all": describe(layers),
@@ -112,6 +119,7 @@ def measure_chain(
     seed: int = 42,
     null_draws: int = 0,
     device: str = "auto",
+    progress: Progress = no_progress,
 ) -> pd.DataFrame:
     """layers.csv as a table: one row per weight that the chain's checkpoints share; arguments as in `compare`."""
     target = float64_place(choose_device(device))
@@ -125,7 +133,7 @@ def measure_chain(
             "(--null 0) are quicker",
             file=sys.stderr,
         )
-    with progress_bar("compare", total=sum(costs.values()), unit="GFLOP") as advance:
+    with progress("compare", sum(costs.values()), "GFLOP") as advance:
         for name in chain.names:
             row: dict[str, Value] = {"weight": name, "module": labels.get(name, ""), "layer": layer_index(name)}
             weights = chain.read(name, target)

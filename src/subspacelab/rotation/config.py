@@ -1,36 +1,44 @@
-"""What can be set for the stages of rotation."""
+"""What can be set in rotation."""
 
-from dataclasses import dataclass
+from dataclasses import field
+from typing import Annotated, Literal
 
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.settings import Count, Flag, Natural, settings
+
+Method = Literal["auto", "gram", "lapack"]
 
 
-@dataclass(frozen=True)
+@settings
 class DecomposeConfig:
-    """Stage `decompose`: the SVD of every weight matrix of a checkpoint."""
+    """`decompose`: the SVD of every weight matrix of a checkpoint."""
 
-    rank: int | None
-    """Leading singular triples to keep; null keeps all."""
-    method: str
-    """auto, gram (float64 Gram matrix) or lapack."""
-    device: str
+    rank: Count | None = None
+    """Leading singular triples to keep; all by default."""
+    include: str | None = None
+    """Only weights whose name this regular expression finds."""
+    exclude: str | None = None
+    """Not the weights whose name this regular expression finds."""
+    method: Method = "auto"
+    """How: auto, gram (float64 Gram matrix, fast) or lapack."""
+    device: str = "auto"
     """auto, cpu, cuda or mps."""
 
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "rank")
 
-
-@dataclass(frozen=True)
+@settings
 class CompareRotationsConfig:
-    """Stage `compare_rotations`: rotations and updates along base -> rl_stage1 -> rl_stage2."""
+    """`compare`: rotations and updates from checkpoint to checkpoint, beside those of random updates."""
 
-    k: int | None
-    """Leading directions whose principal angles are measured; null: the smaller of the rank and 64."""
-    modules: dict[str, str]
+    k: Annotated[Count | None, Flag("--k"), Flag("--rank")] = None
+    """Leading directions of the principal angles; the smaller of the rank and 64 by default."""
+    modules: dict[str, str] = field(default_factory=dict)
     """Further groups: label to comma-separated weights, `{}` for any layer; the default groups come by themselves."""
-    null_draws: int
-    """Random updates of equal norm drawn per weight and pair as the null model; the study's, as it costs by size."""
+    null_draws: Annotated[Natural, Flag("--null")] = 3
+    """Random updates of equal norm drawn per weight and pair, the null model; 0: none. Each costs three decompositions.
+    From 3, |z| > 3 comes by chance in 12 % of the columns and |z| > 5 in 4.9 %; from 10 in 1.9 % and 0.1 %; from 20 in
+    0.9 % and 0.01 %; of angles and composition errors, which are skewed, |z| > 5 in 1 to 2 % even from 10."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
 
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "k")
-        require_at_least(0, self, "null_draws")
+
+STAGES = {"decompose": DecomposeConfig, "compare_rotations": CompareRotationsConfig}
+"""Stage to what can be set for it in params.yaml and in a study."""

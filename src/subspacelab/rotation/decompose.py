@@ -1,7 +1,7 @@
 """Every weight matrix of a checkpoint, decomposed: read one at a time, written one at a time, continued if stopped."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import Literal, cast
 import torch
 
 from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, require_finite, tensor_digest
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes, split_by_cost
 from subspacelab.core.files import remove_partials
 from subspacelab.core.ownership import require_apart, sole_writer
 from subspacelab.linalg.svd import orthogonality_error, reconstruction_error, svd
-from subspacelab.plotting.progress import progress_bar
 from subspacelab.rotation.earlier import UNFINISHED, Earlier, Origin, begin, origin_of, read_earlier, remove_stale
 from subspacelab.rotation.factors import (
     FORMAT,
@@ -30,7 +30,6 @@ from subspacelab.rotation.factors import (
 )
 from subspacelab.rotation.plan import Part, Plan, gflop, make_plan, require_one_layout
 
-Log = Callable[[Mapping[str, float], int], None]
 Method = Literal["auto", "gram", "lapack"]
 METHODS = ("auto", "gram", "lapack")
 
@@ -56,7 +55,8 @@ def decompose(
     exclude: str | None = None,
     device: str = "auto",
     method: str = "auto",
-    log: Log | None = None,
+    log: Log = no_log,
+    progress: Progress = no_progress,
 ) -> Decomposition:
     """Writes the SVD W = U diag(S) Vh of every floating tensor of two or more axes to `output_dir/<basename>`.
 
@@ -90,7 +90,7 @@ def decompose(
         if group.is_main and unfinished:
             begin(earlier, origin, [part.file for part in parts])
         group.wait()
-        _decompose_parts(checkpoint, work + others, folder, settings)
+        _decompose_parts(checkpoint, work + others, folder, settings, progress)
         group.wait()
         if group.is_main:
             listed = {part.key for part in others.digests}
@@ -98,7 +98,7 @@ def decompose(
             _finish(earlier, origin, parts, skipped, settings)
         group.wait()
     decomposition = read_decomposition(folder)
-    if log is not None and group.is_main:
+    if group.is_main:
         _log_errors(decomposition, log)
     return decomposition
 
@@ -167,9 +167,9 @@ def _is_stored(checkpoint: Checkpoint, record: FactorRecord, names: Collection[s
     return (info.shape, info.dtype) == (record.original_shape, record.storage_dtype)
 
 
-def _decompose_parts(checkpoint: Checkpoint, work: _Work, folder: Path, settings: Settings) -> None:
+def _decompose_parts(checkpoint: Checkpoint, work: _Work, folder: Path, settings: Settings, progress: Progress) -> None:
     total = sum(gflop(part.shape) for part in work.todo)
-    with progress_bar(f"decompose {checkpoint.source.name}", total=total, unit="GFLOP") as advance:
+    with progress(f"decompose {checkpoint.source.name}", total, "GFLOP") as advance:
         for part in work.todo:
             _decompose_one(checkpoint, part, work.digests[part], folder, settings)
             advance(gflop(part.shape))

@@ -13,10 +13,6 @@ from subspacelab.rotation.factors import Decomposition, FactorRecord
 from subspacelab.rotation.metrics import PAIRS
 from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, MEASURES, RATIOS, Null, stands_out
 
-HEADLINE = (
-    *("angle_mean_01", "angle_mean_12", "angle_mean_02", "rotation_mse_U", "rotation_mse_Vh"),
-    *("update_norm_01", "update_norm_12", "update_norm_02", "principal_energy_02", "cosine_01_12"),
-)
 PER_WEIGHT = {
     "rotation_mse_U": "MSE",
     "rotation_mse_Vh": "MSE",

@@ -8,7 +8,6 @@ import pandas as pd
 
 from subspacelab.rotation.aggregate import metric_columns
 from subspacelab.rotation.compare import TABLES, Comparison
-from subspacelab.rotation.display import HEADLINE
 from subspacelab.tracking.protocol import trackable
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def track_comparison(comparison: Comparison, folder: Path, pictures: Sequence[Path], tracker: "Tracker") -> None:
-    """Records curves over depth, the means over all weights (a few of them as the headline), tables and pictures.
+    """Records curves over depth, the means over all weights, the headline, tables and pictures.
 
     `folder` is where the comparison was saved.
     """
@@ -28,13 +27,14 @@ def track_comparison(comparison: Comparison, folder: Path, pictures: Sequence[Pa
     for part in ("ratio", "z"):
         found = {name: value[part] for name, value in measures.items() if value.get(part) is not None}
         tracker.log_metrics({f"{part}/{name}": value for name, value in found.items()})
-    tracker.log_headline({name: means[name] for name in HEADLINE if name in means})
+    tracker.log_headline(comparison.headline)
     tracker.log_table(comparison.layers, "layers")
     tracker.log_table(comparison.modules, "modules")
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
     for file in TABLES:
-        tracker.log_artifact(folder / file, "tables")
+        if (folder / file).is_file():
+            tracker.log_artifact(folder / file, "tables")
 
 
 def log_curves(comparison: Comparison, log: Callable[[Mapping[str, float], int], None]) -> None:

@@ -1,30 +1,67 @@
 """The loop that every training runs: schedule, clipping, curves, snapshots."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from subspacelab.training.snapshot import resume_snapshot, write_snapshot
+from subspacelab.core.callbacks import Log
+from subspacelab.training.snapshot import read_snapshot, write_snapshot
+
+LossOf = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
+"""Step (from 0) to the loss and what else is worth a curve."""
 
 
-def one_cycle(step: int, num_steps: int, *, peak: float, warmup: float = 0.1, final: float = 0.02) -> float:
-    """Linear from peak/25 to `peak` over the first `warmup` share of the steps, then a cosine down to final * peak.
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, taken."""
 
-    After Smith's one-cycle policy (arXiv 1708.07120); `step` counts from 0.
+    done: int
+    """Steps taken, this one included."""
+    loss: Tensor
+    """That of the weights before the step."""
+    metrics: dict[str, Tensor]
+    """What else `loss_of` gave."""
+    gradient_norm: Tensor
+    """Before clipping."""
+    learning_rate: float
+    """The schedule's."""
+
+
+def take_steps(
+    optimizer: torch.optim.Optimizer,
+    loss_of: LossOf,
+    steps: Iterable[int],
+    *,
+    learning_rate: Callable[[int], float],
+    clip: float,
+    name: str = "the training",
+) -> Iterator[Step]:
+    """Takes one optimizer step for each of `steps`, gradients clipped at norm `clip`; they are there until the next.
+
+    A group's learning rate is `learning_rate(step)` times its `scale`, if it has one. Raises ValueError when the
+    training diverges, before the weights are touched by it.
     """
-    rise = max(1.0, warmup * num_steps)
-    if step < rise:
-        return peak * (0.04 + 0.96 * step / rise)
-    through = min(1.0, (step - rise) / max(1.0, num_steps - 1 - rise))
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * through)))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for step in steps:
+        rate = learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("scale", 1.0)
+        loss, metrics = loss_of(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        if not torch.isfinite(norm):
+            raise diverged(name, step, f"loss {loss.item():g}, gradient norm {float(norm):g}", rate)
+        optimizer.step()
+        yield Step(step + 1, loss.detach(), {key: m.detach() for key, m in metrics.items()}, norm, rate)
 
 
-Log = Callable[[Mapping[str, float], int], None]
-"""log(metrics, step): training code never asks whether anybody listens."""
+def diverged(name: str, step: int, how: str, learning_rate: float) -> ValueError:
+    """The error of a training whose numbers are no longer finite."""
+    return ValueError(f"{name} diverged at step {step}: {how}; lower the learning rate ({learning_rate:g} here)")
 
 
 @dataclass(frozen=True)
@@ -50,7 +87,7 @@ class FitPlan:
 def fit(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
+    loss_of: LossOf,
     plan: FitPlan,
     *,
     log: Log,
@@ -58,29 +95,27 @@ def fit(
 ) -> None:
     """Trains `module` in place, from its snapshot if there is one.
 
-    `loss_of(step)` returns the loss and what else to plot. It must draw its batch from `step` and from torch's global
-    generator only: then a broken and an unbroken run reach the same bytes. `after_step(steps_done)` must not draw.
-    Raises ValueError when the training diverges, before the weights are touched by it.
+    `loss_of` must draw its batch from the step and from torch's global generator only: then a broken and an unbroken
+    run reach the same bytes. `after_step(steps_done)` must not draw. Raises ValueError as `take_steps` does.
     """
-    first = resume_snapshot(plan.snapshot, module=module, optimizer=optimizer, fingerprint=plan.fingerprint)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for step in range(first, plan.num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate(step) * group.get("scale", 1.0)
-        loss, curves = loss_of(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, plan.clip)
-        if not torch.isfinite(norm):
-            raise ValueError(
-                f"the training diverged at step {step}: loss {loss.item():g}, gradient norm {float(norm):g};"
-                f" lower learning_rate ({plan.learning_rate(step):g} here)"
-            )
-        optimizer.step()
-        done = step + 1
-        if done % plan.log_every == 0 or done == plan.num_steps:
-            values = {"loss": loss, **curves, "gradient_norm": norm}
-            log({k: float(v.detach()) for k, v in values.items()} | {"learning_rate": plan.learning_rate(step)}, done)
-        after_step(done)
-        if done % plan.snapshot_every == 0 or done == plan.num_steps:
-            write_snapshot(plan.snapshot, step=done, module=module, optimizer=optimizer, fingerprint=plan.fingerprint)
+    steps = range(_resume(plan, module, optimizer), plan.num_steps)
+    for step in take_steps(optimizer, loss_of, steps, learning_rate=plan.learning_rate, clip=plan.clip):
+        if step.done % plan.log_every == 0 or step.done == plan.num_steps:
+            values = {"loss": step.loss, **step.metrics, "gradient_norm": step.gradient_norm}
+            log({k: float(v) for k, v in values.items()} | {"learning_rate": step.learning_rate}, step.done)
+        after_step(step.done)
+        if step.done % plan.snapshot_every == 0 or step.done == plan.num_steps:
+            record = {"fingerprint": plan.fingerprint, "step": step.done}
+            write_snapshot(plan.snapshot, record, module, optimizer, random={"torch": torch.get_rng_state()})
+
+
+def _resume(plan: FitPlan, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """The number of steps done by the snapshot; 0, with nothing touched, without one of this very training."""
+    if not plan.snapshot.is_file():
+        return 0
+    snapshot = read_snapshot(plan.snapshot)
+    if snapshot.record.get("fingerprint") != plan.fingerprint:
+        return 0
+    snapshot.restore(module, optimizer)
+    torch.set_rng_state(snapshot.part("random")["torch"])
+    return int(snapshot.record["step"])

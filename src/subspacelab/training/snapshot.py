@@ -1,53 +1,98 @@
-"""Snapshots: all that a killed training needs to continue to the same bytes as an unbroken one."""
+"""Snapshots: all that a killed training needs to continue to the same bytes as an unbroken one.
 
-import pickle
+One safetensors file, written whole or not at all: weights, optimizer state and whatever else is made of tensors, and a
+JSON record in its metadata, sealed by a SHA-256 over both.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
 
-from subspacelab.core.files import write_beside
+from subspacelab.checkpoints import read_tensors, write_tensors
 
-_KEYS = {"step", "fingerprint", "module", "optimizer", "random"}
+_KEY = "training"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What `write_snapshot` wrote."""
+
+    record: dict[str, Any]
+    """How far the training is and what it is, as JSON; `groups` are the optimizer's."""
+    tensors: dict[str, Tensor]
+    """`model/...`, `optimizer/...`, and those of further parts."""
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one part by their own names."""
+        return {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
+
+    def restore(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Loads weights and optimizer state."""
+        module.load_state_dict(self.part("model"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.part("optimizer").items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": self.record["groups"]})
 
 
 def write_snapshot(
-    path: Path, *, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
+    path: Path,
+    record: Mapping[str, Any],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    **parts: Mapping[str, Tensor],
 ) -> None:
-    """Writes weights, optimizer state, random state and the number of steps done, whole or not at all."""
-    state = {
-        "step": step,
-        "fingerprint": fingerprint,
-        "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-    }
-    with write_beside(path) as partial, partial.open("wb") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as e:  # torch's own, under which lies what the system said
-            if isinstance(e.__context__, OSError):
-                raise e.__context__ from None
-            raise
+    """Writes `record`, weights, optimizer state and the tensors of further `parts`."""
+    of_optimizer = optimizer.state_dict()
+    parts = {"model": module.state_dict(), "optimizer": _by_name(of_optimizer["state"]), **parts}
+    tensors = _apart({f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()})
+    text = json.dumps({**record, "groups": of_optimizer["param_groups"]}, sort_keys=True)
+    # One value: several are written in an order that changes.
+    write_tensors(path, tensors, (_KEY, json.dumps({"record": text, "sha256": _digest(text, tensors)})))
 
 
-def resume_snapshot(path: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str) -> int:
-    """Restores what `write_snapshot` wrote and returns the number of steps done.
-
-    Without a snapshot, or with one of another training (its fingerprint differs), nothing is touched: returns 0.
-    """
-    if not path.is_file():
-        return 0
+def read_snapshot(path: Path) -> Snapshot:
+    """Reads what `write_snapshot` wrote, to the last bit; anything else is a ValueError that names the file."""
+    tensors, metadata = read_tensors(path)
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        raise ValueError(f"{path}: not a snapshot that can be read ({type(e).__name__}); delete it") from e
-    if not isinstance(state, dict) or not state.keys() >= _KEYS:
-        raise ValueError(f"{path}: not a snapshot of a training; delete it")
-    if state["fingerprint"] != fingerprint:
-        return 0
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    return int(state["step"])
+        sealed = TypeAdapter(dict[str, str]).validate_json(metadata.get(_KEY, "{}"))
+    except ValidationError:
+        sealed = {}
+    if sealed.get("sha256") != _digest(sealed.get("record", ""), tensors):
+        raise ValueError(
+            f"{path}: not a training's state, or damaged since it was written; restore it, or delete its folder and "
+            "train again"
+        )
+    return Snapshot(json.loads(sealed["record"]), tensors)
+
+
+def _by_name(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {f"{index}/{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those that share memory with an earlier one (tied weights) copied: safetensors refuses them."""
+    places: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        apart[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    return apart
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the record and of each tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {flat.dtype} {list(flat.shape)}\n".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -77,3 +77,11 @@ def test_integer_buffers_are_readable_but_no_weights(tmp_path):
         assert message.startswith("position_ids: stored as I64, needed one of F64, F32, F16, BF16")
         checkpoint.require_floating("l.scales")  # a learned scale, with no codes beside it
         checkpoint.require_floating("l.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64])
+def test_other_numbers_than_plain_floats_are_refused_by_name(dtype):
+    with pytest.raises(
+        ValueError, match=rf"^w: {str(dtype).removeprefix('torch.')}, needed are floats of 16, 32 or 64"
+    ):
+        require_finite("w", torch.zeros(2, 2).to(dtype))

@@ -1,4 +1,5 @@
 import json
+import resource
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from safetensors import safe_open
 from tests.tiny import tiny_qwen_vl_config, tiny_qwen_vl_tensors, write_tiny_qwen_vl
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import checkpoint_writer, open_checkpoint, write_checkpoint
+from subspacelab.checkpoints import checkpoint_writer, open_checkpoint, write_checkpoint, write_tensors
 from subspacelab.core.files import sha256_file
 
 
@@ -82,4 +83,39 @@ def test_nothing_to_write_and_no_room_to_write_it(tmp_path):
     assert "no tensors" in refusal(write_checkpoint, tmp_path / "model", {}, {})
     with pytest.raises(ValueError, match="max_shard_bytes is 0"):
         write_checkpoint(tmp_path / "model", {"w": torch.ones(1)}, {}, max_shard_bytes=0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 100 kB: for the writer as good as a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_strided_tensors_and_gradients_are_written_plain(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    for name in ("a", "b"):
+        write_tensors(tmp_path / name, {"w": weight, "t": weight.T}, ("key", "value"))
+    with safe_open(tmp_path / "a", "pt") as file:
+        assert file.metadata() == {"key": "value"}
+        assert torch.equal(file.get_tensor("t"), weight.detach().T)
+    assert sha256_file(tmp_path / "a") == sha256_file(tmp_path / "b")
+
+
+def test_others_may_read_what_any_file_of_this_person_lets_them(tmp_path):
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "w.safetensors", {"w": torch.zeros(1)})
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    weight = {"w": torch.zeros(100_000)}
+    with pytest.raises(OSError, match=r"File too large: '.*/w.safetensors'$"):
+        write_tensors(tmp_path / "w.safetensors", weight)
+    with pytest.raises(OSError, match=r"File too large: '.*/model'$"):
+        write_checkpoint(tmp_path / "model", weight, {})
     assert not list(tmp_path.iterdir())

@@ -159,8 +159,8 @@ def test_warm_ups_that_do_not_fit_are_refused_with_the_numbers(first: int, last:
     [
         ({"keep_ratio": 0.0}, "keep_ratio"),
         ({"keep_ratio": 1.1}, "keep_ratio"),
-        ({"init_warmup": -1}, "init_warmup must be at least 0, got -1"),
-        ({"mask_interval": 0}, "mask_interval must be at least 1, got 0"),
+        ({"init_warmup": -1}, "init_warmup: must be greater than or equal to 0, got -1"),
+        ({"mask_interval": 0}, "mask_interval: must be greater than or equal to 1, got 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict, said: str) -> None:

@@ -126,13 +126,13 @@ def test_the_learning_rate_is_halved_on_a_plateau(features: Features, tmp_path: 
 
 @pytest.mark.parametrize("arch", ["MLP", "Sketch"])
 def test_a_diverged_training_is_one_line_that_says_what_to_lower(features: Features, tmp_path: Path, arch: str) -> None:
-    with pytest.raises(ValueError, match=rf"{arch} diverged.*lower lr \(1e\+30") as e:
+    with pytest.raises(ValueError, match=rf"{arch} diverged.*lower the learning rate \(1e\+30") as e:
         train_tiny(features, tmp_path, arch, lr=1e30)
     assert "\n" not in str(e.value)
 
 
 def test_a_training_that_diverges_in_its_last_step_says_so_too(features: Features, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"MLP diverged.*lower lr \(1e\+30") as e:
+    with pytest.raises(ValueError, match=r"MLP diverged.*lower the learning rate \(1e\+30") as e:
         train_tiny(features, tmp_path, "MLP", lr=1e30, batch_size=100, epochs=1)  # one step: its gradient is finite
     assert "\n" not in str(e.value)
 
@@ -209,18 +209,18 @@ def test_rank_and_architecture_are_checked_first(features: Features, tmp_path: P
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"patience": 0}, "patience must be at least 1"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"clip": -1.0}, "clip must be above 0"),
-        ({"power_steps": -1}, "power_steps must be at least 0"),
+        ({"epochs": 0}, "epochs: must be greater than or equal to 1, got 0"),
+        ({"batch_size": 0}, "batch_size: must be greater than or equal to 1"),
+        ({"patience": 0}, "patience: must be greater than or equal to 1"),
+        ({"dropout": 1.0}, "dropout: must be less than 1, got 1.0"),
+        ({"lr": 0.0}, "lr: must be greater than 0"),
+        ({"clip": -1.0}, "clip: must be greater than 0"),
+        ({"power_steps": -1}, "power_steps: must be greater than or equal to 0"),
         ({"normalisation": "batchnorm"}, "train_lowrank.normalisation: .*'batchnorm'"),
         ({"start": "warm"}, "train_lowrank.start: .*'warm'"),
         ({"learning_rate": 1.0}, "train_lowrank.learning_rate: no such key"),
         ({"epochs": "many"}, "train_lowrank.epochs: .*'many'"),
-        ({"allocator": {"keep_ratio": 2.0}}, "keep_ratio must be above 0"),
+        ({"allocator": {"keep_ratio": 2.0}}, "keep_ratio: must be less than or equal to 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_line(values: dict, said: str) -> None:
@@ -234,5 +234,5 @@ def test_good_settings_pass_the_same_check() -> None:
         epochs=3, start="random"
     )
     assert settings_of().batch_size == 4
-    with pytest.raises(ValueError, match="epochs must be at least 0"):
+    with pytest.raises(ValueError, match="must be greater than or equal to 0, got -1"):
         ContinueLowrankConfig(-1)

@@ -18,7 +18,9 @@ from subspacelab.norms.compare import (
     comparison_rows,
     comparison_table,
     depth_curves,
+    headline,
     outside_blocks,
+    scale_curves,
     towers_of,
 )
 from subspacelab.norms.display import print_analysis
@@ -69,15 +71,18 @@ def test_the_tracker_gets_statistics_curves_and_pictures(kimi: Analysis, tmp_pat
     logged = tracker.metrics
     assert set(metrics) <= set(logged)
     assert [step for step, _ in sorted(logged["abs_mean/vision.norm0"])] == [0, 1, 2]
-    assert tracker.headline["kimi_token_norm"] == pytest.approx(token["norm_mean"], rel=1e-12)
-    assert set(tracker.headline) == {"kimi_token_norm", "kimi_patch_norm", "kimi_position_norm"}
+    assert logged["kimi_token_norm"] == [(0, pytest.approx(token["norm_mean"], rel=1e-12))]
+    assert {"kimi_patch_norm", "kimi_position_norm"} <= set(logged)
+    assert headline({"kimi": report}) == {"kimi_token_norm": token["norm_mean"]}
+    curves = scale_curves({"kimi": report})
+    assert len(curves) == sum(entry["block"] is not None for entry in report["norm_layers"].values())
     assert sorted(tracker.artifacts) == ["pictures/embedding_norms.png", "pictures/norm_scales.png"]
 
 
 def test_names_that_a_tracker_would_refuse_are_made_trackable(kimi: Analysis) -> None:
     tracker = MemoryTracker()
     track_analysis(replace(kimi, name="my model (é) #2"), (), tracker)
-    assert "my model (_) #2_token_norm".translate(str.maketrans("()#", "___")) in tracker.headline
+    assert "my model (_) #2_token_norm".translate(str.maketrans("()#", "___")) in tracker.metrics
 
 
 def test_the_table_has_a_row_per_reported_layer(kimi: Analysis, tmp_path: Path) -> None:

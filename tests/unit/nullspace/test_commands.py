@@ -1,14 +1,11 @@
 """`subspacelab nullspace train`, `verify` and `compare-stats` as a person types them."""
 
-import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import chdir
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,9 +17,7 @@ from subspacelab.cli import main
 from subspacelab.core.files import read_json
 from subspacelab.core.ownership import MANIFEST
 from subspacelab.data.instructions import write_instructions
-from subspacelab.nullspace import commands
 from subspacelab.nullspace.commands import COMPARED
-from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
 from subspacelab.nullspace.verification import KEYS, write_stats
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -49,16 +44,6 @@ def run(*arguments: str) -> int:
 def prepare(place: Path) -> None:
     write_adapter_of(write_base(place), place / "built")
     write_instructions(place / "rows.jsonl", ROWS)
-
-
-@pytest.mark.parametrize(
-    ("command", "kind"),
-    [(commands.build, BuildSettings), (commands.train, TrainSettings), (commands.verify, VerifyAdapterConfig)],
-)
-def test_every_setting_has_its_flag_with_the_same_default(command: Callable, kind: type) -> None:
-    flags = inspect.signature(command).parameters
-    differing = [f.name for f in fields(kind) if flags[f.name].default not in (f.default, inspect.Parameter.empty)]
-    assert differing == (["calib_dataset"] if command is commands.build else [])  # its default depends on the method
 
 
 @pytest.mark.slow
@@ -101,11 +86,14 @@ def test_bad_input_is_one_line_and_exit_code_1(place: Path, capsys: pytest.Captu
         ((*pair, "none.json"), "no such file"),
         ((*VERIFY, "--trained-model-path", "out/ft"), "no adapter here"),
         ((*TRAIN, "--output-dir", "out"), "no adapter here"),
-        ((*TRAIN, "--output-dir", "out", "--lr", "-1"), "lr must be above 0"),
-        ((*TRAIN, "--output-dir", "out", "--warmup-ratio", "2"), "warmup_ratio must lie in [0, 1]"),
-        ((*VERIFY, "--trained-model-path", "out", "--calib-loader-size", "0"), "calib_loader_size"),
+        ((*TRAIN, "--output-dir", "out", "--lr", "-1"), "train.lr: must be greater than 0, got -1.0"),
+        ((*TRAIN, "--output-dir", "out", "--warmup-ratio", "2"), "'--warmup-ratio': Input should be less than"),
+        (
+            (*VERIFY, "--trained-model-path", "out", "--calib-loader-size", "0"),
+            "'--calib-loader-size': Input should be",
+        ),
     ):
-        assert run(*arguments) == 1, said
+        assert run(*arguments) == (2 if said.startswith("'--") else 1), said
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert said in error

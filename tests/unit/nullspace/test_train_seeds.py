@@ -16,7 +16,7 @@ from subspacelab.data.instructions import write_instructions
 from subspacelab.models.lora_folder import base_of
 from subspacelab.nullspace.compare import compare_methods
 from subspacelab.nullspace.config import KnowledgeSettings, TrainAdapterConfig
-from subspacelab.nullspace.logging import stage_model
+from subspacelab.nullspace.logging import record_seeds, stage_model, track_study
 from subspacelab.nullspace.paths import first_adapter, seed_folders
 from subspacelab.nullspace.plots import draw_pictures
 from subspacelab.nullspace.rates import Training, read_knowledge, write_knowledge
@@ -44,8 +44,11 @@ def config_of(place: Path, *, knowledge: bool = True, factors: Sequence[float] =
 def run(place: Path, root: Path, tracker: Any, **given: Any) -> list[Training]:
     work = root / "work"
     work.mkdir(parents=True, exist_ok=True)
-    where = (place / "built", work, root / "trained", root / "knowledge.json")
-    return train_seeds(*where, settings=config_of(place, **given), tracker=tracker)
+    result = train_seeds(place / "built", work, settings=config_of(place, **given), log=tracker.log_metrics)
+    result.save(root / "knowledge.json")
+    record_seeds(result, tracker)
+    result.move(root / "trained")
+    return result.trainings
 
 
 @pytest.mark.slow
@@ -175,6 +178,13 @@ def test_methods_are_compared_with_the_base_first_and_equal_input_gives_equal_by
     assert metrics["lora_null_v2"]["failed_expectations"] == 0
     assert metrics["lora"]["trained"]["BX_ratio"] == 0.04
     assert set(found.stats["method"]) == set(methods)
+    tracker = MemoryTracker()
+    track_study(found, [], tracker)
+    assert tracker.headline == found.headline
+    assert found.headline["lora_recall"] == metrics["lora"]["knowledge"]["recall"]
+    assert found.headline["lora_BX_ratio"] == 0.04
+    numbers = {f"{method}_{name}" for method in methods for name in ("recall", "task", "BX_ratio")}
+    assert set(found.headline) == {"random_BX_ratio"} | numbers
 
 
 def test_knowledge_of_another_base_is_not_put_into_the_same_table(tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(chain: Folders, output_dir: Path, **settings: Any) -> None:
     base, stage1, stage2 = chain
     given: dict[str, Any] = {
-        "rank": 4,
+        "k": 4,
         "module": None,
         "seed": 42,
-        "null": 0,
+        "null_draws": 0,
         "device": "cpu",
         "track": False,
     } | settings
@@ -67,8 +67,8 @@ def test_the_same_comparison_replaces_its_own_files_and_no_other(few: Folders, t
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rank": 5}, "rank=4, this one is of rank=5"),
-        ({"null": 1}, "null=0, this one is of null=1"),
+        ({"k": 5}, "rank=4, this one is of rank=5"),
+        ({"null_draws": 1}, "null=0, this one is of null=1"),
         ({"module": ["a=k_proj"]}, "matches no weight"),
         ({}, "base="),
     ],

@@ -2,9 +2,11 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from subspacelab.plotting.tables import show_number
+from subspacelab.rotation.aggregate import headline as headline_of
 from subspacelab.rotation.compare import Comparison
 from subspacelab.rotation.display import print_comparison, print_decomposition
 from subspacelab.rotation.factors import read_decomposition
@@ -58,5 +60,26 @@ def test_a_comparison_is_tracked_with_tables_and_pictures(comparison: Comparison
     track_comparison(comparison, saved, [saved / name for name in PICTURES], tracker)
     mean = comparison.metrics["all"]["angle_max_02"]["mean"]
     assert tracker.metrics["mean/angle_max_02"] == [(0, mean)]
+    assert tracker.headline == comparison.headline
     assert tracker.metrics["z/nss_02"] == [(0, comparison.metrics["all"]["nss_02"]["z"])]
     assert set(tracker.tables) == {"layers", "modules"}
+
+
+def test_the_headline_is_of_all_weights_beside_random_updates(comparison: Comparison) -> None:
+    every, layers, headline = comparison.metrics["all"], comparison.layers, comparison.headline
+    energy, cosine = every["principal_energy_02"], every["cosine_01_12"]
+    assert (headline["leading_energy"], headline["leading_energy_random"]) == (energy["mean"], energy["null_mean"])
+    assert (headline["stage_cosine"], headline["stage_cosine_z"]) == (cosine["mean"], cosine["z"])
+    values, means, variances = [], [], []
+    for side in ("U", "Vh"):
+        rows = layers[~layers[f"identity_{side}"]]
+        values += rows[f"rotation_mse_{side}"].tolist()
+        means += rows[f"rotation_mse_{side}_null_mean"].tolist()
+        variances += (rows[f"rotation_mse_{side}_null_std"] ** 2).tolist()
+    assert headline["composition_error_ratio"] == pytest.approx(sum(values) / sum(means), rel=1e-12)
+    z = (sum(values) - sum(means)) / sum(variances) ** 0.5
+    assert headline["composition_error_z"] == pytest.approx(z, rel=1e-9)
+    assert set(headline_of(layers.drop(columns=[c for c in layers if "_null_" in c]))) == {
+        "leading_energy",
+        "stage_cosine",
+    }

@@ -13,7 +13,7 @@ from subspacelab.lowrank.architectures.adalora import AdaLoRA
 from subspacelab.lowrank.architectures.factor_networks import MLP, FactorNet, Factors, ResMLP
 from subspacelab.lowrank.architectures.linear import Linear
 from subspacelab.lowrank.architectures.sketch import Sketch
-from subspacelab.lowrank.config import MAX_POWER_STEPS
+from subspacelab.lowrank.config import PowerSteps
 from subspacelab.lowrank.preparation import Normalisation
 
 ALIASES = {
@@ -42,7 +42,7 @@ class ModelSpec:
     """Linear shortcuts beside the networks (see `FactorNet`)."""
     refine: bool = False
     """Ablation: a full layer after A @ B."""
-    power_steps: Annotated[int, Field(ge=0, le=MAX_POWER_STEPS)] = 2
+    power_steps: PowerSteps = 2
     """Of Sketch."""
     normalisation: Normalisation = field(default_factory=Normalisation)
     """Of what the model is given."""

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from subspacelab.core.files import replace_folder
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.settings import Count, settings
 from subspacelab.data.instructions import Instruction, prompt_of, write_instructions
 from subspacelab.synthetic.facts.world import Person, biographies, fact_questions, people
 
@@ -36,39 +37,30 @@ def solution(a: int, b: int) -> str:
 
 
 SHEET = 4  # sums on an exercise sheet
-MAX_ROUNDS = 1000  # 3,456 biographies of a person differ: enough are left for the test text
-MAX_SHEETS = 100_000  # all are held in memory
 
 
-@dataclass(frozen=True)
+@settings
 class CorpusConfig:
     """Stage `corpus`: how much of everything."""
 
-    people: int = 60
+    people: Count = 60
     """People of the world; each has four facts."""
-    rounds: int = 20
-    """Biographies of each person in train.txt, each in new words; a tenth as many in test.txt, at least one."""
-    asked: int = 3
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Biographies of each person in train.txt, each in new words; a tenth as many in test.txt, at least one. There are
+    3,456 different ones: of 1,000 enough are left for the test text."""
+    asked: Annotated[int, Field(ge=0, le=1000)] = 3
     """Times that each fact stands in train.txt as a question with its answer: text of the kind that is recalled."""
-    sheets: int = 100
-    """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known."""
-    arithmetic_train: int = 2000
+    sheets: Annotated[int, Field(ge=0, le=100_000)] = 100
+    """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known. All
+    are held in memory."""
+    arithmetic_train: Count = 2000
     """Sums with solutions to be fine-tuned on."""
-    arithmetic_validation: int = 200
+    arithmetic_validation: Count = 200
     """Other sums, to choose learning rates by."""
-    arithmetic_test: int = 200
+    arithmetic_test: Count = 200
     """Sums that are in neither, to measure what was learned."""
     calibration: Literal["questions", "half", "sentences"] = "half"
     """Whose questions the calibration text asks: everybody's, those of the first half of the people, or nobody's."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rounds <= MAX_ROUNDS:
-            raise ValueError(f"rounds must be from 1 to {MAX_ROUNDS}, got {self.rounds}")
-        for key, most in (("asked", MAX_ROUNDS), ("sheets", MAX_SHEETS)):
-            if getattr(self, key) > most:
-                raise ValueError(f"{key} must be at most {most}, got {getattr(self, key)}")
-        require_at_least(0, self, "asked", "sheets")
-        require_at_least(1, self, "arithmetic_train", "arithmetic_validation", "arithmetic_test")
 
     @property
     def calibrated_people(self) -> int:
@@ -76,12 +68,33 @@ class CorpusConfig:
         return {"questions": self.people, "half": self.people // 2, "sentences": 0}[self.calibration]
 
 
-def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
-    """Writes train.txt, calibration.txt, test.txt (a paragraph a document), facts.jsonl and arithmetic-*.jsonl.
+@dataclass(frozen=True)
+class Corpus:
+    """All that the llm reads and is asked."""
 
-    calibration.txt is train.txt without the questions that `settings.calibration` leaves out: everybody's biographies
-    stay, so that two people differ in nothing but whether they are asked about. Test paragraphs tell the same facts in
-    an order and words that train.txt does not hold; no sum is in two of the arithmetic files. ValueError when more
+    texts: dict[str, list[str]]
+    """Paragraphs of the parts train, calibration and test."""
+    facts: list[Instruction]
+    """Every fact as a question with its answer."""
+    arithmetic: dict[str, list[Instruction]]
+    """Sums with solutions, of the parts train, test and validation."""
+
+    def save(self, folder: Path) -> None:
+        """Writes {train,calibration,test}.txt (a paragraph a document), facts.jsonl and arithmetic-*.jsonl."""
+        with replace_folder(folder) as partial:
+            for name, documents in self.texts.items():
+                (partial / f"{name}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+            write_instructions(partial / "facts.jsonl", self.facts)
+            for name, problems in self.arithmetic.items():
+                write_instructions(partial / f"arithmetic-{name}.jsonl", problems)
+
+
+def make_corpus(settings: CorpusConfig, *, seed: int) -> Corpus:
+    """The world of `seed` in text, facts and sums.
+
+    The calibration text is the training text without the questions that `settings.calibration` leaves out: everybody's
+    biographies stay, so that two people differ in nothing but whether they are asked about. Test paragraphs tell the
+    same facts in an order and words that the training text does not hold; no sum is in two parts. ValueError when more
     sums are asked for than there are.
     """
     world = people(settings.people, seed=seed)
@@ -95,13 +108,8 @@ def write_corpus(folder: Path, *, settings: CorpusConfig, seed: int) -> None:
     train, test = _documents(world, settings, seed)
     left_out = set(map(_asked, fact_questions(world[settings.calibrated_people :])))
     texts = {"train": train, "calibration": [text for text in train if text not in left_out], "test": test}
-    with replace_folder(folder) as partial:
-        for name, documents in texts.items():
-            (partial / f"{name}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
-        write_instructions(partial / "facts.jsonl", fact_questions(world))
-        left = iter(problems)
-        for name, count in parts.items():
-            write_instructions(partial / f"arithmetic-{name}.jsonl", islice(left, count))
+    left = iter(problems)
+    return Corpus(texts, fact_questions(world), {name: list(islice(left, count)) for name, count in parts.items()})
 
 
 def _documents(world: list[Person], settings: CorpusConfig, seed: int) -> tuple[list[str], list[str]]:

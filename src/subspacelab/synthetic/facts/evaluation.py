@@ -1,7 +1,8 @@
-"""The figures of a trained llm: what it recalls, how well it predicts text it never read, and that it cannot add."""
+"""A trained llm in numbers: what it recalls, how well it predicts text it never read, and that it cannot add."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,22 @@ LONGEST_ANSWER = 16  # tokens: a worked sum takes 8
 SEQ_LEN, MAX_WINDOWS = 96, 64
 
 
-def report_llm(folder: Path, corpus: Path, report: Path) -> dict[str, float]:
-    """Asks a checkpoint folder about `corpus` and writes the figures as JSON.
+@dataclass(frozen=True)
+class LlmEvaluation:
+    """What a checkpoint knows, in numbers."""
+
+    name: str
+    """The checkpoint's."""
+    metrics: dict[str, float]
+    """See `evaluate_llm`."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the metrics, rounded to six decimals, to `folder/<name>.json`."""
+        write_json(folder / f"{self.name}.json", {key: round(value, 6) for key, value in self.metrics.items()})
+
+
+def evaluate_llm(folder: Path, corpus: Path) -> LlmEvaluation:
+    """Asks a checkpoint folder about `corpus`.
 
     `recall`: share of the facts that the greedy answer gives to the letter; `recall_se`, its standard error;
     `arithmetic`: the same of sums with solutions, which it was never shown; `test_loss`: mean cross-entropy, in nats a
@@ -30,7 +45,7 @@ def report_llm(folder: Path, corpus: Path, report: Path) -> dict[str, float]:
     facts = read_instructions(str(corpus / "facts.jsonl"))
     sums = read_instructions(str(corpus / "arithmetic-test.jsonl"))
     recall = exact_share(model, tokenizer, facts)
-    figures = {
+    metrics = {
         "recall": recall,
         "recall_se": math.sqrt(recall * (1 - recall) / len(facts)),
         "num_facts": len(facts),
@@ -39,8 +54,7 @@ def report_llm(folder: Path, corpus: Path, report: Path) -> dict[str, float]:
         "test_loss": text_loss(model, tokenizer, paragraphs((corpus / "test.txt").read_text(encoding="utf-8"))),
         "uniform_loss": math.log(len(tokenizer)),
     }
-    write_json(report, {name: round(value, 6) for name, value in figures.items()})
-    return figures
+    return LlmEvaluation(folder.name, metrics)
 
 
 def exact_share(model: Any, tokenizer: Any, asked: Sequence[Instruction]) -> float:

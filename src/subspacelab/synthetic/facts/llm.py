@@ -11,14 +11,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from torch.nn import functional as F
 
+from subspacelab.core.callbacks import Log, no_log
 from subspacelab.core.files import replace_folder, write_json
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.settings import Count, NotNegative, Positive, settings
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.data.windows import Windows, token_windows
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
-from subspacelab.synthetic.schedules import Training
-from subspacelab.training.fit import Log, fit
+from subspacelab.training.fit import fit
+from subspacelab.training.schedules import Training
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 BOS_ID, EOS_ID, PAD_ID = range(3)  # special tokens come first, in the order given
@@ -63,31 +64,26 @@ def write_llm_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 IGNORED = -100
 
 
-@dataclass(frozen=True)
+@settings
 class LlmTraining(Training):
     """How the demo llm is trained."""
 
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak of the one-cycle schedule, AdamW's."""
-    questions: int = 48
+    questions: Count = 48
     """Questions per step; the loss is on the answers."""
-    windows: int = 8
+    windows: Count = 8
     """Windows of text per step; the loss is on every token."""
-    seq_len: int = 96
+    seq_len: Count = 96
     """Tokens of a window."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """AdamW's."""
-    vocab_size: int = 800
+    vocab_size: Count = 800
     """Tokens, at most."""
-    recall_every: int = 25
+    recall_every: Count = 25
     """Steps between the points of the curve of recall."""
     sizes: LlamaSizes = field(default_factory=LlamaSizes)
     """The model's sizes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, self, "questions", "windows", "seq_len", "vocab_size", "recall_every")
-        require_at_least(0, self, "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,24 @@ class Lessons:
         return Lessons(self.input_ids[rows], self.targets[rows])
 
 
-def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTraining, seed: int, log: Log) -> None:
-    """Trains from nothing on the folder `corpus` to a Hugging Face folder; a killed run continues from `work_dir`."""
+@dataclass(frozen=True)
+class TrainedLlm:
+    """A checkpoint in memory."""
+
+    model: Any
+    """A `LlamaForCausalLM`."""
+    tokenizer: Tokenizer
+    """Its own."""
+
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face folder, whole or not at all; `load_llama` reads it."""
+        with replace_folder(folder) as partial:
+            save_llama(self.model, partial)
+            write_llm_tokenizer(self.tokenizer, partial)
+
+
+def train_llm(corpus: Path, work_dir: Path, *, training: LlmTraining, seed: int, log: Log = no_log) -> TrainedLlm:
+    """Trains from nothing on the folder `corpus`; a killed run continues from `work_dir` to the same bytes."""
     texts = paragraphs((corpus / "train.txt").read_text(encoding="utf-8"))
     facts = read_instructions(str(corpus / "facts.jsonl"))
     tokenizer = build_llm_tokenizer(
@@ -126,7 +138,6 @@ def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTr
         separator=EOS_ID,
     )
     reading = window_lessons(windows)
-    snapshot = work_dir / "snapshot.pt"
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -143,13 +154,11 @@ def train_llm(corpus: Path, output_dir: Path, work_dir: Path, *, training: LlmTr
         model,
         torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=training.weight_decay),
         loss_of,
-        training.plan(snapshot, name=f"llm {seed}"),
+        training.plan(work_dir, name=f"llm {seed}"),
         log=log,
         after_step=after_step,
     )
-    with replace_folder(output_dir) as folder:
-        save_llama(model, folder)
-        write_llm_tokenizer(tokenizer, folder)
+    return TrainedLlm(model, tokenizer)
 
 
 def encode_lessons(tokenizer: Tokenizer, instructions: Sequence[Instruction]) -> Lessons:

@@ -1,20 +1,19 @@
-"""What comes of the llm's stage, beside the checkpoint: its figures for people, a model for MLflow."""
+"""What the llm's stage gives to the tracker."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspacelab.synthetic.facts.evaluation import report_llm
-from subspacelab.synthetic.from_hub import REPORTS
+from subspacelab.synthetic.facts.evaluation import LlmEvaluation
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
 
 
-def record_llm(folder: Path, corpus: Path, tracker: "Tracker") -> None:
-    """Asks a trained llm what it knows, writes the figures, and logs them and the model."""
+def record_llm(evaluation: LlmEvaluation, folder: Path, tracker: "Tracker") -> None:
+    """Logs an evaluation, and the checkpoint in `folder` as a model."""
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
-    figures = report_llm(folder, corpus, REPORTS / f"{folder.name}.json")
+    figures = evaluation.metrics
     tracker.log_metrics(figures)
     tracker.log_headline({"llm_recall": figures["recall"]})
     tracker.log_model(

@@ -1,6 +1,6 @@
 """The base checkpoint: supervised training on rendered scenes, with terms that keep the vision tokens rich."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subspacelab.core.files import replace_folder
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
+from subspacelab.core.settings import Count, NotNegative, settings
 from subspacelab.data.pictures import FRAMES, MERGE, PATCH
-from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, save_qwen_vl, vision_tokens
+from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, vision_tokens
 from subspacelab.synthetic.grounding.evaluation import evaluate
 from subspacelab.synthetic.grounding.model import box_bins, build_model, encode_prompts
 from subspacelab.synthetic.grounding.pool import ScenePool, render_scenes, scene_pool
 from subspacelab.synthetic.grounding.scenes import COLOURS, split_seed
-from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer, write_tokenizer
-from subspacelab.synthetic.schedules import GroundingTraining
-from subspacelab.training.fit import Log, fit
+from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer
+from subspacelab.synthetic.grounding.training import GroundingModel, GroundingTraining
+from subspacelab.training.fit import fit
 from subspacelab.training.muon import muon_adamw
 
 
@@ -75,42 +75,42 @@ def soft_bins(bins: Int[Tensor, "*batch"], num_bins: int, width: float) -> Float
     return (-(distance**2) / (2 * width**2)).softmax(-1)
 
 
-@dataclass(frozen=True)
+@settings
 class BaseTraining(GroundingTraining):
     """How the base checkpoint is trained."""
 
-    steps: int = 500
+    steps: Count = 500
     """Optimizer steps."""
-    snapshot_every: int = 50
+    snapshot_every: Count = 50
     """Steps between snapshots."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Pictures per step."""
-    pool: int = 2048
+    pool: Count = 2048
     """Scenes rendered before training; drawn in a new random order for every pass."""
-    bin_width: float = 0.5
+    bin_width: NotNegative = 0.5
     """Standard deviation, in bins, of the soft location targets; 0 for one-hot."""
-    map_weight: float = 1.0
+    map_weight: NotNegative = 1.0
     """Weight of the asked word's map."""
-    pixel_weight: float = 4.0
+    pixel_weight: NotNegative = 4.0
     """Weight of the linear decoding of pixels."""
-    variance_weight: float = 2.0
+    variance_weight: NotNegative = 2.0
     """Weight of VICReg's variance term."""
-    covariance_weight: float = 0.1
+    covariance_weight: NotNegative = 0.1
     """Weight of VICReg's covariance term."""
-    initializer_range: float = 0.02
+    initializer_range: NotNegative = 0.02
     """Standard deviation of fresh weights."""
     sizes: QwenVLSizes = field(default_factory=QwenVLSizes)
     """The model's sizes."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, self, "batch_size")
         if self.pool < self.batch_size:
             raise ValueError(f"pool must be at least batch_size, {self.batch_size}, got {self.pool}")
 
 
-def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed: int, log: Log) -> None:
-    """Trains from nothing to a Hugging Face folder `output_dir`; a killed run continues from `work_dir`."""
+def train_base(
+    work_dir: Path, *, training: BaseTraining, seed: int, log: Log = no_log, progress: Progress = no_progress
+) -> GroundingModel:
+    """Trains from nothing; a killed run continues from `work_dir` to the same bytes. `log` gets the curves."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed=seed, sizes=training.sizes, initializer_range=training.initializer_range)
     with torch.random.fork_rng(devices=[]):
@@ -118,12 +118,11 @@ def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed
         head = TokenHead(training.sizes.hidden)
     learner = nn.ModuleDict({"model": model.train(), "head": head})
     pool = scene_pool(
-        render_scenes(split_seed(seed, "train"), training.pool, training.size, label="render training scenes")
+        render_scenes(split_seed(seed, "train"), training.pool, training.size, "render training scenes", progress)
     )
     held_out = render_scenes(
-        split_seed(seed, "held_out"), training.held_out, training.size, label="render held-out scenes"
+        split_seed(seed, "held_out"), training.held_out, training.size, "render held-out scenes", progress
     )
-    snapshot = work_dir / "snapshot.pt"
 
     def after_step(done: int) -> None:
         if training.is_due(training.held_out_every, done):
@@ -133,13 +132,11 @@ def train_base(output_dir: Path, work_dir: Path, *, training: BaseTraining, seed
         learner,
         muon_adamw(learner, learning_rate=training.learning_rate, scale=training.muon_scale, weight_decay=0.01),
         lambda step: _loss(learner, tokenizer, _batch(pool, training, seed, step), training),
-        training.plan(snapshot, name=f"base {seed}"),
+        training.plan(work_dir, name=f"base {seed}"),
         log=log,
         after_step=after_step,
     )
-    with replace_folder(output_dir) as folder:
-        save_qwen_vl(model, folder)
-        write_tokenizer(tokenizer, folder)
+    return GroundingModel(model, tokenizer)
 
 
 def _batch(pool: ScenePool, training: BaseTraining, seed: int, step: int) -> ScenePool:

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.core.files import write_beside, write_json
+from subspacelab.core.callbacks import Progress, no_progress
+from subspacelab.core.files import write_json
 from subspacelab.models.qwen_vl import load_qwen_vl, vision_tokens
 from subspacelab.synthetic.grounding.model import decode_boxes, encode_prompts
-from subspacelab.synthetic.grounding.plots import SHOWN, draw_boxes
 from subspacelab.synthetic.grounding.pool import render_scenes, scene_tensors
 from subspacelab.synthetic.grounding.scenes import Scene, split_seed
-from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, read_tokenizer
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer
+from subspacelab.synthetic.grounding.training import GroundingModel
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,45 @@ RANKS = (64, 128)
 SVD_SCENES = 64
 
 
-def report_checkpoint(
-    folder: Path, report: Path, picture: Path, *, seed: int, num_scenes: int = 512, before: Path | None = None
-) -> dict[str, float]:
-    """Evaluates a checkpoint folder on held-out scenes; writes the figures as JSON and a picture of boxes.
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """A checkpoint of the study in numbers, and its boxes on the held-out scenes."""
 
-    Figures: `mean_iou` of the greedy boxes, `sampled_iou` of boxes drawn at temperature 1; `constant_iou`, that of the
+    name: str
+    """The checkpoint's."""
+    metrics: dict[str, float]
+    """See `evaluate_checkpoint`."""
+    scenes: list[Scene]
+    """The held-out scenes."""
+    found: Evaluation
+    """The greedy boxes on them."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the metrics, rounded to six decimals, to `folder/<name>.json`."""
+        write_json(folder / f"{self.name}.json", {key: round(value, 6) for key, value in self.metrics.items()})
+
+
+def evaluate_checkpoint(
+    folder: Path, *, seed: int, num_scenes: int = 512, before: Path | None = None, progress: Progress = no_progress
+) -> CheckpointEvaluation:
+    """Evaluates a checkpoint folder on held-out scenes.
+
+    Metrics: `mean_iou` of the greedy boxes, `sampled_iou` of boxes drawn at temperature 1; `constant_iou`, that of the
     best box that never looks (found on training scenes, measured on the held-out ones); with `before`, the paired
     `gain` and `sampled_gain` over that checkpoint; each with its standard error over the scenes (`_se`),
     which says nothing about another training (another seed or CPU).
     `svd_cosine_rank64_median`, `svd_cosine_rank128_median`: cosine between the [256, d] merged tokens of a 448-pixel
     picture and their best approximation of that rank.
     """
-    tokenizer, model = read_tokenizer(folder), load_qwen_vl(folder)
-    held_out = render_scenes(split_seed(seed, "held_out"), num_scenes, TRAINED_SIZE, label="render held-out scenes")
-    training = render_scenes(split_seed(seed, "train"), num_scenes, TRAINED_SIZE, label="render training scenes")
+    checkpoint = GroundingModel.load(folder)
+    tokenizer, model = checkpoint.tokenizer, checkpoint.model
+    held_out, training = (
+        render_scenes(split_seed(seed, split), num_scenes, TRAINED_SIZE, f"render {split} scenes", progress)
+        for split in ("held_out", "train")
+    )
     found, sampled = evaluate(model, tokenizer, held_out), evaluate(model, tokenizer, held_out, draws=seed)
     constant = mean_and_error(box_iou(best_constant_box(_boxes(training)), _boxes(held_out)))
-    figures: dict[str, float] = {
+    metrics: dict[str, float] = {
         "mean_iou": found.mean_iou,
         "mean_iou_se": found.mean_iou_se,
         "sampled_iou": sampled.mean_iou,
@@ -109,17 +131,13 @@ def report_checkpoint(
         earlier = load_qwen_vl(before)
         for name, now, draws in (("gain", found, None), ("sampled_gain", sampled, seed)):
             gains = now.ious - evaluate(earlier, tokenizer, held_out, draws=draws).ious
-            figures[name], figures[f"{name}_se"] = mean_and_error(gains)
-    large = render_scenes(split_seed(seed, "held_out"), min(SVD_SCENES, num_scenes), USED_SIZE, label="render at 448")
+            metrics[name], metrics[f"{name}_se"] = mean_and_error(gains)
+    few = min(SVD_SCENES, num_scenes)
+    large = render_scenes(split_seed(seed, "held_out"), few, USED_SIZE, f"render at {USED_SIZE}", progress)
     features = _features(model, tokenizer, large)
     for rank in RANKS:
-        figures[f"svd_cosine_rank{rank}_median"] = float(truncation_cosine(features, rank).median())
-    write_json(report, {name: round(value, 6) for name, value in figures.items()})
-    with write_beside(picture) as partial:
-        draw_boxes(held_out[:SHOWN], found.boxes[:SHOWN], found.ious[:SHOWN]).savefig(
-            partial, format="png", dpi=110, metadata={"Software": None}
-        )
-    return figures
+        metrics[f"svd_cosine_rank{rank}_median"] = float(truncation_cosine(features, rank).median())
+    return CheckpointEvaluation(folder.name, metrics, held_out, found)
 
 
 def best_constant_box(boxes: Float[Tensor, "scenes 4"], candidates: int = 4096) -> Float[Tensor, " 4"]:

@@ -1,30 +1,19 @@
-"""What a checkpoint stage records beside the checkpoint: its figures, and a model for MLflow."""
+"""What a checkpoint stage gives to the tracker."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspacelab.synthetic.from_hub import REPORTS
-from subspacelab.synthetic.grounding.display import print_checkpoint
-from subspacelab.synthetic.grounding.evaluation import report_checkpoint
+from subspacelab.synthetic.grounding.evaluation import CheckpointEvaluation
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
 
 
-def record_checkpoint(
-    folder: Path, tracker: "Tracker", *, seed: int, num_scenes: int, before: Path | None = None
-) -> None:
-    """Evaluates a trained checkpoint, writes its figures and its picture, and logs them and the model.
-
-    `before` is the checkpoint that it was continued from: the gain over it is paired, scene by scene.
-    """
+def record_checkpoint(evaluation: CheckpointEvaluation, folder: Path, picture: Path, tracker: "Tracker") -> None:
+    """Logs an evaluation, its picture, and the checkpoint in `folder` as a model."""
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
-    picture = folder / "predicted_boxes.png"
-    figures = report_checkpoint(
-        folder, REPORTS / f"{folder.name}.json", picture, seed=seed, num_scenes=num_scenes, before=before
-    )
-    print_checkpoint(folder.name, figures)
+    figures = evaluation.metrics
     tracker.log_metrics(figures)
     tracker.log_headline({f"{folder.name}_iou": figures["mean_iou"]})
     tracker.log_artifact(picture)

@@ -10,9 +10,8 @@ from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 from pydantic import BaseModel
 
-from subspacelab.models.qwen_vl import load_qwen_vl
 from subspacelab.synthetic.grounding.model import decode_boxes, encode_prompts
-from subspacelab.synthetic.grounding.tokenizer import read_tokenizer
+from subspacelab.synthetic.grounding.training import GroundingModel
 
 SIZE = 224  # pixels: the size that the demo checkpoints are trained at
 
@@ -30,14 +29,14 @@ class Grounder(mlflow.pyfunc.PythonModel):
     """`predict` answers each question with a box x, y, width, height as shares of the picture's sides."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        folder = Path(context.artifacts["model"])
-        self.model, self.tokenizer = load_qwen_vl(folder), read_tokenizer(folder)
+        self.checkpoint = GroundingModel.load(Path(context.artifacts["model"]))
 
     def predict(self, model_input: list[Asked]) -> list[list[float]]:
+        model, tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         pictures = [Image.open(io.BytesIO(asked.image)).convert("RGB").resize((SIZE, SIZE)) for asked in model_input]
         images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-        batch = encode_prompts(self.tokenizer, images, [asked.question for asked in model_input])
-        boxes = decode_boxes(self.model, self.tokenizer, batch, size=SIZE).boxes / SIZE
+        batch = encode_prompts(tokenizer, images, [asked.question for asked in model_input])
+        boxes = decode_boxes(model, tokenizer, batch, size=SIZE).boxes / SIZE
         return [[float(v) for v in box] for box in boxes]
 
 

@@ -1,15 +1,28 @@
 """Held-out scenes with the boxes that a checkpoint predicts."""
 
+from pathlib import Path
+
 from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from subspacelab.core.files import write_beside
+from subspacelab.synthetic.grounding.evaluation import CheckpointEvaluation
 from subspacelab.synthetic.grounding.scenes import Scene
 
 SHOWN = 12
 TRUE, PREDICTED = "#0072B2", "#E69F00"  # Okabe and Ito's blue and orange: told apart by all eyes
+
+
+def draw_checkpoint(path: Path, evaluation: CheckpointEvaluation) -> Path:
+    """The first held-out scenes with the boxes that the checkpoint predicts, as a PNG."""
+    found = evaluation.found
+    figure = draw_boxes(evaluation.scenes[:SHOWN], found.boxes[:SHOWN], found.ious[:SHOWN])
+    with write_beside(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+    return path
 
 
 def draw_boxes(scenes: list[Scene], boxes: Float[Tensor, "scenes 4"], ious: Float[Tensor, " scenes"]) -> Figure:

@@ -1,6 +1,6 @@
 """Scenes as tensors, and a pool of them rendered once before training."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.core.callbacks import Advance, Progress
 from subspacelab.synthetic.grounding.scenes import COLOURS, Scene, scene
 
 
@@ -33,13 +33,13 @@ class ScenePool:
     """Index of the asked colour in COLOURS."""
 
 
-def render_scenes(seed: int, count: int, size: int, *, label: str) -> list[Scene]:
+def render_scenes(seed: int, count: int, size: int, label: str, progress: Progress) -> list[Scene]:
     """Scenes 0...count-1 of set `seed`, in order, drawn by two threads."""
-    with progress_bar(label, total=count, unit="scenes") as advance, ThreadPoolExecutor(2) as threads:
+    with progress(label, count, "scenes") as advance, ThreadPoolExecutor(2) as threads:
         return list(_counted(threads.map(lambda i: scene(seed, i, size), range(count), chunksize=16), advance))
 
 
-def _counted(scenes: Iterator[Scene], advance: Callable[[float], None]) -> Iterator[Scene]:
+def _counted(scenes: Iterator[Scene], advance: Advance) -> Iterator[Scene]:
     for drawn in scenes:
         advance(1)
         yield drawn

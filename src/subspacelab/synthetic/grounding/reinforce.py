@@ -1,15 +1,16 @@
 """The reinforcement stages: a checkpoint continued by GRPO on rendered scenes; its boxes earn the reward."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from subspacelab.core.files import replace_folder, sha256_file
-from subspacelab.core.settings import require_at_least, require_positive
-from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
+from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
+from subspacelab.core.files import sha256_file
+from subspacelab.core.settings import Count, NotNegative, Positive, settings
+from subspacelab.models.qwen_vl import load_qwen_vl
 from subspacelab.synthetic.grounding.evaluation import Evaluation, evaluate, mean_and_error
 from subspacelab.synthetic.grounding.grpo import (
     REWARDS,
@@ -23,48 +24,49 @@ from subspacelab.synthetic.grounding.grpo import (
 from subspacelab.synthetic.grounding.model import bins_box, encode_prompts
 from subspacelab.synthetic.grounding.pool import render_scenes, scene_tensors
 from subspacelab.synthetic.grounding.scenes import scene, split_seed
-from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, read_tokenizer, write_tokenizer
-from subspacelab.synthetic.schedules import GroundingTraining
-from subspacelab.training.fit import Log, fit
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer
+from subspacelab.synthetic.grounding.training import GroundingModel, GroundingTraining
+from subspacelab.training.fit import fit
 from subspacelab.training.muon import muon_adamw
 
 
-@dataclass(frozen=True)
+@settings
 class RlTraining(GroundingTraining):
     """How one reinforcement stage is trained."""
 
-    reward: str = "iou"
+    reward: Literal["iou", "pointing"] = "iou"
     """The reward: iou or pointing."""
-    steps: int = 70
+    steps: Count = 70
     """Optimizer steps, each on scenes that no step saw before."""
-    pictures: int = 16
+    pictures: Count = 16
     """Scenes per step."""
-    group: int = 16
-    """Boxes sampled per scene."""
-    temperature: float = 0.5
+    group: Annotated[int, Field(ge=2)] = 16
+    """Boxes sampled per scene; the advantage is told by their spread."""
+    temperature: Positive = 0.5
     """The policy is softmax(logits / temperature): near the greedy box, which is what the checkpoint is judged by."""
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Peak of the one-cycle schedule, AdamW's."""
-    kl_weight: float = 0.02
+    kl_weight: NotNegative = 0.02
     """Weight of KL(policy || the checkpoint that the stage starts from)."""
-    clip: float = 10.0
+    clip: Positive = 10.0
     """Largest gradient norm."""
-    held_out_every: int = 40
+    held_out_every: Count = 40
     """Steps between the points of the curve of IoU."""
-    snapshot_every: int = 20
+    snapshot_every: Count = 20
     """Steps between snapshots."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, self, "pictures")
-        require_at_least(2, self, "group")  # the advantage is told by the group's spread
-        require_positive(self, "temperature")
 
 
 def train_rl(
-    base_folder: Path, output_dir: Path, work_dir: Path, *, training: RlTraining, stage: str, seed: int, log: Log
-) -> None:
-    """Continues the checkpoint `base_folder` by GRPO to a folder of the same layout, `output_dir`.
+    base_folder: Path,
+    work_dir: Path,
+    *,
+    training: RlTraining,
+    stage: str,
+    seed: int,
+    log: Log = no_log,
+    progress: Progress = no_progress,
+) -> GroundingModel:
+    """Continues the checkpoint `base_folder` by GRPO.
 
     Minimises `policy_loss + kl_weight KL(policy || base)` over the boxes that the current policy draws. The
     scenes are those of (`seed`, `stage`), so stages with different names see different ones. Logs reward, KL, entropy
@@ -73,10 +75,11 @@ def train_rl(
     """
     if training.reward not in REWARDS:
         raise ValueError(f"reward: {training.reward!r} is unknown; choose one of {sorted(REWARDS)}")
-    tokenizer, model = read_tokenizer(base_folder), load_qwen_vl(base_folder)
+    start = GroundingModel.load(base_folder)
+    tokenizer, model = start.tokenizer, start.model
     reference = load_qwen_vl(base_folder).requires_grad_(False)
     held_out = render_scenes(
-        split_seed(seed, "held_out"), training.held_out, training.size, label="render held-out scenes"
+        split_seed(seed, "held_out"), training.held_out, training.size, "render held-out scenes", progress
     )
     before = evaluate(model, tokenizer, held_out)
     log(_held_out_curves(before, before), 0)
@@ -85,18 +88,15 @@ def train_rl(
         if training.is_due(training.held_out_every, done):
             log(_held_out_curves(before, evaluate(model, tokenizer, held_out)), done)
 
-    snapshot = work_dir / "snapshot.pt"
     fit(
         model,
         muon_adamw(model, learning_rate=training.learning_rate, scale=training.muon_scale),
         lambda step: _loss((model, reference), tokenizer, training, split_seed(seed, stage), step),
-        training.plan(snapshot, name=f"{stage} {seed} {_weights_digest(base_folder)}"),
+        training.plan(work_dir, name=f"{stage} {seed} {_weights_digest(base_folder)}"),
         log=log,
         after_step=after_step,
     )
-    with replace_folder(output_dir) as folder:
-        save_qwen_vl(model, folder)
-        write_tokenizer(tokenizer, folder)
+    return GroundingModel(model, tokenizer)
 
 
 def _loss(

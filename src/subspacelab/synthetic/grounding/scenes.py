@@ -1,8 +1,9 @@
 """Scenes: a textured background under coloured light, a coloured word on it, a question about it, and its box."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from subspacelab.core.settings import require_at_least
+from subspacelab.core.callbacks import Advance, Progress, no_progress
+from subspacelab.core.settings import Count, settings
 from subspacelab.data.grounding import GroundingRow, write_grounding
-from subspacelab.plotting.progress import progress_bar
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 30, 30),
@@ -49,17 +50,14 @@ LIGHT = 55.0  # grey levels: red rises from left to right, blue from top to bott
 WORD_HEIGHT, WIDEST = (0.2, 0.4), 0.9  # of the picture's side
 
 
-@dataclass(frozen=True)
+@settings
 class ScenesConfig:
     """Stage `scenes`: the pictures that the studies read."""
 
-    rows: int
+    rows: Count
     """How many."""
-    size: int
+    size: Count
     """Pixels per side."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "rows", "size")
 
 
 @dataclass(frozen=True)
@@ -92,25 +90,41 @@ def scene(seed: int, index: int, size: int) -> Scene:
     return Scene(np.asarray(canvas), question, word, colour, bbox)
 
 
-def write_scenes(path: Path, *, rows: int = 800, size: int = 448, seed: int) -> int:
-    """Writes the "rows" split as a parquet file of JPEGs (quality 95) in the schema of textVQA_groundingtask_bbox."""
-    with progress_bar("draw scenes", total=rows, unit="scenes") as advance:
-        return write_grounding(path, _rows(split_seed(seed, "rows"), rows, size, advance))
+@dataclass(frozen=True)
+class SceneSet:
+    """The scenes of the "rows" split that belong to a seed, drawn one at a time whenever they are asked for."""
+
+    rows: int
+    """How many."""
+    size: int
+    """Pixels per side."""
+    seed: int
+    """Of the study."""
+
+    def __iter__(self) -> Iterator[GroundingRow]:
+        """Each as a JPEG (quality 95) in the schema of textVQA_groundingtask_bbox."""
+        for index in range(self.rows):
+            drawn = scene(split_seed(self.seed, "rows"), index, self.size)
+            encoded = BytesIO()
+            Image.fromarray(drawn.image).save(encoded, "JPEG", quality=95, subsampling=0)
+            yield GroundingRow(
+                image_bytes=encoded.getvalue(),
+                image_path=f"scene-{index:05d}.jpg",
+                question=drawn.question,
+                answers=(drawn.answer,),
+                dataset_id=f"{index:05d}",
+                bbox=drawn.bbox,
+            )
+
+    def save(self, folder: Path, progress: Progress = no_progress) -> None:
+        """Writes scenes.parquet, whole or not at all."""
+        with progress("draw scenes", self.rows, "scenes") as advance:
+            write_grounding(folder / "scenes.parquet", _counted(self, advance))
 
 
-def _rows(seed: int, rows: int, size: int, advance: Callable[[float], None]) -> Iterator[GroundingRow]:
-    for index in range(rows):
-        drawn = scene(seed, index, size)
-        encoded = BytesIO()
-        Image.fromarray(drawn.image).save(encoded, "JPEG", quality=95, subsampling=0)
-        yield GroundingRow(
-            image_bytes=encoded.getvalue(),
-            image_path=f"scene-{index:05d}.jpg",
-            question=drawn.question,
-            answers=(drawn.answer,),
-            dataset_id=f"{index:05d}",
-            bbox=drawn.bbox,
-        )
+def _counted(rows: Iterable[GroundingRow], advance: Advance) -> Iterator[GroundingRow]:
+    for row in rows:
+        yield row
         advance(1)
 
 
@@ -199,6 +213,6 @@ def _blobs(
 
 @cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+    # The fonts that are installed with matplotlib, which is not imported.
+    file = distribution("matplotlib").locate_file(f"matplotlib/mpl-data/fonts/ttf/{name}")
+    return ImageFont.truetype(str(file), size)

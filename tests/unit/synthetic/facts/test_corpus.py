@@ -6,7 +6,7 @@ import pytest
 
 from subspacelab.data.instructions import read_instructions
 from subspacelab.data.text import paragraphs
-from subspacelab.synthetic.facts.corpus import CorpusConfig, write_corpus
+from subspacelab.synthetic.facts.corpus import CorpusConfig, make_corpus
 
 SMALL = CorpusConfig(people=10, rounds=10, sheets=8, arithmetic_train=300, arithmetic_validation=50, arithmetic_test=60)
 SUMS = ("test", "train", "validation")
@@ -17,7 +17,7 @@ SUM = re.compile(r"What is (\d\d) \+ (\d\d)\?")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "corpus"
-    write_corpus(folder, settings=SMALL, seed=7)
+    make_corpus(SMALL, seed=7).save(folder)
     return folder
 
 
@@ -27,7 +27,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def test_two_runs_give_the_same_bytes_and_a_seed_another_world(corpus: Path, tmp_path: Path) -> None:
     for name, seed in (("again", 7), ("other", 8)):
-        write_corpus(tmp_path / name, settings=SMALL, seed=seed)
+        make_corpus(SMALL, seed=seed).save(tmp_path / name)
     assert tuple(_bytes(corpus)) == FILES
     assert _bytes(tmp_path / "again") == _bytes(corpus)
     assert all(_bytes(tmp_path / "other")[name] != _bytes(corpus)[name] for name in FILES)
@@ -56,7 +56,7 @@ def test_unsolved_sums_are_all_the_arithmetic_that_the_text_holds(corpus: Path) 
 def test_the_calibration_text_is_the_training_text_without_the_questions_of_some(
     corpus: Path, tmp_path: Path, calibration: str, asked: int
 ) -> None:
-    write_corpus(tmp_path / "made", settings=replace(SMALL, calibration=calibration), seed=7)  # type: ignore[arg-type]
+    make_corpus(replace(SMALL, calibration=calibration), seed=7).save(tmp_path / "made")  # type: ignore[arg-type]
     files = _bytes(tmp_path / "made")
     assert {name: files[name] for name in FILES if name != "calibration.txt"}.items() <= _bytes(corpus).items()
     train, kept = (paragraphs(files[f"{name}.txt"].decode()) for name in ("train", "calibration"))
@@ -82,10 +82,9 @@ def test_no_sum_is_in_two_parts(corpus: Path) -> None:
     assert len({problem.query for part in parts for problem in part}) == 410
 
 
-def test_more_sums_than_there_are_is_refused(tmp_path: Path) -> None:
+def test_more_sums_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="arithmetic_train \\+ .*_test \\+ .*_validation: 4400 is more than the 3240"):
-        write_corpus(tmp_path / "x", settings=CorpusConfig(arithmetic_train=4000), seed=0)
-    assert not (tmp_path / "x").exists()
+        make_corpus(CorpusConfig(arithmetic_train=4000), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +99,11 @@ def test_more_sums_than_there_are_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_number_out_of_range_is_named(key: str, value: int) -> None:
-    with pytest.raises(ValueError, match=f"{key} must be .*, got {value}"):
+    with pytest.raises(ValueError, match=f"{key}: must be .*, got {value}"):
         CorpusConfig(**{key: value})
 
 
 @pytest.mark.parametrize("key", ["asked", "sheets"])
 def test_more_text_than_memory_holds_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=f"{key} must be at most .*, got 10000000000"):
+    with pytest.raises(ValueError, match=f"{key}: must be less than or equal to .*, got 10000000000"):
         CorpusConfig(**{key: 10_000_000_000})  # type: ignore[arg-type]

@@ -17,8 +17,8 @@ from subspacelab.data.instructions import Instruction, prompt_of, read_instructi
 from subspacelab.data.text import paragraphs
 from subspacelab.models.generation import greedy_answers
 from subspacelab.models.llama import LlamaSizes, load_llama
-from subspacelab.synthetic.facts.corpus import CorpusConfig, write_corpus
-from subspacelab.synthetic.facts.evaluation import report_llm, text_loss
+from subspacelab.synthetic.facts.corpus import CorpusConfig, make_corpus
+from subspacelab.synthetic.facts.evaluation import evaluate_llm, text_loss
 from subspacelab.synthetic.facts.llm import (
     Lessons,
     LlmTraining,
@@ -29,7 +29,7 @@ from subspacelab.synthetic.facts.llm import (
     train_llm,
 )
 from subspacelab.synthetic.facts.logging import record_llm
-from subspacelab.synthetic.from_hub import take_from_hub
+from subspacelab.synthetic.from_hub import REPORTS, take_from_hub
 from subspacelab.tracking.protocol import ModelFiles
 
 SMALL = LlmTraining(
@@ -63,22 +63,22 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "corpus"
-    write_corpus(folder, settings=CORPUS, seed=1)
+    make_corpus(CORPUS, seed=1).save(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llm")
-    train_llm(corpus, folder / "llm", folder / "work", training=SMALL, seed=1, log=_ignore)
+    train_llm(corpus, folder / "work", training=SMALL, seed=1, log=_ignore).save(folder / "llm")
     return folder / "llm"
 
 
 @pytest.mark.slow
 def test_two_runs_give_the_same_bytes_and_a_seed_another_model(corpus: Path, trained: Path, tmp_path: Path) -> None:
-    train_llm(corpus, tmp_path / "again", tmp_path / "work", training=SMALL, seed=1, log=_ignore)
+    train_llm(corpus, tmp_path / "work", training=SMALL, seed=1, log=_ignore).save(tmp_path / "again")
     assert _bytes(tmp_path / "again") == _bytes(trained)
-    train_llm(corpus, tmp_path / "other", tmp_path / "work", training=replace(SMALL, steps=2), seed=2, log=_ignore)
+    train_llm(corpus, tmp_path / "work", training=replace(SMALL, steps=2), seed=2, log=_ignore).save(tmp_path / "other")
     assert _bytes(tmp_path / "other") != _bytes(trained)
 
 
@@ -89,16 +89,17 @@ def test_a_killed_run_continues_to_the_same_bytes(corpus: Path, trained: Path, t
             raise Killed
 
     with pytest.raises(Killed):
-        train_llm(corpus, tmp_path / "out", tmp_path / "work", training=SMALL, seed=1, log=kill)
-    assert not (tmp_path / "out").exists(), "nothing half-written"
-    assert (tmp_path / "work" / "snapshot.pt").is_file()
-    train_llm(corpus, tmp_path / "out", tmp_path / "work", training=SMALL, seed=1, log=_ignore)
+        train_llm(corpus, tmp_path / "work", training=SMALL, seed=1, log=kill)
+    assert (tmp_path / "work" / "snapshot.safetensors").is_file()
+    train_llm(corpus, tmp_path / "work", training=SMALL, seed=1, log=_ignore).save(tmp_path / "out")
     assert _bytes(tmp_path / "out") == _bytes(trained)
 
 
 @pytest.mark.slow
 def test_the_llm_learns_its_facts_and_its_text(corpus: Path, trained: Path, tmp_path: Path) -> None:
-    figures = report_llm(trained, corpus, tmp_path / "llm.json")
+    evaluation = evaluate_llm(trained, corpus)
+    evaluation.save(tmp_path)
+    figures = evaluation.metrics
     assert figures["num_facts"] == 12
     assert figures["recall"] >= 0.95
     assert figures["arithmetic"] == 0.0
@@ -193,7 +194,9 @@ def test_what_is_recorded_answers_questions_again(
 
     monkeypatch.chdir(tmp_path)
     tracker = Recorder()
-    record_llm(trained, corpus, tracker)  # type: ignore[arg-type]
+    evaluation = evaluate_llm(trained, corpus)
+    evaluation.save(REPORTS)
+    record_llm(evaluation, trained, tracker)  # type: ignore[arg-type]
     assert tracker.headline == {"llm_recall": tracker.metrics["recall"]}
     assert json.loads(Path("reports/checkpoints/llm.json").read_text())["recall"] == round(tracker.metrics["recall"], 6)
     (model,) = tracker.models

@@ -10,15 +10,17 @@ from tests.unit.synthetic.tiny import TINY
 from subspacelab.models.qwen_vl import QwenVLSizes, save_qwen_vl
 from subspacelab.synthetic.grounding.display import print_checkpoint
 from subspacelab.synthetic.grounding.evaluation import (
+    CheckpointEvaluation,
+    Evaluation,
     best_constant_box,
     box_iou,
     evaluate,
+    evaluate_checkpoint,
     mean_and_error,
-    report_checkpoint,
     truncation_cosine,
 )
 from subspacelab.synthetic.grounding.model import build_model
-from subspacelab.synthetic.grounding.plots import draw_boxes
+from subspacelab.synthetic.grounding.plots import draw_boxes, draw_checkpoint
 from subspacelab.synthetic.grounding.pool import render_scenes
 from subspacelab.synthetic.grounding.scenes import scene
 from subspacelab.synthetic.grounding.tokenizer import build_tokenizer, write_tokenizer
@@ -59,9 +61,11 @@ def checkpoint(tmp_path_factory):
 def test_a_report_is_repeatable_and_its_gain_over_itself_is_zero(checkpoint, tmp_path):
     written = []
     for run in ("a", "b"):
-        report, picture = tmp_path / run / "base.json", tmp_path / run / "boxes.png"
-        figures = report_checkpoint(checkpoint, report, picture, seed=1, num_scenes=4, before=checkpoint)
-        written.append((report.read_bytes(), picture.read_bytes()))
+        evaluation = evaluate_checkpoint(checkpoint, seed=1, num_scenes=4, before=checkpoint)
+        evaluation.save(tmp_path / run)
+        picture = draw_checkpoint(tmp_path / run / "boxes.png", evaluation)
+        written.append(((tmp_path / run / "base.json").read_bytes(), picture.read_bytes()))
+    figures = evaluation.metrics
     assert written[0] == written[1]
     assert json.loads(written[0][0]).keys() == figures.keys()
     assert (figures["gain"], figures["gain_se"], figures["num_scenes"]) == (0.0, 0.0, 4)
@@ -72,7 +76,8 @@ def test_a_report_is_repeatable_and_its_gain_over_itself_is_zero(checkpoint, tmp
 def test_what_is_printed_says_what_the_errors_are_over(capsys):
     figures = {"num_scenes": 12, "gain": 0.05, "gain_se": 0.01}
     figures |= {f"{name}{part}": 0.25 for name in ("mean_iou", "sampled_iou", "constant_iou") for part in ("", "_se")}
-    print_checkpoint("rl_stage1", figures)
+    found = Evaluation(0.25, 0.25, 0, torch.zeros(0, 4), torch.zeros(0))
+    print_checkpoint(CheckpointEvaluation("rl_stage1", figures, [], found))
     said = " ".join(capsys.readouterr().out.split())
     assert "rl_stage1 on 12 scenes" in said
     assert "greedy 0.250 0.250 +0.050 0.010" in said

@@ -40,9 +40,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(base: Path, output: Path, curves: Curves | None = None, seed: int = 7) -> dict[str, torch.Tensor]:
     work = output.with_name(f"{output.name}-work")
-    train_rl(
-        base, output, work, training=SHORT, stage="rl_stage1", seed=seed, log=Curves() if curves is None else curves
-    )
+    log = Curves() if curves is None else curves
+    train_rl(base, work, training=SHORT, stage="rl_stage1", seed=seed, log=log).save(output)
     return weights(output)
 
 
@@ -86,7 +85,7 @@ def test_a_killed_run_continues_to_the_same_bytes(base: Path, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         train(base, tmp_path / "broken", Curves(stop_at=4))
     assert not (tmp_path / "broken").exists()
-    assert (tmp_path / "broken-work" / "snapshot.pt").is_file()
+    assert (tmp_path / "broken-work" / "snapshot.safetensors").is_file()
     continued = Curves()
     assert same(whole, train(base, tmp_path / "broken", continued))
     assert len(continued["reward_mean"]) == 1  # only the last two of the four steps ran again
@@ -94,6 +93,4 @@ def test_a_killed_run_continues_to_the_same_bytes(base: Path, tmp_path: Path) ->
 
 def test_an_unknown_reward_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"reward: 'speed' is unknown; choose one of \['iou', 'pointing'\]"):
-        train_rl(
-            base, tmp_path / "x", tmp_path, training=RlTraining(reward="speed"), stage="rl_stage1", seed=0, log=Curves()
-        )
+        train_rl(base, tmp_path, training=RlTraining(reward="speed"), stage="rl_stage1", seed=0)

@@ -1,10 +1,12 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from subspacelab.data.grounding import read_grounding
-from subspacelab.synthetic.grounding.scenes import COLOURS, SPLITS, scene, split_seed, write_scenes
+from subspacelab.synthetic.grounding.scenes import COLOURS, SPLITS, SceneSet, scene, split_seed
 
 
 def test_a_scene_depends_on_its_seed_and_index_alone() -> None:
@@ -48,12 +50,26 @@ def test_every_split_of_every_seed_is_another_set() -> None:
 
 
 def test_written_scenes_read_back_and_equal_bytes(tmp_path: Path) -> None:
-    for name in ("a.parquet", "b.parquet"):
-        assert write_scenes(tmp_path / name, rows=3, size=112, seed=5) == 3
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    rows = list(read_grounding(tmp_path / "a.parquet"))
+    for name in ("a", "b"):
+        SceneSet(rows=3, size=112, seed=5).save(tmp_path / name)
+    assert (tmp_path / "a/scenes.parquet").read_bytes() == (tmp_path / "b/scenes.parquet").read_bytes()
+    rows = list(read_grounding(tmp_path / "a"))
+    assert len(rows) == 3
     drawn = scene(split_seed(5, "rows"), 2, 112)
     assert (rows[2].question, rows[2].answers, rows[2].bbox) == (drawn.question, (drawn.answer,), drawn.bbox)
     assert rows[2].image().size == (112, 112)
     # JPEG at quality 95 without chroma subsampling: a few grey levels on noise.
     assert np.abs(np.asarray(rows[2].image()).astype(int) - drawn.image).mean() < 6
+
+
+def test_a_bar_is_told_of_every_scene(tmp_path: Path) -> None:
+    opened, done = [], []
+
+    @contextmanager
+    def progress(description: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+        opened.append((description, total, unit))
+        yield done.append
+
+    SceneSet(rows=3, size=56, seed=5).save(tmp_path, progress)
+    assert opened == [("draw scenes", 3, "scenes")]
+    assert done == [1, 1, 1]

@@ -1,0 +1,86 @@
+"""Command-line flags made of settings: type, default, bounds and sentence of each stand once, in its dataclass."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from subspacelab.core.settings import Flag, inner_settings, schema_of, validate
+
+Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
+Rank = Annotated[int, typer.Option(min=1, help="Rank of the approximation.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw: starts, order, windows, splits.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+OutputDir = Annotated[Path, typer.Option(help="Where the results go.")]
+
+
+def with_settings(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Puts a flag for each field of `config` in the place of a command's parameter `settings`.
+
+    The command then gets `settings`, an instance of `config`. Mappings, and settings that may be
+    left out as a whole, have no flag.
+    """
+    flags = {flag.name: flag for flag in _flags(config)}
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(**given: Any) -> None:
+            values = {name: given.pop(name) for name in flags}
+            function(**given, settings=validate(config, _nested(config, values), where=function.__name__))
+
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        parameters = [
+            flag for p in own for flag in (flags.values() if p.name == "settings" else [p.replace(kind=p.KEYWORD_ONLY)])
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _flags(config: type, prefix: str = "") -> Iterator[inspect.Parameter]:
+    """The flags of a class of settings; those of one within it begin with the field's name."""
+    hints, schema = get_type_hints(config, include_extras=True), schema_of(config)["properties"]
+    for name, plain in get_type_hints(config).items():
+        if is_dataclass(plain):
+            yield from _flags(plain, f"{prefix}{name}_")  # type: ignore[arg-type]
+        elif get_origin(plain) is not dict and inner_settings(plain) is None:
+            facts = schema[name]
+            names = _names(prefix + name, hints[name], facts)
+            option = typer.Option(*names, help=facts["description"], **_bounds(facts))
+            default = facts.get("default", inspect.Parameter.empty)
+            annotation: Any = Annotated[plain, option]  # type: ignore[valid-type]
+            yield inspect.Parameter(
+                prefix + name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+
+
+def _names(name: str, hint: Any, facts: Mapping[str, Any]) -> list[str]:
+    """`--name`, or what a `Flag` says; a switch that is on by default can be switched off."""
+    given = [str(mark) for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Flag)]
+    flag = f"--{name.replace('_', '-')}"
+    return given or [f"{flag}/--no-{flag[2:]}" if facts.get("default") is True else flag]
+
+
+def _bounds(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Closed bounds, as the help shows them; the others are left to the settings."""
+    of_number = next((part for part in facts.get("anyOf", ()) if part.get("type") != "null"), facts)
+    found = {"min": of_number.get("minimum"), "max": of_number.get("maximum")}
+    return {key: bound for key, bound in found.items() if bound is not None}
+
+
+def _nested(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flat flags as the settings that they are of."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(config).items():
+        if is_dataclass(hint):
+            found[name] = _nested(hint, values, f"{prefix}{name}_")  # type: ignore[arg-type]
+        elif prefix + name in values:
+            value = values[prefix + name]
+            found[name] = None if value == [] and type(None) in get_args(hint) else value
+    return found
