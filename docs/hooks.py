@@ -31,7 +31,10 @@ def public_names() -> str:
     for name in getattr(sl, "__all__", ()):
         found = getattr(sl, name)
         if isinstance(found, ModuleType):
-            inner = [directive(f"{name}.{part}", found.__name__, getattr(found, part)) for part in found.__all__]
+            inner = [
+                directive(f"{name}.{part}", found.__name__, getattr(found, part))
+                for part in getattr(found, "__all__", ())
+            ]
             modules.append("\n".join([f"\n## {name}\n", *inner]))
         else:
             own.append(directive(name, sl.__name__, found))
