@@ -32,7 +32,7 @@ from subspacelab.lowrank.baselines import (
 )
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import similarity
-from subspacelab.lowrank.state import TrainedModel
+from subspacelab.lowrank.state import LowRankModel
 
 SEED, BATCH, STEPS, CLAIM = 42, 16, 2, 0.75
 FLOAT32, WITHOUT_STEPS = "SVD, float32", "PCA sketch, 0 power steps"
@@ -57,9 +57,9 @@ def methods_of(basis: Tensor, tokens: int, rank: int) -> dict[str, tuple[Approxi
     """Method to approximation and operations."""
     dim = len(basis)
 
-    def untrained(arch: str, steps: int) -> TrainedModel:
+    def untrained(arch: str, steps: int) -> LowRankModel:
         spec = ModelSpec(arch, tokens, dim, rank, power_steps=steps)
-        return TrainedModel(build_model(spec, seed=SEED, basis=basis[:, :rank].float()).eval(), 0, SEED)
+        return LowRankModel(build_model(spec, seed=SEED, basis=basis[:, :rank].float()).eval(), 0, SEED)
 
     models = {arch: untrained(arch, STEPS) for arch in ALIASES}
     flops, found = flops_per_picture(models, rank, tokens, dim), approximations(models, basis, rank, SEED)

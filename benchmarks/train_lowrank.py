@@ -33,8 +33,8 @@ from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, Features, shard_name
 from subspacelab.lowrank.metrics import orthogonality_of_a, size_of_b
 from subspacelab.lowrank.preparation import batches_of, epoch_order
-from subspacelab.lowrank.train import training_job
 from subspacelab.lowrank.trainer import Trainer
+from subspacelab.lowrank.training import training_job
 
 TOKENS, DIM, RANK, SEED = 256, 2048, 128, 0
 CLAIM = {"cpu": 1.3, "cuda": 3.0}

@@ -11,7 +11,7 @@ from pathlib import Path
 from subspacelab.checkpoints import open_reference
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.core.files import write_json
-from subspacelab.norms.analyze import analyze
+from subspacelab.norms.analysis import analyze
 from subspacelab.norms.config import AnalyzeNormsConfig
 from subspacelab.norms.plots import draw_pictures
 from subspacelab.norms.logging import track_analysis

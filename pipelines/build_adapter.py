@@ -11,7 +11,7 @@ from pathlib import Path
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.core.files import move_folder
-from subspacelab.nullspace.build import build_adapter
+from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.logging import track_built
 from subspacelab.nullspace.config import BuildAdapterConfig
 from subspacelab.pipeline.stage import open_stage

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from subspacelab.core.files import write_json
 from subspacelab.pipeline.process import run_stage_script
-from subspacelab.lowrank.compare import compare
+from subspacelab.lowrank.comparison import compare
 from subspacelab.lowrank.config import CompareLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.display import print_comparison

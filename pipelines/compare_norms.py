@@ -8,7 +8,7 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 from pathlib import Path
 
 from subspacelab.core.files import read_json, write_csv, write_json
-from subspacelab.norms.compare import headline, scale_curves
+from subspacelab.norms.comparison import headline, scale_curves
 from subspacelab.pipeline.params import NoSettings
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from subspacelab.core.files import write_json
 from subspacelab.pipeline.process import run_stage_script
-from subspacelab.rotation.chain import open_chain
-from subspacelab.rotation.compare import compare
+from subspacelab.rotation.comparison import compare
 from subspacelab.rotation.config import CompareRotationsConfig
 from subspacelab.rotation.display import print_comparison
 from subspacelab.rotation.logging import track_comparison
@@ -26,9 +25,9 @@ OUT = Path("reports/rotation")
 
 def main() -> None:
     with open_stage("compare_rotations", CompareRotationsConfig, experiment="rotation") as stage:
-        chain = open_chain(*(SVD / name for name in ("base", "rl_stage1", "rl_stage2")))
-        comparison = compare(chain, seed=stage.seed, **asdict(stage.params), progress=progress_bar)
-        comparison.save(OUT, metrics="details.json")
+        folders = (SVD / name for name in ("base", "rl_stage1", "rl_stage2"))
+        comparison = compare(*folders, seed=stage.seed, **asdict(stage.params), progress=progress_bar)
+        comparison.save(OUT, metrics="details.json", details=False)
         write_json(OUT / "metrics.json", comparison.headline)
         track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)
     print_comparison(comparison)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from subspacelab.core.files import write_json
 from subspacelab.pipeline.process import run_stage_script
-from subspacelab.nullspace.compare import compare_methods
+from subspacelab.nullspace.comparison import compare_methods
 from subspacelab.nullspace.config import BuildAdapterConfig, CompareStatsConfig
 from subspacelab.nullspace.display import print_comparison, print_knowledge
 from subspacelab.nullspace.logging import track_study

@@ -30,7 +30,7 @@ def main(arch: str) -> None:
         from subspacelab.lowrank.features import Features  # not for nothing: they take seconds to import
         from subspacelab.lowrank.logging import record_training
         from subspacelab.lowrank.plots import draw_training
-        from subspacelab.lowrank.train import resume_training, validation_errors
+        from subspacelab.lowrank.training import resume_training, validation_errors
         from subspacelab.plotting.progress import progress_bar
 
         features = Features(FEATURES)

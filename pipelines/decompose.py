@@ -14,7 +14,7 @@ from subspacelab.pipeline.process import run_stage_script
 from subspacelab.core.files import move_folder
 from subspacelab.core.ownership import require_own_entries
 from subspacelab.rotation.config import DecomposeConfig
-from subspacelab.rotation.decompose import decompose
+from subspacelab.rotation.decomposition import decompose
 from subspacelab.rotation.earlier import read_earlier
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.progress import progress_bar

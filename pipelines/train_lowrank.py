@@ -14,7 +14,7 @@ from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.logging import record_training
 from subspacelab.lowrank.plots import draw_training
-from subspacelab.lowrank.train import train, validation_errors
+from subspacelab.lowrank.training import train_into, validation_errors
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.progress import progress_bar
 
@@ -25,7 +25,7 @@ OUT = Path("data/lowrank/trained")
 def main(arch: str) -> None:
     with open_stage("train_lowrank", TrainLowrankConfig, experiment="lowrank", item=arch) as stage:
         features = Features(FEATURES)
-        result = train(
+        result = train_into(
             features,
             stage.work_dir,
             arch=arch,

@@ -13,9 +13,9 @@ from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.paths import first_adapter
 from subspacelab.nullspace.logging import track_verification
-from subspacelab.nullspace.verification import write_stats
-from subspacelab.nullspace.verify import verify
+from subspacelab.nullspace.results import write_stats
 from subspacelab.pipeline.stage import open_stage
+from subspacelab.nullspace.verification import verify_adapter
 from subspacelab.plotting.progress import progress_bar
 
 ADAPTERS = Path("data/nullspace")
@@ -27,7 +27,7 @@ def main(item: str) -> None:
     with open_stage("verify_adapter", VerifyAdapterConfig, experiment="nullspace", item=item) as stage:
         folder = first_adapter(ADAPTERS / state / method)
         device = choose_device(stage.params.device)
-        found = verify(folder, stage.params, seed=stage.seed, device=device, progress=progress_bar)
+        found = verify_adapter(folder, stage.params, seed=stage.seed, device=device, progress=progress_bar)
         write_stats(OUT / f"{item}.json", found)
         track_verification(found, state, stage.tracker)
 

@@ -13,7 +13,7 @@ from subspacelab.lowrank.config import VisualizeLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.logging import track_views
 from subspacelab.lowrank.plots import draw_views
-from subspacelab.lowrank.visualize import visualize
+from subspacelab.lowrank.visualization import visualize
 from subspacelab.pipeline.stage import open_stage
 
 FEATURES = Path("data/features")

@@ -16,10 +16,10 @@ import torch
 
 from subspacelab.core.files import write_csv
 from subspacelab.lowrank.architectures import ALIASES
-from subspacelab.lowrank.compare import MEASURES, compare
+from subspacelab.lowrank.comparison import MEASURES, compare
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.train import train
+from subspacelab.lowrank.training import train_into
 
 
 def rows_of(features: Features, work: Path, archs: list[str], rank: int, seed: int, epochs: int) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def rows_of(features: Features, work: Path, archs: list[str], rank: int, seed: i
     results = work / f"rank-{rank}-seed-{seed}"
     for arch in archs:
         settings = TrainLowrankConfig(epochs=epochs, device="cpu")
-        train(features, results, arch=arch, rank=rank, seed=seed, settings=settings)
+        train_into(features, results, arch=arch, rank=rank, seed=seed, settings=settings)
     metrics = compare(features, results, archs=archs, rank=rank).metrics
     common = {"rank": rank, "full_rank": metrics["full_rank"], "seed": seed, "num_images": metrics["num_images"]}
     rows = []

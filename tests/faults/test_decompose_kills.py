@@ -13,7 +13,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.rotation.decompose import decompose
+from subspacelab.rotation.decomposition import decompose
 decompose(resolve_reference(sys.argv[1]), Path(sys.argv[2]), device="cpu")
 """
 # One thread each: the order of float sums, and so the last bits, hang on their number.

@@ -10,7 +10,7 @@ from tests.unit.rotation.chains import chain_tensors, decompose_chain
 
 from subspacelab.cli import main
 from subspacelab.data.instructions import write_instructions
-from subspacelab.nullspace.verification import write_stats
+from subspacelab.nullspace.results import write_stats
 
 QUICK = "--device cpu --no-track"
 COMMANDS = {

@@ -1,5 +1,6 @@
 """The only place that opens weight files: index, lazy reader, writer, canonical names, references."""
 
+from subspacelab.checkpoints.live import Weights, open_weights, source_of
 from subspacelab.checkpoints.names import canonical_name
 from subspacelab.checkpoints.partial import open_reference
 from subspacelab.checkpoints.reader import Checkpoint, config_errors, open_checkpoint, read_config
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointWriter",
     "Source",
     "TensorInfo",
+    "Weights",
     "canonical_name",
     "checkpoint_writer",
     "config_errors",
@@ -27,10 +29,12 @@ __all__ = [
     "num_experts",
     "open_checkpoint",
     "open_reference",
+    "open_weights",
     "read_config",
     "read_tensors",
     "require_finite",
     "resolve_reference",
+    "source_of",
     "tensor_digest",
     "write_checkpoint",
     "write_reference",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from subspacelab.checkpoints.tensors import TensorInfo, dtype_code
+from subspacelab.core.errors import CheckpointError
 
 ZIP_HEAD, PICKLE_HEAD = b"PK\x03\x04", b"\x80\x02"
 DAMAGED = (
@@ -47,7 +48,7 @@ def load_tensors(path: Path, device: str) -> dict[str, Tensor]:
     """The flat name -> tensor dictionary of a torch file, on "cpu" or "meta"; ValueError for anything else."""
     content = _load(path, device, mmap=_is_zip(path))
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     for name, value in content.items():
         _require_dense(path, name, value)
         _require_stored(path, name, value, device)
@@ -59,16 +60,18 @@ def _is_zip(path: Path) -> bool:
     with path.open("rb") as f:
         head = f.read(4)
     if not head.startswith((ZIP_HEAD, PICKLE_HEAD)):
-        raise ValueError(f"{path}: not a torch file; download it again")
+        raise CheckpointError(f"{path}: not a torch file; download it again")
     if head != ZIP_HEAD:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as e:
-        raise ValueError(f"{path}: truncated or damaged torch file ({e}); download it again") from e
+        raise CheckpointError(f"{path}: truncated or damaged torch file ({e}); download it again") from e
     if packed:  # mapped, its bytes would be taken for numbers
-        raise ValueError(f"{path}: {packed[0]} is compressed; save it by torch.save, which stores tensors as they are")
+        raise CheckpointError(
+            f"{path}: {packed[0]} is compressed; save it by torch.save, which stores tensors as they are"
+        )
     return True
 
 
@@ -79,25 +82,27 @@ def _load(path: Path, device: str, mmap: bool) -> Any:
     except pickle.UnpicklingError as e:
         found = re.search(r"GLOBAL (\S+)", str(e))
         what = f" ({found[1]})" if found else ""
-        raise ValueError(
+        raise CheckpointError(
             f"{path}: a pickle that holds more than tensors{what}, which could run code; "
             "use the safetensors files of this checkpoint"
         ) from e
     except DAMAGED as e:
-        raise ValueError(f"{path}: truncated or damaged torch file; download it again") from e
+        raise CheckpointError(f"{path}: truncated or damaged torch file; download it again") from e
 
 
 def _require_dense(path: Path, name: Any, value: Any) -> None:
     if not isinstance(name, str) or not isinstance(value, Tensor):
-        raise ValueError(f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; save the state_dict alone")
+        raise CheckpointError(
+            f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; save the state_dict alone"
+        )
     if value.layout is not torch.strided or value.is_nested:
         layout = "nested" if value.is_nested else value.layout
-        raise ValueError(f"{path}: {name} has layout {layout}; only dense tensors are read")
+        raise CheckpointError(f"{path}: {name} has layout {layout}; only dense tensors are read")
 
 
 def _require_stored(path: Path, name: str, value: Tensor, device: str) -> None:
     """ValueError for a tensor without data, and for one that repeats little data many times: neither is a weight."""
     if value.device.type != device:
-        raise ValueError(f"{path}: {name} has a shape and no data (device {value.device}); save the loaded model")
+        raise CheckpointError(f"{path}: {name} has a shape and no data (device {value.device}); save the loaded model")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(f"{path}: {name} is larger than its data, an expanded view; save it contiguous")
+        raise CheckpointError(f"{path}: {name} is larger than its data, an expanded view; save it contiguous")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from subspacelab.checkpoints.index import PREFERENCE, find_weights, read_weight_map
+from subspacelab.core.errors import CheckpointError
 
 SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 """Config, index and tokenizer files, taken from the top folder only."""
@@ -48,7 +49,7 @@ def cached_or_refused(repo: str, revision: str | None, e: Exception) -> tuple[Pa
     if cached is not None:
         return cached
     asked = f"{repo}@{revision}" if revision else repo
-    raise ValueError(f"{asked}: no such local folder, and {why_not(e)}") from e
+    raise CheckpointError(f"{asked}: no such local folder, and {why_not(e)}") from e
 
 
 def list_repository(repo: str, revision: str | None) -> Listing:
@@ -59,7 +60,9 @@ def list_repository(repo: str, revision: str | None) -> Listing:
     files = tuple(entry.rfilename for entry in info.siblings or [])
     weights = next((name for name in PREFERENCE if name in files), None)
     if weights is None:
-        raise ValueError(f"{repo}@{info.sha}: no weights in this repository; expected one of {', '.join(PREFERENCE)}")
+        raise CheckpointError(
+            f"{repo}@{info.sha}: no weights in this repository; expected one of {', '.join(PREFERENCE)}"
+        )
     return Listing(str(info.sha), files, weights)
 
 

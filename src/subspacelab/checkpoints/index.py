@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from subspacelab.checkpoints.tensors import TensorInfo
 from subspacelab.checkpoints.validation import read_checked, require_payload
+from subspacelab.core.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
@@ -37,7 +38,7 @@ def find_weights(path: Path) -> WeightFiles:
         return _checked(WeightFiles(path.parent, (path.name,), None))
     found = next((name for name in PREFERENCE if (path / name).exists()), None)
     if found is None:
-        raise ValueError(f"{path}: no weights here; expected one of {', '.join(PREFERENCE)}")
+        raise CheckpointError(f"{path}: no weights here; expected one of {', '.join(PREFERENCE)}")
     if not found.endswith(".json"):
         return _checked(WeightFiles(path, (found,), None))
     weight_map = read_weight_map(path / found)
@@ -55,7 +56,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_checked(index, TypeAdapter(_Index), "an index of shards").weight_map
     for name, shard in weight_map.items():
         if PurePosixPath(shard).name != shard or shard in ("", ".."):
-            raise ValueError(f"{index}: the shard of {name} is {shard!r}, not a file name in the same folder")
+            raise CheckpointError(f"{index}: the shard of {name} is {shard!r}, not a file name in the same folder")
     return weight_map
 
 
@@ -72,12 +73,14 @@ def located(
         named = (weight_map or {}).get(info.name)
         if named is None and info.name in found:
             both = f"{info.name} is in it and in {found[info.name].shard}"
-            raise ValueError(f"{path_of(info.shard)}: {both}, and not in the index; download them again")
+            raise CheckpointError(f"{path_of(info.shard)}: {both}, and not in the index; download them again")
         if named in (None, info.shard):
             found[info.name] = info
     for name, shard in (weight_map or {}).items():
         if name not in found:
-            raise ValueError(f"{path_of(shard)}: {name} is not in it, though the index says so; download both again")
+            raise CheckpointError(
+                f"{path_of(shard)}: {name} is not in it, though the index says so; download both again"
+            )
     return found
 
 
@@ -91,7 +94,7 @@ def _checked(files: WeightFiles) -> WeightFiles:
     """The same, after looking at every shard's head: a missing one is found now, not an hour later."""
     missing = [shard for shard in files.shards if not (files.folder / shard).exists()]
     if missing:
-        raise ValueError(
+        raise CheckpointError(
             f"{files.folder / missing[0]}: missing shard ({len(missing)} of {len(files.shards)} missing); "
             "download the checkpoint again"
         )

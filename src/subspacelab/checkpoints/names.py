@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from subspacelab.core.errors import CheckpointError
+
 WRAPPERS = (
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"),
     *("base_layer", "original_module", r"base_model\.model"),
@@ -44,7 +46,9 @@ def canonical_keys(raw: Iterable[str]) -> dict[str, str]:
     for key in raw:
         name = canonical_name(key)
         if name in keys:
-            raise ValueError(f"{keys[name]} and {key}: two tensors for one weight, {name}; keep the one that counts")
+            raise CheckpointError(
+                f"{keys[name]} and {key}: two tensors for one weight, {name}; keep the one that counts"
+            )
         keys[name] = key
     return keys
 

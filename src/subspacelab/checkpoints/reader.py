@@ -15,6 +15,7 @@ from subspacelab.checkpoints.references import Source, local_source
 from subspacelab.checkpoints.shards import LocalFiles, Shard
 from subspacelab.checkpoints.tensors import FLOATING, TensorInfo, digest_of_pieces
 from subspacelab.checkpoints.validation import quantisation, read_checked
+from subspacelab.core.errors import CheckpointError
 
 DIGEST_BYTES = 1 << 24
 """Bytes of a tensor that are hashed at a time."""
@@ -44,7 +45,7 @@ class Checkpoint:
         self.config = config
         """config.json as it stands; {} without one."""
         if not files.infos:
-            raise ValueError(f"{source.reference}: holds no tensors; save or download it again")
+            raise CheckpointError(f"{source.reference}: holds no tensors; save or download it again")
         self._files = files
         self._infos = files.infos
         self._shard: tuple[str, Shard] | None = None
@@ -76,7 +77,7 @@ class Checkpoint:
         if name not in self._infos:
             near = difflib.get_close_matches(name, self._infos, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{name}: no such tensor in {self.source.reference}{hint}")
+            raise CheckpointError(f"{name}: no such tensor in {self.source.reference}{hint}")
         return self._infos[name]
 
     def quantisation(self, name: str) -> str | None:
@@ -88,7 +89,7 @@ class Checkpoint:
         info = self.info(name)
         self._require_unquantised(info)
         if not info.is_floating:
-            raise ValueError(f"{name}: stored as {info.dtype}, needed one of {', '.join(FLOATING)}; leave it out")
+            raise CheckpointError(f"{name}: stored as {info.dtype}, needed one of {', '.join(FLOATING)}; leave it out")
 
     def read(self, name: str) -> Tensor:
         """The tensor in its stored dtype (copy before writing: torch files are mapped); quantised ones are refused."""
@@ -101,7 +102,7 @@ class Checkpoint:
         info = self.info(name)
         self._require_unquantised(info)
         if not 0 <= start <= stop <= (info.shape or (0,))[0]:
-            raise ValueError(f"{name}: rows {start}:{stop} are outside its shape {list(info.shape)}")
+            raise CheckpointError(f"{name}: rows {start}:{stop} are outside its shape {list(info.shape)}")
         return self._open(info.shard).read_rows(name, start, stop)
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -132,7 +133,7 @@ class Checkpoint:
     def _require_unquantised(self, info: TensorInfo) -> None:
         method = self.quantisation(info.name)
         if method is not None:
-            raise ValueError(
+            raise CheckpointError(
                 f"{info.name}: quantised ({method}, stored as {info.dtype}), its entries are codes and not "
                 "weights; use the unquantised checkpoint of this model"
             )
@@ -145,7 +146,7 @@ def open_checkpoint(place: Source | Path | str) -> Checkpoint:
     """
     source = place if isinstance(place, Source) else local_source(Path(place))
     if not source.folder.exists():
-        raise ValueError(f"{source.folder}: no such checkpoint folder or file")
+        raise CheckpointError(f"{source.folder}: no such checkpoint folder or file")
     files = find_weights(source.folder)
     return Checkpoint(source, LocalFiles(files), read_config(files.folder / CONFIG_NAME))
 

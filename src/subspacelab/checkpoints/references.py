@@ -6,6 +6,7 @@ from pathlib import Path
 
 from subspacelab.checkpoints.hub import fetch_from_hub
 from subspacelab.checkpoints.index import PREFERENCE
+from subspacelab.core.errors import CheckpointError
 from subspacelab.core.files import expanded, read_json, real_path, remove_partials_of, write_json
 from subspacelab.core.ownership import require_own_entries, require_same_job
 
@@ -34,7 +35,7 @@ def local_source(path: Path, reference: str | None = None) -> Source:
     absolute = real_path(path) if path.name in ("", "..") else path.absolute()
     name = absolute.stem if absolute.is_file() else absolute.name
     if name in ("", ".", ".."):
-        raise ValueError(f"{path}: has no name of its own that outputs could take; give the checkpoint's own path")
+        raise CheckpointError(f"{path}: has no name of its own that outputs could take; give the checkpoint's own path")
     return Source(reference or str(path), path, None, name)
 
 
@@ -63,7 +64,7 @@ def locate_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source |
         return _followed(local_source(path, reference))
     match = HUB_REFERENCE.fullmatch(reference)
     if match is None or path.suffix in WEIGHT_SUFFIXES:
-        raise ValueError(
+        raise CheckpointError(
             f"{reference}: no such checkpoint; give a local folder or file, org/name[@revision] or demo:<name>"
         )
     return Repository(match["repo"], match["revision"], match["repo"].rpartition("/")[2])
@@ -99,9 +100,9 @@ def _demo_source(reference: str, demo_root: Path) -> Source:
     name = reference.removeprefix("demo:")
     folder = demo_root / name
     if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"{reference}: not a demo checkpoint's name; write demo:<name>, e.g. demo:base")
+        raise CheckpointError(f"{reference}: not a demo checkpoint's name; write demo:<name>, e.g. demo:base")
     if not any((folder / entry).exists() for entry in (*PREFERENCE, POINTER_NAME)):
-        raise ValueError(f"{reference}: not built yet ({folder}); run `dvc repro checkpoint_{name}`")
+        raise CheckpointError(f"{reference}: not built yet ({folder}); run `dvc repro checkpoint_{name}`")
     return Source(reference, folder, None, name)
 
 
@@ -114,7 +115,7 @@ def _followed(source: Source) -> Source | Repository:
     place = expanded(target)
     if place.exists():
         if (place / POINTER_NAME).exists():
-            raise ValueError(f"{pointer}: points to {target}, itself a pointer; point to the checkpoint")
+            raise CheckpointError(f"{pointer}: points to {target}, itself a pointer; point to the checkpoint")
         return Source(target, place, revision, source.name)
     found = locate_reference(f"{target}@{revision}" if revision else target)
     return replace(found, name=source.name)
@@ -124,8 +125,8 @@ def _read_pointer(pointer: Path) -> tuple[str, str | None]:
     """Reference and revision of a pointer file."""
     content = read_json(pointer)
     if not isinstance(content, dict) or set(content) != {"reference", "revision"}:
-        raise ValueError(f"{pointer}: must hold the keys 'reference' and 'revision' only; build it again")
+        raise CheckpointError(f"{pointer}: must hold the keys 'reference' and 'revision' only; build it again")
     reference, revision = content["reference"], content["revision"]
     if not isinstance(reference, str) or not reference or not isinstance(revision, str | None):
-        raise ValueError(f"{pointer}: 'reference' must be text, 'revision' text or null; build it again")
+        raise CheckpointError(f"{pointer}: 'reference' must be text, 'revision' text or null; build it again")
     return reference, revision

@@ -4,6 +4,8 @@ import re
 import time
 from typing import Any
 
+from subspacelab.core.errors import CheckpointError
+
 TIMEOUT_SECONDS = 10.0
 """Longest silence of the server, in connecting and between two pieces of an answer."""
 
@@ -53,7 +55,7 @@ class RemoteFile:
                 return received
             except Interrupted as e:
                 if wait is None:
-                    raise ValueError(
+                    raise CheckpointError(
                         f"{self.name}: bytes {start}-{stop - 1} could not be read in {len(WAITS) + 1} attempts "
                         f"({e}); try again later, or `hf download` the checkpoint and give its folder"
                     ) from e
@@ -78,7 +80,7 @@ class RemoteFile:
                 for piece in response.iter_bytes():
                     received += piece
                     if len(received) > stop - start:
-                        raise ValueError(f"{self.name}: the server sends more than the range asked for; {REMEDY}")
+                        raise CheckpointError(f"{self.name}: the server sends more than the range asked for; {REMEDY}")
                     if time.monotonic() > deadline:
                         raise Interrupted(f"slower than {MIN_BYTES_PER_SECOND // 1000} kB/s")
         except HTTPError as e:
@@ -95,7 +97,7 @@ class RemoteFile:
         if status == 206 and found and (int(found["start"]), int(found["last"])) == (first, stop - 1):
             self.size = int(found["size"])
             return
-        raise ValueError(f"{self.name}: {_refusal(status, first, stop)}; {REMEDY}")
+        raise CheckpointError(f"{self.name}: {_refusal(status, first, stop)}; {REMEDY}")
 
 
 def _refusal(status: int, first: int, stop: int) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints.tensors import DTYPE_CODES, TensorInfo
 from subspacelab.checkpoints.validation import checked_json
+from subspacelab.core.errors import CheckpointError
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -55,7 +56,7 @@ def header_length(head: bytes | bytearray, file: str) -> int:
     """The header's length in bytes, from the file's first 8; ValueError if it cannot be one."""
     length = int.from_bytes(head[:LENGTH_BYTES], "little")
     if not 2 <= length <= MAX_HEADER_BYTES:
-        raise ValueError(f"{file}: not a safetensors file (a header of {length} bytes); use another copy of it")
+        raise CheckpointError(f"{file}: not a safetensors file (a header of {length} bytes); use another copy of it")
     return length
 
 
@@ -65,22 +66,24 @@ def parse_header(header: bytes | bytearray, file: str, shard: str) -> list[Tenso
     damaged, remedy = f"{file}: damaged safetensors header", "use another copy of it"
     content = checked_json(header, HEADER, damaged, "a table of tensors", remedy)
     if isinstance(content.pop("__metadata__", None), Entry):
-        raise ValueError(f"{damaged} (__metadata__ is no mapping of texts); {remedy}")
+        raise CheckpointError(f"{damaged} (__metadata__ is no mapping of texts); {remedy}")
     entries = {name: entry for name, entry in content.items() if isinstance(entry, Entry)}
     if len(entries) < len(content):
-        raise ValueError(f"{damaged} ({next(name for name in content if name not in entries)} has no shape); {remedy}")
+        raise CheckpointError(
+            f"{damaged} ({next(name for name in content if name not in entries)} has no shape); {remedy}"
+        )
     placed = [_placed(name, entry, data_start, shard) for name, entry in entries.items()]
     wrong_size = next((p for p in placed if p.info.nbytes != entries[p.info.name].num_bytes), None)
     if wrong_size is not None:
         info, stored = wrong_size.info, entries[wrong_size.info.name].num_bytes
-        raise ValueError(
+        raise CheckpointError(
             f"{damaged} ({info.name} of shape {list(info.shape)} and dtype {info.dtype} in {stored} bytes); {remedy}"
         )
     placed.sort(key=lambda p: (p.start, p.stop, p.info.name))
     ends = [data_start, *(p.stop for p in placed)]
     wrong = next((p for end, p in zip(ends, placed, strict=False) if p.start != end), None)
     if wrong is not None:
-        raise ValueError(f"{damaged} ({wrong.info.name} does not begin where the tensor before it ends); {remedy}")
+        raise CheckpointError(f"{damaged} ({wrong.info.name} does not begin where the tensor before it ends); {remedy}")
     return placed
 
 
@@ -126,7 +129,7 @@ class DiskFile:
     def read(self, start: int, stop: int) -> bytearray:
         """Bytes start:stop; ValueError if the file ends before."""
         if self.size is not None and stop > self.size:  # before memory is asked for
-            raise ValueError(f"{self.name}: truncated, ends before byte {stop}; download it again")
+            raise CheckpointError(f"{self.name}: truncated, ends before byte {stop}; download it again")
         content = bytearray(stop - start)
         with self._path.open("rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
@@ -136,7 +139,7 @@ class DiskFile:
             while done < len(content):
                 count = file.readinto(view[done:])
                 if not count:
-                    raise ValueError(f"{self.name}: truncated, ends before byte {stop}; download it again")
+                    raise CheckpointError(f"{self.name}: truncated, ends before byte {stop}; download it again")
                 done += count
         return content
 
@@ -163,7 +166,7 @@ class RangedShard:
     def _read(self, placed: TensorLocation, start: int, stop: int, shape: Sequence[int]) -> Tensor:
         dtype = TORCH_DTYPES.get(placed.info.dtype)
         if dtype is None:
-            raise ValueError(f"{placed.info.name}: dtype {placed.info.dtype} cannot be read; leave it out")
+            raise CheckpointError(f"{placed.info.name}: dtype {placed.info.dtype} cannot be read; leave it out")
         if start == stop:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self._file.read(start, stop), dtype=dtype).reshape(shape)
@@ -173,13 +176,15 @@ def read_header(file: RangeFile, shard: str) -> list[TensorLocation]:
     """What a file holds and where, in two ranges: how long the header is, and the header. ValueError if damaged."""
     length = header_length(file.read(0, LENGTH_BYTES), file.name)
     if file.size is not None and LENGTH_BYTES + length > file.size:
-        raise ValueError(f"{file.name}: truncated or not a safetensors file, a header of {length} bytes in {file.size}")
+        raise CheckpointError(
+            f"{file.name}: truncated or not a safetensors file, a header of {length} bytes in {file.size}"
+        )
     placed = parse_header(file.read(LENGTH_BYTES, LENGTH_BYTES + length), file.name, shard)
     end = max((p.stop for p in placed), default=0)
     if file.size is not None and end > file.size:
-        raise ValueError(f"{file.name}: truncated, {file.size} of {end} bytes; use another copy of it")
+        raise CheckpointError(f"{file.name}: truncated, {file.size} of {end} bytes; use another copy of it")
     if file.size is not None and 0 < end < file.size:
-        raise ValueError(f"{file.name}: {file.size - end} bytes more than its header says; use another copy of it")
+        raise CheckpointError(f"{file.name}: {file.size - end} bytes more than its header says; use another copy of it")
     return placed
 
 

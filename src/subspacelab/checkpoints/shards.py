@@ -9,6 +9,7 @@ from subspacelab.checkpoints.bin_shard import BinShard
 from subspacelab.checkpoints.index import WeightFiles, located
 from subspacelab.checkpoints.safetensors_file import SafetensorsShard
 from subspacelab.checkpoints.tensors import TensorInfo
+from subspacelab.core.errors import CheckpointError
 
 SUFFIXES: dict[str, type[SafetensorsShard] | type[BinShard]] = {
     ".safetensors": SafetensorsShard,
@@ -40,7 +41,7 @@ def list_tensors(path: Path) -> list[TensorInfo]:
 
 def _format_of(path: Path) -> type[SafetensorsShard] | type[BinShard]:
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: unknown weight format {path.suffix!r}; known: {', '.join(SUFFIXES)}")
+        raise CheckpointError(f"{path}: unknown weight format {path.suffix!r}; known: {', '.join(SUFFIXES)}")
     return SUFFIXES[path.suffix]
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from subspacelab.core.errors import CheckpointError
+
 DTYPE_CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -62,7 +64,7 @@ class TensorInfo:
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """The matrix a weight of two or more dimensions is read as, [shape[0], prod(rest)]; else ValueError."""
     if len(shape) < 2:
-        raise ValueError(f"shape {list(shape)} is no matrix; two or more dimensions are needed")
+        raise CheckpointError(f"shape {list(shape)} is no matrix; two or more dimensions are needed")
     return shape[0], math.prod(shape[1:])
 
 

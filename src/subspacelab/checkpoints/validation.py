@@ -9,6 +9,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from subspacelab.core.errors import CheckpointError
+
 T = TypeVar("T")
 LFS_HEAD = b"version https://git-lfs"
 MAX_JSON_BYTES = 1 << 30
@@ -18,20 +20,20 @@ MAX_JSON_BYTES = 1 << 30
 def require_payload(path: Path) -> None:
     """ValueError if the file is empty, a git-LFS pointer instead of the file it stands for, or no file to be read."""
     if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait, a device never ends
-        raise ValueError(f"{path}: not a regular file; put the file itself there")
+        raise CheckpointError(f"{path}: not a regular file; put the file itself there")
     with path.open("rb") as f:
         head = f.read(len(LFS_HEAD))
     if not head:
-        raise ValueError(f"{path}: empty file; download it again")
+        raise CheckpointError(f"{path}: empty file; download it again")
     if head == LFS_HEAD:
-        raise ValueError(f"{path}: a git-LFS pointer, not the file itself; run `git lfs pull` in its repository")
+        raise CheckpointError(f"{path}: a git-LFS pointer, not the file itself; run `git lfs pull` in its repository")
 
 
 def read_checked(path: Path, schema: TypeAdapter[T], what: str) -> T:
     """The JSON in a file by its schema; ValueError, naming the file and the key, if it is not `what`."""
     require_payload(path)
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes, more than {what} has; restore it")
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, more than {what} has; restore it")
     return checked_json(path.read_bytes(), schema, str(path), what, "restore it")
 
 
@@ -48,7 +50,7 @@ def checked_json(text: bytes | bytearray, schema: TypeAdapter[T], place: str, wh
         keys = [str(key) for key in worst["loc"] if "[" not in str(key)]  # pydantic puts the branches of a union there
         where = f"{'.'.join(keys)}: " if keys else ""
         wanted = "valid JSON" if worst["type"] == "json_invalid" else what
-        raise ValueError(f"{place}: not {wanted} ({where}{worst['msg']}); {remedy}") from e
+        raise CheckpointError(f"{place}: not {wanted} ({where}{worst['msg']}); {remedy}") from e
 
 
 CHUNK_ENTRIES = 1 << 20
@@ -59,7 +61,9 @@ def require_finite(name: str, tensor: Tensor) -> None:
     """ValueError naming `name` if it is of another type than 16, 32 or 64-bit floats, or counting its NaN and infinite
     entries, if it has any; [any shape]."""
     if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"{name}: {str(tensor.dtype).removeprefix('torch.')}, needed are floats of 16, 32 or 64 bits")
+        raise CheckpointError(
+            f"{name}: {str(tensor.dtype).removeprefix('torch.')}, needed are floats of 16, 32 or 64 bits"
+        )
     nans = infs = 0
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
     num_rows = max(1, CHUNK_ENTRIES // max(1, rows[:1].numel()))
@@ -68,7 +72,7 @@ def require_finite(name: str, tensor: Tensor) -> None:
             nans += int(torch.isnan(chunk).sum())
             infs += int(torch.isinf(chunk).sum())
     if nans or infs:
-        raise ValueError(
+        raise CheckpointError(
             f"{name}: {nans} NaN and {infs} infinite of {tensor.numel()} entries; "
             "the checkpoint is damaged: download or train it again, or leave this weight out"
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from subspacelab.checkpoints.validation import require_payload
+from subspacelab.core.errors import CheckpointError
 from subspacelab.core.files import replace_folder, write_beside, write_json
 from subspacelab.core.ownership import require_own_entries
 
@@ -49,7 +50,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as e:
-        raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); restore it") from e
+        raise CheckpointError(f"{path}: missing or broken ({str(e).splitlines()[0]}); restore it") from e
 
 
 MAX_SHARD_BYTES = 2 * 10**9
@@ -60,7 +61,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, max_shard_bytes: int) -> None:
         if max_shard_bytes < 1:
-            raise ValueError(f"max_shard_bytes is {max_shard_bytes}; give at least 1")
+            raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; give at least 1")
         self.folder = folder
         """The folder being written; other files of the checkpoint (tokenizer) may be put into it."""
         self._max_shard_bytes = max_shard_bytes
@@ -72,7 +73,7 @@ class CheckpointWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         """Adds a tensor under `name`; a full shard goes to disk first. ValueError for a name given twice."""
         if name in self._seen:
-            raise ValueError(f"{name}: written twice; each name once")
+            raise CheckpointError(f"{name}: written twice; each name once")
         if self._pending and self._num_pending + tensor.nbytes > self._max_shard_bytes:
             self._flush()
         self._seen.add(name)
@@ -82,7 +83,7 @@ class CheckpointWriter:
     def finish(self) -> None:
         """Writes the last shard, gives the shards their names on the hub, and the index if there are several."""
         if not self._seen:
-            raise ValueError("a checkpoint of no tensors; add at least one")
+            raise CheckpointError("a checkpoint of no tensors; add at least one")
         self._flush()
         total = len(self._shards)
         names = [SINGLE_NAME] if total == 1 else [_shard_name(i, total) for i in range(total)]

@@ -64,6 +64,8 @@ def schema_of(kind: type) -> dict[str, Any]:
 
 def validate(kind: type[T], values: dict[str, Any], where: str) -> T:
     """`values` as an instance of `kind`, or a one-line SettingError that names the key and the value got."""
+    if is_dataclass(kind):
+        _require_known(kind, values, where)
     try:
         # As JSON, for in strict mode only JSON may stand for a dataclass or a tuple.
         return TypeAdapter(kind).validate_json(json.dumps(values, default=str), strict=True)
@@ -76,15 +78,23 @@ def validate(kind: type[T], values: dict[str, Any], where: str) -> T:
         raise SettingError(_said(e, kind, where)) from e
 
 
+def _require_known(kind: Any, values: dict[str, Any], where: str) -> None:
+    """SettingError for a key that `kind`, or a dataclass within it, does not have; of most pydantic would drop it."""
+    allowed = [f.name for f in fields(kind)]
+    for key in sorted(values.keys() - set(allowed)):
+        raise SettingError(f"{where}.{key}: no such key, got {values[key]!r}; allowed are {allowed}")
+    for name, hint in get_type_hints(kind).items():
+        within = inner_settings(hint)
+        if within is not None and isinstance(values.get(name), dict):
+            _require_known(within, values[name], f"{where}.{name}")
+
+
 def _said(e: ValidationError, kind: type, where: str) -> str:
     """The first problem in one line."""
     problem = e.errors()[0]
     key, got = ".".join([where, *map(str, problem["loc"])]), f", got {problem['input']!r}"
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        owner: Any = kind
-        for name in problem["loc"][:-1]:
-            owner = inner_settings(get_type_hints(owner)[str(name)])
-        return f"{key}: no such key{got}; allowed are {[f.name for f in fields(owner)]}"
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"{key}: no such key{got}; allowed are {[f.name for f in fields(kind)]}"  # type: ignore[arg-type]
     if problem["type"] == "value_error":  # raised by a class of settings itself
         return f"{key}: {problem['ctx']['error']}"
     said = problem["msg"].replace("Input should be", "must be")

@@ -1,1 +1,5 @@
-"""lowrank: vision features X [256, d] factorised as A @ B by small networks, against the SVD optimum."""
+"""Vision features [n, tokens, dim] factorised as A @ B by networks, beside the SVD optimum and controls."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

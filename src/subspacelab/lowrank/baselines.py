@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from subspacelab.linalg.subspaces import random_orthonormal
 from subspacelab.linalg.token_svd import project, sketch_basis, token_svd
-from subspacelab.lowrank.architectures import LowRankModel, build_model, canonical_arch
+from subspacelab.lowrank.architectures import LowRankNet, build_model, canonical_arch
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.preparation import Normalisation, feature_statistics
-from subspacelab.lowrank.state import TrainedModel, load_model
+from subspacelab.lowrank.state import LowRankModel, load_model
 
 Approximate = Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch tokens dim"]]
 SVD, PCA_SKETCH, RANDOM_SKETCH = "SVD", "PCA sketch", "random sketch"
@@ -28,7 +28,7 @@ CONTROLS = (PCA_SKETCH, RANDOM_SKETCH, PCA_BASIS, RANDOM_BASIS)
 class Evaluation:
     """Trained models that may be compared, and on what."""
 
-    models: dict[str, TrainedModel]
+    models: dict[str, LowRankModel]
     """Architecture to model; they share rank, seed and normalisation."""
     rank: int
     """Of every approximation."""
@@ -40,40 +40,67 @@ class Evaluation:
     """Of the features that all methods approximate."""
 
 
-def open_evaluation(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> Evaluation:
-    """The models of `read_models` and the test pictures of their seed, normalised as the models were trained."""
-    features.require_whole()
-    models = read_models(features, results_dir, archs, rank)
-    first = next(iter(models.values()))
-    return Evaluation(models, rank, first.seed, features.split(first.seed)["test"], first.model.spec.normalisation)
+Models = Path | str | Sequence[LowRankModel]
+"""Trained networks: the results folder that holds one for each architecture, or the networks themselves."""
 
 
-def read_models(features: Features, results_dir: Path, archs: Sequence[str], rank: int) -> dict[str, TrainedModel]:
-    """The trained models of some architectures, or of all in `results_dir` when none is named.
+def open_evaluation(features: Features, models: Models, archs: Sequence[str], rank: int | None) -> Evaluation:
+    """The models that may be compared and the test pictures of their seed, normalised as the models were trained.
 
-    Raises ValueError when a model is of another rank, of other features, or was trained with another seed or
-    normalisation than the others: then there is no common test picture or no common measure.
+    Without `rank` it is that of the first model. Raises ValueError when a model is of another rank, of other features,
+    or was trained with another seed or normalisation than the others: then there is no common test picture or no
+    common measure.
     """
+    features.require_whole()
+    named = read_models(Path(models), archs) if isinstance(models, str | Path) else name_models(models, archs)
+    first = next(iter(named.values()))
+    rank = rank or first.network.spec.rank
+    require_comparable(features, named, rank)
+    by_arch = {model.network.spec.arch: model for model in named.values()}
+    return Evaluation(by_arch, rank, first.seed, features.split(first.seed)["test"], first.network.spec.normalisation)
+
+
+def read_models(results_dir: Path, archs: Sequence[str]) -> dict[str, LowRankModel]:
+    """The trained models of some architectures, or of all in `results_dir` when none is named."""
     names = [canonical_arch(name) for name in archs] or _trained(results_dir)
-    models = {name: load_model(results_dir / name) for name in names}
+    return {str(results_dir / name): load_model(results_dir / name) for name in names}
+
+
+def name_models(models: Sequence[LowRankModel], archs: Sequence[str]) -> dict[str, LowRankModel]:
+    """Each model under its architecture, or those of `archs` alone; ValueError for two of one, and for none."""
+    wanted = [canonical_arch(name) for name in archs]
+    named: dict[str, LowRankModel] = {}
+    for model in models:
+        arch = model.network.spec.arch
+        if arch in named:
+            raise ValueError(f"models: two of {arch}; compare one of each architecture at a time")
+        named[arch] = model
+    found = {arch: model for arch, model in named.items() if not wanted or arch in wanted}
+    if not found:
+        raise ValueError(f"models: none of {', '.join(wanted) or 'any architecture'}; train one by `train`")
+    return found
+
+
+def require_comparable(features: Features, models: Mapping[str, LowRankModel], rank: int) -> None:
+    """ValueError unless the models are of these features and one rank, and share seed and normalisation."""
     first = next(iter(models.values()))
+    other = first.network.spec.arch
     for name, trained in models.items():
-        spec, folder = trained.model.spec, results_dir / name
-        if (spec.tokens, spec.dim) != (features.meta.tokens, features.meta.dim):
-            shape = [features.meta.tokens, features.meta.dim]
-            raise ValueError(f"{folder}: trained on [{spec.tokens}, {spec.dim}], {features.folder} holds {shape}")
+        spec = trained.network.spec
+        if (spec.tokens, spec.dim) != features.shape[1:]:
+            shape = list(features.shape[1:])
+            raise ValueError(f"{name}: trained on [{spec.tokens}, {spec.dim}], {features.folder} holds {shape}")
         if trained.features not in (None, features.digest()):
             raise ValueError(
-                f"{folder}: trained on other features than those in {features.folder}, whose test pictures it may have "
+                f"{name}: trained on other features than those in {features.folder}, whose test pictures it may have "
                 "seen; train on these anew, in another --results-dir"
             )
         if spec.rank != rank:
-            raise ValueError(f"{folder}: holds rank {spec.rank}, asked for {rank}; train that rank or ask for this one")
+            raise ValueError(f"{name}: holds rank {spec.rank}, asked for {rank}; train that rank or ask for this one")
         if trained.seed != first.seed:
-            raise ValueError(f"{folder}: trained with seed {trained.seed}, {names[0]} with {first.seed}; retrain one")
-        if spec.normalisation != first.model.spec.normalisation:
-            raise ValueError(f"{folder}: its normalisation differs from that of {names[0]}; retrain one")
-    return models
+            raise ValueError(f"{name}: trained with seed {trained.seed}, {other} with {first.seed}; retrain one")
+        if spec.normalisation != first.network.spec.normalisation:
+            raise ValueError(f"{name}: its normalisation differs from that of {other}; retrain one")
 
 
 def _trained(results_dir: Path) -> list[str]:
@@ -85,13 +112,13 @@ def _trained(results_dir: Path) -> list[str]:
     return names
 
 
-def num_power_steps(models: Mapping[str, TrainedModel]) -> int:
+def num_power_steps(models: Mapping[str, LowRankModel]) -> int:
     """Those of the trained Sketch, so that the untrained ones differ from it by their Omega alone."""
-    return models.get("Sketch", next(iter(models.values()))).model.spec.power_steps
+    return models.get("Sketch", next(iter(models.values()))).network.spec.power_steps
 
 
 def approximations(
-    models: Mapping[str, TrainedModel], basis: Float[Tensor, "dim dim"], rank: int, seed: int
+    models: Mapping[str, LowRankModel], basis: Float[Tensor, "dim dim"], rank: int, seed: int
 ) -> dict[str, Approximate]:
     """Method to approximation of normalised features at `rank`: SVD in float64, the models, and four controls.
 
@@ -104,7 +131,7 @@ def approximations(
     omega, haar = (draw(basis.shape[0], rank, seed).to(basis.device) for draw in (random_omega, random_basis))
     found: dict[str, Approximate] = {SVD: lambda x: project(x, token_svd(x).U[..., :rank])}
     for name, trained in models.items():
-        found[name] = lambda x, model=trained.model: model(x)[2]  # type: ignore[misc]
+        found[name] = lambda x, model=trained.network: model(x)[2]  # type: ignore[misc]
     for name, start in {PCA_SKETCH: leading, RANDOM_SKETCH: omega}.items():
         found[name] = lambda x, start=start: project(x, sketch_basis(x, start.to(x.dtype), steps))  # type: ignore[misc]
     for name, v in {PCA_BASIS: leading, RANDOM_BASIS: haar}.items():
@@ -128,23 +155,23 @@ def train_basis(features: Features, seed: int, normalisation: Normalisation) -> 
     return feature_statistics(features, rows, normalisation.kind).basis
 
 
-def untrained(trained: TrainedModel, basis: Float[Tensor, "dim dim"]) -> LowRankModel:
+def untrained(trained: LowRankModel, basis: Float[Tensor, "dim dim"]) -> LowRankNet:
     """The network as it was before its first training step: what training is measured against.
 
     `basis` is that of `train_basis` in the network's own normalisation; a network that started at random draws again.
     """
-    spec = trained.model.spec
+    spec = trained.network.spec
     start = basis[:, : spec.rank].float() if spec.shortcut else None
     return build_model(spec, seed=trained.seed, basis=start).eval()
 
 
-def flops_per_picture(models: Mapping[str, TrainedModel], rank: int, tokens: int, dim: int) -> dict[str, int]:
+def flops_per_picture(models: Mapping[str, LowRankModel], rank: int, tokens: int, dim: int) -> dict[str, int]:
     """Method to operations that form its approximation of one X [tokens, dim] at `rank`; a multiply-add is two.
 
     Matrix products are counted by torch, `qr` and `eigh` by `qr_flops` and `eigh_flops`; elementwise work is left out.
     All tensors are on the meta device, so the numbers depend on the shapes alone.
     """
-    on_meta = {name: replace(trained, model=deepcopy(trained.model).to("meta")) for name, trained in models.items()}
+    on_meta = {name: replace(trained, network=deepcopy(trained.network).to("meta")) for name, trained in models.items()}
     basis = torch.empty(dim, dim, dtype=torch.float64, device="meta")
     formulas = {torch.ops.aten.linalg_qr: _qr, torch.ops.aten._linalg_eigh: _eigh}
     found: dict[str, int] = {}

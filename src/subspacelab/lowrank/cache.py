@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from subspacelab.checkpoints import Source, write_tensors
+from subspacelab.checkpoints import Source, Weights, source_of, write_tensors
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
+from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import processes
 from subspacelab.core.files import (
     holds,
@@ -40,7 +42,18 @@ from subspacelab.data.pictures import (
     read_pictures,
     square,
 )
-from subspacelab.lowrank.features import INDEX, JOB, META, TENSOR, FeatureMeta, pictures_name, read_header, shard_name
+from subspacelab.data.references import resolve_pictures
+from subspacelab.lowrank.features import (
+    INDEX,
+    JOB,
+    META,
+    TENSOR,
+    FeatureMeta,
+    Features,
+    pictures_name,
+    read_header,
+    shard_name,
+)
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 
 SHARD_PICTURES = 64
@@ -64,6 +77,35 @@ class CachePlan:
     """Pictures per pass of the tower."""
     name: str | None = None
     """Of the pictures, by which a cache of others is told from one of these; their path from the cache if left out."""
+
+
+def extract(
+    checkpoint: Weights,
+    pictures: Path | str,
+    *,
+    image_size: int = 448,
+    limit: int | None = None,
+    batch_size: int = 8,
+    output_dir: Path | str | None = None,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Features:
+    """The merged vision tokens of every picture, X [tokens, dim] each; the language model is never read.
+
+    `checkpoint`: a Qwen2.5-VL by reference, path or opened. `pictures`: a parquet file or folder, a .jsonl, a folder
+    of pictures, or a data set of the hub. `image_size`: pixels per side, 448 gives 256 tokens. With `output_dir` the
+    cache is kept there, and one that was cut short goes on; without, it goes with the object.
+
+    Raises CheckpointError or ValueError in one line, as `cache_features` does.
+
+        x = extract("Qwen/Qwen2.5-VL-3B-Instruct", "pictures", output_dir="features")
+        x.shape, x[0]
+    """
+    plan = CachePlan(resolve_pictures(str(pictures)), image_size, limit, batch_size)
+    temporary = None if output_dir is not None else TemporaryDirectory(prefix="subspacelab-")
+    folder = Path(output_dir if temporary is None else temporary.name)  # type: ignore[arg-type]
+    cache_features(source_of(checkpoint), plan, folder, device=choose_device(device), progress=progress)
+    return Features(folder, kept_by=temporary)
 
 
 class _Entry(BaseModel, extra="forbid"):

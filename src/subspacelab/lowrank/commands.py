@@ -95,8 +95,8 @@ def train(
     from subspacelab.lowrank.logging import record_training
     from subspacelab.lowrank.plots import draw_training
     from subspacelab.lowrank.run_log import open_run_log
-    from subspacelab.lowrank.train import resume_training, validation_errors
-    from subspacelab.lowrank.train import train as run
+    from subspacelab.lowrank.training import resume_training, validation_errors
+    from subspacelab.lowrank.training import train_into as run
     from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
@@ -165,8 +165,8 @@ def compare(
     network as it was before training. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
     """
     from subspacelab.core.ownership import report_folder
-    from subspacelab.lowrank.compare import TABLES
-    from subspacelab.lowrank.compare import compare as run
+    from subspacelab.lowrank.comparison import TABLES
+    from subspacelab.lowrank.comparison import compare as run
     from subspacelab.lowrank.display import print_comparison
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
@@ -206,7 +206,7 @@ def visualize(
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_views
     from subspacelab.lowrank.plots import draw_views, view_names
-    from subspacelab.lowrank.visualize import visualize as run
+    from subspacelab.lowrank.visualization import visualize as run
     from subspacelab.tracking import open_run
 
     where, image_idx, channels = output_dir or results_dir / "pictures", settings.image_idx, settings.channels

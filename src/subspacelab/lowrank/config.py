@@ -18,7 +18,7 @@ class CacheFeaturesConfig:
     images: str
     """Pictures: a parquet file or folder (textVQA_groundingtask_bbox), a .jsonl, a folder of pictures, or a data set
     of the hub."""
-    image_size: Annotated[int, Field(ge=28, multiple_of=28)] = 448
+    image_size: Count = 448
     """Pixels per side; a multiple of 28. 448 gives 256 tokens."""
     limit: Count | None = None
     """Only the first pictures; all by default."""

@@ -4,9 +4,9 @@ import torch
 from rich.console import Console
 
 from subspacelab.core.errors import printable
-from subspacelab.lowrank.compare import BATCH, CHANGE, Comparison
+from subspacelab.lowrank.comparison import BATCH, CHANGE, Comparison
 from subspacelab.lowrank.features import FeatureMeta
-from subspacelab.lowrank.train import TrainingResult
+from subspacelab.lowrank.training import TrainingResult
 from subspacelab.plotting.tables import print_table, show_number
 
 CHANGED = {"best_epoch": "d", CHANGE: "+.1e", f"{CHANGE}_se": ".1e"}

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import mmap
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from subspacelab.checkpoints.safetensors_file import LENGTH_BYTES, TensorLocation, header_length, parse_header
-from subspacelab.core.files import read_json, require_regular, sha256_file
+from subspacelab.core.files import read_json, replace_folder, require_regular, sha256_file
+from subspacelab.core.ownership import require_own_entries
 from subspacelab.core.settings import validate
 from subspacelab.data.decoding import decode_rgb
 from subspacelab.data.grounding import require_bounded
@@ -117,13 +119,17 @@ class Features:
     """A cache opened for reading: rows by number, one copy of each in memory and nothing else.
 
     Files are mapped, and a row's pages are handed back as soon as it is copied: reading 4 GB leaves no 4 GB resident.
+    `features[3]` is a picture's X [tokens, dim] in float32, `features[:8]` eight of them, `features.index` the table.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str, *, kept_by: Any = None) -> None:
+        """Opens the cache in `folder`; `kept_by` is held on to, such as a temporary folder that goes with this."""
+        folder = Path(folder)
         if not (folder / META).is_file():
             raise ValueError(f"{folder}: no feature cache there ({META} is missing); make one with `lowrank cache`")
         self.folder = folder
         """Where the cache lies."""
+        self._kept_by = kept_by
         self.meta = _read_meta(folder / META)
         """How it was made."""
         self.index = _read_index(folder / INDEX, self.meta)
@@ -138,6 +144,27 @@ class Features:
 
     def __len__(self) -> int:
         return self.meta.count
+
+    def __getitem__(self, row: int | slice) -> Float[Tensor, "*batch tokens dim"]:
+        """The features of one picture, or of a slice of them, in float32; IndexError for a row there is not."""
+        rows = range(len(self))[row]
+        return self.read(rows) if isinstance(rows, range) else self.read([rows])[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[pictures, tokens, dim]."""
+        return len(self), self.meta.tokens, self.meta.dim
+
+    def save(self, folder: Path | str) -> None:
+        """Copies the cache to `folder`, whole or not at all; ValueError where something stands already."""
+        require_own_entries(Path(folder), (), "a copy of a feature cache")
+        with replace_folder(Path(folder)) as partial:
+            shutil.copytree(self.folder, partial, dirs_exist_ok=True)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Features":
+        """Opens what `save`, `extract` or `lowrank cache` wrote."""
+        return cls(folder)
 
     def require_whole(self) -> None:
         """ValueError for a shard that is no longer what was cached, by the digest in the record beside it."""

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from subspacelab.lowrank.compare import Comparison
+from subspacelab.lowrank.comparison import Comparison
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.state import BEST_MODEL
-from subspacelab.lowrank.train import TrainingResult
-from subspacelab.lowrank.visualize import Views
+from subspacelab.lowrank.training import TrainingResult
+from subspacelab.lowrank.visualization import Views
 
 if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker

@@ -15,7 +15,7 @@ class Reconstructor(mlflow.pyfunc.PythonModel):
     """`predict` takes features [n, tokens, dim] and returns their approximation, of the same shape, in float32."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.model = load_model(Path(context.artifacts["model"])).model
+        self.model = load_model(Path(context.artifacts["model"])).network
 
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None

@@ -11,10 +11,10 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from subspacelab.lowrank.baselines import CONTROLS, RANDOM_BASIS
-from subspacelab.lowrank.compare import Comparison
+from subspacelab.lowrank.comparison import Comparison
 from subspacelab.lowrank.features import CachedPicture
-from subspacelab.lowrank.train import TrainingResult, ValidationErrors
-from subspacelab.lowrank.visualize import Views
+from subspacelab.lowrank.training import TrainingResult, ValidationErrors
+from subspacelab.lowrank.visualization import Views
 from subspacelab.plotting.figures import COLOURS, GREY, count_along, drawn_name, log_if_positive, open_figure, say
 
 COMPARISON = "svd_nn_comparison.png"

@@ -15,7 +15,7 @@ from typing import Any
 from subspacelab.core.callbacks import Log
 from subspacelab.core.distributed import is_main_process
 from subspacelab.core.files import write_json
-from subspacelab.lowrank.train import TrainingResult
+from subspacelab.lowrank.training import TrainingResult
 
 
 class RunLog:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from subspacelab.checkpoints import read_tensors, require_finite, write_tensors
 from subspacelab.checkpoints.safetensors_file import SafetensorsShard
 from subspacelab.core.files import read_json, write_json
+from subspacelab.core.ownership import require_own_entries
 from subspacelab.core.settings import validate
-from subspacelab.lowrank.architectures import LowRankModel, ModelSpec
+from subspacelab.lowrank.architectures import LowRankNet, ModelSpec
 from subspacelab.training.snapshot import Snapshot, read_snapshot, write_snapshot
 
 BEST_MODEL, BEST_STATE, LAST = "best_model", "best_state.safetensors", "last.safetensors"
@@ -61,7 +63,7 @@ def write_training(
     path: Path,
     job: dict[str, Any],
     progress: TrainingProgress,
-    model: LowRankModel,
+    model: LowRankNet,
     optimizer: torch.optim.Optimizer,
     allocator: dict[str, Tensor],
 ) -> None:
@@ -94,7 +96,7 @@ class _Record:
 _RECORD = TypeAdapter(_Record)
 
 
-def write_model(folder: Path, model: LowRankModel, *, epoch: int, val_mse: float, seed: int) -> None:
+def write_model(folder: Path, model: LowRankNet, *, epoch: int, val_mse: float, seed: int) -> None:
     """best_model.safetensors and best_model.json (architecture, sizes, normalisation, epoch, seed of the split)."""
     write_tensors(folder / f"{BEST_MODEL}.safetensors", model.state_dict())
     training = {"epoch": epoch, "val_mse": val_mse, "seed": seed}
@@ -102,10 +104,15 @@ def write_model(folder: Path, model: LowRankModel, *, epoch: int, val_mse: float
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """The best model of a results folder."""
+class LowRankModel:
+    """A trained network with what is known of its training; called, it factorises.
 
-    model: LowRankModel
+    `a, b, approximation = model(x)` for raw features x [tokens, dim] or [batch, tokens, dim]: a [..., tokens, rank],
+    b [..., rank, dim], and their product (refined, where the network does that). With `layernorm`, which cannot be
+    undone, they are those of the normalised features.
+    """
+
+    network: LowRankNet
     """In evaluation mode."""
     epoch: int
     """It is from."""
@@ -116,8 +123,27 @@ class TrainedModel:
     val_mse: float = math.inf
     """Of the validation pictures."""
 
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "*batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        """A, B and the approximation of raw features."""
+        normalisation = self.network.spec.normalisation
+        single = x.ndim == 2
+        a, b, approximation = self.network(normalisation.apply((x[None] if single else x).float()))
+        found = normalisation.undo(a), b, normalisation.undo(approximation)
+        return tuple(t[0] for t in found) if single else found  # type: ignore[return-value]
 
-def load_model(folder: Path) -> TrainedModel:
+    def save(self, folder: Path | str) -> None:
+        """Writes best_model.safetensors and best_model.json; SettingError for a folder that holds other things."""
+        require_own_entries(Path(folder), [f"{BEST_MODEL}.safetensors", f"{BEST_MODEL}.json"], "a trained network")
+        write_model(Path(folder), self.network, epoch=self.epoch, val_mse=self.val_mse, seed=self.seed)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "LowRankModel":
+        """What `save` wrote, or the best model of a results folder `<results>/<arch>`."""
+        return load_model(Path(folder))
+
+
+def load_model(folder: Path) -> LowRankModel:
     """Reads what `write_model` wrote; a folder without it, or with something else, is a ValueError."""
     path = folder / f"{BEST_MODEL}.json"
     if not path.is_file():
@@ -130,7 +156,7 @@ def load_model(folder: Path) -> TrainedModel:
     training = validate(_Training, {k: v for k, v in content.items() if k not in of_spec}, where=str(path))
     weights = folder / f"{BEST_MODEL}.safetensors"
     _require_shapes(weights, spec)
-    model = LowRankModel(spec)
+    model = LowRankNet(spec)
     tensors, _ = read_tensors(weights)
     for name, tensor in tensors.items():
         require_finite(f"{folder}: {name}", tensor)
@@ -141,7 +167,7 @@ def load_model(folder: Path) -> TrainedModel:
             if not torch.equal(tensor, tensors[name]):
                 raise ValueError(f"{weights}: {name} is not what was trained; run the same `lowrank train` again")
     digest = best.job["features"] if best else None
-    return TrainedModel(model.eval(), training.epoch, training.seed, digest, training.val_mse)
+    return LowRankModel(model.eval(), training.epoch, training.seed, digest, training.val_mse)
 
 
 @dataclass(frozen=True)
@@ -160,7 +186,7 @@ def _require_shapes(weights: Path, spec: ModelSpec) -> None:
     except (OSError, ValueError) as e:
         raise ValueError(f"{weights}: missing or broken ({str(e).splitlines()[0]}); restore it") from e
     with torch.device("meta"):
-        wanted = {name: ("F32", tuple(weight.shape)) for name, weight in LowRankModel(spec).state_dict().items()}
+        wanted = {name: ("F32", tuple(weight.shape)) for name, weight in LowRankNet(spec).state_dict().items()}
     wrong = next((name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)), None)
     if wrong is not None:
         raise ValueError(

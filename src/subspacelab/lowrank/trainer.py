@@ -15,7 +15,7 @@ from subspacelab.core.devices import choose_device, compiled_or_eager, float64_p
 from subspacelab.core.distributed import Processes, processes
 from subspacelab.core.files import write_json
 from subspacelab.lowrank.allocator import RankAllocator, make_schedule
-from subspacelab.lowrank.architectures import AdaLoRA, LowRankModel, ModelSpec, build_model
+from subspacelab.lowrank.architectures import AdaLoRA, LowRankNet, ModelSpec, build_model
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import orthogonality_of_a, size_of_b
@@ -67,7 +67,7 @@ class Trainer:
             self._take(saved)
         self.forward = self._wrapped()
 
-    def _fresh_model(self) -> LowRankModel:
+    def _fresh_model(self) -> LowRankNet:
         s, meta = self.settings, self.features.meta
         statistics = feature_statistics(self.features, self.rows["train"], s.normalisation, self.device)
         spec = ModelSpec(

@@ -47,7 +47,7 @@ def analyze(
     from subspacelab.core.devices import choose_device
     from subspacelab.core.files import seen_from, write_json
     from subspacelab.core.ownership import require_apart
-    from subspacelab.norms.analyze import analyze as run
+    from subspacelab.norms.analysis import analyze as run
     from subspacelab.norms.display import print_analysis, print_comparison
     from subspacelab.norms.logging import track_analysis, write_comparison
     from subspacelab.norms.plots import COMPARISON, PICTURES, draw_pictures

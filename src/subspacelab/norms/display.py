@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from subspacelab.core.errors import printable
-from subspacelab.norms.compare import comparison_rows
+from subspacelab.norms.comparison import comparison_rows
 from subspacelab.norms.results import Analysis, Embedding, Norm, by_group
 from subspacelab.plotting.tables import print_table
 
@@ -23,13 +23,13 @@ def print_analysis(analysis: Analysis, console: Console | None = None) -> None:
     commit = f" at {analysis.revision[:12]}" if analysis.revision else ""
     _say(console, f"{analysis.model_name}{commit}")
     _say(console, f"family: {label}, by {analysis.survey.detected.found_by}; device: {analysis.device}")
-    _say(console, f"Embedding layers: {len(analysis.embeddings)}", above=True)
-    for group in by_group(analysis.embeddings):
+    _say(console, f"Embedding layers: {len(analysis.embedding_layers)}", above=True)
+    for group in by_group(analysis.embedding_layers):
         _print_embedding(group[0], console)
         if len(group) > 1:
             means = [float(e.vectors.norms.mean()) for e in group]
             _say(console, f"  {len(group) - 1} more like it, norms mean {min(means):.6f} to {max(means):.6f}")
-    _say(console, f"Norm layers: {len(analysis.reported)} of {len(analysis.norms)}", above=True)
+    _say(console, f"Norm layers: {len(analysis.reported)} of {len(analysis.norm_layers)}", above=True)
     for norm in analysis.reported:
         _print_norm(norm, console)
     _say(console, f"read {analysis.bytes_read / 1e6:,.1f} MB of tensors", above=True)

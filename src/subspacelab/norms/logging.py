@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from subspacelab.core.files import write_csv
-from subspacelab.norms.compare import comparison_table, depth_curves
+from subspacelab.norms.comparison import comparison_table, depth_curves
 from subspacelab.norms.plots import COMPARISON, draw_comparison
 from subspacelab.norms.results import Analysis
 from subspacelab.tracking.protocol import trackable
@@ -26,10 +26,10 @@ def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Track
     detected = analysis.survey.detected
     tracker.set_tags({"model_type": detected.model_type, "warnings": len(analysis.warnings)})
     tracker.log_metrics(flat_metrics(analysis))
-    for curve in depth_curves(analysis.norms):
+    for curve in depth_curves(analysis.norm_layers):
         for block, abs_mean in zip(curve.blocks, curve.abs_means, strict=True):
             tracker.log_metrics({trackable(curve.metric): abs_mean}, block)
-    first = {e.layer.kind: e for e in reversed(analysis.embeddings)}
+    first = {e.layer.kind: e for e in reversed(analysis.embedding_layers)}
     tracker.log_metrics(
         {trackable(f"{analysis.name}_{kind}_norm"): float(e.vectors.norms.mean()) for kind, e in first.items()}
     )

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from subspacelab.norms.compare import Curve, depth_curves, outside_blocks, short_name, towers_of
+from subspacelab.norms.comparison import Curve, depth_curves, outside_blocks, short_name, towers_of
 from subspacelab.norms.results import Analysis, Embedding, Norm, by_group, kinds_of
 from subspacelab.plotting.figures import (
     COLOURS,
@@ -84,7 +84,7 @@ def draw_embedding_norms(path: Path, analysis: Analysis) -> Path:
     """
     return draw_panels(
         path,
-        by_group(analysis.embeddings),
+        by_group(analysis.embedding_layers),
         _draw_group,
         columns=2,
         size=(5.5, 3.2),
@@ -122,9 +122,9 @@ def draw_norm_scales(path: Path, analysis: Analysis) -> Path:
 
     No two kinds of norm share colour and dash; where there are more kinds than that allows, each has its own panel.
     """
-    curves = depth_curves(analysis.norms)
-    towers = [t for t in towers_of(analysis.norms) if any(c.tower == t for c in curves)]
-    single = {t: outside_blocks(analysis.norms, t) for t in towers}
+    curves = depth_curves(analysis.norm_layers)
+    towers = [t for t in towers_of(analysis.norm_layers) if any(c.tower == t for c in curves)]
+    single = {t: outside_blocks(analysis.norm_layers, t) for t in towers}
     lines = {curve.metric: style(i) | {"marker": MARKERS[i % len(MARKERS)]} for i, curve in enumerate(curves)}
     in_order = [norm for tower in towers for norm in single[tower]]
     levels = {norm.layer.key: LEVELS[i % len(LEVELS)] for i, norm in enumerate(in_order)}
@@ -177,7 +177,7 @@ def _finish(axes: Axes, values: Sequence[float]) -> None:
 
 def draw_comparison(path: Path, analyses: Sequence[Analysis]) -> Path:
     """A panel per kind of embedding and per kind of norm, so that like stands beside like; a line per model."""
-    curves = [depth_curves(analysis.norms) for analysis in analyses]
+    curves = [depth_curves(analysis.norm_layers) for analysis in analyses]
     kinds = list(dict.fromkeys((curve.tower, curve.label) for found in curves for curve in found))
 
     def draw(axes: Axes, item: tuple[str, ...]) -> None:
@@ -185,7 +185,7 @@ def draw_comparison(path: Path, analyses: Sequence[Analysis]) -> Path:
             _draw_curves(axes, [[c for c in found if (c.tower, c.label) == item] for found in curves])
             axes.set_title(drawn_name(".".join(item)))
         else:
-            _draw_embeddings(axes, [[e for e in a.embeddings if (e.layer.kind,) == item] for a in analyses])
+            _draw_embeddings(axes, [[e for e in a.embedding_layers if (e.layer.kind,) == item] for a in analyses])
             axes.set_title(f"{item[0]} embedding")
 
     return draw_panels(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+import pandas as pd
 from torch import Tensor
 
 from subspacelab.norms.family import EmbeddingKind
@@ -120,9 +121,9 @@ class Analysis:
     """Where the statistics were computed."""
     survey: Survey
     """Family, and what was looked for."""
-    embeddings: tuple[Embedding, ...]
+    embedding_layers: tuple[Embedding, ...]
     """Every embedding that could be read."""
-    norms: tuple[Norm, ...]
+    norm_layers: tuple[Norm, ...]
     """Every norm layer that could be read, reported or not: curves over depth take all."""
     all_norms: bool
     """Whether all are reported."""
@@ -134,7 +135,17 @@ class Analysis:
     @property
     def reported(self) -> tuple[Norm, ...]:
         """The norm layers of the report: the embedding-related ones, or all."""
-        return tuple(n for n in self.norms if self.all_norms or n.layer.name.reads_embedding)
+        return tuple(n for n in self.norm_layers if self.all_norms or n.layer.name.reads_embedding)
+
+    @property
+    def norms(self) -> pd.DataFrame:
+        """One row per reported norm layer: its name, kind, place and the moments of its scale and bias."""
+        return _table({n.layer.name.layer: n.to_json() for n in self.reported})
+
+    @property
+    def embeddings(self) -> pd.DataFrame:
+        """One row per embedding: its name, kind, shape and the moments of its vectors' norms and of its entries."""
+        return _table({e.layer.name: e.to_json() for e in self.embedding_layers})
 
     def to_json(self) -> dict[str, Any]:
         """The report as it is written."""
@@ -142,9 +153,9 @@ class Analysis:
             "model_name": self.model_name,
             "model_type": self.survey.detected.model_type,
             "device": self.device,
-            "embedding_layers": {e.layer.name: e.to_json() for e in self.embeddings},
+            "embedding_layers": {e.layer.name: e.to_json() for e in self.embedding_layers},
             "norm_layers": {n.layer.name.layer: n.to_json() for n in self.reported},
-            "total_embedding_layers": len(self.embeddings),
+            "total_embedding_layers": len(self.embedding_layers),
             "total_norm_layers": len(self.reported),
         }
 
@@ -159,9 +170,18 @@ def by_group(embeddings: Sequence[Embedding]) -> list[list[Embedding]]:
 
 def kinds_of(analyses: Sequence[Analysis]) -> list[str]:
     """The kinds of embedding that any of the models has, in one order everywhere."""
-    found = {e.layer.kind for analysis in analyses for e in analysis.embeddings}
+    found = {e.layer.kind for analysis in analyses for e in analysis.embedding_layers}
     return [kind for kind in get_args(EmbeddingKind) if kind in found]
 
 
 def _norm_keys(norms: Moments) -> dict[str, float]:
     return {"norm_mean": norms.mean, "norm_std": norms.std, "norm_min": norms.min, "norm_max": norms.max}
+
+
+def _table(entries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Entries of the report as rows; the ten shortest and longest vectors are left to the report."""
+    rows = [
+        {"layer": name} | {k: v for k, v in e.items() if k not in ("smallest", "largest")}
+        for name, e in entries.items()
+    ]
+    return pd.json_normalize(rows, sep="_")

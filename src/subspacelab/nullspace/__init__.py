@@ -1,1 +1,5 @@
-"""nullspace: adapters in the null space of what a model already knows, built, trained and verified."""
+"""Adapters in the null space of what a model knows: calibrate, add or build, train, verify."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

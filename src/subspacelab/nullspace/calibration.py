@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,11 @@ class Moments:
         """Of both halves together."""
         return self.first + self.second
 
+    def to(self, device: torch.device) -> "Moments":
+        """The same on `device`."""
+        first, second, held_out = (part.to(device) for part in (self.first, self.second, self.held_out))
+        return replace(self, first=first, second=second, held_out=held_out)
+
 
 def split_windows(windows: Windows) -> Split:
     """Every eighth window is held out (at least one), the others go to the halves by turns; three are needed."""
@@ -139,7 +144,7 @@ def in_passes(inputs: Sequence[SharedInput], max_bytes: int) -> Iterator[list[Sh
 
 
 @torch.inference_mode()
-def calibrate(
+def calibrate_inputs(
     model: Any,
     windows: Windows,
     inputs: Sequence[SharedInput],

@@ -43,7 +43,7 @@ def build(
     PeftModel.from_pretrained loads it.
     """
     from subspacelab.checkpoints import resolve_reference
-    from subspacelab.nullspace.build import build_adapter
+    from subspacelab.nullspace.building import build_adapter
     from subspacelab.nullspace.display import print_built
     from subspacelab.nullspace.logging import track_built
     from subspacelab.plotting.progress import progress_bar
@@ -81,7 +81,7 @@ def train(
     from subspacelab.models.causal_lm import Reach
     from subspacelab.nullspace.display import print_training
     from subspacelab.nullspace.logging import record_training
-    from subspacelab.nullspace.train import train_adapter
+    from subspacelab.nullspace.training import train_adapter
     from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
@@ -126,9 +126,9 @@ def verify(
     from subspacelab.core.ownership import require_apart, sole_writer
     from subspacelab.nullspace.display import print_verification
     from subspacelab.nullspace.logging import track_verification
-    from subspacelab.nullspace.verification import require_own_stats, write_stats
-    from subspacelab.nullspace.verify import inputs_of, sample_of
-    from subspacelab.nullspace.verify import verify as run
+    from subspacelab.nullspace.results import require_own_stats, write_stats
+    from subspacelab.nullspace.verification import inputs_of, sample_of
+    from subspacelab.nullspace.verification import verify_adapter as run
     from subspacelab.plotting.progress import progress_bar
     from subspacelab.tracking import open_run
 
@@ -164,12 +164,12 @@ def compare_stats(
 
     from subspacelab.core.files import seen_from, write_csv
     from subspacelab.core.ownership import report_folder
-    from subspacelab.nullspace.compare import compare_stats as run
-    from subspacelab.nullspace.compare import failures
+    from subspacelab.nullspace.comparison import compare_stats as run
+    from subspacelab.nullspace.comparison import failures
     from subspacelab.nullspace.display import print_comparison
     from subspacelab.nullspace.logging import track_comparison
     from subspacelab.nullspace.plots import draw_before_after
-    from subspacelab.nullspace.verification import read_stats
+    from subspacelab.nullspace.results import read_stats
     from subspacelab.tracking import open_run
 
     init, trained = read_stats(init_stats), read_stats(trained_stats)

@@ -9,16 +9,16 @@ from rich.console import Console
 
 from subspacelab.core.errors import printable
 from subspacelab.models.causal_lm import Reach
-from subspacelab.nullspace.compare import FAIL, NOT_APPLICABLE, PASS, SUMMARY, failures
+from subspacelab.nullspace.comparison import FAIL, NOT_APPLICABLE, PASS, SUMMARY, failures
 from subspacelab.nullspace.knowledge import BASE
 from subspacelab.nullspace.layer_report import LayerReport
 from subspacelab.nullspace.rates import EQUAL_TASK
-from subspacelab.nullspace.verification import THRESHOLDS, LayerStats, Verification
+from subspacelab.nullspace.results import THRESHOLDS, LayerStats, Verification
 from subspacelab.plotting.tables import print_table, show_number
 
 if TYPE_CHECKING:
-    from subspacelab.nullspace.build import Built
-    from subspacelab.nullspace.train import TrainedAdapter
+    from subspacelab.nullspace.building import Built
+    from subspacelab.nullspace.training import TrainedAdapter
 
 COLUMNS = ["layer", "ratio", "optimum", "held out", "optimum", "random", "gap", "angle"]
 

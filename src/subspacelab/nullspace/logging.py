@@ -14,19 +14,19 @@ import pandas as pd
 from subspacelab.checkpoints import Source, write_reference
 from subspacelab.core.files import real_path
 from subspacelab.models.lora_folder import META, base_of
-from subspacelab.nullspace.compare import HEADLINE, Comparison, failures
+from subspacelab.nullspace.comparison import HEADLINE, Comparison, failures
 from subspacelab.nullspace.display import CURVES, kind_and_block
 from subspacelab.nullspace.knowledge import MEASURES as KNOWLEDGE
 from subspacelab.nullspace.knowledge import Knowledge
 from subspacelab.nullspace.layer_report import MEASURES
 from subspacelab.nullspace.paths import SERVED_ADAPTER, SERVED_BASE
 from subspacelab.nullspace.rates import Training, chosen_ones, trainings_table
-from subspacelab.nullspace.verification import THRESHOLDS, Verification
+from subspacelab.nullspace.results import THRESHOLDS, Verification
 
 if TYPE_CHECKING:
-    from subspacelab.nullspace.build import Built
-    from subspacelab.nullspace.train import TrainedAdapter
+    from subspacelab.nullspace.building import Built
     from subspacelab.nullspace.train_seeds import TrainedSeeds
+    from subspacelab.nullspace.training import TrainedAdapter
     from subspacelab.tracking.protocol import Tracker
 
 

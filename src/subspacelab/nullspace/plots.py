@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from subspacelab.nullspace.compare import Comparison
+from subspacelab.nullspace.comparison import Comparison
 from subspacelab.nullspace.knowledge import BASE
-from subspacelab.nullspace.verification import Verification
+from subspacelab.nullspace.results import Verification
 from subspacelab.plotting.figures import (
     COLOURS,
     GREY,

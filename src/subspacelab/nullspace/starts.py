@@ -1,6 +1,6 @@
 """How every layer of an adapter starts: by the method's own rule, from calibration where it asks for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import solve
+from subspacelab.core.errors import SettingError
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.null_space import NullSpace, null_space
 from subspacelab.models.lora_factors import Factors
 from subspacelab.nullspace.calibration import (
     Moments,
     SharedInput,
-    calibrate,
+    calibrate_inputs,
     in_passes,
     moment_bytes,
     require_enough_tokens,
@@ -50,12 +51,13 @@ def starts(task: Task) -> tuple[dict[str, Factors], list[LayerReport]]:
     """Factors and report of every layer, in the model's order."""
     if task.method.peft_init == "corda":
         _prepare_corda(task)
-    found = dict(_calibrated_starts(task) if task.windows else _plain_starts(task))
+    found = dict(_calibrated_starts(task) if task.windows else plain_starts(task))
     factors = {name: found[name][0] for name in task.linears}
     return factors, [found[name][1] for name in task.linears]
 
 
-def _plain_starts(task: Task) -> Iterator[tuple[str, tuple[Factors, LayerReport]]]:
+def plain_starts(task: Task) -> Iterator[tuple[str, tuple[Factors, LayerReport]]]:
+    """Name, factors and report of every layer, by a method that looks at no inputs."""
     for name, linear in task.linears.items():
         factors = _start(task, linear, None)
         yield name, (factors, report_layer(name, _shape(linear), factors.B, None))
@@ -74,15 +76,17 @@ def _calibrated_starts(task: Task) -> Iterator[tuple[str, tuple[Factors, LayerRe
         task.progress("null spaces", len(inputs), "inputs") as solved,
     ):
         for batch in passes:
-            moments = calibrate(task.model, windows, batch, batch_size=task.settings.batch_size, advance=advance)
+            moments = calibrate_inputs(task.model, windows, batch, batch_size=task.settings.batch_size, advance=advance)
             for shared in batch:
-                yield from _input_starts(task, shared, moments.pop(shared.name))
+                yield from input_starts(task, shared, moments.pop(shared.name))
                 solved(1)
 
 
-def _input_starts(
+def input_starts(
     task: Task, shared: SharedInput, moments: Moments
 ) -> Iterator[tuple[str, tuple[Factors, LayerReport]]]:
+    """Name, factors and report of each layer that reads one calibrated input."""
+
     def spectra(*parts: Tensor) -> tuple[Moments, NullSpace, InputReport]:
         placed = replace(moments, first=parts[0], second=parts[1], held_out=parts[2])
         space = null_space(placed.calibration, task.rank)
@@ -129,3 +133,21 @@ def _prepare_corda(task: Task) -> None:
 
 def _shape(linear: nn.Linear) -> tuple[int, int]:
     return linear.out_features, linear.in_features
+
+
+def require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) -> None:
+    """ValueError for a rank that a layer does not have, and for a weight that would be moved twice."""
+    if rank < 1:
+        raise SettingError(f"rank must be at least 1, got {rank}")
+    weights: dict[int, str] = {}
+    for name, linear in linears.items():
+        other = weights.setdefault(id(linear.weight), name)
+        if other != name and method.moves_weight:
+            raise SettingError(
+                f"{other} and {name} share one weight, which would be moved twice; choose another method"
+            )
+    for name, linear in linears.items():
+        sides = {"input": linear.in_features} | ({"output": linear.out_features} if method.moves_weight else {})
+        for side, width in sides.items():
+            if rank > width:
+                raise SettingError(f"rank {rank} is larger than the {side} of {name}, {width}: choose at most {width}")

@@ -14,7 +14,7 @@ from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.knowledge import Knowledge, measure_knowledge
 from subspacelab.nullspace.paths import seed_folders
 from subspacelab.nullspace.rates import Training, choose_rate, write_knowledge
-from subspacelab.nullspace.train import TrainedAdapter, train_adapter
+from subspacelab.nullspace.training import TrainedAdapter, train_adapter
 
 
 @dataclass(frozen=True)

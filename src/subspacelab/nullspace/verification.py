@@ -1,314 +1,167 @@
-"""The result of `verify`: statistics by layer, their file, and what the averages mean in words."""
+"""Did the adapter stay in the null space, and did it learn? Measured on the model as it is now."""
 
-import os
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from statistics import fmean
+from typing import Any
 
-from subspacelab.core.files import expanded, read_json, real_path, write_json
-from subspacelab.core.ownership import require_same_job
-from subspacelab.core.settings import validate
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from subspacelab.core.callbacks import Advance, Progress, no_progress
+from subspacelab.core.devices import float64_place
+from subspacelab.data.text import NoSuchPart, read_texts
+from subspacelab.data.windows import Windows
+from subspacelab.linalg.null_space import row_space
+from subspacelab.models.causal_lm import load_causal_lm
+from subspacelab.models.lora_factors import Factors
+from subspacelab.models.lora_folder import base_of, read_factors, read_meta
+from subspacelab.models.lora_model import LiveAdapter, open_adapter, require_base
+from subspacelab.nullspace.activations import Inputs, choose_tokens, collect_inputs
+from subspacelab.nullspace.calibration import SharedInput, in_passes, moment_bytes, shared_inputs
+from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.inits import method_of
+from subspacelab.nullspace.metrics import Layer, layer_stats
+from subspacelab.nullspace.paths import require_adapter
+from subspacelab.nullspace.results import LayerStats, Sample, Summary, Verification, reading
+from subspacelab.nullspace.windows import text_windows
 
-Grade = Literal["good", "fair", "bad"]
-KEYS = ("model_path", "calib_dataset", "num_layers", "stats", "summary", "verdicts")
-
-
-@dataclass(frozen=True)
-class LayerStats:
-    """One layer's norms and ratios; unless said otherwise over the sampled tokens, on the model as it is."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
-
-    layer: str
-    """Module name."""
-    samples: int
-    """Token inputs."""
-    in_features: int
-    """Width of an input."""
-    rank: int
-    """Rows of B."""
-    out_features: int
-    """Width of an output."""
-    X_norm: float
-    """mean ||x||."""
-    BX_norm: float
-    """mean ||B x||."""
-    ABX_norm: float
-    """mean ||A B x||."""
-    ResidualX_norm: float
-    """mean ||W_res x||."""
-    FullOutput_norm: float
-    """mean ||W_res x + A B x||, without the layer's bias."""
-    BX_ratio: float
-    """||Q X||_F / ||X||_F over all tokens of the data, Q an orthonormal basis of B's rows, as in `build`'s report."""
-    ABX_ratio: float
-    """mean ||A B x|| / mean ||x||."""
-    adapter_contribution: float
-    """mean ||A B x|| / mean ||W_res x + A B x||, a share of 1."""
-    B_weight_norm: float
-    """||B||_F."""
-    A_weight_norm: float
-    """||A||_F."""
-    Residual_weight_norm: float
-    """||W_res||_F."""
-    B_orthonormal: bool
-    """Whether B B^T = I, so that Q is B itself but for rounding."""
-    BX_ratio_bos: float
-    """BX_ratio of the first token of each window alone: the begin token, where the tokenizer has one."""
-    BX_ratio_rest: float
-    """BX_ratio of all the other tokens."""
-    BX_ratio_mean_norms: float
-    """mean ||Q x|| / mean ||x||."""
-    BX_ratio_median: float
-    """median of ||Q x|| / ||x||."""
-    BX_ratio_random: float
-    """sqrt(rank / in_features): root mean square over random B with orthonormal rows."""
-    BX_ratio_optimum: float
-    """sqrt(sum of the smallest `rank` eigenvalues / trace) of the same tokens: no B of this rank has a smaller BX_ratio
-    on them."""
-    tokens_per_dimension: float
-    """All tokens over in_features; well below 8 the optimum is that of chance."""
-    DeltaX_ratio: float
-    """mean ||dW x|| / mean ||x||, dW the change of the layer's weight since the base."""
-    base_BX_ratio: float
-    """BX_ratio on the inputs that the layer gets in the frozen base model."""
-    base_DeltaX_ratio: float
-    """DeltaX_ratio on the inputs that the layer gets in the frozen base model."""
-    bound_left: float | None
-    """||dW X||_F / ||X||_F; null for a method that trains B, which has no bound."""
-    bound: float | None
-    """||A - A_0||_2 ||B X||_F / ||X||_F, never below bound_left."""
-    base_bound_left: float | None
-    """bound_left on the frozen base model's inputs."""
-    base_bound: float | None
-    """bound on the frozen base model's inputs."""
-
-    @property
-    def times_better_than_random(self) -> float:
-        """BX_ratio_random / BX_ratio; infinite for a perfect null space."""
-        return self.BX_ratio_random / self.BX_ratio if self.BX_ratio else float("inf")
+MEANS = (
+    *("BX_ratio", "BX_ratio_bos", "BX_ratio_rest", "BX_ratio_random", "BX_ratio_optimum", "base_BX_ratio"),
+    *("ABX_ratio", "adapter_contribution", "DeltaX_ratio"),
+)
+NORMS = ("A_weight_norm", "B_weight_norm")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Which tokens were measured."""
+class Probe:
+    """The text that an adapter is verified on."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    seed: int
-    """Of windows and tokens."""
-    calib_loader_size: int
-    """Windows that were asked for."""
-    seq_len: int
-    """Tokens in a window."""
-    max_activation_samples: int
-    """Tokens that norms are averaged over."""
-    note: str
-    """Says what the text was too short for; else empty."""
+    windows: Windows
+    """All its tokens."""
+    chosen: Bool[Tensor, "n length"]
+    """The tokens that single norms are measured on."""
+    batch_size: int
+    """Windows per pass."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The layers in a few numbers; ratios are means over layers."""
+def verify_adapter(
+    folder: Path,
+    settings: VerifyAdapterConfig,
+    *,
+    seed: int,
+    device: torch.device | None = None,
+    base: str | None = None,
+    progress: Progress = no_progress,
+) -> Verification:
+    """Measures every layer of the adapter in `folder` on the test part of `settings.calib_dataset`.
 
-    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
+    Calibration takes its windows of the train part. A text without a test part is measured on what may have been
+    calibrated on, and a note says so.
 
-    method: str
-    """How the adapter was built."""
-    trained: bool
-    """Whether it was trained."""
-    down_frozen: bool
-    """Whether its method leaves B as it was built."""
-    starts_at_zero: bool
-    """Whether its method starts from A = 0, so that W_res = W."""
-    sample: Sample
-    """Which tokens these are."""
-    num_tokens: int
-    """Tokens of the data, of which each layer's sample is drawn."""
-    BX_ratio: float
-    """Mean of BX_ratio."""
-    BX_ratio_bos: float
-    """Mean of BX_ratio_bos."""
-    BX_ratio_rest: float
-    """Mean of BX_ratio_rest."""
-    ABX_ratio: float
-    """Mean of ABX_ratio."""
-    adapter_contribution: float
-    """Mean of adapter_contribution."""
-    BX_ratio_random: float
-    """Mean of the random baseline."""
-    BX_ratio_optimum: float
-    """Mean of the optimum."""
-    base_BX_ratio: float
-    """Mean of base_BX_ratio."""
-    DeltaX_ratio: float
-    """Mean of DeltaX_ratio."""
-    A_weight_norm: float
-    """sqrt(sum ||A||_F^2)."""
-    B_weight_norm: float
-    """sqrt(sum ||B||_F^2)."""
-
-    @property
-    def times_better_than_random(self) -> float:
-        """BX_ratio_random / BX_ratio; infinite for a perfect null space."""
-        return self.BX_ratio_random / self.BX_ratio if self.BX_ratio else float("inf")
+    Inputs are those of the live model, and for the bound also the frozen base's: the base runs first and is gone
+    before the adapter is opened, so that one model is in memory at a time. ValueError for a folder without an
+    adapter, and when ||dW X|| <= ||A - A_0|| ||BX|| does not hold of a method that freezes B.
+    """
+    meta, device = read_meta(require_adapter(folder)), device or torch.device("cpu")
+    method_of(meta["method"])
+    source = base_of(meta, base)
+    model = load_causal_lm(source.folder, device=device)
+    factors = read_factors(folder, meta)
+    require_base(model, factors, meta, source.reference, folder)
+    targets = {name: model.get_submodule(name) for name in meta["targets"]}
+    texts, note = unseen_texts(settings.calib_dataset)
+    windows = text_windows(source.folder, texts, settings.calib_loader_size, settings.seq_len, seed)
+    chosen = choose_tokens(windows.attention_mask, settings.max_activation_samples, seed)
+    probe = Probe(windows, chosen, settings.batch_size)
+    inputs = shared_inputs(model, targets, windows)
+    bases = {shared.name: {name: row_space(factors[name].B) for name in shared.modules} for shared in inputs}
+    with progress("verify", 2 * len(windows.input_ids), "windows") as advance:
+        old = collect(model, inputs, probe, bases=bases, advance=advance)
+        del model, targets
+        live = open_adapter(folder, base=base, device=device)
+        found = live_stats(live, inputs, probe, old, advance=advance)
+    stats = tuple(found[name] for name in meta["targets"])
+    sample = sample_of(settings, seed, note="; ".join(filter(None, (note, windows.shortage))))
+    summary = summarise_layers(stats, live, sample, windows.num_tokens)
+    return Verification(str(folder), settings.calib_dataset, len(stats), stats, summary, reading(summary))
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What one number of the summary means."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
-
-    metric: str
-    """Name of the number."""
-    value: float
-    """The number."""
-    grade: Grade
-    """What it is worth."""
-    text: str
-    """The verdict in words, with likely causes."""
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The statistics file."""
-
-    model_path: str
-    """The adapter, as it was given."""
-    calib_dataset: str
-    """The text, as it was given."""
-    num_layers: int
-    """Layers with an adapter."""
-    stats: tuple[LayerStats, ...]
-    """One entry per layer, in the model's order."""
-    summary: Summary
-    """Over the layers."""
-    verdicts: tuple[Verdict, ...]
-    """One per metric."""
-
-
-def write_stats(path: Path, verification: Verification) -> None:
-    """Writes the file: sorted JSON with exactly `KEYS`."""
-    write_json(path, asdict(verification))
-
-
-def read_stats(path: Path) -> Verification:
-    """Reads such a file back; ValueError names the file, the key and what is wrong."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; write it by `subspacelab nullspace verify --save-stats {path}`")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object with the keys {list(KEYS)}, got {type(content).__name__}")
+def unseen_texts(reference: str) -> tuple[list[str], str]:
+    """The test part of a text, which no calibration takes; where there is none, the train part and a note."""
     try:
-        found = validate(Verification, content, where=str(path))
-    except ValueError as e:
-        raise ValueError(f"{e}; write it again by `subspacelab nullspace verify --save-stats`") from e
-    if found.num_layers != len(found.stats) or not found.stats:
-        raise ValueError(f"{path}: num_layers is {found.num_layers}, stats has {len(found.stats)}; write it again")
+        return read_texts(reference, split="test"), ""
+    except NoSuchPart:
+        return read_texts(reference), f"{reference} has no test part: calibration may have seen these tokens"
+
+
+def inputs_of(folder: Path, calib_dataset: str, base: str | None) -> list[Path]:
+    """What a verification reads: the adapter, the text and the base, as far as they are on this disk."""
+    reference = read_meta(require_adapter(folder))["base"]["reference"] if base is None else base
+    return [path for path in (folder, Path(calib_dataset), Path(reference)) if path.exists()]
+
+
+def sample_of(settings: VerifyAdapterConfig, seed: int, note: str = "") -> Sample:
+    """What a verification by these settings measures."""
+    return Sample(seed, settings.calib_loader_size, settings.seq_len, settings.max_activation_samples, note)
+
+
+def summarise_layers(stats: Sequence[LayerStats], live: LiveAdapter, sample: Sample, num_tokens: int) -> Summary:
+    """Means of the ratios and root sums of squares of the weight norms over the layers."""
+    means = {name: fmean(getattr(s, name) for s in stats) for name in MEANS}
+    norms = {name: math.hypot(*(getattr(s, name) for s in stats)) for name in NORMS}
+    return Summary(
+        method=live.meta["method"],
+        trained=bool(live.meta["trained"]),
+        down_frozen=live.down_frozen,
+        starts_at_zero=not live.initial,
+        sample=sample,
+        num_tokens=num_tokens,
+        **means,
+        **norms,
+    )
+
+
+def live_stats(
+    live: LiveAdapter,
+    inputs: Sequence[SharedInput],
+    probe: Probe,
+    old: Mapping[str, Inputs],
+    *,
+    advance: Advance,
+) -> dict[str, LayerStats]:
+    """Every layer's statistics; of as many inputs at a time as there is memory for their moments."""
+    model = live.model.get_base_model()
+    found: dict[str, LayerStats] = {}
+    passes = list(in_passes(inputs, moment_bytes(model.device)))
+    for together in passes:
+        now = collect(model, together, probe, moments=True, advance=lambda n: advance(n / len(passes)))
+        for shared in together:
+            for name in shared.modules:
+                found[name] = _one_layer(live, name, now[shared.name], old[shared.name], probe.windows.num_tokens)
     return found
 
 
-def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: Sample) -> None:
-    """ValueError if something stands at `path` but the statistics of this adapter on these tokens: it is replaced."""
-    if not os.path.lexists(path):
-        return
+def collect(model: Any, inputs: Sequence[SharedInput], probe: Probe, **wanted: Any) -> Mapping[str, Inputs]:
+    layers = {shared.name: model.get_submodule(shared.name) for shared in inputs}
+    return collect_inputs(model, layers, probe.windows, probe.chosen, batch_size=probe.batch_size, **wanted)
+
+
+def _one_layer(live: LiveAdapter, name: str, now: Inputs, old: Inputs, num_tokens: int) -> LayerStats:
+    f = live.factors()[name]
+    device = float64_place(f.B.device)
+    start = [None if t is None else t.detach().to(device) for t in (f.A0, f.B0)]
+    layer = Layer(
+        name,
+        Factors(f.A.detach().to(device), f.B.detach().to(device), *start),
+        live.residual_weight(name).detach().to(device),
+        live.base_weight(name).detach().to(device),
+        live.down_frozen,
+    )
     try:
-        found = read_stats(path)
+        return layer_stats(layer, now, old, num_tokens)
     except ValueError as e:
-        raise ValueError(f"{path}: no statistics of this version, and would be replaced; give another file") from e
-    earlier = _job(found.model_path, found.calib_dataset, found.summary.sample)
-    wanted = _job(str(model_path), calib_dataset, sample)
-    if earlier["model_path"] != wanted["model_path"] and not Path(found.model_path).exists():
-        raise ValueError(
-            f"{path}: of the adapter {found.model_path!r}, which is not there from this folder; run it in the folder "
-            "where that was measured, or give another file"
-        )
-    require_same_job(path, earlier, wanted)
-
-
-def _job(model_path: str, calib_dataset: str, sample: Sample) -> dict[str, Any]:
-    text = expanded(calib_dataset)
-    given = {"model_path": _place(Path(model_path)), "calib_dataset": _place(text) if text.exists() else calib_dataset}
-    return asdict(sample) | given | {"note": ""}
-
-
-def _place(path: Path) -> str:
-    return str(real_path(path))
-
-
-HARDLY_BETTER = 1.5
-"""A B within this factor of a random one has found no null space, whatever the threshold says."""
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Where good ends and bad begins; the two values themselves are fair."""
-
-    good: float
-    """Good lies beyond this."""
-    bad: float
-    """Bad lies beyond this."""
-
-    def grade(self, value: float) -> Grade:
-        """good, fair or bad; small is good where `good` is the smaller of the two."""
-        sign = 1 if self.good > self.bad else -1
-        if sign * value > sign * self.good:
-            return "good"
-        return "bad" if sign * value < sign * self.bad else "fair"
-
-
-THRESHOLDS = {
-    "BX_ratio": Threshold(good=0.1, bad=0.5),
-    "ABX_ratio": Threshold(good=1e-4, bad=1e-6),
-    "adapter_contribution": Threshold(good=0.01, bad=0.001),
-}
-
-
-def reading(summary: Summary) -> tuple[Verdict, ...]:
-    """One verdict per metric of the table."""
-    words = {"BX_ratio": _null_space, "ABX_ratio": _learned, "adapter_contribution": _contribution}
-    verdicts = []
-    for metric, threshold in THRESHOLDS.items():
-        value = getattr(summary, metric)
-        grade = threshold.grade(value)
-        verdicts.append(Verdict(metric, value, grade, words[metric](summary, grade)))
-    return tuple(verdicts)
-
-
-def _null_space(summary: Summary, grade: str) -> str:
-    times = summary.times_better_than_random
-    against = f"{times:.2g} times better than a random B ({summary.BX_ratio_random:.3g})"
-    if times < HARDLY_BETTER:
-        against = f"no better than a random B ({summary.BX_ratio_random:.3g}, {times:.2g} times)"
-    if not (summary.down_frozen and method_of(summary.method).needs_calibration):
-        causes = f"{summary.method} does not keep B in a null space, by its method"
-    else:
-        causes = "likely causes: B was updated, the rank is too large, or this is other data than the calibration's"
-    words = {"good": "the null space was kept", "fair": "the null space was kept in part", "bad": "not in a null space"}
-    told = f"{words[grade]}; {against}"
-    return told if grade == "good" and times >= HARDLY_BETTER else f"{told}; {causes}"
-
-
-def _learned(summary: Summary, grade: str) -> str:
-    if not summary.trained:
-        return "the adapter is as it was built; " + (
-            "A is 0 until it is trained" if summary.starts_at_zero else "A holds what was taken out of the weights"
-        )
-    if grade == "good":
-        return "something was learned" if summary.starts_at_zero else _part_of_weights(summary)
-    causes = "likely causes: A was frozen, the learning rate is too small, or too few steps"
-    return f"{'little' if grade == 'fair' else 'nothing'} was learned; {causes}"
-
-
-def _part_of_weights(summary: Summary) -> str:
-    return f"A B holds part of the weights from the start; the change itself is {summary.DeltaX_ratio:.3g} of ||x||"
-
-
-def _contribution(summary: Summary, grade: str) -> str:
-    share = f"the adapter makes {100 * summary.adapter_contribution:.3g} % of the layers' output"
-    if grade == "good" or not summary.trained:
-        return share
-    causes = "the learning rate is too small, too few steps, the rank is too small, or this is unlike the training data"
-    return f"{share}, which is {'little' if grade == 'fair' else 'next to nothing'}; likely causes: {causes}"
+        raise ValueError(f"{name}: {e}") from e

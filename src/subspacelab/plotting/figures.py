@@ -39,8 +39,8 @@ STYLE = {
 
 
 @contextmanager
-def open_figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """Yields a figure of `size` inches in the project's style, and writes it to `path` as PNG on success.
+def open_figure(path: Path | None, size: tuple[float, float]) -> Iterator[Figure]:
+    """Yields a figure of `size` inches in the project's style, and writes it to `path` (if any) as PNG on success.
 
     No state of pyplot is touched, no user's matplotlibrc is read, and the file holds no version or time.
     """
@@ -51,6 +51,8 @@ def open_figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
+        if path is None:
+            return
         with write_beside(path) as partial:
             figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
 

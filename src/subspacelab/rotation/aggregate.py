@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.null_model import MEASURES, SUFFIXES, Null, stands_out
+from subspacelab.rotation.null_model import LINK_MEASURES, MEASURES, SUFFIXES, Null, stands_out
 
-DESCRIPTION = ("weight", "module", "layer", "m", "n", "rank", "k", "identity_U", "identity_Vh")
+DESCRIPTION = ("weight", "module", "layer", "from", "to", "m", "n", "rank", "k", "identity_U", "identity_Vh")
+IDENTITIES = ("identity_U", "identity_Vh")
+ALL_MEASURES = (*MEASURES, *LINK_MEASURES)
 ERROR = "composition_error"
 ROTATION = ("rotation_mse", "rotation_rel", "random_mse", "oracle_mse", "floor_rotation_mse")
 
@@ -21,12 +23,12 @@ def number_columns(layers: pd.DataFrame) -> list[str]:
 
 def null_measures(layers: pd.DataFrame) -> list[str]:
     """The measures of layers.csv that have a null model beside them."""
-    return [column for column in MEASURES if f"{column}_null_mean" in layers]
+    return [column for column in ALL_MEASURES if f"{column}_null_mean" in layers]
 
 
 def metric_columns(layers: pd.DataFrame) -> list[str]:
     """The columns of layers.csv that are measures."""
-    nulls = {f"{column}_{suffix}" for column in MEASURES for suffix in SUFFIXES}
+    nulls = {f"{column}_{suffix}" for column in ALL_MEASURES for suffix in SUFFIXES}
     return [column for column in number_columns(layers) if column not in nulls]
 
 
@@ -41,11 +43,8 @@ def describe(layers: pd.DataFrame) -> dict[str, Any]:
 
     Where there is a null model: `null_mean`, `null_std`, `ratio` and `z` of the mean of its `null_count` weights.
     """
-    summary: dict[str, Any] = {
-        "num_weights": len(layers),
-        "num_identity_U": int(layers["identity_U"].sum()),
-        "num_identity_Vh": int(layers["identity_Vh"].sum()),
-    }
+    summary: dict[str, Any] = {"num_weights": len(layers)}
+    summary |= {f"num_{column}": int(layers[column].sum()) for column in IDENTITIES if column in layers}
     for column in metric_columns(layers):
         side = rotation_side(column)
         summary[column] = _moments(layers[column] if side is None else layers.loc[~layers[f"identity_{side}"], column])
@@ -94,6 +93,28 @@ def headline(layers: pd.DataFrame) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
+def link_headline(links: pd.DataFrame) -> dict[str, float]:
+    """The same of checkpoints that are not three: means over all weights and links, beside those of random updates.
+
+    `update_norm` and `unchanged` say how much moved, `angle_mean` (degrees) and `leading_energy` (1 for a random
+    update) where to; `_ratio` is over, `_z` the distance from, random updates of equal norm.
+    """
+    angle, energy = (
+        _moments(links[column]) | (_null_moments(links, column) if f"{column}_null_mean" in links else {})
+        for column in ("angle_mean", "principal_energy")
+    )
+    found = {
+        "update_norm": _moments(links["update_norm"])["mean"],
+        "unchanged": _moments(links["unchanged"])["mean"],
+        "angle_mean": angle["mean"],
+        "angle_mean_ratio": angle.get("ratio"),
+        "angle_mean_z": angle.get("z"),
+        "leading_energy": energy["mean"],
+        "leading_energy_z": energy.get("z"),
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
 def _composition_errors(layers: pd.DataFrame, side: str) -> pd.DataFrame:
     """rotation_mse and its null model on one side of the weights, where that is no identity."""
     rows = layers.loc[~layers[f"identity_{side}"]].filter(regex=f"^rotation_mse_{side}(_|$)")
@@ -108,8 +129,9 @@ def standing_out(layers: pd.DataFrame) -> list[dict[str, Any]]:
             value, null = row[column], Null(row[f"{column}_null_mean"], row[f"{column}_null_std"])
             if stands_out(column, value, null):
                 ratio = value / null.mean if null.mean else None
+                link = {end: row[end] for end in ("from", "to") if end in row}
                 entry = {"weight": row["weight"], "measure": column, "value": value, "ratio": ratio}
-                found.append(entry | {"z": null.z(value)})
+                found.append(link | entry | {"z": null.z(value)})
     return found
 
 
@@ -143,7 +165,7 @@ def module_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
 def curve_table(layers: pd.DataFrame, groups: Iterable[Group]) -> pd.DataFrame:
     """curves.csv: one row per group and layer, the mean of its weights there (usually one)."""
     metrics = [column for column in number_columns(layers) if not column.endswith("_z")]
-    identities = ["identity_U", "identity_Vh"]
+    identities = [column for column in IDENTITIES if column in layers]
     curves = []
     for group in groups:
         if group.is_curve:

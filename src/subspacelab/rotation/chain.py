@@ -1,18 +1,23 @@
-"""Three decomposed checkpoints of one model, matched by canonical names, and one weight of each."""
+"""Two or more checkpoints of one model in a chain, matched by canonical names, and one weight of each."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.core.files import seen_from
+from subspacelab.checkpoints import Weights, open_weights
+from subspacelab.core.errors import SettingError
+from subspacelab.core.files import expanded, seen_from
 from subspacelab.linalg.moments import chunk_rows
-from subspacelab.linalg.svd import SVD
-from subspacelab.rotation.factors import Decomposition, read_decomposition
+from subspacelab.linalg.svd import SVD, svd
+from subspacelab.rotation.factors import INDEX, Decomposition, read_decomposition
+from subspacelab.rotation.plan import Selection
+from subspacelab.rotation.streamed import Streamed
 
 STORAGE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -25,10 +30,14 @@ class Weight:
     """U [m, r], S [r], Vh [r, n]."""
     dense: Float[Tensor, "m n"] | None
     """The stored entries; None where the factors keep only the leading triples."""
+    exact: bool = False
+    """Whether `dense` was read as it is stored, and not had back from the factors."""
 
     @cached_property
     def noise(self) -> Float[Tensor, "m n"]:
         """How far an entry of `dense` may be from the stored one, for the factors are float32; to the 0.4 % of bf16.
+
+        0 where the entries were read.
 
         U, S and Vh are rounded by 2^-24 each, and the errors of the terms U_ik S_k V_kj add up by chance over k: the
         difference of two such sums has a deviation of 1 to 1.1 2^-24 (sum of the squared terms)^(1/2), of which twice 4
@@ -36,6 +45,8 @@ class Weight:
         sum once more, and the decomposition in float64 by n eps s_1.
         """
         assert self.dense is not None
+        if self.exact:
+            return torch.zeros((), dtype=torch.bfloat16, device=self.dense.device).expand(self.dense.shape)
         rounding, rows = 2**-24, chunk_rows(self.dense)
         right = (self.svd.Vh * (4 * rounding * self.svd.S)[:, None]).square()
         least = len(self.svd.S) * torch.finfo(torch.float64).eps * self.svd.S[0].item()
@@ -75,42 +86,60 @@ def recover_entries(svd: SVD, storage_dtype: str) -> Float[Tensor, "m n"]:
 
 
 def subtract(b: Weight, a: Weight) -> Float[Tensor, "m n"]:
-    """B - A of the entries in float32, exactly 0 where two sets of float32 factors cannot tell an entry from equal."""
+    """B - A of the entries in float32, exactly 0 where two sets of float32 factors cannot tell an entry from equal.
+
+    Entries that were read as float64 are subtracted in float64.
+    """
     if a.dense is None or b.dense is None:
         raise ValueError("factors that keep only the leading triples do not give the entries back")
     update = torch.empty(a.dense.shape, dtype=torch.float32, device=a.dense.device)
+    wide = a.exact and b.exact and torch.float64 in (a.dense.dtype, b.dense.dtype)
+    dtype = torch.float64 if wide else torch.float32
     parts = (t.split(chunk_rows(update)) for t in (update, b.dense, a.dense, b.noise, a.noise))
     for out, y, x, noise_y, noise_x in zip(*parts, strict=True):
-        moved = y.float() - x.float()  # exact for neighbouring bf16, fp16 or fp32 entries (Sterbenz)
+        moved = y.to(dtype) - x.to(dtype)  # exact for neighbouring bf16, fp16 or fp32 entries (Sterbenz)
         out.copy_(torch.where(moved.abs() <= noise_y.float() + noise_x.float(), 0, moved))
     return update
 
 
+Place: TypeAlias = Weights | Decomposition
+"""A checkpoint to compare: whatever holds weights, or a decomposed folder."""
 ROLES = ("base", "stage1", "stage2")
+"""What the checkpoints of a chain of three are called in its tables."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """base -> stage 1 -> stage 2."""
+    """Checkpoints in order of training, each trained from the one before."""
 
-    checkpoints: tuple[Decomposition, Decomposition, Decomposition]
-    """The three, in order."""
+    checkpoints: tuple[Decomposition | Streamed, ...]
+    """Two or more."""
     names: list[str]
-    """Canonical names of the weights that all three have in one shape and rank, sorted."""
+    """Canonical names of the weights that all have in one shape and rank, sorted."""
     unmatched: dict[str, str]
     """Canonical name of each other weight, with the reason."""
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each: base, stage1 and stage2 of three, else the end of its reference, numbered if not unique."""
+        return _labels(self.checkpoints)
+
+    @property
     def sources(self) -> dict[str, dict[str, Any]]:
-        """Role to reference and revision."""
-        return {role: c.source for role, c in zip(ROLES, self.checkpoints, strict=True)}
+        """Label to reference and revision."""
+        return {label: c.source for label, c in zip(self.labels, self.checkpoints, strict=True)}
 
     def places(self, beside: Path) -> dict[str, str]:
-        """Role to what it is and where, seen from `beside`: two sources of one name are two."""
+        """Label to what it is and where, seen from `beside`: two sources of one name are two."""
         return {
-            role: f"{seen_from(beside, c.folder)} of {c.source.get('reference')}"
-            + (f"@{revision}" if (revision := c.source.get("revision")) else "")
-            for role, c in zip(ROLES, self.checkpoints, strict=True)
+            label: "".join(
+                (
+                    f"{seen_from(beside, c.folder)} of " if c.folder is not None else "",
+                    str(c.source.get("reference")),
+                    f"@{revision}" if (revision := c.source.get("revision")) else "",
+                )
+            )
+            for label, c in zip(self.labels, self.checkpoints, strict=True)
         }
 
     def shape(self, name: str) -> tuple[int, int]:
@@ -121,32 +150,70 @@ class Chain:
         """Whether all singular triples of a weight were kept."""
         return self.checkpoints[0].weights[name].is_full
 
-    def storage(self, name: str) -> tuple[str, str, str]:
+    @property
+    def num_streamed(self) -> int:
+        """How many of the checkpoints are decomposed as they are read."""
+        return sum(isinstance(checkpoint, Streamed) for checkpoint in self.checkpoints)
+
+    def storage(self, name: str) -> tuple[str, ...]:
         """The types that a weight is stored in, as safetensors names them."""
-        base, stage1, stage2 = (checkpoint.weights[name].storage_dtype for checkpoint in self.checkpoints)
-        return base, stage1, stage2
+        return tuple(checkpoint.weights[name].storage_dtype for checkpoint in self.checkpoints)
 
-    def read(self, name: str, device: torch.device) -> tuple[Weight, Weight, Weight]:
-        """One weight of the three checkpoints, with its entries where the factors are complete.
+    def walk(self, name: str, device: torch.device) -> Iterator[Weight]:
+        """One weight of each checkpoint in turn, with its entries where the factors are complete.
 
-        Checkpoints that store the same bytes share one set of factors, so that what did not move is exactly equal.
+        Neighbours that store the same bytes are one object, so that what did not move is exactly equal.
         """
-        digests = [checkpoint.weights[name].source_digest for checkpoint in self.checkpoints]
-        read = {d: _read_weight(c, name, device) for d, c in dict(zip(digests, self.checkpoints, strict=True)).items()}
-        base, stage1, stage2 = (read[digest] for digest in digests)
-        return base, stage1, stage2
+        known: dict[str, Weight] = {}
+        for checkpoint in self.checkpoints:
+            digest, weight = _read_weight(checkpoint, name, device, known)
+            known = {digest: weight}
+            yield weight
+
+    def read(self, name: str, device: torch.device) -> tuple[Weight, ...]:
+        """One weight of all checkpoints at once; any that store the same bytes are one object."""
+        known: dict[str, Weight] = {}
+        weights = []
+        for checkpoint in self.checkpoints:
+            digest, weight = _read_weight(checkpoint, name, device, known)
+            known[digest] = weight
+            weights.append(weight)
+        return tuple(weights)
 
 
-def _read_weight(checkpoint: Decomposition, name: str, device: torch.device) -> Weight:
+def _read_weight(
+    checkpoint: Decomposition | Streamed, name: str, device: torch.device, known: Mapping[str, Weight]
+) -> tuple[str, Weight]:
+    """Digest of the stored entries, and the weight: the known one of that digest, if there is one."""
+    if isinstance(checkpoint, Streamed):
+        w, digest = checkpoint.read(name)
+        w = w.to(device)
+        return digest, known.get(digest) or Weight(svd(w), w, exact=True)
     record = checkpoint.weights[name]
-    svd = to_device(checkpoint.read(name), device)
-    return Weight(svd, recover_entries(svd, record.storage_dtype) if record.is_full else None)
+    if record.source_digest in known:
+        return record.source_digest, known[record.source_digest]
+    factors = to_device(checkpoint.read(name), device)
+    return record.source_digest, Weight(
+        factors, recover_entries(factors, record.storage_dtype) if record.is_full else None
+    )
 
 
-def open_chain(base_dir: Path, stage1_dir: Path, stage2_dir: Path) -> Chain:
-    """Opens three decomposed folders; a ValueError says which is none, or that they share no weight."""
-    base, stage1, stage2 = (read_decomposition(folder) for folder in (base_dir, stage1_dir, stage2_dir))
-    checkpoints = (base, stage1, stage2)
+def _labels(checkpoints: tuple[Decomposition | Streamed, ...]) -> tuple[str, ...]:
+    if len(checkpoints) == len(ROLES):
+        return ROLES
+    ends = [PurePath(str(c.source.get("reference"))).name for c in checkpoints]
+    return tuple(end if ends.count(end) == 1 else f"{end} ({i})" for i, end in enumerate(ends, 1))
+
+
+def open_chain(*places: Place, include: str | None = None, exclude: str | None = None) -> Chain:
+    """Opens checkpoints and decomposed folders as a chain; only weights whose key `include` finds and `exclude` not.
+
+    Raises ValueError, in one line, for fewer than two, for what cannot be opened, and if they share no weight.
+    """
+    if len(places) < 2:
+        raise SettingError(f"{len(places)} checkpoint to compare; give two, or a chain of three and more")
+    selection = Selection.of(include, exclude)
+    checkpoints = tuple(_open(place, selection) for place in places)
     unmatched = {}
     names = []
     for name in sorted({name for checkpoint in checkpoints for name in checkpoint.weights}):
@@ -157,12 +224,26 @@ def open_chain(base_dir: Path, stage1_dir: Path, stage2_dir: Path) -> Chain:
             unmatched[name] = reason
     if not names:
         example = next(iter(unmatched.items()), None)
-        raise ValueError(f"{base_dir}, {stage1_dir} and {stage2_dir} share no weight of one shape and rank ({example})")
+        said = [str(c.folder or c.source.get("reference")) for c in checkpoints]
+        raise ValueError(
+            f"{', '.join(said[:-1])} and {said[-1]} share no weight of one shape and rank ({example}); "
+            "compare checkpoints of one model"
+        )
     return Chain(checkpoints, names, unmatched)
 
 
-def _mismatch(name: str, checkpoints: tuple[Decomposition, ...]) -> str | None:
-    absent = [role for role, c in zip(ROLES, checkpoints, strict=True) if name not in c.weights]
+def _open(place: Place, selection: Selection) -> Decomposition | Streamed:
+    if isinstance(place, str | Path) and (expanded(str(place)) / INDEX).is_file():
+        place = read_decomposition(expanded(str(place)))
+    if isinstance(place, Decomposition):
+        chosen = {name: record for name, record in place.weights.items() if selection.reason(record.key) is None}
+        return replace(place, weights=chosen)
+    return Streamed.of(open_weights(place, whole=True), selection)
+
+
+def _mismatch(name: str, checkpoints: tuple[Decomposition | Streamed, ...]) -> str | None:
+    labels = _labels(checkpoints)
+    absent = [label for label, c in zip(labels, checkpoints, strict=True) if name not in c.weights]
     if absent:
         return f"absent in {' and '.join(absent)}"
     records = [c.weights[name] for c in checkpoints]

@@ -1,11 +1,12 @@
 """`subspacelab rotation ...`: the commands of rotation."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from subspacelab.core.errors import SettingError
 from subspacelab.core.flags import Seed, Track, with_settings
 from subspacelab.rotation.config import CompareRotationsConfig, DecomposeConfig
 
@@ -34,7 +35,7 @@ def decompose(
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.distributed import is_main_process
     from subspacelab.plotting.progress import progress_bar
-    from subspacelab.rotation.decompose import decompose as run
+    from subspacelab.rotation.decomposition import decompose as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
 
@@ -50,10 +51,18 @@ def decompose(
 @app.command()
 @with_settings(CompareRotationsConfig)
 def compare(
-    base: Annotated[Path, typer.Option(help="Decomposed folder of the base checkpoint.")],
-    stage1: Annotated[Path, typer.Option(help="Decomposed folder of the checkpoint trained from the base.")],
-    stage2: Annotated[Path, typer.Option(help="Decomposed folder of the checkpoint trained from stage 1.")],
-    output_dir: Annotated[Path, typer.Option(help="Where tables and pictures go.")],
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="A B [C ...]",
+            help="Two or more checkpoints in order of training: local folder, org/name@revision, demo:<name>, or a "
+            "decomposed folder.",
+        ),
+    ] = None,
+    output_dir: Annotated[Path, typer.Option(help="Where tables and pictures go.")] = ...,  # type: ignore[assignment]
+    base: Annotated[Path | None, typer.Option(help="Decomposed folder of the base checkpoint.")] = None,
+    stage1: Annotated[Path | None, typer.Option(help="Decomposed folder of that trained from the base.")] = None,
+    stage2: Annotated[Path | None, typer.Option(help="Decomposed folder of that trained from stage 1.")] = None,
     module: Annotated[
         list[str] | None,
         typer.Option(help="NAME=PATTERN[,PATTERN...]: a further group; {} is any layer, {0-11} a range. Repeatable."),
@@ -65,7 +74,9 @@ def compare(
 ) -> None:
     """How did training turn the weights, and would a random update of equal norm do the same?
 
-    Principal angles, spectra and updates of base, stage 1 and stage 2, and
+    Principal angles, spectra and updates from each checkpoint to the next:
+    A B [C ...] are read weight by weight, and nothing is left on disk;
+    --base, --stage1, --stage2 are three decomposed folders. Of three also
     whether the rotations compose: R1 R2 - R3 = -U_0^T (I - U_1 U_1^T) U_2,
     which sees only how far the tall side's column space tilts.
 
@@ -74,35 +85,51 @@ def compare(
     lies outside 0.8 to 1.25 (a cosine: beyond 0.1). floor_* is the effect of
     half an ulp of bf16 noise, no limit of what can be seen.
 
-    Writes layers.csv, modules.csv, curves.csv, metrics.json and four pictures.
+    Writes layers.csv, modules.csv, curves.csv, metrics.json and pictures; of
+    A B [C ...] also links.csv (a row per weight and link) and the spectra.
     """
     from subspacelab.core.ownership import report_folder, require_apart
     from subspacelab.plotting.progress import progress_bar
     from subspacelab.rotation.chain import open_chain
-    from subspacelab.rotation.compare import TABLES
-    from subspacelab.rotation.compare import compare as run
+    from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, compare_chain
     from subspacelab.rotation.display import print_comparison
+    from subspacelab.rotation.factors import read_decomposition
     from subspacelab.rotation.groups import make_groups
     from subspacelab.rotation.logging import track_comparison
+    from subspacelab.rotation.measuring import Settings
     from subspacelab.rotation.plots import PICTURES, draw_pictures
     from subspacelab.tracking import open_run
 
     modules = parse_modules(module or [])
-    require_apart(output_dir, [base, stage1, stage2])
-    chain = open_chain(base, stage1, stage2)
+    folders = three_folders(checkpoints, base, stage1, stage2)
+    require_apart(output_dir, folders)
+    places = [read_decomposition(folder) for folder in folders] or (checkpoints or [])
+    chain = open_chain(*places, include=settings.include, exclude=settings.exclude)
+    require_apart(output_dir, [c.folder for c in chain.checkpoints if c.folder is not None])
     make_groups(chain.names, modules)  # that each pattern means something
-    made_by = {"rank": settings.k, "modules": modules, "seed": seed, "null": settings.null_draws}
-    params = {"base": base, "stage1": stage1, "stage2": stage2, **made_by}
+    selection = {name: regex for name in ("include", "exclude") if (regex := getattr(settings, name)) is not None}
+    made_by = {"rank": settings.k, "modules": modules, "seed": seed, "null": settings.null_draws} | selection
+    inputs = {"base": base, "stage1": stage1, "stage2": stage2} if folders else {"checkpoints": checkpoints}
+    files = (*TABLES, *PICTURES) if folders else (*TABLES, *PICTURES, LINKS, SPECTRA)
     with (
-        report_folder(
-            output_dir, "rotation compare", made_by | chain.places(output_dir), (*TABLES, *PICTURES)
-        ) as folder,
-        open_run("rotation", "compare", params=params, enabled=track) as tracker,
+        report_folder(output_dir, "rotation compare", made_by | chain.places(output_dir), files) as folder,
+        open_run("rotation", "compare", params=inputs | made_by, enabled=track) as tracker,
     ):
-        result = run(chain, seed=seed, **asdict(replace(settings, modules=modules)), progress=progress_bar)
-        result.save(folder)
+        how = Settings(settings.k, seed, settings.null_draws, settings.device)
+        result = compare_chain(chain, how, modules=modules, progress=progress_bar)
+        result.save(folder, details=False)
+        if not folders:
+            result.save_links(folder)
         track_comparison(result, folder, draw_pictures(folder, result), tracker)
     print_comparison(result)
+
+
+def three_folders(checkpoints: list[str] | None, *folders: Path | None) -> list[Path]:
+    """The folders of --base, --stage1 and --stage2, none where checkpoints are given; ValueError for some of each."""
+    given = [folder for folder in folders if folder is not None]
+    if given and (checkpoints or len(given) < len(folders)):
+        raise SettingError("compare: give checkpoints A B [C ...], or all of --base, --stage1 and --stage2")
+    return given
 
 
 def parse_modules(given: list[str]) -> dict[str, str]:

@@ -36,6 +36,10 @@ class CompareRotationsConfig:
     """Random updates of equal norm drawn per weight and pair, the null model; 0: none. Each costs three decompositions.
     From 3, |z| > 3 comes by chance in 12 % of the columns and |z| > 5 in 4.9 %; from 10 in 1.9 % and 0.1 %; from 20 in
     0.9 % and 0.01 %; of angles and composition errors, which are skewed, |z| > 5 in 1 to 2 % even from 10."""
+    include: str | None = None
+    """Only weights whose name this regular expression finds."""
+    exclude: str | None = None
+    """Not the weights whose name this regular expression finds."""
     device: str = "auto"
     """auto, cpu or cuda."""
 

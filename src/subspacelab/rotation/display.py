@@ -8,10 +8,10 @@ from rich.console import Console
 
 from subspacelab.core.errors import printable
 from subspacelab.plotting.tables import print_table, show_number
-from subspacelab.rotation.compare import Comparison
+from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.factors import Decomposition, FactorRecord
 from subspacelab.rotation.metrics import PAIRS
-from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, MEASURES, RATIOS, Null, stands_out
+from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, LINK_MEASURES, MEASURES, RATIOS, Null, stands_out
 
 PER_WEIGHT = {
     "rotation_mse_U": "MSE",
@@ -36,6 +36,23 @@ COMPOSITION = (
 NULL_MODEL = (
     f"means over all weights; * stands out: |z| > {LARGE_Z:g} and a ratio outside {RATIOS[0]} to {RATIOS[1]} (cosine: "
     f"beyond {LARGE_COSINE}); weights: how many stand out by themselves"
+)
+NULL_COLUMNS = ["measure", "real", "random", "+-", "ratio", "z", "", "weights"]
+LINK_COLUMNS = {
+    "angle_mean": "angle",
+    "floor_angle_mean": "half ulp",
+    "gap_k": "gap",
+    "nss": "nss",
+    "intruders": "intruders",
+    "update_norm": "norm",
+    "update_stable_rank": "stable",
+    "unchanged": "same",
+    "principal_energy": "energy",
+}
+LINK_ANGLES = (
+    "angle: mean principal angle of the leading k directions (degrees); half ulp: that of half an ulp of bf16 noise; "
+    "gap: sigma_k / sigma_(k+1); stable: stable rank; same: share of entries unchanged; energy: that in the leading "
+    "frame, 1 for a random update"
 )
 IDENTITY = "identity"
 
@@ -66,6 +83,47 @@ def print_decomposition(decomposition: Decomposition, console: Console | None = 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Prints group means, what stands out against random updates of equal norm, notes, and what was not compared."""
     console = console or Console()
+    if comparison.is_chain_of_three:
+        _print_chain(comparison, console)
+    else:
+        _print_links(comparison, console)
+    for note in comparison.notes:
+        console.print(f"note: {printable(note)}", markup=False)
+    for reason, names in _by_reason(comparison.unmatched).items():
+        console.print(f"not compared, {reason}: {printable(', '.join(names))}", markup=False)
+
+
+def _print_links(comparison: Comparison, console: Console) -> None:
+    """A table of groups per link, and the means of all its weights against random updates."""
+    null = comparison.metrics["null"]
+    for link in comparison.metrics["links"]:
+        title = f"{link['from']} -> {link['to']}"
+        groups = link["groups"] | {"all": link["all"]}
+        print_table(
+            f"{title}: how far did the weights move?",
+            ["group", "n", *LINK_COLUMNS.values()],
+            [
+                [label, str(found["num_weights"]), *(show_number(_mean(found, c), 3) for c in LINK_COLUMNS)]
+                for label, found in groups.items()
+            ],
+            console=console,
+        )
+        if null["draws"]:
+            outstanding = [e for e in null["standing_out"] if (e["from"], e["to"]) == (link["from"], link["to"])]
+            by_measure = Counter(entry["measure"] for entry in outstanding)
+            measures = [c for c in LINK_MEASURES if not c.endswith(("_U", "_Vh"))]
+            print_table(
+                f"{title}: against {null['draws']} random updates of equal norm",
+                NULL_COLUMNS,
+                [_null_row(column, link["all"][column], by_measure[column]) for column in measures],
+                console=console,
+            )
+    console.print(LINK_ANGLES, markup=False, highlight=False)
+    if null["draws"]:
+        console.print(NULL_MODEL + "\n", markup=False, highlight=False)
+
+
+def _print_chain(comparison: Comparison, console: Console) -> None:
     groups = comparison.metrics["groups"] | {"all": comparison.metrics["all"]}
     print_table(
         "How far did the weights move?",
@@ -83,10 +141,6 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     console.print(COMPOSITION + "\n", markup=False, highlight=False)
     if comparison.metrics["null"]["draws"]:
         _print_null_model(comparison, console)
-    for note in comparison.notes:
-        console.print(f"note: {printable(note)}", markup=False)
-    for reason, names in _by_reason(comparison.unmatched).items():
-        console.print(f"not compared, {reason}: {printable(', '.join(names))}", markup=False)
 
 
 def _print_null_model(comparison: Comparison, console: Console) -> None:
@@ -96,7 +150,7 @@ def _print_null_model(comparison: Comparison, console: Console) -> None:
     measures = [c for c in MEASURES if c.startswith("rotation_mse") or not c.endswith(("_U", "_Vh"))]
     print_table(
         f"Against {null['draws']} random updates of equal norm",
-        ["measure", "real", "random", "+-", "ratio", "z", "", "weights"],
+        NULL_COLUMNS,
         [_null_row(column, summary[column], by_measure[column]) for column in measures],
         console=console,
     )

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from subspacelab.rotation.aggregate import metric_columns
-from subspacelab.rotation.compare import TABLES, Comparison
+from subspacelab.rotation.comparison import LINKS, TABLES, Comparison
+from subspacelab.rotation.links import link_pairs, wide_column, wide_of
 from subspacelab.tracking.protocol import trackable
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def track_comparison(comparison: Comparison, folder: Path, pictures: Sequence[Pa
     `folder` is where the comparison was saved.
     """
     log_curves(comparison, tracker.log_metrics)
-    measures = {name: value for name, value in comparison.metrics["all"].items() if isinstance(value, dict)}
+    measures = {name: value for name, value in _over_all_weights(comparison).items() if isinstance(value, dict)}
     means = {name: value["mean"] for name, value in measures.items() if value["mean"] is not None}
     tracker.log_metrics({f"mean/{name}": mean for name, mean in means.items()})
     tracker.log_metrics({f"std/{name}": measures[name]["std"] for name in means})
@@ -32,14 +33,24 @@ def track_comparison(comparison: Comparison, folder: Path, pictures: Sequence[Pa
     tracker.log_table(comparison.modules, "modules")
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
-    for file in TABLES:
+    for file in (*TABLES, LINKS):
         if (folder / file).is_file():
             tracker.log_artifact(folder / file, "tables")
+
+
+def _over_all_weights(comparison: Comparison) -> dict[str, Any]:
+    """Measure to its moments; of links with the pair in the name, as of three checkpoints."""
+    if comparison.is_chain_of_three:
+        return dict(comparison.metrics["all"])
+    links = zip(link_pairs(len(comparison.names)), comparison.metrics["links"], strict=True)
+    return {wide_column(name, pair): value for pair, link in links for name, value in link["all"].items()}
 
 
 def log_curves(comparison: Comparison, log: Callable[[Mapping[str, float], int], None]) -> None:
     """`log(metrics, step)` gets `<group>/<metric>`, groups by trackable names; the step is the layer index."""
     curves = comparison.curves
+    if not comparison.is_chain_of_three:
+        curves = wide_of(curves, ["module", "layer"])
     metrics = metric_columns(curves)
     for layer in sorted(curves["layer"].unique()):
         rows = curves[curves["layer"] == layer]

@@ -1,4 +1,4 @@
-"""One row of layers.csv: all that is measured of one weight in a chain of three checkpoints."""
+"""All that is measured of one weight: along a chain of three checkpoints, and between two."""
 
 import hashlib
 import math
@@ -193,9 +193,7 @@ def measure_weight(name: str, chain: tuple[Weight, Weight, Weight], *, k: int | 
     gap = spectral_gap(base.S, k)
     row |= {"gap_k": gap, "cosine_01_12": measure_course(*chain)}
     row |= _floor_columns(name, chain[0], k, seed)
-    if gap < MIN_GAP:
-        row |= {column: None for column in row if "angle_max" in column}
-    return {column: _finite(value) for column, value in row.items()}
+    return _told(row, gap)
 
 
 def _rotation_columns(name: str, chain: tuple[Weight, Weight, Weight], seed: int) -> Mapping[str, Value]:
@@ -215,14 +213,47 @@ def _rotation_columns(name: str, chain: tuple[Weight, Weight, Weight], seed: int
 
 def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, Value]:
     """The chain base -> its bf16 neighbour -> base, and the pair base, neighbour."""
-    columns = [f"rotation_mse_{side}" for side in SIDES] + list(CHANGE_FIELDS)
+    near = _neighbour(name, base, seed)
+    if near is None:
+        return {f"floor_{column}": None for column in (*(f"rotation_mse_{side}" for side in SIDES), *CHANGE_FIELDS)}
+    mse = {
+        f"floor_rotation_mse_{side}": composition_error(*(w.basis(side) for w in (base, near, base))).mse
+        for side in SIDES
+    }
+    return mse | {f"floor_{field}": value for field, value in asdict(measure_change(base, near, k)).items()}
+
+
+def _neighbour(name: str, base: Weight, seed: int) -> Weight | None:
+    """The weight with half an ulp of bf16 noise; None where the entries are not to be had."""
     if base.dense is None:
-        return {f"floor_{column}": None for column in columns}
+        return None
     dense = bf16_neighbour(base.dense, generator_for(seed, name, "floor"))
-    near = Weight(svd(dense, device=dense.device), dense)
-    mse = [composition_error(*(w.basis(side) for w in (base, near, base))).mse for side in SIDES]
-    values = [*mse, *asdict(measure_change(base, near, k)).values()]
-    return {f"floor_{column}": value for column, value in zip(columns, values, strict=True)}
+    return Weight(svd(dense, device=dense.device), dense)
+
+
+def measure_start(name: str, first: Weight, *, k: int | None, seed: int) -> dict[str, Value]:
+    """What the links of a weight have in common: sizes, and gap_k and floor_* of its first checkpoint."""
+    (m, r), n = first.svd.U.shape, first.svd.Vh.shape[1]
+    k = min(k or LARGEST_DEFAULT_K, r)
+    near = _neighbour(name, first, seed)
+    floor = asdict(measure_change(first, near, k)) if near is not None else dict.fromkeys(CHANGE_FIELDS)
+    gap = spectral_gap(first.svd.S, k)
+    row: dict[str, Value] = {"m": m, "n": n, "rank": r, "k": k, "gap_k": gap}
+    return _told(row | {f"floor_{field}": value for field, value in floor.items()}, gap)
+
+
+def measure_link(a: Weight, b: Weight, start: Mapping[str, Value]) -> dict[str, Value]:
+    """The columns of one link, `Change` of a and b; `start` is the weight's `measure_start`."""
+    gap = start["gap_k"]
+    change = asdict(measure_change(a, b, int(start["k"] or 0)))
+    return _told(change, math.inf if gap is None else float(gap))
+
+
+def _told(row: Mapping[str, Value], gap: float) -> dict[str, Value]:
+    """The row without what tells nothing: infinities, and the largest angles where the gap is narrow."""
+    return {
+        column: None if gap < MIN_GAP and "angle_max" in column else _finite(value) for column, value in row.items()
+    }
 
 
 def _finite(value: Value) -> Value:

@@ -1,7 +1,7 @@
 """The Gaussian null model: what a random update of the same size would do to each measure of one weight."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
@@ -23,7 +23,9 @@ MEASURES = (
     *(pair_column(f, pair) for f in (*TURN, "update_stable_rank", "principal_energy") for pair in PAIRS),
     "cosine_01_12",
 )
-"""The columns that have a null model."""
+"""The columns of a chain of three that have a null model."""
+LINK_MEASURES = (*TURN, "update_stable_rank", "principal_energy")
+"""The columns of a link that have one."""
 SUFFIXES = ("null_mean", "null_std", "z")
 LARGE_Z = 5.0
 RATIOS = (0.8, 1.25)
@@ -106,19 +108,54 @@ def null_columns(
     found = {f"principal_energy_{pair}": Null(1.0, random_energy_deviation(m, n, k)) for pair in norms}
     if {"01", "12"} <= norms.keys():
         found["cosine_01_12"] = Null(0.0, random_cosine_deviation(m, n))
-    drawn = [_measure_draw(chain, norms, k, generator_for(seed, name, "null", str(i))) for i in range(draws)]
+    return found | _nulls([_measure_draw(chain, norms, k, g) for g in null_generators(seed, name, draws)])
+
+
+def _nulls(drawn: Sequence[Mapping[str, float]]) -> dict[str, Null]:
+    """Mean and deviation of each measure over the draws."""
+    found = {}
     for column in drawn[0] if drawn else ():
         values = [draw[column] for draw in drawn]
-        found[column] = Null(fmean(values), stdev(values) if draws > 1 else None)
+        found[column] = Null(fmean(values), stdev(values) if len(values) > 1 else None)
     return found
 
 
-def with_null(row: Mapping[str, Value], nulls: Mapping[str, Null]) -> dict[str, Value]:
+def link_null(
+    a: Weight, row: Mapping[str, Value], link: Mapping[str, Value], generators: Sequence[torch.Generator]
+) -> dict[str, Null]:
+    """The null model of each measure of `link`, which begins at `a`; `row` has the sizes m, n and k.
+
+    As in `null_columns`, with one update of each of `generators`: the same as there, if a weight's links take theirs
+    in turn from those of `null_generators`.
+    """
+    relative = link["update_norm"]
+    if not isinstance(relative, float) or relative == 0:
+        return {}
+    assert a.dense is not None
+    m, n, k = (int(row[size] or 0) for size in ("m", "n", "k"))
+    norm = relative * torch.linalg.vector_norm(a.svd.S.double()).item()
+    found = {"principal_energy": Null(1.0, random_energy_deviation(m, n, k))}
+    drawn = []
+    for generator in generators:
+        update = gaussian_update(a.dense.shape, norm, generator).to(a.dense.device)
+        rank = {"update_stable_rank": stable_rank(update)}
+        drawn.append(rank | _measure_turn(a, Weight(svd(update.add_(a.dense)), None), k))
+    return found | _nulls(drawn)
+
+
+def null_generators(seed: int, name: str, draws: int) -> list[torch.Generator]:
+    """What a weight's draws come from."""
+    return [generator_for(seed, name, "null", str(i)) for i in range(draws)]
+
+
+def with_null(
+    row: Mapping[str, Value], nulls: Mapping[str, Null], measures: Collection[str] = MEASURES
+) -> dict[str, Value]:
     """`row` with `x_null_mean`, `x_null_std` and `x_z` beside every measure x; None where there is no null model."""
     wide: dict[str, Value] = {}
     for column, value in row.items():
         wide[column] = value
-        if column in MEASURES:
+        if column in measures:
             null = nulls.get(column)
             z = null.z(value) if null is not None and isinstance(value, float | int) else None
             found = (null.mean, null.std, z) if null is not None else (None, None, None)
@@ -152,11 +189,16 @@ def _measure_draw(
             middle = end = None  # two matrices of the weight's size, no longer needed
         summed = update.add_(start.dense)
         moved = Weight(svd(summed), None)
-        change = asdict(measure_change(start, moved, k))
-        found |= {pair_column(field, pair): change[field] for field in TURN if not _is_whole(field, start, k)}
+        found |= {pair_column(field, pair): value for field, value in _measure_turn(start, moved, k).items()}
         if pair == "01":
             middle, end = moved, summed
     return found
+
+
+def _measure_turn(start: Weight, moved: Weight, k: int) -> dict[str, float]:
+    """What a random update has done to the singular directions and values of a weight."""
+    change = asdict(measure_change(start, moved, k))
+    return {field: change[field] for field in TURN if not _is_whole(field, start, k)}
 
 
 def _is_whole(field: str, weight: Weight, k: int) -> bool:

@@ -1,10 +1,12 @@
 """Which tensors of a checkpoint are decomposed, which are skipped and why, and what each will cost."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from subspacelab.checkpoints import (
@@ -14,6 +16,7 @@ from subspacelab.checkpoints import (
     holds_expert_biases,
     matrix_shape,
     num_experts,
+    require_finite,
 )
 from subspacelab.checkpoints.names import unmerged_adapter
 from subspacelab.rotation.factors import file_names
@@ -39,6 +42,17 @@ class Part:
     def weight(self) -> str:
         """What it is called: its key, or `key[e]`."""
         return _weight_name(self.key, self.expert)
+
+    def read_sound(self, checkpoint: Checkpoint) -> Tensor:
+        """The stored entries, whose factors can be had: the norm, and so the singular values, are float32 numbers."""
+        tensor = self.read(checkpoint)
+        require_finite(self.weight, tensor)
+        largest = max(abs(bound.item()) for bound in tensor.aminmax())
+        if largest * math.sqrt(tensor.numel()) > torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"{self.weight}: entries up to {largest:.3g}, too large for factors in float32; leave it out"
+            )
+        return tensor
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
         """The stored entries; of a fused tensor those of this expert alone are read."""
@@ -73,6 +87,29 @@ def _experts(info: TensorInfo, config: Mapping[str, Any]) -> Sequence[int | None
     return [None] if count is None else range(count)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which weights are wanted, by the keys of their tensors."""
+
+    include: re.Pattern[str] | None
+    """Only keys that this finds; None for all."""
+    exclude: re.Pattern[str] | None
+    """Not keys that this finds."""
+
+    @classmethod
+    def of(cls, include: str | None, exclude: str | None) -> "Selection":
+        """From two regular expressions; ValueError for what is none."""
+        return cls(_pattern("include", include), _pattern("exclude", exclude))
+
+    def reason(self, key: str) -> str | None:
+        """Why the tensor `key` is left out, or None if it is wanted."""
+        if self.include is not None and not self.include.search(key):
+            return f"left out by include={self.include.pattern!r}"
+        if self.exclude is not None and self.exclude.search(key):
+            return f"left out by exclude={self.exclude.pattern!r}"
+        return None
+
+
 def _pattern(flag: str, regex: str | None) -> re.Pattern[str] | None:
     try:
         return None if regex is None else re.compile(regex)
@@ -80,11 +117,10 @@ def _pattern(flag: str, regex: str | None) -> re.Pattern[str] | None:
         raise ValueError(f"{flag}={regex!r}: not a regular expression ({e})") from e
 
 
-def _skip_reason(info: TensorInfo, include: re.Pattern[str] | None, exclude: re.Pattern[str] | None) -> str | None:
-    if include is not None and not include.search(info.name):
-        return f"left out by include={include.pattern!r}"
-    if exclude is not None and exclude.search(info.name):
-        return f"left out by exclude={exclude.pattern!r}"
+def _skip_reason(info: TensorInfo, selection: Selection) -> str | None:
+    left_out = selection.reason(info.name)
+    if left_out is not None:
+        return left_out
     if len(info.shape) < 2:
         return "scalar" if not info.shape else "vector"
     if holds_expert_biases(info.name, info.shape):
@@ -94,15 +130,12 @@ def _skip_reason(info: TensorInfo, include: re.Pattern[str] | None, exclude: re.
     return None
 
 
-def make_plan(
-    checkpoint: Checkpoint, *, rank: int | None, include: str | None = None, exclude: str | None = None
-) -> Plan:
+def make_plan(checkpoint: Checkpoint, *, rank: int | None, selection: Selection) -> Plan:
     """Sorts the tensors of `checkpoint` by what `decompose` does with them; reads headers only.
 
-    Raises ValueError for a bad regular expression, a rank that a matrix does not have, a name that is no text, two
-    layouts of one weight, an adapter that is not merged, and when nothing is left to do.
+    Raises ValueError for a rank that a matrix does not have, a name that is no text, two layouts of one weight, an
+    adapter that is not merged, and when nothing is left to do.
     """
-    included, excluded = _pattern("include", include), _pattern("exclude", exclude)
     infos = [checkpoint.info(name) for name in checkpoint.names]
     _require_text(checkpoint.names)
     experts = {info.name: _experts(info, checkpoint.config) for info in infos}
@@ -110,7 +143,7 @@ def make_plan(
     chosen: list[TensorInfo] = []
     skipped: dict[str, str] = {}
     for info in infos:
-        reason = _skip_reason(info, included, excluded)
+        reason = _skip_reason(info, selection)
         if reason is None and checkpoint.quantisation(info.name) is None and not info.is_floating:
             reason = f"not floating ({info.dtype})"
         if reason is not None:
@@ -118,6 +151,7 @@ def make_plan(
             continue
         chosen.append(info)
     if not chosen:
+        include, exclude = (regex and regex.pattern for regex in (selection.include, selection.exclude))
         raise ValueError(
             f"{checkpoint.source.reference}: no weight is left to decompose with include={include!r}, "
             f"exclude={exclude!r}; there are {len(skipped)} tensors, such as {next(iter(skipped), None)!r}"

@@ -1,16 +1,21 @@
 """The pictures of a comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from torch import Tensor
 
+from subspacelab.core.errors import SettingError
 from subspacelab.plotting.figures import (
     COLOURS,
     GREY,
@@ -22,12 +27,14 @@ from subspacelab.plotting.figures import (
     open_figure,
     say,
 )
-from subspacelab.rotation.chain import Chain
-from subspacelab.rotation.compare import Comparison
+from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.groups import Group
+from subspacelab.rotation.links import link_pairs, wide_of
 
 PICTURES = ("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png")
-"""What `draw_pictures` draws."""
+"""What `draw_pictures` draws of three checkpoints; of another number all but the first."""
+KINDS = ("rotation", "angles", "spectra", "updates")
+"""The same as `Comparison.plot` calls them."""
 HALF_ULP = "half an ulp of bf16 noise"
 RANDOM_UPDATE = "random update of equal norm"
 PLACES = {"visual.blocks": "vision block", "model.layers": "language layer"}
@@ -54,6 +61,14 @@ PAIR_STYLES = (
 )
 
 
+def link_styles(names: Sequence[str]) -> tuple[Pair, ...]:
+    """A pair for each link of the checkpoints `names`."""
+    return tuple(
+        Pair(key, drawn_name(f"{a} → {b}"), *colour_and_marker(i))
+        for i, (key, a, b) in enumerate(zip(link_pairs(len(names)), names[:-1], names[1:], strict=True))
+    )
+
+
 def draw_null_curve(axes: Axes, rows: pd.DataFrame, column: str) -> None:
     """The null model of a measure over the layers, where there is one: black dashes, two deviations shaded."""
     if f"{column}_null_mean" not in rows:
@@ -78,7 +93,7 @@ def place_of(group: Group) -> str:
 SIDES = {"U": "left singular vectors (U)", "Vh": "right singular vectors (Vh)"}
 
 
-def draw_rotation_curves(path: Path, curves: pd.DataFrame, groups: Sequence[Group]) -> Path:
+def draw_rotation_curves(path: Path | None, curves: pd.DataFrame, groups: Sequence[Group]) -> Figure:
     """A row of panels per part of the model, U left and Vh right: measured, random updates, controls, identities."""
     places: dict[str, list[str]] = {}
     for group in groups:
@@ -103,7 +118,7 @@ def draw_rotation_curves(path: Path, curves: pd.DataFrame, groups: Sequence[Grou
             fontsize=11,
         )
         figure.legend(handles=_curve_key(), loc="outside lower center", ncols=3)
-    return path
+    return figure
 
 
 def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: str) -> None:
@@ -151,14 +166,16 @@ SHADE = "#d9d9d9"
 ROUNDING = 1e-6  # degrees; what float64 leaves of 0 is far below, any change of float32 weights above
 
 
-def draw_principal_angles(path: Path, curves: pd.DataFrame, groups: Sequence[Group]) -> Path:
-    """A panel per group: mean angle of the three pairs beside random updates, the largest where it is told."""
+def draw_principal_angles(
+    path: Path | None, curves: pd.DataFrame, groups: Sequence[Group], pairs: Sequence[Pair] = PAIR_STYLES
+) -> Figure:
+    """A panel per group: mean angle of each pair beside random updates, the largest where it is told."""
     drawn = [group for group in groups if group.is_curve]
     rows, columns = grid_of(max(1, len(drawn)), 4)
     with open_figure(path, (2.9 * columns + 0.4, 2.2 * rows + 0.9)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, group in zip(panels.flat, drawn, strict=False):
-            _draw_angles(axes, curves[curves["module"] == group.label])
+            _draw_angles(axes, curves[curves["module"] == group.label], pairs)
             axes.set_title(drawn_name(group.label))
             axes.set_xlabel(drawn_name(place_of(group)))
         for axes in panels.flat[len(drawn) :]:
@@ -167,17 +184,17 @@ def draw_principal_angles(path: Path, curves: pd.DataFrame, groups: Sequence[Gro
             say(panels[0][0], "no group with a layer index")
         for row in panels:
             row[0].set_ylabel("principal angle (degrees)")
-        _set_scale(panels[0][0], curves)
+        _set_scale(panels[0][0], curves, pairs)
         figure.suptitle(
             "Mean principal angle of the leading k directions: trained, and a random update of equal norm", fontsize=11
         )
-        figure.legend(handles=_angle_key(), loc="outside lower center", ncols=4)
-    return path
+        figure.legend(handles=_angle_key(pairs), loc="outside lower center", ncols=4)
+    return figure
 
 
-def _set_scale(axes: Axes, curves: pd.DataFrame) -> None:
+def _set_scale(axes: Axes, curves: pd.DataFrame, pairs: Sequence[Pair]) -> None:
     """One logarithmic scale for all panels, from just below the smallest angle."""
-    columns = [f"angle_{what}_{pair.key}" for what in ("max", "mean") for pair in PAIR_STYLES]
+    columns = [f"angle_{what}_{pair.key}" for what in ("max", "mean") for pair in pairs]
     columns += ["floor_angle_max", "floor_angle_mean"]
     values = curves[columns].to_numpy(dtype=float).ravel()
     positive = values[values > ROUNDING]
@@ -186,9 +203,9 @@ def _set_scale(axes: Axes, curves: pd.DataFrame) -> None:
         axes.set_ylim(positive.min() / 1.5, positive.max() * 1.5)
 
 
-def _draw_angles(axes: Axes, rows: pd.DataFrame) -> None:
+def _draw_angles(axes: Axes, rows: pd.DataFrame, pairs: Sequence[Pair]) -> None:
     x = rows["layer"].astype(int)
-    for pair in PAIR_STYLES:
+    for pair in pairs:
         axes.plot(x, rows[f"angle_mean_{pair.key}"], color=pair.colour, marker=pair.marker)
         draw_null_curve(axes, rows, f"angle_mean_{pair.key}")
         largest = rows[f"angle_max_{pair.key}"]
@@ -197,16 +214,16 @@ def _draw_angles(axes: Axes, rows: pd.DataFrame) -> None:
     axes.fill_between(x, 1e-30, rows["floor_angle_mean"], color=SHADE, alpha=0.6, linewidth=0, zorder=0)
     axes.plot(x, rows["floor_angle_max"], color="#5f5f5f", linestyle=":", linewidth=1.2)
     count_along(axes)
-    if all((rows[f"angle_mean_{pair.key}"] < ROUNDING).all() for pair in PAIR_STYLES):
+    if all((rows[f"angle_mean_{pair.key}"] < ROUNDING).all() for pair in pairs):
         say(axes, "all angles are 0:\nequal, or k covers both sides")
 
 
-def _angle_key() -> list[Line2D | Patch]:
-    pairs: list[Line2D | Patch] = [
-        Line2D([], [], color=pair.colour, marker=pair.marker, label=pair.label) for pair in PAIR_STYLES
+def _angle_key(pairs: Sequence[Pair]) -> list[Line2D | Patch]:
+    lines: list[Line2D | Patch] = [
+        Line2D([], [], color=pair.colour, marker=pair.marker, label=pair.label) for pair in pairs
     ]
     return [
-        *pairs,
+        *lines,
         null_handle(),
         Patch(color=SHADE, alpha=0.6, label=f"{HALF_ULP}, mean"),
         Line2D([], [], color="black", linestyle="-.", linewidth=1, label="largest angle, where the gap at k is wide"),
@@ -216,14 +233,24 @@ def _angle_key() -> list[Line2D | Patch]:
 
 MAX_PANELS = 8
 LineStyle = Literal["-", "--", ":"]
-STAGES: tuple[tuple[str, str, LineStyle, float], ...] = (
-    ("base", "#000000", "-", 2.4),
-    ("stage 1", COLOURS[4], "--", 1.6),
-    ("stage 2", COLOURS[5], ":", 1.6),
+STAGES = {"stage1": "stage 1", "stage2": "stage 2"}
+LINES: tuple[tuple[str, LineStyle, float], ...] = (
+    ("#000000", "-", 2.4),
+    (COLOURS[4], "--", 1.6),
+    (COLOURS[5], ":", 1.6),
+    *((colour, "--", 1.2) for colour in COLOURS[:4]),
 )
+"""Colour, style and width of the checkpoints' spectra, in order; of more checkpoints they come round again."""
 
 
-def draw_spectra(path: Path, layers: pd.DataFrame, groups: Sequence[Group], chain: Chain) -> Path:
+def draw_spectra(
+    path: Path | None,
+    layers: pd.DataFrame,
+    groups: Sequence[Group],
+    spectra: Mapping[str, Float[Tensor, "checkpoints r"]],
+    names: Sequence[str] = ("base", "stage 1", "stage 2"),
+    pairs: Sequence[Pair] = PAIR_STYLES,
+) -> Figure:
     """Singular values over the base's largest for the middle weight of some groups, and the shift of every group."""
     chosen = [groups[i] for i in sorted({*np.linspace(0, len(groups) - 1, MAX_PANELS).round().astype(int)})]
     rows, columns = grid_of(len(chosen), 4)
@@ -233,30 +260,31 @@ def draw_spectra(path: Path, layers: pd.DataFrame, groups: Sequence[Group], chai
         panels = upper.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, group in zip(panels.flat, chosen, strict=False):
             name = list(group.members)[len(group.members) // 2]
-            _draw_spectrum(axes, chain, name)
+            _draw_spectrum(axes, spectra[name])
             layer = group.members[name]
             axes.set_title(drawn_name(group.label) + ("" if layer is None else f", layer {layer}"))
         for axes in panels.flat[len(chosen) :]:
             axes.set_axis_off()
         for row in panels:
-            row[0].set_ylabel("σᵢ / σ₁ of base")
+            row[0].set_ylabel(f"σᵢ / σ₁ of {drawn_name(names[0])}")
         for axes in panels[-1]:
             axes.set_xlabel("index i / rank")
         upper.suptitle("Singular values along the chain", fontsize=11)
         handles = [
-            Line2D([], [], color=colour, linestyle=line, linewidth=width, label=stage)
-            for stage, colour, line, width in STAGES
+            Line2D([], [], color=colour, linestyle=line, linewidth=width, label=drawn_name(stage))
+            for stage, (colour, line, width) in zip(names, cycle(LINES), strict=False)
         ]
         upper.legend(handles=handles, loc="outside lower center", ncols=3)
-        draw_by_group(lower.subplots(), layers, groups, "nss", "normalised spectral shift", log=True, legend=True)
-    return path
+        draw_by_group(
+            lower.subplots(), layers, groups, "nss", "normalised spectral shift", pairs, log=True, legend=True
+        )
+    return figure
 
 
-def _draw_spectrum(axes: Axes, chain: Chain, name: str) -> None:
-    spectra = [checkpoint.spectrum(name).double() for checkpoint in chain.checkpoints]
+def _draw_spectrum(axes: Axes, spectra: Float[Tensor, "checkpoints r"]) -> None:
     scale = spectra[0][0].item() or 1.0
     position = (np.arange(len(spectra[0])) + 1) / len(spectra[0])
-    for values, (_, colour, line, width) in zip(spectra, STAGES, strict=True):
+    for values, (colour, line, width) in zip(spectra.double(), cycle(LINES), strict=False):
         axes.plot(position, values.numpy() / scale, color=colour, linestyle=line, linewidth=width)
     log_if_positive(axes, spectra[0].tolist(), plain=True)
 
@@ -267,17 +295,19 @@ def draw_by_group(
     groups: Sequence[Group],
     measure: str,
     label: str,
+    pairs: Sequence[Pair] = PAIR_STYLES,
     *,
     log: bool = False,
     legend: bool = False,
 ) -> None:
     """One column of markers per group: mean over its weights with the spread from least to most as a line."""
-    if layers[f"{measure}_01"].isna().all():
+    if layers[f"{measure}_{pairs[0].key}"].isna().all():
         say(axes, "needs complete factors:\nthese keep the leading triples only")
         axes.set_yticks([])
     members = [layers[layers["weight"].isin(group.members)] for group in groups]
     shown: list[float] = []
-    for offset, pair in zip((-0.22, 0, 0.22), PAIR_STYLES, strict=True):
+    offsets = 0.22 * (np.arange(len(pairs)) - 1) if len(pairs) == 3 else np.linspace(-0.22, 0.22, len(pairs) + 2)[1:-1]
+    for offset, pair in zip(offsets, pairs, strict=True):
         values = [rows[f"{measure}_{pair.key}"].astype(float) for rows in members]
         x = np.arange(len(groups)) + offset
         axes.vlines(x, [v.min() for v in values], [v.max() for v in values], color=pair.colour, alpha=0.45, linewidth=2)
@@ -287,7 +317,7 @@ def draw_by_group(
         null = f"{measure}_{pair.key}_null_mean"
         if null in layers:
             random = [rows[null].astype(float).mean() for rows in members]
-            label_once = RANDOM_UPDATE if pair is PAIR_STYLES[-1] else None
+            label_once = RANDOM_UPDATE if pair is pairs[-1] else None
             axes.plot(x, random, "_", color="black", markersize=9, markeredgewidth=1.3, label=label_once)
             shown += random
     floor = [rows[f"floor_{measure}"].astype(float).mean() for rows in members]
@@ -310,13 +340,15 @@ PANELS = {
 }
 
 
-def draw_update_geometry(path: Path, layers: pd.DataFrame, groups: Sequence[Group]) -> Path:
+def draw_update_geometry(
+    path: Path | None, layers: pd.DataFrame, groups: Sequence[Group], pairs: Sequence[Pair] = PAIR_STYLES
+) -> Figure:
     """Four panels over the groups: relative norm, stable rank, unchanged share, principal energy (1 = random)."""
     with open_figure(path, (max(9.0, 0.62 * len(groups) + 3), 7.2)) as figure:
         panels = figure.subplots(2, 2, sharex=True)
         for axes, (measure, label) in zip(panels.flat, PANELS.items(), strict=True):
-            log = measure != "unchanged" and _is_wide(layers, measure)
-            draw_by_group(axes, layers, groups, measure, label, log=log)
+            log = measure != "unchanged" and _is_wide(layers, measure, pairs)
+            draw_by_group(axes, layers, groups, measure, label, pairs, log=log)
             if not log:
                 axes.set_ylim(bottom=0)
         panels[1][0].set_ylim(-0.03, 1.03)
@@ -324,23 +356,41 @@ def draw_update_geometry(path: Path, layers: pd.DataFrame, groups: Sequence[Grou
         figure.suptitle("The updates along the chain, and random ones of equal norm", fontsize=11)
         handles, labels = panels[0][1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5)
-    return path
+    return figure
 
 
-def _is_wide(layers: pd.DataFrame, measure: str) -> bool:
+def _is_wide(layers: pd.DataFrame, measure: str, pairs: Sequence[Pair]) -> bool:
     """Whether the values span so much that only a logarithmic axis shows them all."""
-    values = layers[[f"{measure}_{pair.key}" for pair in PAIR_STYLES] + [f"floor_{measure}"]].to_numpy(dtype=float)
+    values = layers[[f"{measure}_{pair.key}" for pair in pairs] + [f"floor_{measure}"]].to_numpy(dtype=float)
     positive = values[values > 0]
     return len(positive) > 0 and bool(positive.max() > 4 * positive.min())
 
 
 def draw_pictures(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
-    """Draws everything a comparison shows, `PICTURES`, to `folder`; returns the files."""
-    layers, curves, groups = comparison.layers, comparison.curves, comparison.groups
-    rotations, angles, spectra, updates = (folder / name for name in PICTURES)
-    return (
-        draw_rotation_curves(rotations, curves, groups),
-        draw_principal_angles(angles, curves, groups),
-        draw_spectra(spectra, layers, groups, comparison.chain),
-        draw_update_geometry(updates, layers, groups),
-    )
+    """Draws everything a comparison shows to `folder`; returns the files, some or all of `PICTURES`."""
+    drawn = []
+    for kind, name in zip(KINDS, PICTURES, strict=True):
+        if kind != "rotation" or comparison.is_chain_of_three:
+            draw(comparison, kind, folder / name)
+            drawn.append(folder / name)
+    return tuple(drawn)
+
+
+def draw(comparison: Comparison, kind: str, path: Path | None = None) -> Figure:
+    """One of `KINDS` as a figure, written to `path` if that is given; SettingError for what there is none of."""
+    names, groups, curves, layers = comparison.names, comparison.groups, comparison.curves, comparison.layers
+    allowed = [name for name in KINDS if name != "rotation" or comparison.is_chain_of_three]
+    if kind not in allowed:
+        raise SettingError(f"plot {kind!r} of {len(names)} checkpoints: allowed are {', '.join(allowed)}")
+    if kind == "spectra" and not comparison.spectra:
+        raise SettingError("plot 'spectra': not among what was loaded; compare again, or save with details")
+    if kind == "rotation":
+        return draw_rotation_curves(path, curves, groups)
+    pairs = PAIR_STYLES if comparison.is_chain_of_three else link_styles(names)
+    if not comparison.is_chain_of_three:
+        layers, curves = wide_of(layers, ["weight", "module", "layer"]), wide_of(curves, ["module", "layer"])
+    if kind == "angles":
+        return draw_principal_angles(path, curves, groups, pairs)
+    if kind == "updates":
+        return draw_update_geometry(path, layers, groups, pairs)
+    return draw_spectra(path, layers, groups, comparison.spectra, [STAGES.get(name, name) for name in names], pairs)

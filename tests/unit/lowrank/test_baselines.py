@@ -10,7 +10,7 @@ from subspacelab.linalg.token_svd import token_svd
 from subspacelab.lowrank.architectures import ALIASES, ModelSpec, build_model
 from subspacelab.lowrank.baselines import CONTROLS, SVD, approximations
 from subspacelab.lowrank.metrics import similarity
-from subspacelab.lowrank.state import TrainedModel
+from subspacelab.lowrank.state import LowRankModel
 
 TOKENS, DIM = 16, 12
 SLACK = 1e-9  # cosines in float64 are good to 1e-15; the approximations of the networks are computed in float64 too
@@ -30,7 +30,7 @@ def common_basis(x: Tensor) -> Tensor:
     return torch.linalg.eigh(x.flatten(0, 1).T @ x.flatten(0, 1)).eigenvectors.flip(1)
 
 
-def trained(arch: str, x: Tensor, rank: int, *, steps: int) -> TrainedModel:
+def trained(arch: str, x: Tensor, rank: int, *, steps: int) -> LowRankModel:
     """A network fitted to the very pictures it is measured on: as near as it comes."""
     basis = common_basis(x)[:, :rank].float()
     model = build_model(ModelSpec(arch, TOKENS, DIM, rank), seed=rank, basis=basis).double()
@@ -39,7 +39,7 @@ def trained(arch: str, x: Tensor, rank: int, *, steps: int) -> TrainedModel:
         optimizer.zero_grad()
         (model(x)[2] - x).square().mean().backward()
         optimizer.step()
-    return TrainedModel(model.eval(), 1, 0)
+    return LowRankModel(model.eval(), 1, 0)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7, 11])

@@ -13,7 +13,7 @@ from subspacelab.lowrank.baselines import (
     flops_per_picture,
     qr_flops,
 )
-from subspacelab.lowrank.state import TrainedModel
+from subspacelab.lowrank.state import LowRankModel
 
 TOKENS, DIM, RANK, STEPS = 16, 24, 6, 3
 
@@ -22,9 +22,9 @@ def product(m: int, k: int, n: int) -> int:
     return 2 * m * k * n
 
 
-def trained(arch: str, *, refine: bool = False) -> TrainedModel:
+def trained(arch: str, *, refine: bool = False) -> LowRankModel:
     spec = ModelSpec(arch, TOKENS, DIM, RANK, power_steps=STEPS, refine=refine)
-    return TrainedModel(build_model(spec, seed=0).eval(), 1, 0)
+    return LowRankModel(build_model(spec, seed=0).eval(), 1, 0)
 
 
 def test_operations_are_those_counted_by_hand() -> None:
@@ -49,7 +49,7 @@ def test_counting_leaves_the_network_where_it_is_and_sees_the_layer_after_it() -
     plain, refined = trained("ResMLP"), trained("ResMLP", refine=True)
     counts = [flops_per_picture({"ResMLP": one}, RANK, TOKENS, DIM)["ResMLP"] for one in (plain, refined)]
     assert counts[1] - counts[0] == product(TOKENS, DIM, DIM)
-    assert {p.device for p in plain.model.parameters()} == {torch.device("cpu")}
+    assert {p.device for p in plain.network.parameters()} == {torch.device("cpu")}
 
 
 def test_a_square_qr_with_its_q_takes_eight_thirds_of_a_cube() -> None:

@@ -108,6 +108,7 @@ def test_resume_adds_epochs(place: Path) -> None:
     assert stored_settings("Sketch")["start"] == "random"  # the settings are those of the first training
 
 
+@pytest.mark.slow
 def test_comparing_and_seeing(place: Path, capsys: pytest.CaptureFixture) -> None:
     for arch in ("LowRankProjMLP", "Sketch"):
         assert train("--arch", arch) == 0
@@ -130,6 +131,7 @@ def test_comparing_and_seeing(place: Path, capsys: pytest.CaptureFixture) -> Non
     assert {path.name for path in (place / "results" / "pictures").iterdir()} == {*names, "rank_curve.json", MANIFEST}
 
 
+@pytest.mark.slow
 def test_a_report_replaces_its_own_files_only(place: Path, capsys: pytest.CaptureFixture) -> None:
     assert train("--arch", "Sketch") == 0
     common = ("--features", "features", "--rank", "4", "--no-track")
@@ -219,7 +221,7 @@ def test_a_tracked_training_has_curves_pictures_and_a_model_that_answers(place: 
     folder = place / "mlruns" / "artifacts" / "models" / logged.model_id / "artifacts"
     x = np.random.default_rng(0).standard_normal((3, 16, 12)).astype(np.float32)
     with torch.inference_mode():
-        expected = load_model(place / "results" / "Sketch").model.reconstruct(torch.from_numpy(x)).numpy()
+        expected = load_model(place / "results" / "Sketch").network.reconstruct(torch.from_numpy(x)).numpy()
     found = mlflow.pyfunc.load_model(str(folder)).predict(x)
     # The same network elsewhere in memory, where MKL may add in another order: float32 rounding.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -13,7 +13,7 @@ from tests.unit.lowrank.trainings import train_tiny
 from subspacelab.core.files import read_json, write_json
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, random_basis
-from subspacelab.lowrank.compare import CHANGE, MEASURES, TABLES, Comparison, compare
+from subspacelab.lowrank.comparison import CHANGE, MEASURES, TABLES, Comparison, compare
 from subspacelab.lowrank.features import Features, split_rows
 from subspacelab.lowrank.plots import COMPARISON, draw_comparison
 from subspacelab.lowrank.state import load_model
@@ -65,7 +65,7 @@ def test_the_table_has_every_method_for_every_test_picture(features: Features, c
 
 def test_measures_of_one_picture_are_numpys(features: Features, results: Path, comparison: Comparison) -> None:
     row = held_out(features)[1]
-    trained = load_model(results / "ResMLP").model
+    trained = load_model(results / "ResMLP").network
     normal = trained.spec.normalisation.apply(features.read([row]))
     x = normal[0].double().numpy()
     u, s, vh = np.linalg.svd(x)
@@ -113,7 +113,7 @@ def test_the_headline_has_each_network_beside_its_start(comparison: Comparison, 
     headline, metrics = comparison.headline, comparison.metrics
     losses = {name: read_json(results / name / "best_model.json")["val_mse"] for name in ("ResMLP", "MLP", "AdaLoRA")}
     best = min(losses, key=losses.__getitem__)
-    assert comparison.best_network == best  # on validation pictures, not on those of the table
+    assert metrics["best_network"] == best  # on validation pictures, not on those of the table
     for label, name in {"network": best, "Sketch": "Sketch"}.items():
         gain = headline[f"cosine_{label}"] - headline[f"cosine_{label}_untrained"]
         assert gain == pytest.approx(metrics["training"][name][CHANGE], rel=1e-9, abs=1e-12)

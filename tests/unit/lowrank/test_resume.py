@@ -19,7 +19,7 @@ from tests.unit.lowrank.trainings import (
 )
 
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.train import TrainingResult, resume_training
+from subspacelab.lowrank.training import TrainingResult, resume_training
 
 # With these the validation MSE falls from epoch 1 to 2, so that after two the best model is the last.
 FALLING = {

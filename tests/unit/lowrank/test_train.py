@@ -56,8 +56,8 @@ def test_the_stored_model_gives_the_recorded_validation_mse(
 ) -> None:
     result = train_tiny(features, tmp_path, arch, epochs=2, normalisation=normalisation)
     trained = load_model(result.folder)
-    x = trained.model.spec.normalisation.apply(features.read(rows_of(features, "validation")))
-    mse = (trained.model(x)[2] - x).square().mean().item()
+    x = trained.network.spec.normalisation.apply(features.read(rows_of(features, "validation")))
+    mse = (trained.network(x)[2] - x).square().mean().item()
     assert trained.epoch == result.progress.best_epoch
     assert result.metrics["val_mse"] == min(entry["val_mse"] for entry in result.progress.history)
     assert mse == pytest.approx(result.metrics["val_mse"], rel=1e-5)  # float32 means in another order
@@ -75,7 +75,7 @@ def test_the_loss_is_made_of_the_terms_that_were_asked_for(features: Features, t
     given = {"lr": STILL, "epochs": 1, "dropout": 0.0, "start": "random"} | weights
     for arch in ("MLP", "AdaLoRA"):
         result = train_tiny(features, tmp_path, arch, **given)
-        model = load_model(result.folder).model.double()  # as it was at every step
+        model = load_model(result.folder).network.double()  # as it was at every step
         x = model.spec.normalisation.apply(features.read(rows_of(features, "train")).double())
         a, b, approximation = (t.detach() for t in model(x))
         unit = a / a.norm(dim=1, keepdim=True)

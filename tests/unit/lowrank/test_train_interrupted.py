@@ -10,7 +10,7 @@ from tests.unit.lowrank.trainings import JOB_NAMES, JOBS, RANK, Killed, contents
 from subspacelab.core.ownership import sole_writer
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.state import load_model
-from subspacelab.lowrank.train import resume_training
+from subspacelab.lowrank.training import resume_training
 
 jobs = pytest.mark.parametrize(("arch", "given"), JOBS, ids=JOB_NAMES)
 

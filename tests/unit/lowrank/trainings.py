@@ -10,8 +10,9 @@ import pytest
 from subspacelab.lowrank import trainer
 from subspacelab.lowrank.config import AllocatorConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features
-from subspacelab.lowrank.train import TrainingResult, train
 from subspacelab.lowrank.trainer import Log
+from subspacelab.lowrank.training import TrainingResult
+from subspacelab.lowrank.training import train_into as train
 
 RANK, SEED = 4, 3
 ALLOCATOR = {

@@ -14,8 +14,8 @@ from tests.unit.norms.test_families import EMBEDDING_RELATED, NUM_EMBEDDINGS
 from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, open_checkpoint
-from subspacelab.norms import analyze as room
-from subspacelab.norms.analyze import analyze
+from subspacelab.norms import analysis as reading
+from subspacelab.norms.analysis import analyze
 from subspacelab.norms.results import Analysis
 
 # float64 sums of at most 20,000 terms in another order.
@@ -79,7 +79,7 @@ def test_by_default_the_norms_that_read_the_embedding_are_reported(name: str, tm
     count = 15 if name == "siglip" else EMBEDDING_RELATED[name]  # 2 * 3 + 1 of the text, 2 * 3 + 2 of the vision tower
     assert analysis.to_json()["total_norm_layers"] == len(analysis.reported) == count
     assert analysis.warnings == ()
-    assert len(analysis.norms) == sum(map(zoo.is_scale, zoo.TINY[name]().shapes))
+    assert len(analysis.norm_layers) == sum(map(zoo.is_scale, zoo.TINY[name]().shapes))
 
 
 def test_position_tables_patches_and_both_tables_of_molmo(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_types_come_from_the_file_and_a_difference_is_said(tmp_path: Path) -> No
     model = zoo.moonvit()
     tensors = {k: t for k, t in model.tensors().items() if not k.endswith(("norm0.bias", "norm1.bias"))}
     analysis = run(zoo.write_model(tmp_path, model, tensors=tensors), all_norms=True)
-    assert {n.layer.type for n in analysis.norms if n.layer.name.block is not None} == {"RMSNorm"}
+    assert {n.layer.type for n in analysis.norm_layers if n.layer.name.block is not None} == {"RMSNorm"}
     (warning,) = analysis.warnings
     assert "6 norm layers are RMSNorm by their stored parameters, where this family has LayerNorm" in warning
 
@@ -164,7 +164,7 @@ def test_an_unknown_family_goes_by_the_general_rule(tmp_path: Path) -> None:
         "transformer.ln_f": "RMSNorm",
         "stem_bn": "BatchNorm",
     }
-    assert len(analysis.norms) == 4
+    assert len(analysis.norm_layers) == 4
     assert analysis.warnings[0].startswith("unknown family (model_type gpt2)")
 
 
@@ -203,7 +203,7 @@ def test_tables_of_an_unknown_family_have_their_kinds_and_only_tokens_are_words(
     assert {name: entry["kind"] for name, entry in entries.items()} == KINDS
     for entry in entries.values():
         assert ("token" in entry["largest"][0], "padding_rows" in entry) == (entry["kind"] == "token",) * 2
-    assert [e.layer.kind for e in analysis.embeddings][:2] == ["token", "token"]  # words first
+    assert [e.layer.kind for e in analysis.embedding_layers][:2] == ["token", "token"]  # words first
 
 
 def test_an_adapter_that_is_not_merged_is_said_and_a_name_that_two_tensors_share_refused(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ def test_quantised_tensors_are_refused_one_by_one(tmp_path: Path) -> None:
     tensors["model.layers.2.input_layernorm.weight"] = torch.ones(24, dtype=torch.int8)
     model.config["quantization_config"] = {"quant_method": "bitsandbytes"}
     analysis = run(zoo.write_model(tmp_path, model, tensors=tensors), all_norms=True)
-    assert len(analysis.norms) == 6
-    assert len(analysis.embeddings) == 1
+    assert len(analysis.norm_layers) == 6
+    assert len(analysis.embedding_layers) == 1
     (warning,) = analysis.warnings
     assert "model.layers.2.input_layernorm.weight: quantised (bitsandbytes, stored as I8)" in warning
 
@@ -266,8 +266,8 @@ def test_small_chunks_give_what_one_chunk_gives(
 ) -> None:
     folder = zoo.write_model(tmp_path, zoo.TINY[name]())
     whole = run(folder)
-    monkeypatch.setattr(room, "CHUNK_ENTRIES", entries)
-    for a, b in zip(run(folder).embeddings, whole.embeddings, strict=True):
+    monkeypatch.setattr(reading, "CHUNK_ENTRIES", entries)
+    for a, b in zip(run(folder).embedding_layers, whole.embedding_layers, strict=True):
         torch.testing.assert_close(a.vectors.norms, b.vectors.norms, rtol=TOLERANCE, atol=0)
         assert a.vectors.weights.std == pytest.approx(b.vectors.weights.std, rel=TOLERANCE)
         assert a.vectors.weights.mean == pytest.approx(b.vectors.weights.mean, rel=1e-9, abs=1e-15)
@@ -328,7 +328,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 @pytest.mark.parametrize("name", zoo.TINY)
 def test_only_embeddings_and_norms_are_read(name: str, tmp_path: Path, asked: list[str]) -> None:
     analysis = run(zoo.write_model(tmp_path, zoo.TINY[name]()))
-    norms = {n.layer.key for n in analysis.norms} | {n.layer.bias_key for n in analysis.norms if n.layer.bias_key}
-    assert set(asked) == {e.layer.key for e in analysis.embeddings} | norms
+    norms = {n.layer.key for n in analysis.norm_layers} | {
+        n.layer.bias_key for n in analysis.norm_layers if n.layer.bias_key
+    }
+    assert set(asked) == {e.layer.key for e in analysis.embedding_layers} | norms
     with open_checkpoint(tmp_path) as checkpoint:
         assert analysis.bytes_read == sum(checkpoint.info(key).nbytes for key in set(asked))

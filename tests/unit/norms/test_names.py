@@ -9,8 +9,8 @@ import transformers
 from tests.unit.norms import zoo
 from tests.unit.norms.test_analyze import TOLERANCE, numpy_of, run
 
-from subspacelab.norms.analyze import AROUND_ZERO
-from subspacelab.norms.compare import comparison_table
+from subspacelab.norms.analysis import AROUND_ZERO
+from subspacelab.norms.comparison import comparison_table
 from subspacelab.norms.names import AS_STORED, LAYER_NORMS, ZERO_CENTRED, is_zero_centred, zero_centred_type
 
 GEMMA: zoo.Shapes = {

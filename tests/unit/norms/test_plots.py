@@ -13,7 +13,7 @@ from tests.unit.norms.test_analyze import run, write_tokenizer
 
 from subspacelab.norms import plots as depth
 from subspacelab.norms import plots as figures
-from subspacelab.norms.compare import (
+from subspacelab.norms.comparison import (
     COLUMNS,
     comparison_rows,
     comparison_table,
@@ -38,7 +38,7 @@ def kimi(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 
 
 def test_curves_over_depth_take_every_norm_in_a_block(kimi: Analysis) -> None:
-    curves = {curve.metric: curve for curve in depth_curves(kimi.norms)}
+    curves = {curve.metric: curve for curve in depth_curves(kimi.norm_layers)}
     assert set(curves) == {
         "abs_mean/text.input_layernorm",
         "abs_mean/text.post_attention_layernorm",
@@ -46,14 +46,14 @@ def test_curves_over_depth_take_every_norm_in_a_block(kimi: Analysis) -> None:
         "abs_mean/vision.norm0",
         "abs_mean/vision.norm1",
     }
-    by_name = {n.layer.name.layer: n.scale.abs_mean for n in kimi.norms}
+    by_name = {n.layer.name.layer: n.scale.abs_mean for n in kimi.norm_layers}
     curve = curves["abs_mean/text.self_attn.kv_a_layernorm"]
     assert curve.blocks == (0, 1, 2)
     assert curve.abs_means == tuple(
         by_name[f"language_model.model.layers.{i}.self_attn.kv_a_layernorm"] for i in range(3)
     )
-    assert towers_of(kimi.norms) == ["text", "vision", "projector"]
-    (final,) = outside_blocks(kimi.norms, "vision")
+    assert towers_of(kimi.norm_layers) == ["text", "vision", "projector"]
+    (final,) = outside_blocks(kimi.norm_layers, "vision")
     assert final.layer.name.layer == "vision_tower.encoder.final_layernorm"
 
 
@@ -161,7 +161,7 @@ def test_like_stands_beside_like_in_table_picture_and_terminal(tmp_path: Path, a
     assert [len(panel.get_lines()) for panel in axes if panel.axison][-2:] == [1, 2]
     rows = {row[0]: row[1:] for row in comparison_rows(both)}
     assert rows["family"] == ["unknown", "unknown"]
-    means = [float(a.embeddings[0].vectors.norms.mean()) for a in both]
+    means = [float(a.embedding_layers[0].vectors.norms.mean()) for a in both]
     assert rows["token: mean norm"] == [f"{mean:.3g}" for mean in means]
     assert rows["token type: mean norm"][0] == rows["h.part0.norm: |scale|"][1] == "-"
 

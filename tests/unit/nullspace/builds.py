@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.nullspace.build import Built, build_adapter
+from subspacelab.nullspace.building import Built, build_adapter
 from subspacelab.nullspace.config import BuildSettings
 
 RANK = 5

@@ -18,7 +18,7 @@ from subspacelab.core.files import read_json
 from subspacelab.linalg.subspaces import principal_angles
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
 from subspacelab.models.lora_model import open_adapter
-from subspacelab.nullspace import build, starts
+from subspacelab.nullspace import building, starts
 from subspacelab.nullspace.display import print_built
 from subspacelab.nullspace.inits import METHODS
 from subspacelab.nullspace.logging import track_built
@@ -135,7 +135,7 @@ def test_corda_is_what_peft_makes_of_the_same_windows(bases: Path, tmp_path: Pat
     """kpm: svd(W C) C^-1 with each window scaled by its maximum, written here from its description."""
     built = make(bases, tmp_path / "out", "corda", targets=["layers.0.self_attn.q_proj"])
     model = load_causal_lm(bases / "llama", device=CPU)
-    windows = build._windows(resolve_reference(str(bases / "llama")), settings_of(bases), 7)
+    windows = building._windows(resolve_reference(str(bases / "llama")), settings_of(bases), 7)
     (name,) = built.meta["targets"]
     linear, seen = model.get_submodule(name), []
     hook = linear.register_forward_pre_hook(lambda _, x: seen.append(x[0][0].detach().double()))

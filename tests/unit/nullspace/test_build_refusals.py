@@ -15,8 +15,8 @@ from subspacelab.checkpoints import resolve_reference
 from subspacelab.core.files import read_json, write_json
 from subspacelab.core.ownership import sole_writer
 from subspacelab.models.causal_lm import load_causal_lm
-from subspacelab.nullspace import build
-from subspacelab.nullspace.build import build_adapter
+from subspacelab.nullspace import starts
+from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.inits import METHODS
 
 REFUSED = {
@@ -44,9 +44,9 @@ def test_bad_requests_are_refused_in_one_line(bases: Path, tmp_path: Path, case:
 def test_a_weight_that_two_layers_share_is_never_moved_twice() -> None:
     linears = {"first": torch.nn.Linear(8, 8), "second": torch.nn.Linear(8, 8)}
     linears["second"].weight = linears["first"].weight
-    build._require_rank(2, linears, METHODS["lora_null_v2"])
+    starts.require_rank(2, linears, METHODS["lora_null_v2"])
     with pytest.raises(ValueError, match="first and second share one weight, which would be moved twice"):
-        build._require_rank(2, linears, METHODS["pissa"])
+        starts.require_rank(2, linears, METHODS["pissa"])
 
 
 def test_a_folder_of_other_things_is_not_replaced(bases: Path, tmp_path: Path) -> None:

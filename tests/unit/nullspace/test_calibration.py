@@ -11,7 +11,7 @@ from subspacelab.models.causal_lm import target_linears
 from subspacelab.nullspace.calibration import (
     Moments,
     SharedInput,
-    calibrate,
+    calibrate_inputs,
     in_passes,
     require_enough_tokens,
     shared_inputs,
@@ -27,7 +27,7 @@ def windows_of(lengths: list[int], longest: int = 16) -> Windows:
 
 
 def moments_of(model: torch.nn.Module, windows: Windows, batch_size: int = 4) -> dict[str, Moments]:
-    return calibrate(model, windows, shared_inputs(model, target_linears(model), windows), batch_size=batch_size)
+    return calibrate_inputs(model, windows, shared_inputs(model, target_linears(model), windows), batch_size=batch_size)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,4 +161,4 @@ def test_layers_that_see_other_tokens_or_none_are_named() -> None:
     last.register_forward_hook(lambda _, x, out: torch.nn.functional.pad(out, (0, 0, 0, 13)))
     inputs = [SharedInput(("model.layers.1.mlp.up_proj",), WIDTH)]
     with pytest.raises(ValueError, match=r"up_proj sees 6 of 32 tokens"):
-        calibrate(model, windows, inputs)
+        calibrate_inputs(model, windows, inputs)

@@ -18,7 +18,7 @@ from subspacelab.core.files import read_json
 from subspacelab.core.ownership import MANIFEST
 from subspacelab.data.instructions import write_instructions
 from subspacelab.nullspace.commands import COMPARED
-from subspacelab.nullspace.verification import KEYS, write_stats
+from subspacelab.nullspace.results import KEYS, write_stats
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCHER += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from tests.unit.nullspace.verifications import LAYERS, init_of, layer_of, summary_of, trained_of
 
-from subspacelab.nullspace.compare import FAIL, NOT_APPLICABLE, PASS, compare_stats, failures
+from subspacelab.nullspace.comparison import FAIL, NOT_APPLICABLE, PASS, compare_stats, failures
 from subspacelab.nullspace.plots import draw_before_after
-from subspacelab.nullspace.verification import Verification
+from subspacelab.nullspace.results import Verification
 
 METRICS = {"BX_ratio", "base_BX_ratio", "ABX_ratio", "DeltaX_ratio", "A_weight_norm", "B_weight_norm"}
 

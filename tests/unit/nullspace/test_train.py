@@ -30,7 +30,7 @@ from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer
 from subspacelab.models.lora_model import open_adapter
 from subspacelab.nullspace.examples import encode_rows
 from subspacelab.nullspace.inits import METHODS
-from subspacelab.nullspace.train import _fine_tuning, train_adapter
+from subspacelab.nullspace.training import _fine_tuning, train_adapter
 
 pytestmark = pytest.mark.slow
 

@@ -14,14 +14,14 @@ from subspacelab.core.files import read_json
 from subspacelab.core.settings import validate
 from subspacelab.data.instructions import write_instructions
 from subspacelab.models.lora_folder import base_of
-from subspacelab.nullspace.compare import compare_methods
+from subspacelab.nullspace.comparison import compare_methods
 from subspacelab.nullspace.config import KnowledgeSettings, TrainAdapterConfig
 from subspacelab.nullspace.logging import record_seeds, stage_model, track_study
 from subspacelab.nullspace.paths import first_adapter, seed_folders
 from subspacelab.nullspace.plots import draw_pictures
 from subspacelab.nullspace.rates import Training, read_knowledge, write_knowledge
+from subspacelab.nullspace.results import write_stats
 from subspacelab.nullspace.train_seeds import train_seeds
-from subspacelab.nullspace.verification import write_stats
 from subspacelab.tracking import MemoryTracker
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.nullspace.verifications import summary_of, trained_of
 
 from subspacelab.core.files import read_json
-from subspacelab.nullspace.verification import KEYS, THRESHOLDS, Verdict, read_stats, reading, write_stats
+from subspacelab.nullspace.results import KEYS, THRESHOLDS, Verdict, read_stats, reading, write_stats
 
 
 def test_what_is_written_comes_back_and_has_exactly_the_keys(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def broken(change: str) -> Any:
         ("NaN", "stats.0.X_norm"),
         ("unknown grade", "verdicts.0.grade"),
         ("stats are no list", "stats.a: no such key"),
-        ("layer is no object", "stats.0: Input should be an object"),
+        ("layer is no object", "stats.0: must be an object"),
         ("another number of layers", "num_layers is 4, stats has 3"),
         ("no layers", "num_layers is 0"),
     ],

@@ -17,8 +17,8 @@ from subspacelab.nullspace.activations import choose_tokens
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.display import print_verification
 from subspacelab.nullspace.logging import track_verification
-from subspacelab.nullspace.verification import Verification
-from subspacelab.nullspace.verify import verify
+from subspacelab.nullspace.results import Verification
+from subspacelab.nullspace.verification import verify_adapter
 from subspacelab.nullspace.windows import text_windows
 from subspacelab.tracking import MemoryTracker
 
@@ -48,7 +48,7 @@ def settings_of(place: Path) -> VerifyAdapterConfig:
 
 
 def verified(place: Path, folder: str) -> Verification:
-    return verify(place / folder, settings_of(place), seed=SEED)
+    return verify_adapter(place / folder, settings_of(place), seed=SEED)
 
 
 def sampled(place: Path, model: torch.nn.Module, layer: torch.nn.Module) -> Tensor:
@@ -129,14 +129,14 @@ def test_a_random_b_is_no_better_than_random(place: Path) -> None:
 def test_two_verifications_are_equal_and_another_seed_is_another(place: Path) -> None:
     first = verified(place, "lora_null_v2")
     assert verified(place, "lora_null_v2") == first
-    assert verify(place / "lora_null_v2", settings_of(place), seed=4) != first
+    assert verify_adapter(place / "lora_null_v2", settings_of(place), seed=4) != first
 
 
 def test_a_text_shorter_than_a_window_is_padded_and_padding_counts_for_nothing(place: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("abcabdabe")
     settings = replace(settings_of(place), calib_dataset=str(tmp_path / "short.txt"), seq_len=64)
-    found = verify(place / "lora_null_v2", settings, seed=SEED)
-    exact = verify(place / "lora_null_v2", replace(settings, seq_len=found.summary.num_tokens), seed=SEED)
+    found = verify_adapter(place / "lora_null_v2", settings, seed=SEED)
+    exact = verify_adapter(place / "lora_null_v2", replace(settings, seq_len=found.summary.num_tokens), seed=SEED)
     assert found.summary.num_tokens < 12
     assert found.stats[0].samples == found.summary.num_tokens
     for padded, whole in zip(found.stats, exact.stats, strict=True):
@@ -163,13 +163,13 @@ def test_an_unfinished_training_is_told_to_go_on(place: Path, tmp_path: Path) ->
         train_tiny(place / "lora", tmp_path / "out", log=kill_at(3))
     for folder in (tmp_path / "out", tmp_path / "out" / "ft"):
         with pytest.raises(ValueError, match="is not finished; run `nullspace train` again"):
-            verify(folder, settings_of(place), seed=SEED)
+            verify_adapter(folder, settings_of(place), seed=SEED)
 
 
 def test_another_base_is_refused(place: Path, tmp_path: Path) -> None:
     other = write_tiny_lm(tmp_path / "other", seed=5)
     with pytest.raises(ValueError, match="other weights"):
-        verify(place / "lora", settings_of(place), seed=SEED, base=str(other))
+        verify_adapter(place / "lora", settings_of(place), seed=SEED, base=str(other))
 
 
 def test_the_report_has_a_block_per_layer_a_summary_and_a_reading_in_this_order(place: Path) -> None:

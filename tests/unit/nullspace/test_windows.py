@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, processors
 
 from subspacelab.data.text import read_texts
 from subspacelab.nullspace import windows as module
-from subspacelab.nullspace.verify import unseen_texts
+from subspacelab.nullspace.verification import unseen_texts
 from subspacelab.nullspace.windows import text_windows
 
 

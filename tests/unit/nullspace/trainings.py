@@ -10,10 +10,10 @@ from tests.language_models import write_text, write_tiny_lm
 
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.data.instructions import Instruction
-from subspacelab.nullspace.build import build_adapter
+from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.config import BuildSettings, TrainSettings
 from subspacelab.nullspace.knowledge import Knowledge
-from subspacelab.nullspace.train import TrainedAdapter, train_adapter
+from subspacelab.nullspace.training import TrainedAdapter, train_adapter
 
 RANK = 4
 STEPS = 7

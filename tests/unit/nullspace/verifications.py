@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from subspacelab.nullspace.verification import LayerStats, Sample, Summary, Verification, reading
+from subspacelab.nullspace.results import LayerStats, Sample, Summary, Verification, reading
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj")
 

@@ -8,7 +8,7 @@ from tests.tiny import LAYOUTS, tiny_qwen_vl_tensors, write_tiny_qwen_vl
 from torch import Tensor
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.rotation.decompose import decompose
+from subspacelab.rotation.decomposition import decompose
 
 NAMES = ("base", "rl_stage1", "rl_stage2")
 # Tall, wide and square weights, in both towers and outside the layers: what a test of the comparison needs.

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from tests.unit.rotation.chains import chain_tensors, decompose_chain
 
-from subspacelab.rotation.chain import open_chain
-from subspacelab.rotation.compare import Comparison, compare
+from subspacelab.rotation.comparison import Comparison, compare
 from subspacelab.rotation.plots import draw_pictures
 
 MODULES = {
@@ -28,7 +27,7 @@ def comparison(folders: tuple[Path, Path, Path]) -> Comparison:
     """The whole comparison of `folders`, with k = 8 and further groups; nothing in it warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return compare(open_chain(*folders), k=8, modules=MODULES, null_draws=2, device="cpu")
+        return compare(*folders, k=8, modules=MODULES, null_draws=2, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +36,6 @@ def saved(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("out")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        comparison.save(folder)
+        comparison.save(folder, details=False)
         draw_pictures(folder, comparison)
     return folder

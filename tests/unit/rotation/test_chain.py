@@ -38,7 +38,7 @@ def test_another_rank_is_listed(folders: tuple[Path, Path, Path], tmp_path: Path
 
 
 def test_a_folder_that_is_none_is_named(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="run 'subspacelab rotation decompose' first"):
+    with pytest.raises(ValueError, match="no weights here; expected one of"):
         open_chain(folders[0], tmp_path, folders[2])
 
 

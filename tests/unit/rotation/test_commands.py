@@ -9,7 +9,7 @@ from tests.unit.rotation.chains import chain_tensors, decompose_chain
 
 from subspacelab.core.ownership import MANIFEST
 from subspacelab.rotation.commands import compare, parse_modules
-from subspacelab.rotation.compare import TABLES
+from subspacelab.rotation.comparison import TABLES
 from subspacelab.rotation.plots import PICTURES
 
 Folders = tuple[Path, Path, Path]
@@ -41,10 +41,12 @@ def run(chain: Folders, output_dir: Path, **settings: Any) -> None:
         "module": None,
         "seed": 42,
         "null_draws": 0,
+        "include": None,
+        "exclude": None,
         "device": "cpu",
         "track": False,
     } | settings
-    compare(base=base, stage1=stage1, stage2=stage2, output_dir=output_dir, **given)
+    compare(checkpoints=None, base=base, stage1=stage1, stage2=stage2, output_dir=output_dir, **given)
 
 
 def state(folder: Path) -> dict[str, str]:

@@ -13,9 +13,11 @@ from tests.unit.rotation.chains import chain_tensors, decompose_chain
 from tests.unit.rotation.conftest import MODULES
 
 from subspacelab.rotation.chain import open_chain
-from subspacelab.rotation.compare import TABLES, Comparison, compare, measure_chain, note_limits
+from subspacelab.rotation.comparison import TABLES, Comparison, compare
 from subspacelab.rotation.groups import make_groups
 from subspacelab.rotation.logging import log_curves
+from subspacelab.rotation.measuring import Settings, measure_chain
+from subspacelab.rotation.notes import note_limits
 from subspacelab.rotation.null_model import MEASURES, SUFFIXES
 from subspacelab.rotation.plots import PICTURES, draw_pictures
 
@@ -26,7 +28,7 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 
 def table(folders: Folders, **settings: Any) -> pd.DataFrame:
     chain = open_chain(*folders)
-    return measure_chain(chain, make_groups(chain.names), device="cpu", **settings)
+    return measure_chain(chain, make_groups(chain.names), Settings(device="cpu", **settings)).layers
 
 
 def matrices(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -230,8 +232,8 @@ def test_curves_are_logged_by_group_and_layer(comparison: Comparison) -> None:
 
 @pytest.mark.slow
 def test_two_runs_give_the_same_bytes(folders: Folders, saved: Path, tmp_path: Path) -> None:
-    again = compare(open_chain(*folders), k=K, modules=MODULES, null_draws=2, device="cpu")
-    again.save(tmp_path)
+    again = compare(*folders, k=K, modules=MODULES, null_draws=2, device="cpu")
+    again.save(tmp_path, details=False)
     draw_pictures(tmp_path, again)
     for name in (*TABLES, *PICTURES):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes(), name
@@ -241,7 +243,7 @@ def test_two_runs_give_the_same_bytes(folders: Folders, saved: Path, tmp_path: P
 def test_another_seed_moves_only_what_is_drawn(
     folders: Folders, layers: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("subspacelab.rotation.compare.LONG", 0)
+    monkeypatch.setattr("subspacelab.rotation.measuring.LONG", 0)
     other = table(folders, k=K, seed=7, null_draws=2)
     assert "note: the null model is" in capsys.readouterr().err  # what is long is said before
     same = [column for column in layers if not column.startswith("random_mse") and not column.endswith(SUFFIXES)]
@@ -252,7 +254,7 @@ def test_another_seed_moves_only_what_is_drawn(
 @pytest.mark.slow
 def test_truncated_factors_leave_the_updates_empty_and_say_so(tmp_path: Path) -> None:
     folders = decompose_chain(tmp_path, chain_tensors(), rank=K)
-    found = compare(open_chain(*folders), null_draws=2, device="cpu")
+    found = compare(*folders, null_draws=2, device="cpu")
     layers = found.layers
     assert layers[[f"{measure}_null_mean" for measure in MEASURES]].isna().all().all()
     empty = [c for c in layers if c.startswith(("update_", "unchanged_", "principal_energy_", "cosine", "floor_"))]
@@ -288,7 +290,7 @@ def test_pictures_and_tables_take_blanks_and_any_name(comparison: Comparison, sa
 )
 def test_bad_settings_are_one_line(folders: Folders, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as e:
-        compare(open_chain(*folders), **settings)
+        compare(*folders, **settings)
     assert said in str(e.value)
     assert "\n" not in str(e.value)
 
@@ -300,6 +302,6 @@ def test_cuda_gives_the_table_of_the_cpu(folders: tuple[Path, Path, Path], tmp_p
     tables = []
     for place, device in ((folders, "cpu"), (on_cuda, "cuda")):
         chain = open_chain(*place)
-        tables.append(measure_chain(chain, make_groups(chain.names), k=8, device=device))
+        tables.append(measure_chain(chain, make_groups(chain.names), Settings(k=8, device=device)).layers)
     # Both work in float64 on factors that are float32: 1e-7, which a narrow spectral gap makes some 1e-5.
     pd.testing.assert_frame_equal(tables[0], tables[1], rtol=1e-3, atol=1e-6)

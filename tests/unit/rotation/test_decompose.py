@@ -8,7 +8,7 @@ from tests.tiny import LAYOUTS, Layout, tiny_qwen_vl_shapes, tiny_qwen_vl_tensor
 from torch import Tensor
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.rotation.decompose import decompose
+from subspacelab.rotation.decomposition import decompose
 from subspacelab.rotation.factors import Decomposition
 
 ONE = "model.layers.0.self_attn.q_proj.weight"

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from subspacelab.plotting.tables import show_number
 from subspacelab.rotation.aggregate import headline as headline_of
-from subspacelab.rotation.compare import Comparison
+from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.display import print_comparison, print_decomposition
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.logging import track_comparison

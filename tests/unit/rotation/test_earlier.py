@@ -15,7 +15,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Source, resolve_reference, write_reference
 from subspacelab.core.ownership import sole_writer
-from subspacelab.rotation.decompose import decompose
+from subspacelab.rotation.decomposition import decompose
 from subspacelab.rotation.earlier import UNFINISHED
 from subspacelab.rotation.factors import INDEX, Decomposition, read_decomposition
 
@@ -269,7 +269,7 @@ def test_what_another_writes_into_unfinished_work_is_found_at_the_end(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = run(write(tmp_path / "other" / "m", seed=1), tmp_path / "others").folder
-    from subspacelab.rotation import decompose as module
+    from subspacelab.rotation import decomposition as module
 
     def interfering(folder: Path, *args: object) -> None:
         shutil.copy(other / f"{Q}.safetensors", folder)
@@ -282,7 +282,7 @@ def test_what_another_writes_into_unfinished_work_is_found_at_the_end(
 def test_a_checkpoint_that_changes_in_mid_work_is_told(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from subspacelab.rotation import decompose as module
+    from subspacelab.rotation import decomposition as module
 
     begin = module.begin
     monkeypatch.setattr(module, "begin", lambda *args: (begin(*args), write(model, seed=1)))

@@ -52,7 +52,7 @@ class ModelSpec:
             raise ValueError(f"arch must be one of {', '.join(ALIASES)}, got {self.arch!r}")
 
 
-class LowRankModel(nn.Module):
+class LowRankNet(nn.Module):
     """A network that factorises, and the normalisation it was trained with."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -96,7 +96,7 @@ def require_rank(rank: int, tokens: int, dim: int) -> None:
         raise ValueError(f"rank: {rank} of a [{tokens}, {dim}] matrix; choose 1 <= rank <= {min(tokens, dim)}")
 
 
-def build_model(spec: ModelSpec, *, seed: int, basis: Float[Tensor, "dim rank"] | None = None) -> LowRankModel:
+def build_model(spec: ModelSpec, *, seed: int, basis: Float[Tensor, "dim rank"] | None = None) -> LowRankNet:
     """A fresh model from `seed`, torch's global generator left as it was.
 
     `basis`: orthonormal columns at which the shortcuts (or the sketch) start; None draws them.
@@ -104,7 +104,7 @@ def build_model(spec: ModelSpec, *, seed: int, basis: Float[Tensor, "dim rank"] 
     require_rank(spec.rank, spec.tokens, spec.dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LowRankModel(spec)
+        model = LowRankNet(spec)
     if basis is not None:
         model.net.start_from(basis)
     return model
@@ -115,7 +115,7 @@ __all__ = [
     "AdaLoRA",
     "FactorNet",
     "Factors",
-    "LowRankModel",
+    "LowRankNet",
     "ModelSpec",
     "Sketch",
     "build_model",

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from subspacelab.core.files import write_json
 from subspacelab.linalg.token_svd import token_svd
-from subspacelab.lowrank.baselines import CONTROLS, SVD, Evaluation, approximations, open_evaluation, train_basis
+from subspacelab.lowrank.baselines import (
+    CONTROLS,
+    SVD,
+    Evaluation,
+    Models,
+    approximations,
+    open_evaluation,
+    train_basis,
+)
 from subspacelab.lowrank.features import CachedPicture, Features
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import batches_of, read_batches
@@ -57,10 +65,10 @@ class Views:
 @torch.no_grad()
 def visualize(
     features: Features,
-    results_dir: Path,
+    models: Models,
     *,
     archs: Sequence[str] = (),
-    rank: int,
+    rank: int | None = None,
     image_idx: int = 0,
     channels: int = 8,
 ) -> Views:
@@ -68,7 +76,7 @@ def visualize(
 
     `image_idx` counts the test pictures from 0. Raises ValueError for a picture or a number of channels there is not.
     """
-    evaluation = open_evaluation(features, results_dir, archs, rank)
+    evaluation = open_evaluation(features, models, archs, rank)
     if not 0 <= image_idx < len(evaluation.rows):
         raise ValueError(f"image_idx: {image_idx}, there are test pictures 0 to {len(evaluation.rows) - 1}")
     if not 1 <= channels <= features.meta.dim:
@@ -114,7 +122,7 @@ def _rank_curves(
             for name in CONTROLS:
                 sums[name][r] += similarity(x, methods[r][name](x)).cosine.sum().item()
         for name, trained in evaluation.models.items():
-            points[name] += similarity(x, trained.model(x)[2]).cosine.sum().item()
+            points[name] += similarity(x, trained.network(x)[2]).cosine.sum().item()
     count = len(evaluation.rows)
     curves = {name: {r: total / count for r, total in curve.items()} for name, curve in sums.items()}
     return curves, {name: (evaluation.rank, total / count) for name, total in points.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from subspacelab.checkpoints import Source
 from subspacelab.core.callbacks import Progress, no_progress
@@ -21,7 +21,7 @@ from subspacelab.nullspace.calibration import split_windows
 from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import Method, method_of
 from subspacelab.nullspace.layer_report import LayerReport, summarise
-from subspacelab.nullspace.starts import Task, starts
+from subspacelab.nullspace.starts import Task, require_rank, starts
 
 CALIBRATION = "wikitext2"
 """The text of a method that needs one, where none is named."""
@@ -94,7 +94,7 @@ def _build(
     method, rank, seed = job["method"], job["rank"], job["seed"]
     model = load_causal_lm(source.folder, device=choose_device(settings.device))
     linears = target_linears(model, settings.targets)
-    _require_rank(rank, linears, chosen)
+    require_rank(rank, linears, chosen)
     reached, unused = reach(model, linears), unused_weights(source.folder, model)
     digest = base_digest(next(iter(linears.values())).weight)
     _require_same_base(folder, source, digest)
@@ -150,21 +150,6 @@ def _require_same_base(folder: Path, source: Source, digest: str) -> None:
     """ValueError if the adapter there was built on other weights, which had this name where, or when, it was built."""
     if (folder / META).is_file() and read_meta(folder)["base"]["digest"] != digest:
         raise ValueError(f"{folder}: built on other weights that were called {source.reference}; give a new folder")
-
-
-def _require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) -> None:
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
-    weights: dict[int, str] = {}
-    for name, linear in linears.items():
-        other = weights.setdefault(id(linear.weight), name)
-        if other != name and method.moves_weight:
-            raise ValueError(f"{other} and {name} share one weight, which would be moved twice; choose another method")
-    for name, linear in linears.items():
-        sides = {"input": linear.in_features} | ({"output": linear.out_features} if method.moves_weight else {})
-        for side, width in sides.items():
-            if rank > width:
-                raise ValueError(f"rank {rank} is larger than the {side} of {name}, {width}: choose at most {width}")
 
 
 def _windows(source: Source, settings: BuildSettings, seed: int) -> Windows:

@@ -111,12 +111,12 @@ def comparison_table(analyses: Sequence[Analysis]) -> "pd.DataFrame":
 def comparison_rows(analyses: Sequence[Analysis]) -> Iterator[list[str]]:
     """For the terminal: a line per kind, a column per model; several tables or norms of a kind are a range."""
     yield ["family", *(a.survey.detected.model_type for a in analyses)]
-    yield ["embeddings", *(str(len(a.embeddings)) for a in analyses)]
-    yield ["norm layers", *(str(len(a.norms)) for a in analyses)]
+    yield ["embeddings", *(str(len(a.embedding_layers)) for a in analyses)]
+    yield ["norm layers", *(str(len(a.norm_layers)) for a in analyses)]
     for kind in kinds_of(analyses):
-        yield [f"{kind}: mean norm", *(_range(_mean_norms(a.embeddings, kind)) for a in analyses)]
-    curves = [{f"{c.tower}.{c.label}": c.abs_means for c in depth_curves(a.norms)} for a in analyses]
-    single = [_outside(a.norms) for a in analyses]
+        yield [f"{kind}: mean norm", *(_range(_mean_norms(a.embedding_layers, kind)) for a in analyses)]
+    curves = [{f"{c.tower}.{c.label}": c.abs_means for c in depth_curves(a.norm_layers)} for a in analyses]
+    single = [_outside(a.norm_layers) for a in analyses]
     for found in (curves, single):
         for name in dict.fromkeys(name for each in found for name in each):
             yield [f"{name}: |scale|", *(_range(each.get(name, ())) for each in found)]
@@ -142,7 +142,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def _embedding_rows(analysis: Analysis, kind: str) -> Iterator[dict[str, Any]]:
-    for embedding in analysis.embeddings:
+    for embedding in analysis.embedding_layers:
         if embedding.layer.kind == kind:
             entry = embedding.to_json()
             norms = {key: entry[key] for key in ("norm_mean", "norm_std", "norm_min", "norm_max")}

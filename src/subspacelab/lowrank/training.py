@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from subspacelab.lowrank.state import (
     BEST_STATE,
     LAST,
     MAX_SEED,
+    LowRankModel,
     SavedTraining,
     TrainingProgress,
     load_model,
@@ -75,17 +77,17 @@ def validation_errors(result: TrainingResult, features: Features) -> ValidationE
     """Measures the best model on the validation pictures."""
     trained = load_model(result.folder)
     rows = features.split(trained.seed)["validation"]
-    spec = trained.model.spec
+    spec = trained.network.spec
     errors, norms = torch.zeros(spec.tokens), torch.zeros(spec.rank)
     for x in read_batches(features, batches_of(rows, BATCH), spec.normalisation, torch.device("cpu")):
-        a, b, approximation = trained.model(x)
+        a, b, approximation = trained.network(x)
         errors += ((approximation - x).norm(dim=2) / x.norm(dim=2)).sum(0)
         norms += (a.norm(dim=1) * b.norm(dim=2)).sum(0)
     side = features.meta.side
     return ValidationErrors((errors / len(rows)).reshape(side, side), norms / len(rows))
 
 
-def train(
+def train_into(
     features: Features,
     results_dir: Path,
     *,
@@ -125,6 +127,43 @@ def train(
             trainer.save_start()  # from now on the folder is known to be this training's
         trainer.run(progress)
     return TrainingResult(folder, trainer.progress, features.meta.describe_rank(trainer.job["rank"]))
+
+
+def train(
+    features: Features,
+    *,
+    arch: str = "ResMLP",
+    rank: int = 128,
+    seed: int = 42,
+    settings: TrainLowrankConfig | None = None,
+    results_dir: Path | str | None = None,
+    log: Log = no_log,
+    progress: Progress = no_progress,
+) -> LowRankModel:
+    """Trains one network to factorise the training pictures' features and returns the best epoch's, by validation MSE.
+
+    `arch`: ResMLP, MLP, AdaLoRA or Sketch. `settings`: `TrainLowrankConfig(epochs=..., lr=...)`. `log(metrics, epoch)`
+    gets the curves. With `results_dir` the training is kept in `results_dir/<arch>`, and one that was cut short goes
+    on there; without, it leaves nothing behind.
+
+    Raises SettingError for what the settings do not allow, ValueError for an unknown architecture, a rank that the
+    features do not have, and a training that diverges.
+
+        net = train(features, arch="Sketch", rank=128)
+        a, b, approximation = net(features[0])
+    """
+    with TemporaryDirectory(prefix="subspacelab-") as temporary:
+        result = train_into(
+            features,
+            Path(temporary if results_dir is None else results_dir),
+            arch=arch,
+            rank=rank,
+            seed=seed,
+            settings=settings or TrainLowrankConfig(),
+            log=log,
+            progress=progress,
+        )
+        return load_model(result.folder)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from subspacelab.nullspace.rates import (
     read_knowledge,
     trainings_table,
 )
-from subspacelab.nullspace.verification import THRESHOLDS, LayerStats, Summary, Verification, read_stats
+from subspacelab.nullspace.results import THRESHOLDS, LayerStats, Summary, Verification, read_stats
 
 SUMMARY = "summary"
 HEADLINE = ("recall", "task")

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.core.callbacks import Progress, no_progress
-from subspacelab.core.files import write_csv, write_json
-from subspacelab.lowrank.architectures import LowRankModel
+from subspacelab.core.files import read_json, write_csv, write_json
+from subspacelab.lowrank.architectures import LowRankNet
 from subspacelab.lowrank.baselines import (
     SVD,
     Evaluation,
+    Models,
     approximations,
     flops_per_picture,
     num_power_steps,
@@ -56,18 +57,16 @@ class Comparison:
     ||X - Y||_F^2 / ||X - X_r||_F^2, without a value where the SVD is exact but for rounding."""
     metrics: dict[str, Any]
     """What was compared; mean and std over the pictures of each measure by method (of ratios the mean of the pictures'
-    own); `training` by network: best epoch, mean CHANGE and its standard error over the pictures; flops_per_picture."""
+    own); `training` by network: best epoch, mean CHANGE and its standard error over the pictures; flops_per_picture;
+    best_network, of the least validation MSE of those that read no test picture (all but the Sketch), if any."""
     milliseconds: dict[str, float]
     """Of a picture by method, the median over the batches of this run; in no file, since no two runs agree."""
-
-    best_network: str | None = None
-    """Of the networks that read no test picture (all but the Sketch) the one of the least validation MSE, if any."""
 
     @property
     def headline(self) -> dict[str, float]:
         """Cosine of the SVD, the Sketch and the best network, and of the latter two as they were before training."""
         cosines = {name: measures["cosine"]["mean"] for name, measures in self.metrics["methods"].items()}
-        trained = {"Sketch": "Sketch"} | ({"network": self.best_network} if self.best_network else {})
+        trained = {"Sketch": "Sketch"} | ({"network": best} if (best := self.metrics["best_network"]) else {})
         found = {"cosine_SVD": cosines[SVD]}
         for label, name in trained.items():
             if name in self.metrics["training"]:
@@ -75,28 +74,47 @@ class Comparison:
                 found |= {f"cosine_{label}": cosines[name], f"cosine_{label}_untrained": cosines[name] - change}
         return found
 
-    def save(self, folder: Path, *, metrics: str = "metrics.json") -> None:
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per method: mean and deviation over the test pictures of each measure, cost, change by training."""
+        rows = []
+        for name, measures in self.metrics["methods"].items():
+            moments = {f"{m}_{part}": value for m, found in measures.items() for part, value in found.items()}
+            cost = {"flops_per_picture": self.metrics["flops_per_picture"][name], "ms": self.milliseconds.get(name)}
+            rows.append({"method": name} | moments | cost | self.metrics["training"].get(name, {}))
+        return pd.DataFrame(rows)
+
+    def save(self, folder: Path | str, *, metrics: str = "metrics.json") -> None:
         """Writes comparison.csv and, under its name, `metrics`."""
-        write_csv(folder / "comparison.csv", self.images)
-        write_json(folder / metrics, self.metrics)
+        write_csv(Path(folder) / "comparison.csv", self.images)
+        write_json(Path(folder) / metrics, self.metrics)
+
+    @classmethod
+    def load(cls, folder: Path | str, *, metrics: str = "metrics.json") -> "Comparison":
+        """What `save` wrote; milliseconds, which no two runs agree on, are in no file."""
+        found = read_json(Path(folder) / metrics)
+        return cls(pd.read_csv(Path(folder) / "comparison.csv"), found, {})
 
 
 @torch.no_grad()
 def compare(
     features: Features,
-    results_dir: Path,
+    models: Models,
     *,
     archs: Sequence[str] = (),
-    rank: int,
+    rank: int | None = None,
     raw_inputs: bool = False,
     progress: Progress = no_progress,
 ) -> Comparison:
     """Measures SVD, networks and controls at `rank`, in the space the networks were trained in.
 
+    `models`: trained networks, or the results folder that holds them. `rank` is theirs.
+
     `raw_inputs` is an ablation: networks are given, and everything is compared on, raw features, whatever they were
     trained on.
     """
-    evaluation = open_evaluation(features, results_dir, archs, rank)
+    evaluation = open_evaluation(features, models, archs, rank)
+    rank = evaluation.rank
     basis = train_basis(features, evaluation.seed, evaluation.normalisation)
     starts = {name: untrained(trained, basis) for name, trained in evaluation.models.items()}
     if raw_inputs:
@@ -105,7 +123,7 @@ def compare(
     images, milliseconds = _measure(features, evaluation, basis, starts, progress)
     meta = features.meta
     by_method = {name: images[images["method"] == name] for name in images["method"].unique()}
-    metrics = {
+    metrics: dict[str, Any] = {
         "rank": rank,
         "full_rank": meta.full_rank,
         "power_steps": num_power_steps(evaluation.models),
@@ -119,14 +137,15 @@ def compare(
         "flops_per_picture": flops_per_picture(evaluation.models, rank, meta.tokens, meta.dim),
     }
     networks = {name: trained.val_mse for name, trained in evaluation.models.items() if name != "Sketch"}
-    return Comparison(images, metrics, milliseconds, min(networks, key=networks.__getitem__, default=None))
+    metrics["best_network"] = min(networks, key=networks.__getitem__, default=None)
+    return Comparison(images, metrics, milliseconds)
 
 
 def _measure(
     features: Features,
     evaluation: Evaluation,
     basis: Float[Tensor, "dim dim"],
-    starts: dict[str, LowRankModel],
+    starts: dict[str, LowRankNet],
     progress: Progress,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """One row per method and test picture, and milliseconds of a picture by method."""

@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 import torch
 
-from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, require_finite, tensor_digest
+from subspacelab.checkpoints import Checkpoint, Source, canonical_name, open_checkpoint, tensor_digest
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.distributed import Processes, processes, split_by_cost
@@ -28,7 +28,7 @@ from subspacelab.rotation.factors import (
     write_factors,
     write_index,
 )
-from subspacelab.rotation.plan import Part, Plan, gflop, make_plan, require_one_layout
+from subspacelab.rotation.plan import Part, Plan, Selection, gflop, make_plan, require_one_layout
 
 Method = Literal["auto", "gram", "lapack"]
 METHODS = ("auto", "gram", "lapack")
@@ -76,7 +76,7 @@ def decompose(
     folder = output_dir / source.name
     require_apart(folder, [source.folder])
     with open_checkpoint(source) as checkpoint, ExitStack() as stack:
-        plan = make_plan(checkpoint, rank=rank, include=include, exclude=exclude)
+        plan = make_plan(checkpoint, rank=rank, selection=Selection.of(include, exclude))
         if group.is_main:
             stack.enter_context(sole_writer(folder))
         earlier, origin = read_earlier(folder), origin_of(source, folder)
@@ -127,23 +127,13 @@ def _look(checkpoint: Checkpoint, parts: Iterable[Part], earlier: Earlier, origi
     """Reads each matrix, and what is there of its factors, once; ValueError for what cannot be or may not be done."""
     work = _Work({}, [])
     for part in parts:
-        digest = _sound_digest(checkpoint, part)
+        digest = tensor_digest(part.read_sound(checkpoint))
         earlier.require_source(origin, checkpoint.source, part.weight, digest)
         work.digests[part] = digest
         if not _still_holds(earlier, part, digest, settings):
             earlier.require_own(part.file)
             work.todo.append(part)
     return work
-
-
-def _sound_digest(checkpoint: Checkpoint, part: Part) -> str:
-    """The digest of a matrix whose factors can be had: its norm, and so its singular values, are float32 numbers."""
-    tensor = part.read(checkpoint)
-    require_finite(part.weight, tensor)
-    largest = max(abs(bound.item()) for bound in tensor.aminmax())
-    if largest * math.sqrt(tensor.numel()) > torch.finfo(torch.float32).max:
-        raise ValueError(f"{part.weight}: entries up to {largest:.3g}, too large for factors in float32; leave it out")
-    return tensor_digest(tensor)
 
 
 def _look_at_others(checkpoint: Checkpoint, plan: Plan, earlier: Earlier, origin: Origin, settings: Settings) -> _Work:

@@ -1,0 +1,124 @@
+"""One way to open weights wherever they are: a reference, a path, an open checkpoint, a state dict, a live model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from subspacelab.checkpoints.partial import open_reference
+from subspacelab.checkpoints.reader import Checkpoint, open_checkpoint
+from subspacelab.checkpoints.references import Source, resolve_reference
+from subspacelab.checkpoints.tensors import TensorInfo, dtype_code
+from subspacelab.core.errors import CheckpointError
+
+Weights: TypeAlias = str | Path | Source | Checkpoint | Mapping[str, Tensor] | nn.Module
+"""What `open_weights` takes."""
+
+
+class LiveFiles:
+    """Tensors in memory behind the interface of weight files: nothing is copied before it is read."""
+
+    num_workers = 1
+    """Nothing is waited for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
+        for key, tensor in tensors.items():
+            _require_readable(name, key, tensor)
+        self._tensors = tensors
+        self.infos = {
+            key: TensorInfo(key, tuple(t.shape), dtype_code(t.dtype), t.numel() * t.element_size(), name)
+            for key, t in tensors.items()
+        }
+        """Name -> info, in the order of the mapping."""
+
+    def open(self, shard: str) -> "LiveFiles":
+        """The tensors are their own single shard."""
+        return self
+
+    def find_file(self, name: str) -> Path | None:
+        """Nothing lies beside them."""
+        return None
+
+    def read(self, name: str) -> Tensor:
+        """The tensor on the CPU in its own dtype, contiguous; not a copy where it is that already."""
+        return self._tensors[name].detach().cpu().contiguous()
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start:stop of the first axis, the same way."""
+        return self._tensors[name].detach()[start:stop].cpu().contiguous()
+
+
+def open_weights(place: Weights, *, whole: bool = False) -> Checkpoint:
+    """Opens whatever holds weights by name, for reading one tensor at a time.
+
+    A string is a reference (`resolve_reference`): of a repository on the hub only what is read is fetched, or all of
+    it into the hub's cache with `whole`, for a caller who reads most of it. A path is a folder or a weight file. A
+    `Source` is opened, an open checkpoint comes back as it is. A state dict is read as it is, a module's with tied
+    weights once, as checkpoints store them: their `source` has a reference ("state_dict" or the class) and no folder.
+
+    Raises CheckpointError (or ValueError, from the reader) in one line for what is none of these or cannot be read.
+    """
+    if isinstance(place, Checkpoint):
+        return place
+    if isinstance(place, nn.Module):
+        return _in_memory(_untied(place), type(place).__name__, _config_of(place))
+    if isinstance(place, Mapping):
+        return _in_memory(place, "state_dict", {})
+    if isinstance(place, Source):
+        return open_checkpoint(place)
+    if isinstance(place, Path) and not place.exists():
+        raise CheckpointError(f"{place}: no such checkpoint folder or file; a name on the hub is given as a string")
+    if isinstance(place, str | Path):
+        return open_checkpoint(resolve_reference(str(place))) if whole else open_reference(str(place))
+    raise CheckpointError(
+        f"{type(place).__name__}: holds no weights; give a reference, a path, an open checkpoint, state dict or module"
+    )
+
+
+def source_of(place: Weights) -> Source:
+    """The whole checkpoint on this disk, for who loads a model of it; of the hub it is downloaded once.
+
+    Raises CheckpointError for a state dict or a module, which have no folder, and for what cannot be found.
+    """
+    if isinstance(place, Checkpoint):
+        revision = place.source.revision
+        return resolve_reference(f"{place.source.reference}@{revision}") if revision else place.source
+    if isinstance(place, str | Path):
+        return resolve_reference(str(place))
+    if isinstance(place, Source):
+        return place
+    raise CheckpointError(f"{type(place).__name__}: has no folder; give a reference, a path or an open checkpoint")
+
+
+def _in_memory(tensors: Mapping[str, Tensor], name: str, config: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(Source(name, Path(f"<{name}>"), None, name), LiveFiles(tensors, name), config)
+
+
+def _untied(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module; of names for one storage (tied embeddings) the first."""
+    seen: set[tuple[Any, ...]] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor):  # modules may keep other state too
+            place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if place not in seen or tensor.data_ptr() == 0:
+                kept[name] = tensor
+            seen.add(place)
+    return kept
+
+
+def _config_of(module: nn.Module) -> dict[str, Any]:
+    """config.json of a transformers model; {} of any other."""
+    to_dict = getattr(getattr(module, "config", None), "to_dict", None)
+    return dict(to_dict()) if to_dict is not None else {}
+
+
+def _require_readable(source: str, key: Any, tensor: Any) -> None:
+    if not isinstance(key, str) or not isinstance(tensor, Tensor):
+        raise CheckpointError(f"{source}: entry {key!r} is a {type(tensor).__name__}, not a tensor; give a state dict")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise CheckpointError(f"{source}: {key} has layout {tensor.layout}; only dense tensors are read")
+    if tensor.device.type == "meta":
+        raise CheckpointError(f"{source}: {key} has a shape and no data (device meta); load the weights first")

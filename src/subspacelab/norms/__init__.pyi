@@ -1,0 +1,4 @@
+from .analysis import analyze
+from .results import Analysis
+
+__all__ = ["Analysis", "analyze"]

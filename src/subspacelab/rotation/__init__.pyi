@@ -1,0 +1,5 @@
+from .comparison import Comparison, compare
+from .decomposition import decompose
+from .factors import Decomposition
+
+__all__ = ["Comparison", "Decomposition", "compare", "decompose"]

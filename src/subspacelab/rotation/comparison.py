@@ -1,0 +1,244 @@
+"""Checkpoints of one model compared, weight by weight: two, or a chain of three and more."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from subspacelab.checkpoints import read_tensors, write_tensors
+from subspacelab.core.callbacks import Progress, no_progress
+from subspacelab.core.errors import SettingError
+from subspacelab.core.files import read_json, write_csv, write_json
+from subspacelab.rotation.aggregate import (
+    curve_table,
+    describe,
+    describe_identities,
+    headline,
+    link_headline,
+    module_table,
+    standing_out,
+)
+from subspacelab.rotation.chain import Chain, Place, open_chain
+from subspacelab.rotation.groups import Group, make_groups
+from subspacelab.rotation.links import ENDS, links_of
+from subspacelab.rotation.measuring import Settings, measure_chain, typed
+from subspacelab.rotation.notes import note_limits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TABLES = ("layers.csv", "modules.csv", "curves.csv", "metrics.json")
+"""What `Comparison.save` always writes."""
+LINKS, SPECTRA = "links.csv", "spectra.safetensors"
+"""What it writes beside them: the long table; singular values, and the members of the groups."""
+GROUPS_KEY = "groups"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    >>> found = compare("org/base", "org/tuned")
+    >>> found.layers[["weight", "update_norm", "angle_mean", "angle_mean_null_mean"]]
+    >>> found.save(Path("out")); Comparison.load(Path("out")).plot("angles")
+    """
+
+    layers: pd.DataFrame
+    """Of three checkpoints one row per weight, a column per measure and pair (01, 12, 02); else the same as `links`."""
+    modules: pd.DataFrame
+    """One row per group, and per link where there are not three checkpoints: means, deviations and null models."""
+    curves: pd.DataFrame
+    """One row per group and layer (and link): means."""
+    metrics: dict[str, Any]
+    """Means and deviations over all weights and per group, what stands out, notes, settings, sources."""
+    groups: tuple[Group, ...]
+    """Which weights belong together."""
+    spectra: Mapping[str, Float[Tensor, "checkpoints r"]] = field(repr=False)
+    """Weight to its singular values in each checkpoint; empty if loaded from a folder that does not have them."""
+
+    @property
+    def is_chain_of_three(self) -> bool:
+        """Whether the tables have a column per pair of base, stage1 and stage2, and say whether rotations compose."""
+        return "sources" in self.metrics
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The checkpoints as the tables call them, in order."""
+        return ("base", "stage1", "stage2") if self.is_chain_of_three else tuple(c["name"] for c in self._checkpoints)
+
+    @property
+    def _checkpoints(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.metrics["checkpoints"]
+        return found
+
+    @property
+    def links(self) -> pd.DataFrame:
+        """One row per weight and pair of neighbouring checkpoints: `from`, `to`, and the columns of `metrics.Change`.
+
+        Beside them the null model of each (`x_null_mean`, `x_null_std`, `x_z`), and `gap_k` and `floor_*` of the first
+        checkpoint, which are the same in all links of a weight.
+        """
+        return links_of(self.layers, self.names) if self.is_chain_of_three else self.layers
+
+    @property
+    def unmatched(self) -> dict[str, str]:
+        """Weights that could not be compared, with the reason."""
+        return {entry["weight"]: entry["reason"] for entry in self.metrics["unmatched"]}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of the numbers."""
+        return list(self.metrics["notes"])
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """The few metrics that a person compares: `aggregate.headline` of three checkpoints, else `link_headline`."""
+        return headline(self.layers) if self.is_chain_of_three else link_headline(self.layers)
+
+    def save(self, folder: Path | str, *, metrics: str = "metrics.json", details: bool = True) -> None:
+        """Writes layers.csv, modules.csv, curves.csv and, under its name, `metrics`; `load` reads them.
+
+        `details`: links.csv, spectra.safetensors and the pictures too.
+        """
+        folder = Path(folder)
+        for name, table in {"layers": self.layers, "modules": self.modules, "curves": self.curves}.items():
+            write_csv(folder / f"{name}.csv", table)
+        write_json(folder / metrics, self.metrics)
+        if details:
+            from subspacelab.rotation.plots import draw_pictures
+
+            self.save_links(folder)
+            draw_pictures(folder, self)
+
+    def save_links(self, folder: Path) -> None:
+        """Writes links.csv and spectra.safetensors."""
+        groups = json.dumps({group.label: group.members for group in self.groups})
+        write_csv(folder / LINKS, self.links)
+        write_tensors(folder / SPECTRA, self.spectra, (GROUPS_KEY, groups))
+
+    @classmethod
+    def load(cls, folder: Path | str, *, metrics: str = "metrics.json") -> "Comparison":
+        """What `save` wrote; of a folder without spectra.safetensors no spectra, and the default groups alone.
+
+        Raises ValueError, naming the file, for one that is missing or damaged.
+        """
+        folder = Path(folder)
+        layers, modules, curves = (_read_table(folder / name) for name in TABLES[:3])
+        if (folder / SPECTRA).exists():
+            spectra, said = read_tensors(folder / SPECTRA)
+            groups = tuple(Group(label, members) for label, members in json.loads(said[GROUPS_KEY]).items())
+        else:
+            spectra, groups = {}, tuple(make_groups(layers["weight"].unique()))
+        return cls(layers, modules, curves, read_json(folder / metrics), groups, spectra)
+
+    def plot(self, kind: str) -> "Figure":
+        """A figure: "angles", "spectra", "updates" or, of three checkpoints, "rotation"; SettingError for others."""
+        from subspacelab.rotation.plots import draw
+
+        return draw(self, kind)
+
+
+def compare(
+    *checkpoints: Place,
+    k: int | None = None,
+    modules: Mapping[str, str] | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    seed: int = 42,
+    null_draws: int = 3,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Comparison:
+    """Measures every weight that two or more checkpoints of one model share, from each to the next.
+
+    A checkpoint is a reference, a path, an open checkpoint, a state dict, a module, or a decomposed folder. Weights are
+    read, decomposed and measured one at a time; no factors are written. `k` leading directions are compared, or all a
+    weight has if fewer (None: min(rank, 64)). `modules` adds groups, label to comma-separated names or patterns.
+    `include` and `exclude` are regular expressions of the tensors' keys. `null_draws` random updates of each weight and
+    pair make the null model (0: none). The columns are those of `rotation.metrics.Change` (angles in degrees), each
+    with its null model (`rotation.null_model`); of three checkpoints also whether the rotations compose.
+
+    >>> found = compare("org/base", "org/tuned", include="q_proj")
+    >>> found.layers.sort_values("principal_energy_z")[["weight", "principal_energy"]]
+
+    Raises ValueError in one line: fewer than two checkpoints, no weight in common, one that is quantised or not
+    finite, a pattern that means nothing, settings out of range.
+    """
+    chain = open_chain(*checkpoints, include=include, exclude=exclude)
+    settings = Settings(k, seed, null_draws, device)
+    return compare_chain(chain, settings, modules=modules, progress=progress)
+
+
+def compare_chain(
+    chain: Chain, settings: Settings, *, modules: Mapping[str, str] | None = None, progress: Progress = no_progress
+) -> Comparison:
+    """`compare` of checkpoints that are open."""
+    if settings.k is not None and settings.k < 1:
+        raise SettingError(f"k={settings.k}: at least 1 leading direction")
+    if settings.null_draws < 0:
+        raise SettingError(f"null_draws={settings.null_draws}: 0 or more")
+    groups = make_groups(chain.names, modules)
+    measured = measure_chain(chain, groups, settings, progress)
+    layers = measured.layers
+    metrics: dict[str, Any] = {
+        "unmatched": [{"weight": name, "reason": reason} for name, reason in chain.unmatched.items()],
+        "notes": note_limits(layers, chain, settings.null_draws),
+        "null": {"model": "gaussian", "draws": settings.null_draws, "standing_out": standing_out(layers)},
+        "k": settings.k,
+        "seed": settings.seed,
+    }
+    summarise = _summarise_three if len(chain.checkpoints) == 3 else _summarise_links
+    found, modules_table, curves = summarise(layers, groups, chain)
+    return Comparison(layers, modules_table, curves, metrics | found, tuple(groups), measured.spectra)
+
+
+def _summarise_three(
+    layers: pd.DataFrame, groups: list[Group], chain: Chain
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """What metrics.json says of the measures, and the tables of groups and curves."""
+    summaries = _group_summaries(layers, groups)
+    found = {"all": describe(layers), "groups": summaries, "identity": describe_identities(layers)}
+    return found | {"sources": chain.sources}, module_table(summaries), curve_table(layers, groups)
+
+
+def _summarise_links(
+    layers: pd.DataFrame, groups: list[Group], chain: Chain
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """The same link by link."""
+    links, modules, curves = [], [], []
+    for a, b in pairwise(chain.labels):
+        rows, ends = layers[(layers["from"] == a) & (layers["to"] == b)], {"from": a, "to": b}
+        summaries = _group_summaries(rows, groups)
+        links.append({**ends, "all": describe(rows), "groups": summaries})
+        modules.append(_at(ends, module_table(summaries)))
+        curves.append(_at(ends, curve_table(rows, groups)))
+    checkpoints = [{"name": label} | source for label, source in chain.sources.items()]
+    found = {"checkpoints": checkpoints, "links": links}
+    return found, pd.concat(modules, ignore_index=True), pd.concat(curves, ignore_index=True)
+
+
+def _group_summaries(layers: pd.DataFrame, groups: list[Group]) -> dict[str, dict[str, Any]]:
+    return {group.label: describe(layers[layers["weight"].isin(group.members)]) for group in groups}
+
+
+def _at(link: Mapping[str, str], table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the ends of the link after its first column."""
+    first, *rest = table.columns
+    return table.assign(**link)[[first, *ENDS, *rest]]
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    texts = dict.fromkeys(("weight", "module", *ENDS), str)
+    try:
+        table = pd.read_csv(
+            path, dtype=texts, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8"
+        )
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path}: missing or no table ({str(e).splitlines()[0]}); compare again") from e
+    return typed(table.fillna(dict.fromkeys([column for column in texts if column in table], "")))
