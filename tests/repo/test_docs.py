@@ -10,6 +10,7 @@ import pytest
 from tests.repo.figures import ROOT
 
 pytest.importorskip("mkdocs")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
