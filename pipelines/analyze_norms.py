@@ -24,7 +24,7 @@ OUT = Path("reports/norms")
 
 def main(checkpoint: str) -> None:
     with open_stage("analyze_norms", AnalyzeNormsConfig, experiment="norms", item=checkpoint) as stage:
-        with open_reference(f"demo:{checkpoint}") as opened:
+        with open_reference(f"pipeline:{checkpoint}") as opened:
             s = stage.params
             analysis = analyze(opened, device=s.device, all_norms=s.all_norms, progress=progress_bar)
         pictures = draw_pictures(OUT / checkpoint, analysis)

@@ -23,7 +23,7 @@ OUT = Path("data/nullspace/init")
 def main(method: str) -> None:
     with open_stage("build_adapter", BuildAdapterConfig, experiment="nullspace", item=method) as stage:
         settings = stage.params
-        source = resolve_reference("demo:llm")
+        source = resolve_reference("pipeline:llm")
         for seed in settings.seeds:
             folder = stage.work_dir / method / f"seed-{seed}"
             built = build_adapter(

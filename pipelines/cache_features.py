@@ -27,7 +27,7 @@ def main() -> None:
         plan = CachePlan(resolve_pictures(s.images), s.image_size, s.limit, s.batch_size, name=s.images)
         place = stage.work_dir / OUT.name
         cache_features(
-            resolve_reference("demo:base"),
+            resolve_reference("pipeline:base"),
             plan,
             place,
             device=choose_device(s.device),

@@ -26,7 +26,7 @@ def main(checkpoint: str) -> None:
     out = OUT / checkpoint
     with open_stage("decompose", DecomposeConfig, experiment="rotation", item=checkpoint) as stage:
         require_own_entries(out, read_earlier(out).entries, "a decomposed checkpoint")
-        source = resolve_reference(f"demo:{checkpoint}")
+        source = resolve_reference(f"pipeline:{checkpoint}")
         log = stage.tracker.log_metrics
         decompose(source, stage.work_dir, **asdict(stage.params), log=log, progress=progress_bar)
         move_folder(stage.work_dir / source.name, out)

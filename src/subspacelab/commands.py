@@ -22,7 +22,7 @@ def root(
 ) -> None:
     """The low-rank structure of model weights, vision features and adapters, every run tracked.
 
-    A checkpoint is a local folder, [bold]org/name\\[@revision][/bold] on the hub, or [bold]demo:<name>[/bold]
+    A checkpoint is a local folder, [bold]org/name\\[@revision][/bold] on the hub, or [bold]pipeline:NAME[/bold]
     from the pipeline. Runs are recorded in MLflow (see [bold]subspacelab ui[/bold]); --no-track or TRACKING=off
     leaves that out.
     """

@@ -66,8 +66,8 @@ REFERENCES = [
     ("no such folder", "nowhere", "nowhere: no such checkpoint; give a local folder or file, org/name"),
     ("hub name of three parts", "a/b/c", "a/b/c: no such checkpoint; give"),
     ("hub name without its revision", "org/name@", "org/name@: no such checkpoint; give"),
-    ("demo that is not built", "demo:nosuch", "demo:nosuch: not built yet .. ; run `dvc repro checkpoint_nosuch`"),
-    ("demo of no name", "demo:../x", "demo:../x: not a demo checkpoint's name; write demo:<name>"),
+    ("pipeline that has not run", "pipeline:nosuch", "pipeline:nosuch: not built yet .. ; run `dvc repro checkpoint_nosuch`"),
+    ("pipeline of no name", "demo:../x", "demo:../x: not a checkpoint of the pipeline; write pipeline:NAME"),
 ]
 
 DECOMPOSE: list[Row] = [

@@ -98,6 +98,13 @@ def test_no_plain_out_is_without_cache(stage):
     assert not [out for out in plain if next(iter(out.values())).get("cache") is False]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_tracks_its_section_of_the_study_and_of_demo_which_others_extend(stage):
+    tracked = [entry for entry in STAGES[stage]["params"] if isinstance(entry, dict)]
+    files = {file: [key for key in keys if "." not in key] for entry in tracked for file, keys in entry.items()}
+    assert files.get("pipelines/studies/demo.yaml") == files.get("pipelines/studies/${study}.yaml")
+
+
 @pytest.mark.parametrize("study", sorted(p.stem for p in (ROOT / "pipelines" / "studies").glob("*.yaml")))
 def test_every_study_can_be_read(study, tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("study: demo", f"study: {study}")

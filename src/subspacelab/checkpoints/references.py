@@ -1,4 +1,4 @@
-"""From what a person writes to a folder on this disk: a folder, `org/name[@revision]`, `demo:<name>`."""
+"""From what a person writes to a folder on this disk: a folder, `org/name[@revision]`, `pipeline:NAME`."""
 
 import re
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ from subspacelab.checkpoints.index import PREFERENCE
 from subspacelab.core.errors import CheckpointError
 from subspacelab.core.files import expanded, read_json, real_path, remove_partials_of, write_json
 from subspacelab.core.ownership import require_own_entries, require_same_job
+from subspacelab.core.references import PIPELINE, of_pipeline
 
 POINTER_NAME = "reference.json"
 HUB_REFERENCE = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
@@ -21,7 +22,7 @@ class Source:
     """A checkpoint that is on this disk, and where it came from."""
 
     reference: str
-    """What was asked for: a path, `org/name` or `demo:<name>`."""
+    """What was asked for: a path, `org/name` or `pipeline:NAME` (also where `demo:NAME`, its older name, was asked)."""
     folder: Path
     """Where its files are; may be the path of a single weight file."""
     revision: str | None
@@ -57,21 +58,21 @@ class Repository:
 
 def locate_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source | Repository:
     """What a reference means, without asking the hub; pointer files are followed. Errors as `resolve_reference`."""
-    if reference.startswith("demo:"):
-        return _followed(_demo_source(reference, demo_root))
+    if of_pipeline(reference):
+        return _followed(_pipeline_source(reference, demo_root))
     path = expanded(reference)
     if reference and path.exists():
         return _followed(local_source(path, reference))
     match = HUB_REFERENCE.fullmatch(reference)
     if match is None or path.suffix in WEIGHT_SUFFIXES:
         raise CheckpointError(
-            f"{reference}: no such checkpoint; give a local folder or file, org/name[@revision] or demo:<name>"
+            f"{reference}: no such checkpoint; give a local folder or file, org/name[@revision] or pipeline:NAME"
         )
     return Repository(match["repo"], match["revision"], match["repo"].rpartition("/")[2])
 
 
 def resolve_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source:
-    """Finds a local folder or file, a hub repository at a commit, or a demo checkpoint under `demo_root`.
+    """Finds a local folder or file, a hub repository at a commit, or a checkpoint of the pipeline under `demo_root`.
 
     A folder that holds only a pointer file (`write_reference`) stands for the hub commit it names, and
     keeps its own name. ValueError, in one line, says what was not found and what to do.
@@ -96,14 +97,14 @@ def write_reference(folder: Path, source: Source) -> None:
     write_json(pointer, content)
 
 
-def _demo_source(reference: str, demo_root: Path) -> Source:
-    name = reference.removeprefix("demo:")
+def _pipeline_source(reference: str, demo_root: Path) -> Source:
+    name = reference.partition(":")[2]
     folder = demo_root / name
     if not re.fullmatch(r"[\w-]+", name):
-        raise CheckpointError(f"{reference}: not a demo checkpoint's name; write demo:<name>, e.g. demo:base")
+        raise CheckpointError(f"{reference}: not a checkpoint of the pipeline; write pipeline:NAME, e.g. pipeline:base")
     if not any((folder / entry).exists() for entry in (*PREFERENCE, POINTER_NAME)):
         raise CheckpointError(f"{reference}: not built yet ({folder}); run `dvc repro checkpoint_{name}`")
-    return Source(reference, folder, None, name)
+    return Source(f"{PIPELINE}{name}", folder, None, name)
 
 
 def _followed(source: Source) -> Source | Repository:

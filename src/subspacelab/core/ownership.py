@@ -23,6 +23,7 @@ from subspacelab.core.files import (
     write_beside,
     write_json,
 )
+from subspacelab.core.references import canonical
 
 MANIFEST = ".subspacelab.json"
 """In a folder of loose files (tables, pictures): who wrote which of them, from what, and their SHA-256."""
@@ -56,9 +57,12 @@ def require_no_links(folder: Path) -> None:
 
 
 def require_same_job(place: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """ValueError if what stands at `place` was made of another source or by other settings; it names both."""
+    """ValueError if what stands at `place` was made of another source or by other settings; it names both.
+
+    `pipeline:NAME` and its older name `demo:NAME` are one source.
+    """
     for key in sorted({*found, *wanted}):
-        if found.get(key) != wanted.get(key):
+        if canonical(found.get(key)) != canonical(wanted.get(key)):
             raise ValueError(
                 f"{place}: holds a result of {key}={found.get(key)!r}, this one is of {key}={wanted.get(key)!r}; "
                 "give another place, or remove that result first"

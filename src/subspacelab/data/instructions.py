@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from subspacelab.core.files import expanded, write_beside
+from subspacelab.core.references import canonical
 from subspacelab.data.references import fetch_data_file
 from subspacelab.data.text_files import json_lines, json_list, require_characters
 
-DEMO = {
-    "demo:arithmetic": Path("data/corpus/arithmetic-train.jsonl"),
-    "demo:arithmetic-validation": Path("data/corpus/arithmetic-validation.jsonl"),
-    "demo:arithmetic-test": Path("data/corpus/arithmetic-test.jsonl"),
-    "demo:facts": Path("data/corpus/facts.jsonl"),
+CORPUS = {
+    "pipeline:arithmetic": Path("data/corpus/arithmetic-train.jsonl"),
+    "pipeline:arithmetic-validation": Path("data/corpus/arithmetic-validation.jsonl"),
+    "pipeline:arithmetic-test": Path("data/corpus/arithmetic-test.jsonl"),
+    "pipeline:facts": Path("data/corpus/facts.jsonl"),
 }
 HUB = {"meta-math/MetaMathQA": "MetaMathQA-395K.json"}
 
@@ -38,20 +39,20 @@ def prompt_of(query: str) -> str:
 
 
 def read_instructions(reference: str) -> list[Instruction]:
-    """Reads `FILE.jsonl` or `FILE.json` (rows `{query, response}`), `meta-math/MetaMathQA`, or `demo:arithmetic`.
+    """Reads `FILE.jsonl` or `FILE.json` (rows `{query, response}`), `meta-math/MetaMathQA`, or `pipeline:arithmetic`.
 
-    Also `demo:arithmetic-validation`, `demo:arithmetic-test` and `demo:facts`. Other keys of a row are ignored.
-    ValueError, in one line, names a file that is not there or empty, and a bad row by its number.
+    Also `pipeline:arithmetic-validation`, `pipeline:arithmetic-test` and `pipeline:facts`. Other keys of a row are
+    ignored. ValueError, in one line, names a file that is not there or empty, and a bad row by its number.
     """
     path = expanded(reference)
-    if reference in DEMO:
-        path = DEMO[reference]
+    if canonical(reference) in CORPUS:
+        path = CORPUS[canonical(reference)]
         if not path.is_file():
             raise ValueError(f"{reference}: not made yet ({path}); run `dvc repro corpus`")
     elif reference in HUB and not path.exists():
         path = fetch_data_file(reference, HUB[reference])
     elif not path.is_file() or path.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"{reference}: no such instructions; give a .jsonl or .json file, or one of {[*HUB, *DEMO]}")
+        raise ValueError(f"{reference}: no such instructions; give a .jsonl or .json file, or one of {[*HUB, *CORPUS]}")
     rows = json_list(path) if path.suffix == ".json" else json_lines(path)
     found = [_instruction(row, where) for where, row in rows]
     if not found:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from subspacelab.core.files import expanded
+from subspacelab.core.references import canonical
 from subspacelab.data.references import fetch_data_file
 from subspacelab.data.text_files import (
     MAX_BYTES,
@@ -68,7 +69,7 @@ HUB = {
 
 
 def read_texts(reference: str, *, split: Split = "train") -> list[str]:
-    """The documents of `wikitext2`, `c4`, `ptb`, `demo:corpus`, or of a local file or folder.
+    """The documents of `wikitext2`, `c4`, `ptb`, `pipeline:corpus`, or of a local file or folder.
 
     A file is `.txt` (a blank line ends a document), `.parquet` (column `text` or `sentence`), or `.jsonl`,
     `.jsonl.gz`, `.json.gz` (rows with `text`). In a folder the split's name picks the files (`test` or else
@@ -76,7 +77,7 @@ def read_texts(reference: str, *, split: Split = "train") -> list[str]:
     documents of a split are read. ValueError, in one line, says what is missing and what to do.
     """
     path = expanded(reference)
-    if reference == "demo:corpus":
+    if canonical(reference) == "pipeline:corpus":
         path = CORPUS / ("calibration.txt" if split == "train" else "test.txt")
         if not path.is_file():
             raise ValueError(f"{reference}: not made yet ({path}); run `dvc repro corpus`")
@@ -88,7 +89,7 @@ def read_texts(reference: str, *, split: Split = "train") -> list[str]:
         file = fetch_data_file(source.repo, source.files[split], revision=source.revision)
         texts = _file_texts(file, source.max_documents)
     else:
-        names = ", ".join([*HUB, "demo:corpus"])
+        names = ", ".join([*HUB, "pipeline:corpus"])
         raise ValueError(
             f"{reference}: no such text; give {names}, or a {', '.join(SUFFIXES)} file or a folder of them"
         )

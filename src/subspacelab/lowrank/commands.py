@@ -28,7 +28,7 @@ Archs = Annotated[
 @with_settings(CacheFeaturesConfig)
 def cache(
     model_id: Annotated[
-        str, typer.Option(help="A Qwen2.5-VL checkpoint: local folder, org/name@revision on the hub, or demo:<name>.")
+        str, typer.Option(help="A Qwen2.5-VL checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME.")
     ],
     output_dir: Annotated[Path, typer.Option(help="Where shards, index.parquet and meta.json go.")] = Path(
         "data/features"

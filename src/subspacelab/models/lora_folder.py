@@ -14,6 +14,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Source, read_tensors, require_finite, resolve_reference, write_tensors
 from subspacelab.core.files import expanded, holds, json_bytes, read_json, replace_folder, sha256_file, write_json
+from subspacelab.core.references import of_pipeline
 from subspacelab.models.causal_lm import Reach
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 
@@ -116,7 +117,7 @@ def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
     reference, revision = meta["base"]["reference"], meta["base"]["revision"]
     if revision is not None:
         return resolve_reference(f"{reference}@{revision}")
-    if not reference.startswith("demo:") and not expanded(reference).exists():
+    if not of_pipeline(reference) and not expanded(reference).exists():
         raise ValueError(f"the adapter's base, {reference}, is no such checkpoint on this disk; name it by --base")
     return resolve_reference(reference)
 

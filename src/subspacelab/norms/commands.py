@@ -23,7 +23,7 @@ def norms() -> None:
 def analyze(
     model: Annotated[
         list[str],
-        typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or demo:<name>. Repeatable."),
+        typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME. Repeatable."),
     ],
     output: Annotated[Path, typer.Option(help="The report as JSON; of several models a list, in order.")] = Path(
         "embedding_analysis.json"

@@ -13,6 +13,7 @@ from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.files import expanded, remove_partials_of, seen_from
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
+from subspacelab.core.references import of_pipeline
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.models.causal_lm import load_causal_lm, reach, target_linears, unused_weights
@@ -78,10 +79,10 @@ def build_adapter(
 def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settings: BuildSettings) -> dict[str, Any]:
     """What an adapter is built from, and how; files as they lie from it, however they were typed."""
     own = {key: value for key, value in asdict(settings).items() if key in RESULT}
-    text, is_demo = settings.calib_dataset, source.reference.startswith("demo:")
+    text, named = settings.calib_dataset, source.revision or of_pipeline(source.reference)
     if text is not None and (file := expanded(text)).exists():
         own["calib_dataset"] = seen_from(folder, file)
-    base = source.reference if source.revision or is_demo else seen_from(folder, source.folder)
+    base = source.reference if named else seen_from(folder, source.folder)
     return own | {"base": base, "revision": source.revision, "method": method, "rank": rank, "seed": seed}
 
 
@@ -118,8 +119,9 @@ def _build(
         "trained": False,
     }
     first = read_meta(folder) if (folder / META).is_file() else None
-    if first and expanded(first["base"]["reference"]).exists():
-        meta["base"] = first["base"]  # as it was typed first: trainings know the adapter by its bytes
+    if first and (of_pipeline(first["base"]["reference"]) or expanded(first["base"]["reference"]).exists()):
+        # As it was typed first: trainings know the adapter by its bytes.
+        meta |= {"base": first["base"], "job": first["job"]}
         if meta["calibration"]:
             meta["calibration"]["calib_dataset"] = first["calibration"]["calib_dataset"]
     live = attach_adapter(model, factors, meta)

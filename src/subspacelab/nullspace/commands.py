@@ -21,7 +21,7 @@ Base = Annotated[str | None, typer.Option(help="The base model, if it is not whe
 @with_settings(BuildSettings)
 def build(
     model_id: Annotated[
-        str, typer.Option(help="A causal language model: local folder, org/name@revision on the hub, or demo:<name>.")
+        str, typer.Option(help="A causal language model: local folder, org/name@revision on the hub, or pipeline:NAME.")
     ],
     save_path: Annotated[Path, typer.Option(help="Folder of the adapter.")],
     method: Annotated[

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from subspacelab.core.files import write_csv, write_json
+from subspacelab.core.references import canonical
 from subspacelab.nullspace.knowledge import MEASURES, Knowledge
 from subspacelab.nullspace.rates import (
     Training,
@@ -108,7 +109,7 @@ def _require_pair(init: Verification, trained: Verification) -> None:
         raise ValueError(f"the two differ in rank {sorted(ranks)}; verify both alike")
     tokens = [asdict(found.summary.sample) | {"text": found.calib_dataset} for found in (init, trained)]
     for key, value in tokens[0].items():
-        if value != tokens[1][key]:
+        if canonical(value) != canonical(tokens[1][key]):
             raise ValueError(f"the two differ in {key} {value!r} and {tokens[1][key]!r}; verify both alike")
 
 

@@ -13,7 +13,7 @@ class BuildSettings:
     """How an adapter is built, whatever its method, rank and seed."""
 
     calib_dataset: str | None = None
-    """Text to calibrate on: wikitext2, c4, ptb, demo:corpus or a file; by default wikitext2, for methods that start
+    """Text to calibrate on: wikitext2, c4, ptb, pipeline:corpus or a file; by default wikitext2, for methods that start
     from it, and none for the others."""
     calib_loader_size: Count = 256
     """Windows of text, an eighth of which is held out."""
@@ -46,7 +46,7 @@ class TrainSettings:
     """How an adapter is trained, whatever its method and seed."""
 
     data: str
-    """Rows {query, response}: FILE.jsonl, meta-math/MetaMathQA or demo:arithmetic."""
+    """Rows {query, response}: FILE.jsonl, meta-math/MetaMathQA or pipeline:arithmetic."""
     epochs: Positive = 1.0
     """Passes over the rows, where max_steps is null."""
     max_steps: Count | None = None
@@ -115,7 +115,7 @@ class VerifyAdapterConfig:
     """Stage `verify_adapter`: is B still in the null space, and was anything learned?"""
 
     calib_dataset: str = "wikitext2"
-    """The text: wikitext2, c4, ptb, demo:corpus or a file."""
+    """The text: wikitext2, c4, ptb, pipeline:corpus or a file."""
     calib_loader_size: Count = 16
     """Windows of it."""
     max_activation_samples: Count = 100

@@ -2,6 +2,7 @@
 
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Experiment:
     params: dict[str, str]
     """Dotted key to value; those of another file than params.yaml have `<file>:` before them."""
     metrics: dict[str, float]
-    """`<file>:<dotted key>` to number."""
+    """Name to number, as `dvc exp show` heads its columns."""
 
 
 def read_experiments(all_commits: bool = False) -> list[Experiment]:
@@ -53,7 +54,8 @@ def _read(entry: Mapping[str, Any], baseline: str) -> Experiment | None:
     data = state["data"]
     if data is None or not entry["name"] or entry["executor"] is not None:
         return None
-    return Experiment(entry["name"], state["rev"], baseline, _params(data["params"]), read_metrics(data["metrics"]))
+    metrics = shortest_names(read_metrics(data["metrics"]))
+    return Experiment(entry["name"], state["rev"], baseline, _params(data["params"]), metrics)
 
 
 def _params(files: Mapping[str, Any]) -> dict[str, str]:
@@ -80,6 +82,13 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def shortest_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same by `<dotted key>` alone, as MLflow names it; with `<file>:` before it where two files share one."""
+    keys = {name: name.partition(":")[2] for name in metrics}
+    shared = Counter(keys.values())
+    return {keys[name] if shared[keys[name]] == 1 else name: value for name, value in metrics.items()}
 
 
 def read_details(rev: str, folder: Path = REPORTS) -> dict[str, float]:

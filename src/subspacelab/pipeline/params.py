@@ -20,6 +20,8 @@ from subspacelab.core.settings import Count, Seed, T, settings, validate
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("pipelines/studies")
+BASE = "demo"
+"""The study that others may extend: the one whose sections dvc.yaml tracks in every study."""
 MAX_DEPTH = 50
 """Of a YAML file; ours are 5 deep."""
 TOP_LEVEL = ("study", "rank", "seed", "threads")
@@ -52,9 +54,11 @@ class Study:
     name: str
     """The study's name, also that of its file."""
     checkpoints: dict[str, str] = field(default_factory=dict)
-    """Role (base, rl_stage1, ...) to reference: a folder, `org/name[@revision]`, or `demo:<name>`."""
+    """Role (base, rl_stage1, ...) to reference: a folder, `org/name[@revision]`, or `train`: trained here."""
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Stage to the parameters that this study sets."""
+    """Stage to the parameters that this study sets, or takes from the study that it extends."""
+    files: tuple[Path, ...] = ()
+    """What was read."""
 
     def reference(self, role: str) -> str:
         """The reference of the checkpoint that plays `role`; a ValueError names the roles there are."""
@@ -117,13 +121,32 @@ def _require_plain(path: Path) -> None:
 
 
 def read_study(name: str, folder: Path = STUDIES) -> Study:
-    """The study of that name; an unknown one is a ValueError that lists those there are."""
+    """The study of that name; an unknown one is a ValueError that lists those there are.
+
+    With `extends: demo` a section without a value is demo's; one with a value is the study's own as a whole.
+    """
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"study: no such study {name!r}; there are {sorted(p.stem for p in folder.glob('*.yaml'))}")
-    values = read_yaml(path)
+    values, files = read_yaml(path), [path]
+    if "extends" in values:
+        if (base := values.pop("extends")) != BASE or name == BASE:
+            raise ValueError(f"{path}: extends: {BASE} is all that another study may extend, got {base!r}")
+        files.append(folder / f"{BASE}.yaml")
+        values = _extended(values, read_yaml(files[-1]), path)
     checkpoints = validate(dict[str, str], values.pop("checkpoints", {}), where=f"{path}: checkpoints")
-    return Study(name, checkpoints, validate(dict[str, dict[str, Any]], values, where=str(path)))
+    return Study(name, checkpoints, validate(dict[str, dict[str, Any]], values, where=str(path)), tuple(files))
+
+
+def _extended(values: dict[str, Any], base: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The sections of a study, those without a value from its base; ValueError for one that is not named.
+
+    DVC refuses a stage whose section a tracked file does not name.
+    """
+    missing = [section for section in base if section not in values]
+    if missing:
+        raise ValueError(f"{path}: no section {missing[0]!r}; write '{missing[0]}:' without a value for that of {BASE}")
+    return {section: base.get(section) if value is None else value for section, value in values.items()}
 
 
 def read_params(path: Path = PARAMS, studies: Path = STUDIES) -> Params:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from subspacelab.core.files import remove_folder, remove_partials, remove_partials_of, sha256_file
 from subspacelab.core.settings import validate
-from subspacelab.pipeline.params import PARAMS, STUDIES, Study, read_params, read_yaml
+from subspacelab.pipeline.params import PARAMS, Study, read_params, read_yaml
 from subspacelab.tracking import InputGuard, Tracker, main_root, open_stage_run
 from subspacelab.tracking.dvc_files import dependency_files
 
@@ -110,7 +110,7 @@ def open_stage(
     params = read_params()
     declared = read_declaration(name, item)
     section = params.section(name, config)
-    guard = InputGuard([PARAMS, STUDIES / f"{params.study.name}.yaml", *declared.sources])
+    guard = InputGuard([PARAMS, *params.study.files, *declared.sources])
     torch.set_num_threads(params.common.threads)
     torch.manual_seed(params.common.seed)
     common = asdict(params.common)

@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="How training turns the singular di
 @with_settings(DecomposeConfig)
 def decompose(
     model_id: Annotated[
-        str, typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or demo:<name>.")
+        str, typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME.")
     ],
     output_dir: Annotated[Path, typer.Option(help="The factors go to <output-dir>/<basename of the model>.")] = Path(
         "data/svd"
@@ -55,7 +55,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="A B [C ...]",
-            help="Two or more checkpoints in order of training: local folder, org/name@revision, demo:<name>, or a "
+            help="Two or more checkpoints in order of training: local folder, org/name@revision, pipeline:NAME, or a "
             "decomposed folder.",
         ),
     ] = None,

@@ -12,6 +12,7 @@ from subspacelab.checkpoints import Source
 from subspacelab.checkpoints.references import POINTER_NAME
 from subspacelab.core.files import read_json, seen_from, write_json
 from subspacelab.core.ownership import require_same_job
+from subspacelab.core.references import canonical, of_pipeline
 from subspacelab.rotation.factors import INDEX, FactorRecord, read_decomposition, read_record
 
 UNFINISHED = "unfinished.json"
@@ -30,8 +31,8 @@ class Origin:
     def is_same(self, other: "Origin") -> bool:
         """Whether both are the same checkpoint, whatever weights it holds by now."""
         if self.place is None or other.place is None:
-            return self.source == other.source and (
-                self.source.get("revision") is not None or (self.source.get("reference") or "").startswith("demo:")
+            return bool(canonical(self.source) == canonical(other.source)) and (
+                self.source.get("revision") is not None or of_pipeline(self.source.get("reference") or "")
             )
         return self.place == other.place
 
@@ -43,7 +44,7 @@ def origin_of(source: Source, folder: Path) -> Origin:
     """The origin of factors of `source` that go to `folder`."""
     reference = source.name if Path(source.reference).is_absolute() else source.reference
     place = None
-    if source.revision is None and not source.reference.startswith("demo:"):
+    if source.revision is None and not of_pipeline(source.reference):
         way = seen_from(folder, source.folder)
         place = hashlib.sha256(os.fsencode(way)).hexdigest()
     return Origin({"reference": reference, "revision": source.revision}, place)

@@ -9,11 +9,11 @@ REPORTS = Path("reports/checkpoints")
 
 
 def take_from_hub(reference: str, folder: Path) -> bool:
-    """Writes a pointer to the reference's commit instead of a checkpoint; False for `demo:<name>`, to be trained.
+    """Writes a pointer to the reference's commit instead of a checkpoint; False for `train`: it is trained here.
 
     Raises ValueError when the hub does not know the reference or cannot be reached.
     """
-    if reference.startswith("demo:"):
+    if reference == "train" or reference == f"demo:{folder.name}":  # the latter in studies of earlier versions
         return False
     source = resolve_reference(reference)
     write_reference(folder, source)

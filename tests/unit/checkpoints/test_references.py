@@ -34,13 +34,15 @@ def test_folders_and_files(tmp_path, monkeypatch):
         assert checkpoint.names == sorted(tiny_qwen_vl_shapes())
 
 
-def test_demo_checkpoints_lie_under_their_root(tmp_path):
+@pytest.mark.parametrize("scheme", ["pipeline", "demo"])
+def test_checkpoints_of_the_pipeline_lie_under_their_root_and_have_one_name(tmp_path, scheme):
     write_tiny_qwen_vl(tmp_path / "base")
-    assert resolve_reference("demo:base", demo_root=tmp_path) == Source("demo:base", tmp_path / "base", None, "base")
-    message = refusal(lambda: resolve_reference("demo:rl_stage1", demo_root=tmp_path))
-    assert message.startswith("demo:rl_stage1: not built yet")
+    expected = Source("pipeline:base", tmp_path / "base", None, "base")
+    assert resolve_reference(f"{scheme}:base", demo_root=tmp_path) == expected
+    message = refusal(lambda: resolve_reference(f"{scheme}:rl_stage1", demo_root=tmp_path))
+    assert message.startswith(f"{scheme}:rl_stage1: not built yet")
     assert message.endswith("run `dvc repro checkpoint_rl_stage1`")
-    assert "demo:<name>" in refusal(lambda: resolve_reference("demo:../base", demo_root=tmp_path))
+    assert "pipeline:NAME" in refusal(lambda: resolve_reference(f"{scheme}:../base", demo_root=tmp_path))
 
 
 def test_hub_references_with_and_without_revision(hub, tmp_path):
@@ -68,7 +70,7 @@ def test_a_pointer_stands_for_its_commit_under_its_own_name(hub, tmp_path):
     }
     expected = Source("Qwen/Qwen2.5-VL-3B-Instruct", tmp_path / "snapshot", COMMIT, "base")
     assert resolve_reference(str(folder)) == expected
-    assert resolve_reference("demo:base", demo_root=tmp_path) == expected
+    assert resolve_reference("pipeline:base", demo_root=tmp_path) == expected
     assert hub[1:] == [("Qwen/Qwen2.5-VL-3B-Instruct", COMMIT)] * 2
 
 

@@ -128,6 +128,16 @@ def test_only_own_entries(tmp_path):
         require_own_entries(tmp_path / "a", {"a"}, "an adapter")
 
 
+def test_the_older_name_of_what_the_pipeline_makes_is_the_same_source():
+    older = {"base": "demo:llm", "stage1": "../svd/base of demo:base", "models": ["demo:base"]}
+    newer = {"base": "pipeline:llm", "stage1": "../svd/base of pipeline:base", "models": ["pipeline:base"]}
+    require_same_job("x", older, newer)
+    with pytest.raises(ValueError, match="base='demo:llm', this one is of base='pipeline:base'"):
+        require_same_job("x", older, newer | {"base": "pipeline:base"})
+    with pytest.raises(ValueError, match="base='a/demo:llm'"):
+        require_same_job("x", {"base": "a/demo:llm"}, {"base": "a/pipeline:llm"})
+
+
 def test_settings_that_one_side_lacks_differ():
     require_same_job("x", {"rank": 8}, {"rank": 8})
     with pytest.raises(ValueError, match="include=None, this one is of include='q'"):

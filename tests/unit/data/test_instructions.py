@@ -41,7 +41,7 @@ def test_the_demo_is_read_from_its_place_or_said_not_to_be_made(
     with pytest.raises(ValueError, match=r"demo:arithmetic: not made yet .* run `dvc repro corpus`"):
         read_instructions("demo:arithmetic")
     write_instructions(Path("data/corpus/arithmetic-train.jsonl"), ROWS)
-    assert read_instructions("demo:arithmetic") == ROWS
+    assert read_instructions("demo:arithmetic") == read_instructions("pipeline:arithmetic") == ROWS
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, content: str, message: s
 
 def test_what_is_neither_file_nor_name_is_refused_with_the_names(tmp_path: Path) -> None:
     for reference in ("nothing", str(tmp_path), str(tmp_path / "gone.jsonl")):
-        with pytest.raises(ValueError, match=r"no such instructions; .*meta-math/MetaMathQA.*demo:arithmetic"):
+        with pytest.raises(ValueError, match=r"no such instructions; .*meta-math/MetaMathQA.*pipeline:arithmetic"):
             read_instructions(reference)
     (tmp_path / "x.json").write_text('{"query": "a"}')
     with pytest.raises(ValueError, match="a list of rows was expected, got dict"):

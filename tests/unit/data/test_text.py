@@ -82,7 +82,7 @@ def test_the_demo_is_read_from_its_place_or_said_not_to_be_made(
         read_texts("demo:corpus", split="test")
     Path("data/corpus").mkdir(parents=True)
     Path("data/corpus/calibration.txt").write_text("a\n\nb\n")
-    assert read_texts("demo:corpus") == ["a", "b"]
+    assert read_texts("demo:corpus") == read_texts("pipeline:corpus") == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_bad_input_is_named_in_one_line(tmp_path: Path) -> None:
         "empty.txt": "it holds no text",
         "x.docx": "unknown kind of text file",
         "other.parquet": r"its columns are \['content'\]",
-        "gone.txt": "no such text; give wikitext2, c4, ptb, demo:corpus",
+        "gone.txt": "no such text; give wikitext2, c4, ptb, pipeline:corpus",
     }.items():
         with pytest.raises(ValueError, match=message) as caught:
             read_texts(str(tmp_path / name))

@@ -1,6 +1,7 @@
 """Adapters of every method, from text to a folder, on tiny models of four families."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from subspacelab.checkpoints import resolve_reference
 from subspacelab.core.files import read_json
 from subspacelab.linalg.subspaces import principal_angles
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.lora_folder import read_meta
 from subspacelab.models.lora_model import open_adapter
 from subspacelab.nullspace import building, starts
+from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.display import print_built
 from subspacelab.nullspace.inits import METHODS
 from subspacelab.nullspace.logging import track_built
@@ -231,3 +234,16 @@ def test_report_is_printed_and_tracked_by_layer(bases: Path, tmp_path: Path, cap
     assert tracker.headline == {}
     assert dict(tracker.metrics["seed-8/BX_ratio/q_proj"]) == curves["BX_ratio/q_proj"]
     assert tracker.artifacts == ["adapter/nullspace.json", "seed-8/adapter/nullspace.json"]
+
+
+def test_an_adapter_that_was_built_on_the_older_name_is_built_again_to_the_same_bytes(
+    bases: Path, tmp_path: Path
+) -> None:
+    source, settings = resolve_reference(str(bases / "llama")), settings_of(bases)
+    built = []
+    for scheme in ("demo", "pipeline"):
+        named = replace(source, reference=f"{scheme}:llm")
+        build_adapter(named, tmp_path / "a", method="lora", rank=RANK, seed=0, settings=settings)
+        built.append(contents(tmp_path / "a"))
+    assert built[0] == built[1]
+    assert read_meta(tmp_path / "a")["base"]["reference"] == "demo:llm"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from subspacelab.pipeline.experiments import read_metrics, shortest_names
 from subspacelab.pipeline.metrics import Tolerance, compare_metrics, compared, read_tolerances, require_equal
 
 EXACT = Tolerance("*.count", "a count")
@@ -39,6 +40,14 @@ def test_nothing_but_a_nan_equals_a_nan(one, other, same):
 def test_what_no_pattern_fits_is_not_compared():
     assert compare_metrics({"x": 1.0}, {"x": 2.0, "y": 3.0}, [LOOSE]) == []
     assert compared({"x": 1.0, "base.iou": 0.5}, [LOOSE]) == {"base.iou": 0.5}
+
+
+def test_a_metric_has_the_name_that_dvc_and_mlflow_show():
+    read = read_metrics(
+        {"a/m.json": {"data": {"iou": 0.5, "x": {"y": 1}}}, "b/m.json": {"data": {"iou": 1, "t": "no"}}}
+    )
+    assert read == {"a/m.json:iou": 0.5, "a/m.json:x.y": 1.0, "b/m.json:iou": 1.0}
+    assert shortest_names(read) == {"a/m.json:iou": 0.5, "x.y": 1.0, "b/m.json:iou": 1.0}
 
 
 def test_differences_end_in_one_line():

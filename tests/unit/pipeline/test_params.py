@@ -1,18 +1,19 @@
 """params.yaml and studies: what is accepted, and the one line for everything else."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from subspacelab.core.settings import validate
-from subspacelab.pipeline.params import read_params, read_yaml
+from subspacelab.pipeline.params import read_params, read_study, read_yaml
 from subspacelab.rotation.config import CompareRotationsConfig as CompareRotations
 from subspacelab.rotation.config import DecomposeConfig as Decompose
 
 TOP = "study: s\nrank: 8\nseed: 1\nthreads: 2\n"
 SECTIONS = "decompose:\n  rank: null\n  method: auto\ncompare_rotations:\n  k: 4\n  modules: {}\n  null_draws: 2\n"
-STUDY = "checkpoints:\n  base: demo:base\ndecompose:\n  device: cpu\n"
+STUDY = "checkpoints:\n  base: train\ndecompose:\n  device: cpu\n"
 LAUGHS = "l0: &l0 {x: 1}\n" + "".join(f"l{i}: &l{i} {{<<: [{', '.join([f'*l{i - 1}'] * 9)}]}}\n" for i in range(1, 30))
 """A billion laughs, many times over."""
 
@@ -27,8 +28,40 @@ def test_a_section_is_the_union_of_params_and_study(tmp_path):
     params = written(tmp_path)
     assert params.section("decompose", Decompose) == Decompose(rank=None, method="auto", device="cpu")
     assert params.section("compare_rotations", CompareRotations).k == 4
-    assert params.study.reference("base") == "demo:base"
+    assert params.study.reference("base") == "train"
     assert (params.common.rank, params.common.seed, params.common.threads) == (8, 1, 2)
+
+
+def extended(tmp_path, study):
+    (tmp_path / "demo.yaml").write_text(
+        "checkpoints: {base: train}\nscenes: {rows: 8}\ncorpus: {people: 3, rounds: 2}\n"
+    )
+    (tmp_path / "s.yaml").write_text(study)
+    return read_study("s", tmp_path)
+
+
+def test_a_study_takes_the_sections_that_it_leaves_empty_from_demo(tmp_path):
+    study = extended(
+        tmp_path, "extends: demo\ncheckpoints: {base: org/name}\nscenes:\ncorpus: {people: 5}\nnorms: {}\n"
+    )
+    assert study.checkpoints == {"base": "org/name"}
+    assert study.sections == {"scenes": {"rows": 8}, "corpus": {"people": 5}, "norms": {}}
+    assert [path.name for path in study.files] == ["s.yaml", "demo.yaml"]
+    assert read_study("demo", tmp_path).files == (tmp_path / "demo.yaml",)
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        ("extends: smoke\n", "s.yaml: extends: demo is all that another study may extend, got 'smoke'"),
+        ("extends: demo\ncheckpoints:\nscenes:\n", "s.yaml: no section 'corpus'; write 'corpus:' without a value"),
+        ("checkpoints: {}\nscenes:\n", "s.yaml.scenes"),
+    ],
+)
+def test_what_a_study_cannot_extend_is_one_line(tmp_path, study, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as e:
+        extended(tmp_path, study)
+    assert "\n" not in str(e.value)
 
 
 def test_what_is_no_file_is_not_read(tmp_path):

@@ -41,7 +41,7 @@ def project(tmp_path, monkeypatch):
     files = {
         "dvc.yaml": DVC,
         "params.yaml": "study: s\nrank: 8\nseed: 3\nthreads: 1\ntoy:\n  steps: 5\n",
-        "pipelines/studies/s.yaml": "checkpoints:\n  base: demo:base\n",
+        "pipelines/studies/s.yaml": "checkpoints:\n  base: train\n",
         "pipelines/toy.py": "",
         "src/toy.py": "",
         "data/a": "input",

@@ -337,3 +337,13 @@ def test_a_pipe_in_the_place_of_factors_is_not_waited_for(model: Path, tmp_path:
     weight = next(name for name, record in found.weights.items() if record.file == file.name)
     with pytest.raises(ValueError, match=r"missing or broken .*not a regular file"):
         found.spectrum(weight)
+
+
+def test_factors_of_the_older_name_are_of_the_same_checkpoint(model: Path, tmp_path: Path) -> None:
+    older, newer = (Source(f"{scheme}:m", model, None, "m") for scheme in ("demo", "pipeline"))
+    run(older, tmp_path / "out", include=Q)
+    write(model, seed=1)  # trained anew: known by its name alone
+    decomposition = run(newer, tmp_path / "out", include=Q)
+    assert decomposition.source == {"reference": "pipeline:m", "revision": None}
+    other = Source("pipeline:n", write(tmp_path / "n", seed=2), None, "m")
+    assert "holds factors of another checkpoint 'pipeline:m'" in refused(tmp_path / "out", other, include=Q)

@@ -210,8 +210,9 @@ def test_what_is_recorded_answers_questions_again(
 def test_a_checkpoint_from_elsewhere_is_pointed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "theirs", {"w": torch.ones(2, 2)}, {"model_type": "llama"})
-    assert not take_from_hub("demo:llm", Path("data/checkpoints/llm"))
+    for trained_here in ("train", "demo:llm"):
+        assert not take_from_hub(trained_here, Path("data/checkpoints/llm"))
     assert not Path("data").exists()
     assert take_from_hub(str(tmp_path / "theirs"), Path("data/checkpoints/llm"))
-    assert resolve_reference("demo:llm").folder == tmp_path / "theirs"
+    assert resolve_reference("pipeline:llm").folder == tmp_path / "theirs"
     assert json.loads(Path("reports/checkpoints/llm.json").read_text())["reference"] == str(tmp_path / "theirs")
