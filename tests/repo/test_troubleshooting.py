@@ -9,7 +9,7 @@ from tests.repo.documents import ROOT
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 FOREIGN = (  # what the system, pydantic, DVC, MLflow and the command line say, and our own line about a reference
     *("No space left on device", "Read-only file system", "Permission denied", "Invalid Host header"),
-    *("is busy, it is being blocked by", "must be greater than", "must be less than", "demo:llm: not built yet"),
+    *("is busy, it is being blocked by", "must be greater than", "must be less than", "pipeline:llm: not built yet"),
     *("record(s), kept in .cache/untracked", "params.yaml", "data/"),
 )
 
