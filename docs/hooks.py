@@ -8,7 +8,6 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
 
 OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
 
@@ -23,22 +22,17 @@ def notebook_as_markdown(path: Path) -> str:
     return "\n\n".join([title, f"[Download this notebook]({path.name})", *rest]) + "\n"
 
 
-def public_names() -> str:
-    """A directive of mkdocstrings for each name of `subspacelab.__all__`, and of the `__all__` of the modules in it."""
+def public_names() -> dict[str, str]:
+    """Of `subspacelab`, and of each module in its `__all__`, a directive of mkdocstrings for each name of `__all__`."""
     import subspacelab as sl
 
-    own, modules = [], []
-    for name in getattr(sl, "__all__", ()):
-        found = getattr(sl, name)
-        if isinstance(found, ModuleType):
-            inner = [
-                directive(f"{name}.{part}", found.__name__, getattr(found, part))
-                for part in getattr(found, "__all__", ())
-            ]
-            modules.append("\n".join([f"\n## {name}\n", *inner]))
-        else:
-            own.append(directive(name, sl.__name__, found))
-    return "\n".join(["\n## subspacelab\n", *own, *modules]) if own or modules else ""
+    found = {name: getattr(sl, name) for name in sl.__all__}
+    modules = {name: module for name, module in found.items() if isinstance(module, ModuleType)}
+    pages = {"": [directive(name, sl.__name__, each) for name, each in found.items() if name not in modules]}
+    for name, module in modules.items():
+        parts = getattr(module, "__all__", ())
+        pages[name] = [directive(f"{name}.{part}", module.__name__, getattr(module, part)) for part in parts]
+    return {name: "\n".join(directives) for name, directives in pages.items()}
 
 
 def directive(name: str, module: str, found: Any) -> str:
@@ -53,18 +47,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {name.lower(): (root / name).read_text("utf-8").replace("](docs/", "](") for name in OUTSIDE}
     for path in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
         pages[f"notebooks/{path.stem}.md"] = notebook_as_markdown(path)
+    own, *modules = public_names().items()
+    links = ", ".join(f"[sl.{name}](api/{name}.md)" for name, _ in modules)
+    pages["api.md"] = f"{Path(config.docs_dir, 'api.md').read_text('utf-8')}\nModules: {links}.\n\n{own[1]}"
+    pages |= {f"api/{name}.md": f"# API: {name}\n\n{directives}" for name, directives in modules}
     for name, text in pages.items():
+        if (standing := files.get_file_from_path(name)) is not None:
+            files.remove(standing)
         files.append(File.generated(config, name, content=text))
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+def on_page_markdown(markdown: str, **_: object) -> str:
     """Links lead to the made pages, not to the files of the repository that they are made from.
 
     The mark `demo` behind a block's language tells our tests to run it; the site's highlighter does not know it.
     """
-    if page.file.src_uri == "api.md":
-        markdown += public_names()
     for name in OUTSIDE:
         markdown = markdown.replace(f"../{name}", name.lower())
     markdown = re.sub(r"(\]\([\w./]*notebooks/\w+)\.ipynb\)", r"\1.md)", markdown)
