@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup repro test test-fast cover lint smoke metrics-diff ci demo-results ui bench lock clean
+.PHONY: setup repro test test-fast cover lint smoke metrics-diff ci demo-results ui docs bench lock clean
 
 setup: $(BIN)/.locked  ## the virtual environment from requirements.lock
 
@@ -49,6 +49,9 @@ demo-results:  ## the details of reports/ that README and findings cite, into gi
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	subspacelab ui
+
+docs: setup  ## the site, into site/: every link is checked; open site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 bench: setup  ## every speed and memory claim, each proved by its own file
 	for file in benchmarks/*.py; do python $$file || exit 1; done

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 from ruamel.yaml import YAML
-from tests.repo.documents import READMES, read_blocks
+from tests.repo.documents import STUDIES, read_blocks
 from tests.repo.test_dependencies import DRAWING
 
 pytestmark = pytest.mark.slow
@@ -361,8 +361,8 @@ def test_a_sweep_without_a_queue_leaves_out_what_exists_and_its_runs_are_linked(
         assert f"/{name} {tags['dvc.exp.rev']}" in named
 
 
-def test_the_readme_s_commands_on_what_the_pipeline_made_run_as_they_stand(smoke_clone):
-    blocks = [block for block in read_blocks(READMES[0]) if block.demo]
+def test_the_pages_commands_on_what_the_pipeline_made_run_as_they_stand(smoke_clone):
+    blocks = [block for page in STUDIES for block in read_blocks(page) if block.demo]
     for block in blocks:
         commands = [[sys.executable, "-c", block.body]] if block.language == "python" else block.commands
         for command in commands:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
-PAGES = (*READMES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (*READMES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
+STUDIES = tuple(ROOT / "docs" / f"{name}.md" for name in ("rotation", "lowrank", "nullspace", "norms"))
+TRANSLATED = (READMES, *((page, page.parent / "zh" / page.name) for page in STUDIES))
+"""Each English page with its Chinese one."""
 DEMO = "demo"
 """Word behind a block's language: its commands need only what `make repro` made, and are run on the smoke study."""
 

@@ -2,8 +2,9 @@
 
     python -m tests.repo.figures [--worktree]
 
-A figure is a number outside of code and link targets that has a decimal point, an exponent or a unit (%, times, a unit
-of time, memory, speed or angle), that follows +-, or that is a share (14 of 28, 1/45) or a clock time (13:04).
+A figure is a number outside of code, link targets and arXiv's names that has a decimal point, an exponent or a unit (%,
+times, a unit of time, memory, speed or angle), that follows +-, or that is a share (14 of 28, 1/45) or a clock time
+(13:04).
 
 docs/figures.yaml has four parts. `files` gives each result file a name, under the command that makes it; `names` gives
 one to what several templates need, by an expression over the names before it. `figures` has templates for one or more
@@ -48,7 +49,7 @@ _FIGURE = re.compile(
     )""",
     re.VERBOSE,
 )
-_CODE_AND_LINKS = re.compile(r"^```.*?^```$|(?<!`)`[^`\n]+`|\]\([^)\s]+\)", re.MULTILINE | re.DOTALL)
+_CODE_AND_LINKS = re.compile(r"^```.*?^```$|(?<!`)`[^`\n]+`|\]\([^)\s]+\)|arXiv \d+\.\d+", re.MULTILINE | re.DOTALL)
 _LEFT_OVER = re.compile(r"TODO-\w*")
 
 

@@ -9,8 +9,8 @@ import typer
 from ruamel.yaml import YAML
 from tests.repo.documents import (
     PAGES,
-    READMES,
     ROOT,
+    TRANSLATED,
     anchors,
     commands_of,
     inline_code,
@@ -28,7 +28,7 @@ SUBSPACELAB = typer.main.get_command(app)
 
 
 def named(paths):
-    return [pytest.param(path, id=path.name) for path in paths]
+    return [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in paths]
 
 
 def read(name: str) -> dict:
@@ -137,19 +137,21 @@ def test_every_make_target_of_a_page_exists(page):
             assert command[1] in targets, command
 
 
-def test_both_readmes_have_the_same_commands():
-    english, chinese = ([(b.language, b.demo, b.lines) for b in read_blocks(page)] for page in READMES)
+@pytest.mark.parametrize("pages", TRANSLATED, ids=lambda pages: pages[0].name)
+def test_both_languages_have_the_same_commands(pages):
+    english, chinese = ([(b.language, b.demo, b.lines) for b in read_blocks(page)] for page in pages)
     assert english == chinese
     named_inline = [
         {code for code in inline_code(read_prose(page)) if re.match(r"(subspacelab|dvc|make|python|git|hf|--)", code)}
-        for page in READMES
+        for page in pages
     ]
     assert named_inline[0] == named_inline[1]
 
 
-def test_both_readmes_show_the_same_pictures_and_figures():
-    english, chinese = (page.read_text() for page in READMES)
-    pictures = [re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text) for text in (english, chinese)]
+@pytest.mark.parametrize("pages", TRANSLATED, ids=lambda pages: pages[0].name)
+def test_both_languages_show_the_same_pictures_and_figures(pages):
+    english, chinese = (page.read_text() for page in pages)
+    pictures = [re.findall(r"!\[[^\]]*\]\((?:\.\./)?([^)]+)\)", text) for text in (english, chinese)]
     assert pictures[0] == pictures[1]
     figures = [re.findall(r"\d+\.\d+", re.sub(r"\]\([^)]*\)", "", text)) for text in (english, chinese)]
     assert sorted(figures[0]) == sorted(figures[1])
@@ -187,13 +189,18 @@ def test_help_of_every_command_renders_and_lists_its_flags(words, command, capsy
         assert name in printed
 
 
-def test_every_command_has_a_place_in_both_readmes():
+def test_every_command_has_a_place_in_the_pages():
     leaves = {words for words, command in every_command() if not hasattr(command, "commands")}
-    leaves -= {("metrics", "check"), ("metrics", "write")}  # `make ci` and its page
-    for page in READMES:
-        found = {tuple(w) for command in commands_of(page) if (w := subspacelab_words(command))}
-        shown = {leaf for leaf in leaves if any(words[: len(leaf)] == leaf for words in found)}
-        assert shown == leaves, page.name
+    found = {tuple(w) for page in PAGES for command in commands_of(page) if (w := subspacelab_words(command))}
+    assert {leaf for leaf in leaves if any(words[: len(leaf)] == leaf for words in found)} == leaves
+
+
+def test_the_readmes_begin_with_the_two_commands_of_a_newcomer_and_are_short():
+    for page in TRANSLATED[0]:
+        made = [command[1] for command in commands_of(page) if command[0] == "make" and command[1] != "setup"]
+        assert made[:2] == ["repro", "ui"], page.name
+        assert "test" in made, page.name
+        assert len(page.read_text().splitlines()) <= 130, page.name
 
 
 @pytest.mark.parametrize("page", named(PAGES))
