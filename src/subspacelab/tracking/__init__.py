@@ -2,7 +2,7 @@
 
 from subspacelab.tracking.dvc_files import InputGuard
 from subspacelab.tracking.protocol import MemoryTracker, ModelFiles, NullTracker, Tracker
-from subspacelab.tracking.runs import open_run, open_stage_run, ui_command
+from subspacelab.tracking.runs import mlflow_run, open_run, open_stage_run, ui_command
 from subspacelab.tracking.store import main_root, store_uri
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "NullTracker",
     "Tracker",
     "main_root",
+    "mlflow_run",
     "open_run",
     "open_stage_run",
     "store_uri",

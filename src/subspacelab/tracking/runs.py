@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from subspacelab.core.callbacks import Log
 from subspacelab.tracking.context import (
     StageContext,
     git_tags,
@@ -103,6 +104,20 @@ def _alive(pid: str, start: str) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(start)) < 2.0
     except psutil.NoSuchProcess:
         return False
+
+
+@contextmanager
+def mlflow_run(experiment: str, name: str, params: Mapping[str, object] | None = None) -> Iterator[Log]:
+    """An MLflow run for the time of a block; yields the `log(metrics, step)` that trainings take.
+
+    The store is `MLFLOW_TRACKING_URI`, or `mlruns/` of the project. Raises ValueError in one line, before any work,
+    when it cannot be used.
+
+        with mlflow_run("lowrank", "a sketch", {"rank": 128}) as log:
+            lowrank.train(features, arch="Sketch", rank=128, log=log)
+    """
+    with open_run(experiment, name, params=params or {}) as tracker:
+        yield tracker.log_metrics
 
 
 @contextmanager

@@ -1,0 +1,163 @@
+"""The public Python API: three lines in a notebook each, on whatever holds weights; nothing is left behind."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from tests.language_models import tiny_model
+from tests.tiny import write_tiny_qwen_vl
+from tests.unit.lowrank.caches import write_pictures
+
+import subspacelab as sl
+
+STUDIES = (sl.rotation, sl.lowrank, sl.nullspace, sl.norms)
+
+
+def test_importing_loads_nothing_heavy_and_is_quick() -> None:
+    heavy = ["torch", "transformers", "peft", "mlflow", "dvc", "matplotlib", "pandas", "scipy", "pyarrow"]
+    code = f"import sys, subspacelab; print([m for m in {heavy} if m in sys.modules], subspacelab.__all__)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("[] ['Checkpoint', 'CheckpointError'")
+
+
+@pytest.mark.parametrize("module", [sl, *STUDIES])
+def test_every_public_name_is_there_and_says_what_it_is(module: ModuleType) -> None:
+    for name in module.__all__:
+        found = getattr(module, name)
+        assert inspect.getdoc(found), f"{module.__name__}.{name}"
+        if inspect.isfunction(found):
+            assert found.__module__.startswith(module.__name__), name
+
+
+def test_a_package_s_function_is_no_module_once_that_is_imported() -> None:
+    for study, names in (("rotation", ["compare", "decompose"]), ("lowrank", ["compare", "train", "visualize"])):
+        for name in importlib.import_module(f"subspacelab.{study}").__all__:
+            home = getattr(importlib.import_module(f"subspacelab.{study}"), name).__module__
+            importlib.import_module(home)
+        assert all(callable(getattr(importlib.import_module(f"subspacelab.{study}"), name)) for name in names)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_errors_are_value_errors_of_one_line() -> None:
+    with pytest.raises(sl.CheckpointError, match=r"^nowhere: no such checkpoint; give a local folder") as e:
+        sl.open_checkpoint("nowhere")
+    assert isinstance(e.value, ValueError)
+    with pytest.raises(sl.SettingError, match=r"^TrainLowrankConfig\.lr: must be greater than 0, got -1\.0$"):
+        sl.lowrank.TrainLowrankConfig(lr=-1.0)
+
+
+def test_rotation(place: Path) -> None:
+    a, b = tiny_model(seed=0), tiny_model(seed=1)
+    diff = sl.rotation.compare(a, b.state_dict(), include="q_proj", k=4, null_draws=2)
+    assert isinstance(diff.layers, pd.DataFrame)
+    assert set(diff.layers["weight"]) == {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
+    assert isinstance(diff.plot("angles"), Figure)
+    factors = sl.rotation.decompose(a, rank=3, include="q_proj")
+    names = [name for name, svd in factors if svd.S.shape == (3,)]
+    assert names == list(diff.layers["weight"])
+    factors.save(place / "factors")
+    again = sl.rotation.Decomposition.load(place / "factors")
+    for (_, one), (_, other) in zip(factors, again, strict=True):
+        assert torch.equal(one.U, other.U)
+    assert [path.name for path in place.iterdir()] == ["factors"]
+
+
+def test_lowrank(place: Path) -> None:
+    write_tiny_qwen_vl(place / "tiny")
+    write_pictures(place / "pictures", 12)
+    before = sorted(path.name for path in place.iterdir())
+    x = sl.lowrank.extract(sl.open_checkpoint("tiny"), "pictures", image_size=112)
+    assert x.shape == (12, 16, 48)
+    assert x[:2].shape == (2, 16, 48)
+    curves: list[int] = []
+    settings = sl.lowrank.TrainLowrankConfig(epochs=2, device="cpu")
+    net = sl.lowrank.train(x, arch="Sketch", rank=4, settings=settings, log=lambda _, step: curves.append(step))
+    a, b, approximation = net(x[0])
+    assert (a.shape, b.shape, approximation.shape) == ((16, 4), (4, 48), (16, 48))
+    torch.testing.assert_close(a @ b, approximation)
+    error = (approximation - x[0]).norm() / x[0].norm()
+    _, s, _ = torch.linalg.svd(x[0])
+    assert 1 > error >= s[4:].norm() / s.norm() - 1e-5  # no rank 4 is nearer than the SVD
+    assert set(curves) == {1, 2}
+    found = sl.lowrank.compare(x, [net])
+    assert {"SVD", "Sketch", "PCA sketch", "random basis"} <= set(found.table["method"])
+    assert isinstance(found.plot(), Figure)
+    assert sorted(path.name for path in place.iterdir()) == before
+    net.save(place / "net")
+    assert torch.equal(sl.lowrank.LowRankModel.load(place / "net")(x[0])[2], approximation)
+    found.save(place / "out")
+    pd.testing.assert_frame_equal(sl.lowrank.Comparison.load(place / "out").images, found.images)
+    x.save(place / "features")
+    assert torch.equal(sl.lowrank.Features.load(place / "features")[3], x[3])
+
+
+def test_nullspace(place: Path) -> None:
+    from peft import PeftModel
+
+    model, ids = tiny_model(seed=0), torch.randint(0, 12, (40, 16), generator=torch.Generator().manual_seed(0))
+    moments = sl.nullspace.calibrate(model, ids)
+    moments.save(place / "moments")
+    loaded = sl.nullspace.Calibration.load(place / "moments")
+    assert loaded.inputs == moments.inputs
+    assert all(torch.equal(m.held_out, loaded.moments[name].held_out) for name, m in moments.moments.items())
+    peft_model = sl.nullspace.add_adapter(model, moments, method="lora_null_v2", rank=4)
+    built = sl.nullspace.verify(peft_model, [{"input_ids": batch} for batch in ids.split(8)])
+    frame = built.to_frame()
+    assert (frame["ABX_ratio"] == 0).all()
+    assert (frame["BX_ratio"] < frame["BX_ratio_random"]).all()
+    trained = [p for p in peft_model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _ in range(3):
+        peft_model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = sl.nullspace.verify(peft_model, ids)
+    assert (after.to_frame()["B_weight_norm"] == frame["B_weight_norm"]).all()
+    assert after.summary.ABX_ratio > 1e-4
+    assert [verdict.metric for verdict in after.verdicts] == ["BX_ratio", "ABX_ratio", "adapter_contribution"]
+    peft_model.save_pretrained("adapter")
+    plain = PeftModel.from_pretrained(tiny_model(seed=0), "adapter")
+    torch.testing.assert_close(plain(input_ids=ids).logits, peft_model.eval()(input_ids=ids).logits)
+    after.save(place / "out")
+    assert sl.nullspace.Verification.load(place / "out") == after
+
+
+def test_what_an_adapter_cannot_be_added_as_is_said() -> None:
+    model = tiny_model(seed=0)
+    with pytest.raises(sl.SettingError, match="moves the weights of the model; build it by `nullspace.build_adapter`"):
+        sl.nullspace.add_adapter(model, method="pissa")
+    with pytest.raises(sl.SettingError, match="starts from calibration inputs; give those of `calibrate`"):
+        sl.nullspace.add_adapter(model)
+    with pytest.raises(sl.SettingError, match="windows: no token ids"):
+        sl.nullspace.calibrate(model, [])
+    with pytest.raises(ValueError, match="has no adapter 'default'"):
+        sl.nullspace.verify(model, torch.zeros(4, 4, dtype=torch.long))
+
+
+def test_norms(place: Path) -> None:
+    found = sl.norms.analyze(tiny_model(seed=0), all_norms=True)
+    assert set(found.norms["layer"]) >= {"model.norm", "model.layers.0.input_layernorm"}
+    assert found.embeddings["vocab_size"].iloc[0] == tiny_model().config.vocab_size
+    assert found.to_json()["total_norm_layers"] == len(found.norms)
+    assert isinstance(found.plot("norm_scales"), Figure)
+    with pytest.raises(sl.SettingError, match="kind='x': allowed are embedding_norms, norm_scales"):
+        found.plot("x")
+    assert not list(place.iterdir())
+
+
+def test_a_run_of_mlflow_takes_the_curves(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKING", "off")
+    with sl.tracking.mlflow_run("lowrank", "nothing") as log:
+        log({"mse": 1.0}, 1)
