@@ -195,7 +195,7 @@ def compare_chain(
     }
     summarise = _summarise_three if len(chain.checkpoints) == 3 else _summarise_links
     found, modules_table, curves = summarise(layers, groups, chain)
-    return Comparison(layers, modules_table, curves, metrics | found, tuple(groups), measured.spectra)
+    return Comparison(layers, typed(modules_table), typed(curves), metrics | found, tuple(groups), measured.spectra)
 
 
 def _summarise_three(
@@ -236,9 +236,7 @@ def _at(link: Mapping[str, str], table: pd.DataFrame) -> pd.DataFrame:
 def _read_table(path: Path) -> pd.DataFrame:
     texts = dict.fromkeys(("weight", "module", *ENDS), str)
     try:
-        table = pd.read_csv(
-            path, dtype=texts, keep_default_na=False, na_values=[""], float_precision="round_trip", encoding="utf-8"
-        )
+        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""], encoding="utf-8")
     except (OSError, ValueError) as e:
         raise ValueError(f"{path}: missing or no table ({str(e).splitlines()[0]}); compare again") from e
     return typed(table.fillna(dict.fromkeys([column for column in texts if column in table], "")))

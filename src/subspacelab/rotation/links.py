@@ -48,9 +48,9 @@ def links_of(layers: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 def wide_of(links: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """One row per `keys` with the columns of every link side by side, as pictures and curves take them."""
     ends = list(links[ENDS].drop_duplicates().itertuples(index=False, name=None))
-    wide = pd.DataFrame()
+    tables: list[pd.DataFrame] = []
     for pair, (a, b) in zip(link_pairs(len(ends) + 1), ends, strict=True):
         rows = links[(links["from"] == a) & (links["to"] == b)].set_index(list(keys)).drop(columns=ENDS)
         rows.columns = [wide_column(column, pair) for column in rows]
-        wide = pd.concat([wide, rows[[column for column in rows if column not in wide]]], axis=1)
-    return wide.reset_index()
+        tables.append(rows if not tables else rows.drop(columns=tables[0].columns, errors="ignore"))
+    return pd.concat(tables, axis=1).copy().reset_index()  # copied, as pandas warns of frames in many pieces

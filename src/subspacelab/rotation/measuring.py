@@ -77,9 +77,9 @@ def measure_chain(
 
 
 def typed(layers: pd.DataFrame) -> pd.DataFrame:
-    """The table with one type per column; a column of None alone would otherwise be of type object."""
+    """A table with one type per column; a column of None alone would otherwise be of type object."""
     kinds: dict[str, Any] = {"layer": "Int64", "identity_U": bool, "identity_Vh": bool}
-    kinds |= dict.fromkeys(number_columns(layers), float)
+    kinds |= {c: "int64" if c.startswith("num_") else float for c in number_columns(layers)}
     return layers.astype({column: kind for column, kind in kinds.items() if column in layers})
 
 

@@ -228,7 +228,7 @@ def _neighbour(name: str, base: Weight, seed: int) -> Weight | None:
     if base.dense is None:
         return None
     dense = bf16_neighbour(base.dense, generator_for(seed, name, "floor"))
-    return Weight(svd(dense, device=dense.device), dense)
+    return Weight(svd(dense, device=dense.device), dense, exact=base.exact)
 
 
 def measure_start(name: str, first: Weight, *, k: int | None, seed: int) -> dict[str, Value]:

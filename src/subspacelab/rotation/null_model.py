@@ -139,7 +139,9 @@ def link_null(
     for generator in generators:
         update = gaussian_update(a.dense.shape, norm, generator).to(a.dense.device)
         rank = {"update_stable_rank": stable_rank(update)}
-        drawn.append(rank | _measure_turn(a, Weight(svd(update.add_(a.dense)), None), k))
+        moved = Weight(svd(update.add_(a.dense)), None)
+        del update  # twice the size of the weight's own entries in float32
+        drawn.append(rank | _measure_turn(a, moved, k))
     return found | _nulls(drawn)
 
 

@@ -1,0 +1,245 @@
+"""Comparisons of weights where they lie: two checkpoints, three, four; streamed, exact, saved and read again."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from scipy.linalg import subspace_angles
+from tests.unit.rotation.chains import SMALL, chain_tensors
+from torch import Tensor, nn
+
+from subspacelab.checkpoints import open_checkpoint
+from subspacelab.core.errors import SettingError
+from subspacelab.core.files import write_csv
+from subspacelab.rotation.chain import Weight, open_chain, subtract
+from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, Comparison, compare
+from subspacelab.rotation.factors import read_decomposition
+from subspacelab.rotation.groups import layer_index, make_groups
+from subspacelab.rotation.links import COMMON, MEASURED
+from subspacelab.rotation.measuring import typed
+from subspacelab.rotation.metrics import measure_weight
+from subspacelab.rotation.null_model import null_columns, with_null
+from subspacelab.rotation.plots import PICTURES
+
+Folders = tuple[Path, Path, Path]
+K = 8
+SETTINGS: dict[str, Any] = {"k": K, "null_draws": 2, "device": "cpu"}
+FEW = r"(qkv|v_proj|layers\.\d\.mlp\.up_proj)\.weight"
+
+
+class Model(nn.Module):
+    """Weights under their own names, dots and all."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return self.tensors
+
+
+@pytest.fixture(scope="module")
+def chain() -> list[dict[str, Tensor]]:
+    return chain_tensors(scales=(0.03, 0.02, 0.01))
+
+
+@pytest.fixture(scope="module")
+def two(chain: list[dict[str, Tensor]]) -> Comparison:
+    return compare(chain[0], chain[1], include=FEW, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def four(chain: list[dict[str, Tensor]]) -> Comparison:
+    return compare(*chain, include=FEW, modules={"V": "model.layers.{}.self_attn.v_proj"}, **SETTINGS)
+
+
+def matrix(tensor: Tensor) -> np.ndarray:
+    return tensor.reshape(len(tensor), -1).double().numpy()
+
+
+def test_a_link_agrees_with_numpy_on_the_stored_weights(two: Comparison, chain: list[dict[str, Tensor]]) -> None:
+    assert list(two.layers["from"].unique()) == ["state_dict (1)"]
+    assert list(two.layers["to"].unique()) == ["state_dict (2)"]
+    assert two.layers["weight"].is_unique
+    assert two.links is two.layers
+    for row in two.layers.itertuples():
+        a, b = matrix(chain[0][row.weight]), matrix(chain[1][row.weight])
+        size = np.linalg.norm(b - a)
+        assert row.update_norm == pytest.approx(size / np.linalg.norm(a), rel=1e-6)
+        assert row.update_stable_rank == pytest.approx((size / np.linalg.norm(b - a, 2)) ** 2, rel=1e-6)
+        assert row.unchanged == (a == b).mean()
+        (ua, sa, va), (ub, sb, vb) = (np.linalg.svd(w, full_matrices=False) for w in (a, b))
+        assert row.angle_mean_U == pytest.approx(np.degrees(subspace_angles(ua[:, :K], ub[:, :K])).mean(), abs=1e-3)
+        assert row.angle_mean_Vh == pytest.approx(np.degrees(subspace_angles(va[:K].T, vb[:K].T)).mean(), abs=1e-3)
+        assert row.nss == pytest.approx(np.linalg.norm(sb - sa) / np.linalg.norm(sa), rel=1e-4)
+        inside = (np.linalg.norm(ua[:, :K].T @ (b - a) @ va[:K].T) / size) ** 2
+        assert row.principal_energy == pytest.approx(inside * a.size / K**2, rel=1e-4)
+        np.testing.assert_allclose(two.spectra[row.weight].numpy(), [sa, sb], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["path", "reference", "checkpoint", "module", "decomposed"])
+def test_weights_are_read_wherever_they_are(folders: Folders, two: Comparison, kind: str) -> None:
+    stored, tensors = folders[0].parents[1] / "checkpoints" / "base", chain_tensors()[:2]
+    places: dict[str, Any] = {
+        "path": stored,
+        "reference": str(stored),
+        "checkpoint": open_checkpoint(stored),
+        "module": Model(tensors[0]),
+        "decomposed": read_decomposition(folders[0]),
+    }
+    found = compare(places[kind], tensors[1], include=FEW, **SETTINGS).layers
+    same = [column for column in two.layers if column not in ("from", "to")]
+    # Factors on disk give float32 weights back to some 1e-7 of a typical entry.
+    exactly = {"check_exact": True} if kind != "decomposed" else {"rtol": 1e-2, "atol": 1e-4}
+    left, right = (table[same].drop(columns=["unchanged", "floor_unchanged"]) for table in (found, two.layers))
+    pd.testing.assert_frame_equal(left, right, **exactly)
+    assert found["from"][0] == {"module": "Model"}.get(kind, "base")
+
+
+def test_three_decomposed_folders_give_the_bytes_of_the_measures_of_each_weight(
+    folders: Folders, tmp_path: Path
+) -> None:
+    opened = open_chain(*folders, include=FEW)
+    groups = make_groups(opened.names)
+    labels = {name: group.label for group in groups for name in group.members}
+    rows = []
+    for name in opened.names:
+        base, stage1, stage2 = weights = opened.read(name, torch.device("cpu"))
+        row = measure_weight(name, (base, stage1, stage2), k=K, seed=42)
+        row = with_null(row, null_columns(name, (base, stage1, stage2), row, seed=42, draws=2))
+        rows.append({"weight": name, "module": labels[name], "layer": layer_index(name)} | row)
+        assert not any(weight.exact for weight in weights)
+    write_csv(tmp_path / "expected.csv", typed(pd.DataFrame(rows)))
+    compare(*folders, include=FEW, **SETTINGS).save(tmp_path, details=False)
+    assert (tmp_path / "layers.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {*TABLES, "expected.csv"}
+
+
+def test_three_streamed_checkpoints_give_the_table_of_their_factors(
+    comparison: Comparison, chain: list[dict[str, Tensor]]
+) -> None:
+    streamed = compare(*chain[:3], include=SMALL, **SETTINGS).layers
+    numbers = [c for c in streamed if "unchanged" not in c and not c.endswith(("_null_std", "_z"))]
+    pd.testing.assert_frame_equal(streamed[numbers], comparison.layers[numbers], rtol=1e-2, atol=1e-4)
+
+
+def test_links_of_three_are_those_of_two_and_of_four(
+    two: Comparison, four: Comparison, chain: list[dict[str, Tensor]]
+) -> None:
+    three = compare(*chain[:3], include=FEW, **SETTINGS)
+    links = three.links
+    assert list(links) == list(two.links)
+    assert list(links["weight"].iloc[:2]) == [two.layers["weight"][0]] * 2
+    first = links[links["from"] == "base"].reset_index(drop=True)
+    same = [c for c in two.links if c not in ("from", "to")]
+    pd.testing.assert_frame_equal(first[same], two.layers[same], check_exact=True)
+    assert list(links["to"].iloc[:2]) == ["stage1", "stage2"]
+    of_four = four.links[four.links["to"] != "state_dict (4)"].reset_index(drop=True)
+    measured = ["weight", *MEASURED, *COMMON]
+    pd.testing.assert_frame_equal(of_four[measured], links[measured], check_exact=True)
+
+
+def test_equal_neighbours_have_no_update(chain: list[dict[str, Tensor]]) -> None:
+    same = {name: tensor.clone() for name, tensor in chain[0].items()}
+    row = compare(chain[0], same, include="v_proj", **SETTINGS).layers
+    assert (row[["update_norm", "nss", "principal_energy", "intruders"]] == 0).all().all()
+    assert (row["unchanged"] == 1).all()
+    assert row["angle_mean"].max() < 1e-12
+    assert row["principal_energy_null_mean"].isna().all()
+
+
+def test_what_is_read_is_exact() -> None:
+    """One entry in a thousand moved by 1e-12 of itself, in float64: float32 factors could not tell."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(64, 48, generator=generator, dtype=torch.float64)
+    moved = torch.rand(w.shape, generator=generator) < 0.01
+    tuned = torch.where(moved, w * (1 + 1e-12), w)
+    row = compare({"x.weight": w}, {"x.weight": tuned}, null_draws=0, k=4).layers.iloc[0]
+    assert row["unchanged"] == 1 - moved.double().mean().item()
+    assert row["update_norm"] == pytest.approx(((tuned - w).norm() / w.norm()).item(), rel=1e-6)
+    chain = open_chain({"x.weight": w}, {"x.weight": tuned})
+    a, b = chain.read("x.weight", torch.device("cpu"))
+    assert not a.noise.any()
+    assert torch.equal(subtract(b, a), (tuned - w).float())
+    assert Weight(a.svd, a.dense).noise.any()  # had back from factors
+
+
+def test_a_planted_update_of_the_leading_directions_is_told_from_random_ones() -> None:
+    w = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
+    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    tuned = w + 0.1 * (u[:, :4] * s[:4]) @ vh[:4]
+    row = compare({"x.weight": w}, {"x.weight": tuned}, null_draws=3, k=4).layers.iloc[0]
+    assert row["principal_energy"] == pytest.approx(96 * 64 / 16, rel=1e-4)
+    assert row["principal_energy_z"] > 5
+    assert row["angle_mean"] < 1e-3  # the directions stay
+    assert row["update_stable_rank"] < row["update_stable_rank_null_mean"]
+
+
+def test_what_is_saved_is_read_again(two: Comparison, four: Comparison, comparison: Comparison, tmp_path: Path) -> None:
+    for name, found in (("two", two), ("four", four), ("three", comparison)):
+        found.save(tmp_path / name)
+        read = Comparison.load(tmp_path / name)
+        for table in ("layers", "modules", "curves", "links"):
+            pd.testing.assert_frame_equal(getattr(read, table), getattr(found, table), check_exact=True)
+        assert (read.metrics, read.groups, read.notes) == (found.metrics, found.groups, found.notes)
+        assert read.headline == found.headline
+        assert {n: s.tolist() for n, s in read.spectra.items()} == {n: s.tolist() for n, s in found.spectra.items()}
+        read.save(tmp_path / "again")
+        for path in (tmp_path / name).iterdir():
+            assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert {p.name for p in (tmp_path / "three").iterdir()} == {*TABLES, *PICTURES, LINKS, SPECTRA}
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {*TABLES, *PICTURES[1:], LINKS, SPECTRA}
+
+
+def test_a_folder_without_details_is_read_too(comparison: Comparison, saved: Path, tmp_path: Path) -> None:
+    read = Comparison.load(saved)
+    pd.testing.assert_frame_equal(read.links, comparison.links, check_exact=True)
+    with pytest.raises(SettingError, match="plot 'spectra': not among what was loaded"):
+        read.plot("spectra")
+    with pytest.raises(ValueError, match="layers.csv: missing"):
+        Comparison.load(tmp_path)
+
+
+def test_figures(two: Comparison, four: Comparison, comparison: Comparison) -> None:
+    for found in (two, four, comparison):
+        for kind in ("angles", "spectra", "updates"):
+            assert isinstance(found.plot(kind), Figure)
+    assert isinstance(comparison.plot("rotation"), Figure)
+    with pytest.raises(SettingError, match="plot 'rotation' of 2 checkpoints: allowed are angles, spectra, updates"):
+        two.plot("rotation")
+
+
+def test_long_chains_are_summarised_link_by_link(four: Comparison) -> None:
+    assert len(four.metrics["links"]) == 3
+    assert len(four.layers) == 3 * four.layers["weight"].nunique()
+    assert list(four.modules["module"].unique())[-1] == "V"
+    rows = four.modules[four.modules["module"] == "V"]
+    wanted = four.layers[four.layers["weight"].str.contains("v_proj")].groupby("to")["update_norm"].mean()
+    assert rows.set_index("to")["update_norm_mean"].to_dict() == pytest.approx(wanted.to_dict())
+    assert set(four.headline) == {
+        *("update_norm", "unchanged", "angle_mean", "angle_mean_ratio", "angle_mean_z"),
+        *("leading_energy", "leading_energy_z"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("places", "settings", "said"),
+    [
+        (("one",), {}, "1 checkpoint to compare; give two"),
+        (({"a.weight": torch.eye(3)}, {"b.weight": torch.eye(3)}), {}, "share no weight of one shape and rank"),
+        (({"a.weight": torch.eye(3)},) * 2, {"include": "("}, "include='(': not a regular expression"),
+        (({"a.weight": torch.eye(3)},) * 2, {"include": "b"}, "no weight is left to decompose with include='b'"),
+        (({"a.weight": torch.full((3, 3), torch.nan)},) * 2, {}, "a.weight: 9 NaN and 0 infinite"),
+        (({"a.weight": torch.ones(3, 3, dtype=torch.int8)},) * 2, {}, "a.weight: quantised"),
+        (({"a.weight": torch.eye(3)}, "no/such/place"), {}, "no/such/place: no such checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line(places: tuple[Any, ...], settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as e:
+        compare(*places, **settings)
+    assert said in str(e.value)
+    assert "\n" not in str(e.value)
