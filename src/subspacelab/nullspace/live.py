@@ -188,9 +188,9 @@ def verify(
         found = verify(model, ids)
         found.to_frame(), found.summary, found.verdicts
     """
-    from subspacelab.models.lora_model import ADAPTER, LiveAdapter, PeftModel, lora_layers
+    from subspacelab.models.lora_model import ADAPTER, LiveAdapter, lora_layers
 
-    layers = dict(lora_layers(model)) if isinstance(model, PeftModel) else {}
+    layers = dict(lora_layers(model)) if hasattr(model, "get_base_model") else {}
     wrong = next((name for name, layer in layers.items() if layer.scaling[ADAPTER] != 1), None)
     if not layers or wrong is not None:
         what = f"{wrong} scales by {layers[wrong].scaling[ADAPTER]:g}" if wrong else f"has no adapter {ADAPTER!r}"
