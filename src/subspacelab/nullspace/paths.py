@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from subspacelab.models.lora_folder import META
+from subspacelab.models.lora_folder import META, read_meta
 
 TRAINED = "ft"
 """Folder of the trained adapter in a training's output."""
@@ -25,11 +25,18 @@ def require_adapter(folder: Path) -> Path:
 
 
 def seed_folders(folder: Path) -> dict[int, Path]:
-    """Seed -> `folder/seed-<seed>`, in ascending order; ValueError when there is none."""
-    found = sorted((int(p.name.removeprefix("seed-")), p) for p in folder.glob("seed-*") if p.is_dir())
+    """Seed, as the adapters themselves say, -> folder of an adapter or training in `folder`, in ascending order.
+
+    ValueError when there is none.
+    """
+    found: dict[int, Path] = {}
+    for place in folder.iterdir() if folder.is_dir() else ():
+        adapter = next((path for path in (place, place / TRAINED) if (path / META).is_file()), None)
+        if adapter is not None:
+            found[read_meta(adapter)["seed"]] = place
     if not found:
-        raise ValueError(f"{folder}: no adapter (seed-<seed>) here; run the stage before")
-    return dict(found)
+        raise ValueError(f"{folder}: no adapter here; run the stage before")
+    return dict(sorted(found.items()))
 
 
 def first_adapter(folder: Path) -> Path:

@@ -1,4 +1,9 @@
-"""Linear layers whose products oneDNN makes on a CPU: torch's go to MKL, which uses AVX-512 on Intel's chips only."""
+"""Linear layers whose products oneDNN makes on a CPU: torch's go to MKL, which uses AVX-512 on Intel's chips only.
+
+The operator is torch's own and private, so it stands here alone; where it is missing, `F.linear` does the same. The gain of
+a whole training depends on the chip: a third to a half on an Intel with AVX-512, next to nothing on a Zen 4
+(docs/findings.md, benchmarks/train_lowrank.py).
+"""
 
 from typing import Any
 
@@ -6,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+_OPERATOR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""What torch.compile puts in the place of linear layers."""
 
 
 class Linear(nn.Linear):
@@ -17,7 +25,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x W^T + b for x [..., in], weight [out, in] and bias [out]."""
-    one_dnn = torch.backends.mkldnn.is_available() and x.device.type == "cpu"
+    one_dnn = _OPERATOR is not None and torch.backends.mkldnn.is_available() and x.device.type == "cpu"
     if not (one_dnn and x.dtype == weight.dtype == torch.float32):
         return F.linear(x, weight, bias)
     y: Tensor = _OneDNN.apply(x.reshape(-1, x.shape[-1]), weight, bias)
@@ -50,6 +58,7 @@ def _of_transposed(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left right^T + bias; the operator that torch.compile puts in the place of linear layers."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    """left right^T + bias."""
+    assert _OPERATOR is not None
+    product: Tensor = _OPERATOR(left, right, bias, "none", [], "")
     return product

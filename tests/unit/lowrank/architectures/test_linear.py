@@ -44,6 +44,14 @@ def test_other_types_and_places_go_to_torch():
     assert linear(*meta).shape == (6, 7)
 
 
+def test_without_the_operator_torchs_own_layers_do_the_same(monkeypatch):
+    given = inputs(2050, 64, out=32)
+    by_operator = linear(*given)
+    monkeypatch.setattr("subspacelab.lowrank.architectures.linear._OPERATOR", None)
+    assert torch.equal(linear(*given), F.linear(*given))
+    torch.testing.assert_close(linear(*given), by_operator)
+
+
 def test_frozen_inputs_get_no_gradient_and_the_layer_keeps_the_names_of_nn_linear():
     layer, x = Linear(5, 7), torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     layer(x).sum().backward()
