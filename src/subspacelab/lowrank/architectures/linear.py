@@ -1,8 +1,7 @@
 """Linear layers whose products oneDNN makes on a CPU: torch's go to MKL, which uses AVX-512 on Intel's chips only.
 
-The operator is torch's own and private, so it stands here alone; where it is missing, `F.linear` does the same. The gain of
-a whole training depends on the chip: a third to a half on an Intel with AVX-512, next to nothing on a Zen 4
-(docs/findings.md, benchmarks/train_lowrank.py).
+The operator is torch's own and private, so it stands here alone; where it is missing, `F.linear` does the same. What it
+gains depends on the chip: much on an Intel with AVX-512, next to nothing on a Zen 4 (docs/findings.md).
 """
 
 from typing import Any
