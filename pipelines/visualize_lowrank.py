@@ -1,6 +1,6 @@
 """Stage `visualize_lowrank`: channels and errors of one test picture on its plane, and the cosine over the rank.
 
-In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank/pictures, reports/lowrank/rank_curve.json.
+In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank/pictures, reports/lowrank/rank_curve.png.
 Time: about 30 s on 2 cores for the demo.
 """
 
@@ -19,6 +19,7 @@ from subspacelab.pipeline.stage import open_stage
 FEATURES = Path("data/features")
 RESULTS = Path("data/lowrank/results")
 OUT = Path("reports/lowrank/pictures")
+CURVE = Path("reports/lowrank/rank_curve.png")
 
 
 def main() -> None:
@@ -26,7 +27,9 @@ def main() -> None:
         s = stage.params
         views = visualize(Features(FEATURES), RESULTS, rank=stage.rank, image_idx=s.image_idx, channels=s.channels)
         views.save(OUT)
-        track_views(views, draw_views(OUT, views), stage.tracker)
+        *maps, curve = draw_views(OUT, views)
+        curve = curve.replace(CURVE)  # a file of its own, which `dvc plots` can show
+        track_views(views, [*maps, curve], stage.tracker)
 
 
 if __name__ == "__main__":
