@@ -13,10 +13,11 @@ from subspacelab.rotation.auditing import Audit
 
 PICTURES = {"updates": "audit_updates.png", "spectra": "audit_spectra.png"}
 """What `Audit.plot` draws, and the names of the files."""
+SHADE = "#d9d9d9"
 PANELS = {
     "relative_norm": "‖D‖ / ‖W‖ (Frobenius)",
-    "leading_energy": "energy in the leading-k frame\n/ that of a random update (dashed: 1)",
-    "trailing_energy": "energy in the trailing-k frame\n/ that of a random update (dashed: 1)",
+    "leading_energy": "energy in the leading-k frame\n/ random (dashed: 1, grey: 5 deviations)",
+    "trailing_energy": "energy in the trailing-k frame\n/ random (dashed: 1, grey: 5 deviations)",
     "stable_rank": "stable rank of D",
 }
 
@@ -54,18 +55,23 @@ def _draw_modules(axes: Axes, audit: Audit, column: str) -> None:
     if layers[column].isna().all():
         say(axes, "empty: k is more than half\nof the directions")
         return
+    is_energy, shown = column.endswith("energy"), [value for value in layers[column] if value > 0]
     for i, module in enumerate(modules):
         rows = layers[layers["module"] == module]
         colour, marker = colour_and_marker(i)
         axes.plot(np.full(len(rows), i), rows[column], marker, color=colour, alpha=0.6)
-        if column.endswith("energy"):
+        if is_energy:
             spread = 5 * rows[f"{column}_null_std"].max()
+            # From far below, as the axis is logarithmic and cuts it off.
             axes.fill_between(
-                [i - 0.3, i + 0.3], max(0.0, 1 - spread), 1 + spread, color="black", alpha=0.12, linewidth=0
+                [i - 0.3, i + 0.3], max(1e-30, 1 - spread), 1 + spread, color=SHADE, linewidth=0, zorder=0
             )
-    if column.endswith("energy"):
+            shown += [1.0, 1 + spread]
+    if is_energy:
         axes.axhline(1, color="black", linewidth=0.9, linestyle="--")
-    log_if_positive(axes, layers[column].dropna(), plain=True)
+    log_if_positive(axes, shown, plain=True)
+    if shown:
+        axes.set_ylim(min(shown) / 1.3, max(shown) * 1.3)
 
 
 def _draw_spectra(axes: Axes, audit: Audit) -> None:

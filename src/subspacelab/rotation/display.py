@@ -45,7 +45,7 @@ LINK_COLUMNS = {
     "floor_angle_mean": "half ulp",
     "gap_k": "gap",
     "nss": "nss",
-    "intruders": "intruders",
+    "intruders": "intr.",
     "update_norm": "norm",
     "update_stable_rank": "stable",
     "unchanged": "same",
@@ -53,23 +53,23 @@ LINK_COLUMNS = {
 }
 LINK_ANGLES = (
     "angle: mean principal angle of the leading k directions (degrees); half ulp: that of half an ulp of bf16 noise; "
-    "gap: sigma_k / sigma_(k+1); stable: stable rank; same: share of entries unchanged; energy: that in the leading "
-    "frame, 1 for a random update"
+    "gap: sigma_k / sigma_(k+1); intr.: intruder dimensions; stable: stable rank; same: share of entries unchanged; "
+    "energy: that in the leading frame, 1 for a random update"
 )
 AUDIT_COLUMNS = {
     "relative_norm": "norm",
     "stable_rank": "stable",
-    "effective_rank": "effective",
-    "leading_energy": "leading",
-    "trailing_energy": "trailing",
+    "effective_rank": "eff.",
+    "leading_energy": "lead",
+    "trailing_energy": "trail",
     "angle_mean": "angle",
     "angle_mean_null_mean": "random",
-    "intruders": "intruders",
+    "intruders": "intr.",
 }
 AUDIT_LEGEND = (
-    "means over the weights; norm: ||D|| / ||W||; stable, effective: ranks of D; leading, trailing: energy in the "
-    "base's first and last k directions, 1 for a random update; angle: mean principal angle of the leading k "
-    "directions (degrees); random: that of random updates of the same singular values"
+    "means over the weights; norm: ||D|| / ||W||; stable, eff.: stable and effective rank of D; lead, trail: energy in "
+    "the base's first and last k directions, 1 for a random update; angle: mean principal angle of the leading k "
+    "directions (degrees); random: that of random updates of the same singular values; intr.: intruder dimensions"
 )
 IDENTITY = "identity"
 
