@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.special import stdtr
 from torch import Tensor
 
+from subspacelab.linalg.moments import chunk_rows
 from subspacelab.linalg.spectra import stable_rank
 from subspacelab.linalg.subspaces import composition_error
 from subspacelab.linalg.svd import svd
@@ -139,8 +140,10 @@ def link_null(
     for generator in generators:
         update = gaussian_update(a.dense.shape, norm, generator).to(a.dense.device)
         rank = {"update_stable_rank": stable_rank(update)}
-        moved = Weight(svd(update.add_(a.dense)), None)
-        del update  # twice the size of the weight's own entries in float32
+        for out, stored in zip(*(t.split(chunk_rows(update)) for t in (update, a.dense)), strict=True):
+            out.add_(stored)  # in chunks, since torch converts all of what it adds
+        moved = Weight(svd(update), None)
+        del update  # the largest matrix that is held
         drawn.append(rank | _measure_turn(a, moved, k))
     return found | _nulls(drawn)
 
