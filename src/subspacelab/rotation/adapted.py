@@ -1,5 +1,6 @@
 """One weight that an adapter changes: size of the update, where it lies, what it does, beside random updates."""
 
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import torch
@@ -35,41 +36,62 @@ def audit_gflop(shape: tuple[int, int], null_draws: int) -> float:
     return gflop(shape) * (1 + (1 + null_draws) * (gflop(shape) <= AFFORDABLE))
 
 
+@dataclass(frozen=True)
+class AdaptedWeight:
+    """A weight of the base and the factors of its update."""
+
+    adapter: Adapter
+    """Where the factors are."""
+    layer: LoraLayer
+    """Which they are."""
+    base: Checkpoint
+    """Where the weight is."""
+    key: str
+    """Its name there."""
+    transposed: bool
+    """Whether it is stored [in, out]."""
+
+    @property
+    def name(self) -> str:
+        """Its canonical name."""
+        return canonical_name(self.key)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Its shape as a matrix, as it is stored."""
+        return matrix_shape(self.base.info(self.key).shape)
+
+    def read(self) -> Float[Tensor, "m n"]:
+        """Its entries; ValueError, naming it, if they are quantised or not finite."""
+        self.base.require_floating(self.key)
+        stored = self.base.read(self.key)
+        require_finite(self.key, stored)
+        return stored.reshape(self.shape)
+
+
 def measure_adapted(
-    adapter: Adapter,
-    module: str,
-    base: Checkpoint,
-    key: str,
-    transposed: bool,
-    k: int | None,
-    seed: int,
-    null_draws: int,
-    device: torch.device,
-) -> tuple[dict[str, Value], Tensor]:
-    """The columns of one weight, and the singular values of its update."""
-    base.require_floating(key)
-    stored = base.read(key)
-    require_finite(key, stored)
-    w = stored.reshape(matrix_shape(stored.shape)).to(device)
-    layer = adapter.layers[module]
-    left, right = adapter.factors(layer, transposed)
+    weight: AdaptedWeight, *, k: int | None, seed: int, null_draws: int, device: torch.device
+) -> tuple[dict[str, Value], Float[Tensor, " r"]]:
+    """The columns of one weight, described in `auditing.audit`, and the singular values of its update."""
+    w = weight.read().to(device)
+    left, right = weight.adapter.factors(weight.layer, weight.transposed)
     left, right = left.to(device), right.to(device)
     update, before = product_svd(left, right), svd(w)
     row: dict[str, Value] = {"m": w.shape[0], "n": w.shape[1], "rank": left.shape[1]}
     k = min(k or LARGEST_DEFAULT_K, len(before.S))
-    row |= {"k": k, "scaling": adapter.config.scaling(module)} | _sizes(update, before)
+    row |= {"k": k, "scaling": weight.adapter.config.scaling(weight.layer.module)} | _sizes(update, before)
     nulls = _energies(row, update, before, k)
-    if gflop((w.shape[0], w.shape[1])) <= AFFORDABLE:
+    if gflop(weight.shape) <= AFFORDABLE:
         row |= _turn(before, w.double() + (update.U * update.S) @ update.V.T, k)
         if null_draws and update.S[0] > 0:
-            generators = [generator_for(seed, canonical_name(key), "audit", str(i)) for i in range(null_draws)]
+            generators = [generator_for(seed, weight.name, "audit", str(i)) for i in range(null_draws)]
             drawn = [_turn(before, w.double() + _random_frames(update, generator), k) for generator in generators]
             for column in TURNS:
                 values = [draw[column] for draw in drawn]
                 nulls[column] = Null(fmean(values), stdev(values) if null_draws > 1 else None)
     else:
         row |= dict.fromkeys(TURNS)
-    row |= {"magnitude_change": _magnitude_change(adapter, layer, w, left, right, transposed)}
+    row |= {"magnitude_change": _magnitude_change(weight, w, left, right)}
     return with_null(row, nulls, (*ENERGIES, *TURNS)), update.S.cpu()
 
 
@@ -112,18 +134,16 @@ def _random_frames(update: FactoredSVD, generator: torch.Generator) -> Float[Ten
     return (u * update.S) @ v.T
 
 
-def _magnitude_change(
-    adapter: Adapter, layer: LoraLayer, w: Tensor, left: Tensor, right: Tensor, transposed: bool
-) -> float | None:
+def _magnitude_change(weight: AdaptedWeight, w: Tensor, left: Tensor, right: Tensor) -> float | None:
     """Of DoRA: root mean square over the outputs of magnitude / ||row of W + D|| - 1; None for plain LoRA."""
-    magnitude = adapter.magnitude(layer)
-    if magnitude is None or layer.is_embedding:
+    magnitude = weight.adapter.magnitude(weight.layer)
+    if magnitude is None or weight.layer.is_embedding:
         return None
-    norms = norms_of_sum(w.T, right.T, left.T) if transposed else norms_of_sum(w, left, right)
+    norms = norms_of_sum(w.T, right.T, left.T) if weight.transposed else norms_of_sum(w, left, right)
     if magnitude.shape != norms.shape:
         raise CheckpointError(
-            f"{adapter.reference}: {layer.module} has {len(magnitude)} magnitudes for {len(norms)} outputs; "
-            "give the base that it was trained on"
+            f"{weight.adapter.reference}: {weight.layer.module} has {len(magnitude)} magnitudes for {len(norms)} "
+            "outputs; give the base that it was trained on"
         )
     factor = magnitude.to(norms.device) / norms
     return (factor - 1).square().mean().sqrt().item()

@@ -1,6 +1,6 @@
 """A LoRA adapter against its base: how large its updates are, where they lie, and how unlike random ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.core.errors import CheckpointError, SettingError
 from subspacelab.core.files import read_json, write_csv, write_json
-from subspacelab.rotation.adapted import AFFORDABLE, ENERGIES, TURNS, audit_gflop, measure_adapted
+from subspacelab.rotation.adapted import AFFORDABLE, ENERGIES, TURNS, AdaptedWeight, audit_gflop, measure_adapted
 from subspacelab.rotation.groups import layer_index, make_groups
 from subspacelab.rotation.measuring import say_cost
 from subspacelab.rotation.metrics import Value
@@ -127,23 +127,19 @@ def audit(
     opened = open_adapter(adapter)
     weights = _open_base(opened, base)
     keys, absent = _match(opened, weights)
-    shapes = {module: matrix_shape(weights.info(key).shape) for module, key in keys.items()}
-    turned = opened.transposed(shapes)
-    costs = {module: audit_gflop(shape, null_draws) for module, shape in shapes.items()}
-    say_cost(sum(costs.values()), sum(costs.values()) - sum(audit_gflop(shape, 0) for shape in shapes.values()))
-    groups = make_groups([canonical_name(key) for key in keys.values()])
-    labels = {name: group.label for group in groups for name in group.members}
+    turned = opened.transposed({module: matrix_shape(weights.info(key).shape) for module, key in keys.items()})
+    adapted = [AdaptedWeight(opened, opened.layers[m], weights, key, turned[m]) for m, key in keys.items()]
+    costs = [audit_gflop(weight.shape, null_draws) for weight in adapted]
+    say_cost(sum(costs), sum(costs) - sum(audit_gflop(weight.shape, 0) for weight in adapted))
+    labels = {name: group.label for group in make_groups([w.name for w in adapted]) for name in group.members}
     rows: list[dict[str, Value]] = []
     spectra: dict[str, Tensor] = {}
-    with progress("audit", sum(costs.values()), "GFLOP") as advance:
-        for module, key in keys.items():
-            name = canonical_name(key)
-            row, spectra[name] = measure_adapted(
-                opened, module, weights, key, turned[module], k, seed, null_draws, place
-            )
-            head: dict[str, Value] = {"weight": name, "module": labels[name], "layer": layer_index(name)}
-            rows.append(head | row)
-            advance(costs[module])
+    with progress("audit", sum(costs), "GFLOP") as advance:
+        for weight, cost in zip(adapted, costs, strict=True):
+            name = weight.name
+            found, spectra[name] = measure_adapted(weight, k=k, seed=seed, null_draws=null_draws, device=place)
+            rows.append({"weight": name, "module": labels[name], "layer": layer_index(name), **found})
+            advance(cost)
     layers = _typed(pd.DataFrame(rows))
     source = weights.source
     metrics = {
@@ -152,7 +148,7 @@ def audit(
         "k": k,
         "seed": seed,
         "null_draws": null_draws,
-        "notes": [*_notes(opened, layers, absent), *_doubtful(opened, shapes, turned)],
+        "notes": [*_notes(opened, layers, absent), *_doubtful(adapted)],
         "means": {c: float(layers[c].mean()) for c in MEANS if layers[c].notna().any()},
         "standing_out": _standing_out(layers),
     }
@@ -241,10 +237,11 @@ def _notes(adapter: Adapter, layers: pd.DataFrame, absent: list[str]) -> list[st
     return notes
 
 
-def _doubtful(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], turned: Mapping[str, bool]) -> list[str]:
+def _doubtful(adapted: Sequence[AdaptedWeight]) -> list[str]:
     """Which way a square weight is stored cannot be seen, where the others are of both kinds."""
-    square = [module for module, (m, n) in shapes.items() if m == n and not adapter.layers[module].is_embedding]
-    kinds = {turned[m] for m in shapes if m not in square and not adapter.layers[m].is_embedding}
+    plain = [weight for weight in adapted if not weight.layer.is_embedding]
+    square = [weight for weight in plain if weight.shape[0] == weight.shape[1]]
+    kinds = {weight.transposed for weight in plain if weight.shape[0] != weight.shape[1]}
     if not square or len(kinds) < 2:
         return []
     return [f"{len(square)} square weights are taken as stored [out, in], while others are stored [in, out]"]
