@@ -14,6 +14,7 @@ from subspacelab.pipeline.process import run_stage_script
 from subspacelab.rotation.comparison import compare
 from subspacelab.rotation.config import CompareRotationsConfig
 from subspacelab.rotation.display import print_comparison
+from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.logging import track_comparison
 from subspacelab.rotation.plots import draw_pictures
 from subspacelab.pipeline.stage import open_stage
@@ -25,8 +26,8 @@ OUT = Path("reports/rotation")
 
 def main() -> None:
     with open_stage("compare_rotations", CompareRotationsConfig, experiment="rotation") as stage:
-        folders = (SVD / name for name in ("base", "rl_stage1", "rl_stage2"))
-        comparison = compare(*folders, seed=stage.seed, **asdict(stage.params), progress=progress_bar)
+        checkpoints = (read_decomposition(SVD / name) for name in ("base", "rl_stage1", "rl_stage2"))
+        comparison = compare(*checkpoints, seed=stage.seed, **asdict(stage.params), progress=progress_bar)
         comparison.save(OUT, metrics="details.json", details=False)
         write_json(OUT / "metrics.json", comparison.headline)
         track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)

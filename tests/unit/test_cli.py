@@ -53,7 +53,9 @@ def test_verbose_anywhere_keeps_the_traceback(tmp_path):
 @pytest.mark.slow
 def test_importing_the_package_and_its_rooms_needs_neither_dvc_nor_mlflow():
     blocked = "import sys; sys.modules.update(dict.fromkeys(['dvc', 'mlflow'])); "
-    rooms = "import subspacelab, subspacelab.rotation.decompose, subspacelab.rotation.compare, subspacelab.tracking"
+    rooms = (
+        "import subspacelab, subspacelab.rotation.decomposition, subspacelab.rotation.comparison, subspacelab.tracking"
+    )
     done = subprocess.run([sys.executable, "-c", blocked + rooms], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

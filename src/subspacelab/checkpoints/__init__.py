@@ -1,5 +1,6 @@
 """The only place that opens weight files: index, lazy reader, writer, canonical names, references."""
 
+from subspacelab.checkpoints.adapters import Adapter, LoraLayer, open_adapter
 from subspacelab.checkpoints.live import Weights, open_checkpoint, source_of
 from subspacelab.checkpoints.names import canonical_name
 from subspacelab.checkpoints.partial import open_reference
@@ -16,8 +17,10 @@ from subspacelab.checkpoints.writer import (
 )
 
 __all__ = [
+    "Adapter",
     "Checkpoint",
     "CheckpointWriter",
+    "LoraLayer",
     "Source",
     "TensorInfo",
     "Weights",
@@ -27,6 +30,7 @@ __all__ = [
     "holds_expert_biases",
     "matrix_shape",
     "num_experts",
+    "open_adapter",
     "open_checkpoint",
     "open_reference",
     "open_source",

@@ -21,8 +21,7 @@ def random_orthonormal(
         raise ValueError(f"cannot draw k = {k} orthonormal columns in dimension m = {m}: choose 1 <= k <= {m}")
     gaussian = torch.randn(m, k, generator=generator, dtype=torch.float64, device=generator.device)
     q, r = torch.linalg.qr(gaussian)
-    fixed: Tensor = q * r.diagonal().sgn()
-    return fixed.to(dtype)
+    return q.mul_(r.diagonal().sgn()).to(dtype)
 
 
 def principal_angles(qa: Float[Tensor, "m k"], qb: Float[Tensor, "m k"]) -> Float[Tensor, " k"]:

@@ -238,7 +238,7 @@ def _open(place: Place, selection: Selection) -> Decomposition | Streamed:
     if isinstance(place, Decomposition):
         chosen = {name: record for name, record in place.weights.items() if selection.reason(record.key) is None}
         return replace(place, weights=chosen)
-    return Streamed.of(open_checkpoint(place, whole=True), selection)
+    return Streamed.of(open_checkpoint(place, whole=selection.include is None), selection)
 
 
 def _mismatch(name: str, checkpoints: tuple[Decomposition | Streamed, ...]) -> str | None:

@@ -8,7 +8,7 @@ import typer
 
 from subspacelab.core.errors import SettingError
 from subspacelab.core.flags import Seed, Track, with_settings
-from subspacelab.rotation.config import CompareRotationsConfig, DecomposeConfig
+from subspacelab.rotation.config import AuditConfig, CompareRotationsConfig, DecomposeConfig
 
 app = typer.Typer(no_args_is_help=True, help="How training turns the singular directions of the weights.")
 
@@ -122,6 +122,63 @@ def compare(
             result.save_links(folder)
         track_comparison(result, folder, draw_pictures(folder, result), tracker)
     print_comparison(result)
+
+
+@app.command()
+@with_settings(AuditConfig)
+def audit(
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER ...", help="PEFT LoRA adapters: local folder or org/name@revision.")
+    ],
+    base: Annotated[str | None, typer.Option(help="The base checkpoint, in place of that the adapter names.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where tables and pictures go; of several adapters, a folder for each.")
+    ] = None,
+    seed: Seed = 42,
+    *,
+    settings: AuditConfig,
+    track: Track = True,
+) -> None:
+    """How large is a LoRA adapter's update, where does it lie, and how unlike a random one?
+
+    Per weight: exact spectrum of the update, relative norm, stable and effective
+    rank, energy in the base's leading and trailing directions, turn of the
+    leading directions, intruder dimensions; beside random updates of the same
+    singular values. The base is read weight by weight.
+    """
+    from contextlib import ExitStack
+
+    from subspacelab.core.ownership import report_folder, require_apart
+    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.rotation.audit_plots import PICTURES, draw_audit_pictures
+    from subspacelab.rotation.auditing import FILES
+    from subspacelab.rotation.auditing import audit as run
+    from subspacelab.rotation.display import print_audit
+    from subspacelab.rotation.logging import track_audit
+    from subspacelab.tracking import open_run
+
+    names = [Path(adapter).name for adapter in adapters]
+    if output_dir is not None and len(set(names)) < len(names):
+        raise SettingError(f"audit: two adapters of one name ({', '.join(names)}); give each its own --output-dir")
+    if output_dir is not None:
+        require_apart(output_dir, [Path(place) for place in (*adapters, base or "") if place and Path(place).exists()])
+    for name, adapter in zip(names, adapters, strict=True):
+        params = {"adapter": adapter, "base": base, "seed": seed} | asdict(settings)
+        with ExitStack() as stack:
+            job = {"adapter": name, "base": base and Path(base).name, "seed": seed, "k": settings.k}
+            place = output_dir if output_dir is None or len(adapters) == 1 else output_dir / name
+            files = (*FILES, *PICTURES.values())
+            folder = place and stack.enter_context(
+                report_folder(place, "rotation audit", job | {"null": settings.null_draws}, files)
+            )
+            tracker = stack.enter_context(open_run("rotation", f"audit {name}", params=params, enabled=track))
+            result = run(adapter, base, seed=seed, **asdict(settings), progress=progress_bar)
+            pictures: tuple[Path, ...] = ()
+            if folder is not None:
+                result.save(folder)
+                pictures = draw_audit_pictures(folder, result)
+            track_audit(result, pictures, tracker)
+        print_audit(result)
 
 
 def three_folders(checkpoints: list[str] | None, *folders: Path | None) -> list[Path]:

@@ -44,5 +44,17 @@ class CompareRotationsConfig:
     """auto, cpu or cuda."""
 
 
+@settings
+class AuditConfig:
+    """`audit`: the update of a LoRA adapter beside random updates of the same singular values."""
+
+    k: Annotated[Count | None, Flag("--k"), Flag("--rank")] = None
+    """Leading, and trailing, directions of the base; the smaller of its rank and 64 by default."""
+    null_draws: Annotated[Natural, Flag("--null")] = 3
+    """Random updates drawn per weight for angles and intruders, one decomposition each; 0: none. Energies need none."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
 STAGES = {"decompose": DecomposeConfig, "compare_rotations": CompareRotationsConfig}
 """Stage to what can be set for it in params.yaml and in a study."""

@@ -1,13 +1,15 @@
-"""What decompose and compare tell the person at the terminal."""
+"""What decompose, compare and audit tell the person at the terminal."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from subspacelab.core.errors import printable
 from subspacelab.plotting.tables import print_table, show_number
+from subspacelab.rotation.auditing import Audit
 from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.factors import Decomposition, FactorRecord
 from subspacelab.rotation.metrics import PAIRS
@@ -43,7 +45,7 @@ LINK_COLUMNS = {
     "floor_angle_mean": "half ulp",
     "gap_k": "gap",
     "nss": "nss",
-    "intruders": "intruders",
+    "intruders": "intr.",
     "update_norm": "norm",
     "update_stable_rank": "stable",
     "unchanged": "same",
@@ -51,8 +53,23 @@ LINK_COLUMNS = {
 }
 LINK_ANGLES = (
     "angle: mean principal angle of the leading k directions (degrees); half ulp: that of half an ulp of bf16 noise; "
-    "gap: sigma_k / sigma_(k+1); stable: stable rank; same: share of entries unchanged; energy: that in the leading "
-    "frame, 1 for a random update"
+    "gap: sigma_k / sigma_(k+1); intr.: intruder dimensions; stable: stable rank; same: share of entries unchanged; "
+    "energy: that in the leading frame, 1 for a random update"
+)
+AUDIT_COLUMNS = {
+    "relative_norm": "norm",
+    "stable_rank": "stable",
+    "effective_rank": "eff.",
+    "leading_energy": "lead",
+    "trailing_energy": "trail",
+    "angle_mean": "angle",
+    "angle_mean_null_mean": "random",
+    "intruders": "intr.",
+}
+AUDIT_LEGEND = (
+    "means over the weights; norm: ||D|| / ||W||; stable, eff.: stable and effective rank of D; lead, trail: energy in "
+    "the base's first and last k directions, 1 for a random update; angle: mean principal angle of the leading k "
+    "directions (degrees); random: that of random updates of the same singular values; intr.: intruder dimensions"
 )
 IDENTITY = "identity"
 
@@ -91,6 +108,29 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(f"note: {printable(note)}", markup=False)
     for reason, names in _by_reason(comparison.unmatched).items():
         console.print(f"not compared, {reason}: {printable(', '.join(names))}", markup=False)
+
+
+def print_audit(audit: Audit, console: Console | None = None) -> None:
+    """Prints a row of means per module, the sentence, and the notes."""
+    console = console or Console()
+    groups = [*audit.layers.groupby("module", sort=False), ("all", audit.layers)]
+    print_table(
+        f"{audit.metrics['adapter']['reference']} on {audit.metrics['base']['reference']}",
+        ["module", "n", *AUDIT_COLUMNS.values()],
+        [
+            [str(module), str(len(rows)), *(_shown_mean(rows[column]) for column in AUDIT_COLUMNS)]
+            for module, rows in groups
+        ],
+        console=console,
+    )
+    console.print(AUDIT_LEGEND + "\n", markup=False, highlight=False)
+    console.print(printable(audit.summary), markup=False, highlight=False)
+    for note in audit.notes:
+        console.print(f"note: {printable(note)}", markup=False)
+
+
+def _shown_mean(values: pd.Series) -> str:
+    return show_number(None if values.isna().all() else float(values.mean()), 3)
 
 
 def _print_links(comparison: Comparison, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What a comparison gives to the tracker."""
+"""What a comparison and an audit give to the tracker."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from subspacelab.rotation.aggregate import metric_columns
+from subspacelab.rotation.auditing import Audit
 from subspacelab.rotation.comparison import LINKS, TABLES, Comparison
 from subspacelab.rotation.links import link_pairs, wide_column, wide_of
 from subspacelab.tracking.protocol import trackable
@@ -36,6 +37,14 @@ def track_comparison(comparison: Comparison, folder: Path, pictures: Sequence[Pa
     for file in (*TABLES, LINKS):
         if (folder / file).is_file():
             tracker.log_artifact(folder / file, "tables")
+
+
+def track_audit(audit: Audit, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Records the means over the weights, the table and the pictures."""
+    tracker.log_metrics({f"mean/{name}": mean for name, mean in audit.metrics["means"].items()})
+    tracker.log_table(audit.layers, "layers")
+    for picture in pictures:
+        tracker.log_artifact(picture, "pictures")
 
 
 def _over_all_weights(comparison: Comparison) -> dict[str, Any]:

@@ -251,10 +251,9 @@ def measure_link(a: Weight, b: Weight, start: Mapping[str, Value]) -> dict[str, 
 
 def _told(row: Mapping[str, Value], gap: float) -> dict[str, Value]:
     """The row without what tells nothing: infinities, and the largest angles where the gap is narrow."""
-    return {
-        column: None if gap < MIN_GAP and "angle_max" in column else _finite(value) for column, value in row.items()
-    }
+    return {column: None if gap < MIN_GAP and "angle_max" in column else finite(value) for column, value in row.items()}
 
 
-def _finite(value: Value) -> Value:
+def finite(value: Value) -> Value:
+    """The value, or None for an infinity or NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.special import stdtr
 from torch import Tensor
 
+from subspacelab.linalg.moments import chunk_rows
 from subspacelab.linalg.spectra import stable_rank
 from subspacelab.linalg.subspaces import composition_error
 from subspacelab.linalg.svd import svd
@@ -139,8 +140,8 @@ def link_null(
     for generator in generators:
         update = gaussian_update(a.dense.shape, norm, generator).to(a.dense.device)
         rank = {"update_stable_rank": stable_rank(update)}
-        moved = Weight(svd(update.add_(a.dense)), None)
-        del update  # twice the size of the weight's own entries in float32
+        moved = Weight(svd(_add(update, a.dense)), None)
+        del update  # the largest matrix that is held
         drawn.append(rank | _measure_turn(a, moved, k))
     return found | _nulls(drawn)
 
@@ -182,19 +183,31 @@ def _measure_draw(
     found: dict[str, float] = {}
     middle, end = None, None
     for pair, norm in norms.items():
-        start = chain[PAIRS[pair][0]]
+        start, state = chain[PAIRS[pair][0]], generator.get_state()
         assert start.dense is not None
         update = gaussian_update(start.dense.shape, norm, generator).to(start.dense.device)
         found[f"update_stable_rank_{pair}"] = stable_rank(update)
         if pair == "12" and middle is not None and end is not None:
-            found |= _compose(chain[0], middle, end.add_(update))
-            middle = end = None  # two matrices of the weight's size, no longer needed
-        summed = update.add_(start.dense)
-        moved = Weight(svd(summed), None)
-        found |= {pair_column(field, pair): value for field, value in _measure_turn(start, moved, k).items()}
+            end.add_(update)
+            del update  # drawn again below: a matrix less while the basis of `end` is computed
+            found |= _compose(chain[0], middle, end)
+            middle = end = None
+            generator.set_state(state)
+            update = gaussian_update(start.dense.shape, norm, generator).to(start.dense.device)
+        moved = Weight(svd(_add(update, start.dense)), None)
         if pair == "01":
-            middle, end = moved, summed
+            middle, end = moved, update
+        del update
+        found |= {pair_column(field, pair): value for field, value in _measure_turn(start, moved, k).items()}
     return found
+
+
+def _add(update: Float[Tensor, "m n"], stored: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """The sum in place of `update`, in chunks, since torch converts all of what it adds."""
+    rows = chunk_rows(update)
+    for out, part in zip(update.split(rows), stored.split(rows), strict=True):
+        out.add_(part)
+    return update
 
 
 def _measure_turn(start: Weight, moved: Weight, k: int) -> dict[str, float]:

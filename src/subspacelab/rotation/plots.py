@@ -172,7 +172,7 @@ def draw_principal_angles(
     """A panel per group: mean angle of each pair beside random updates, the largest where it is told."""
     drawn = [group for group in groups if group.is_curve]
     rows, columns = grid_of(max(1, len(drawn)), 4)
-    with open_figure(path, (2.9 * columns + 0.4, 2.2 * rows + 0.9)) as figure:
+    with open_figure(path, (2.9 * max(3, columns) + 0.4, 2.2 * rows + 0.9)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, group in zip(panels.flat, drawn, strict=False):
             _draw_angles(axes, curves[curves["module"] == group.label], pairs)
@@ -188,7 +188,7 @@ def draw_principal_angles(
         figure.suptitle(
             "Mean principal angle of the leading k directions: trained, and a random update of equal norm", fontsize=11
         )
-        figure.legend(handles=_angle_key(pairs), loc="outside lower center", ncols=4)
+        figure.legend(handles=_angle_key(pairs), loc="outside lower center", ncols=4 if columns > 3 else 2)
     return figure
 
 

@@ -7,12 +7,23 @@ from typing import Any
 import pytest
 from tests.unit.rotation.chains import chain_tensors, decompose_chain
 
+from subspacelab.core.errors import SettingError
 from subspacelab.core.ownership import MANIFEST
 from subspacelab.rotation.commands import compare, parse_modules
-from subspacelab.rotation.comparison import TABLES
+from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, Comparison
 from subspacelab.rotation.plots import PICTURES
 
 Folders = tuple[Path, Path, Path]
+SETTINGS: dict[str, Any] = {
+    "k": 4,
+    "module": None,
+    "seed": 42,
+    "null_draws": 0,
+    "include": None,
+    "exclude": None,
+    "device": "cpu",
+    "track": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +47,7 @@ def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(chain: Folders, output_dir: Path, **settings: Any) -> None:
     base, stage1, stage2 = chain
-    given: dict[str, Any] = {
-        "k": 4,
-        "module": None,
-        "seed": 42,
-        "null_draws": 0,
-        "include": None,
-        "exclude": None,
-        "device": "cpu",
-        "track": False,
-    } | settings
+    given = SETTINGS | settings
     compare(checkpoints=None, base=base, stage1=stage1, stage2=stage2, output_dir=output_dir, **given)
 
 
@@ -109,3 +111,28 @@ def test_a_group_is_named_once() -> None:
     assert parse_modules(["a=x,y", "b=z=1"]) == {"a": "x,y", "b": "z=1"}
     with pytest.raises(ValueError, match="'a' is given twice"):
         parse_modules(["a=x", "a=y"])
+
+
+def test_checkpoints_are_compared_without_factors(few: Folders, tmp_path: Path) -> None:
+    stored = [str(few[0].parents[1] / "checkpoints" / name) for name in ("base", "rl_stage1", "rl_stage2")]
+    given = {"include": r"k_proj", "base": None, "stage1": None, "stage2": None}
+    settings: dict[str, Any] = SETTINGS | given
+    compare(checkpoints=stored[:2], output_dir=tmp_path / "two", **settings)
+    tables = {*TABLES, LINKS, SPECTRA, MANIFEST}
+    assert set(state(tmp_path / "two")) >= tables
+    found = Comparison.load(tmp_path / "two")
+    assert found.names == ("base", "rl_stage1")
+    assert found.layers["weight"].str.contains("k_proj").all()
+    compare(checkpoints=stored, output_dir=tmp_path / "three", **settings)
+    assert Comparison.load(tmp_path / "three").links["to"].unique().tolist() == ["stage1", "stage2"]
+    with pytest.raises(ValueError, match="include='k_proj', this one is of include='v_proj'"):
+        compare(checkpoints=stored[:2], output_dir=tmp_path / "two", **settings | {"include": "v_proj"})
+    with pytest.raises(ValueError, match="is, or lies within, the input"):
+        compare(checkpoints=stored[:2], output_dir=Path(stored[0]) / "report", **settings)
+
+
+@pytest.mark.parametrize("given", [{"checkpoints": ["a", "b"]}, {"stage1": None}])
+def test_checkpoints_or_three_folders(few: Folders, tmp_path: Path, given: dict[str, Any]) -> None:
+    folders = dict(zip(("base", "stage1", "stage2"), few, strict=True)) | {"checkpoints": None}
+    with pytest.raises(SettingError, match=r"give checkpoints A B \[C ...\], or all of --base"):
+        compare(output_dir=tmp_path, **SETTINGS | folders | given)
