@@ -95,8 +95,21 @@ def test_lowrank(place: Path) -> None:
     assert {"SVD", "Sketch", "PCA sketch", "random basis"} <= set(found.table["method"])
     assert isinstance(found.plot(), Figure)
     assert sorted(path.name for path in place.iterdir()) == before
+    with pytest.raises(ValueError, match=r"x: \[3, 3\], the network takes \[..., 16, 48\]"):
+        net(torch.ones(3, 3))
     net.save(place / "net")
-    assert torch.equal(sl.lowrank.LowRankModel.load(place / "net")(x[0])[2], approximation)
+    loaded = sl.lowrank.LowRankModel.load(place / "net")
+    assert torch.equal(loaded(x[0])[2], approximation)
+    write_pictures(place / "others", 13)
+    with pytest.raises(ValueError, match="Sketch: trained on other features"):
+        sl.lowrank.compare(sl.lowrank.extract("tiny", "others", image_size=112), loaded)
+    with pytest.raises(ValueError, match="net/comparison.csv: missing, or not of a comparison"):
+        sl.lowrank.Comparison.load(place / "net")
+    (place / "mine").mkdir()
+    (place / "mine" / "metrics.json").write_text("{}")
+    with pytest.raises(ValueError, match="mine/metrics.json: missing, or not of a comparison of networks"):
+        found.save(place / "mine")
+    found.save(place / "out")
     found.save(place / "out")
     pd.testing.assert_frame_equal(sl.lowrank.Comparison.load(place / "out").images, found.images)
     x.save(place / "features")
@@ -161,3 +174,104 @@ def test_a_run_of_mlflow_takes_the_curves(place: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("TRACKING", "off")
     with sl.tracking.mlflow_run("lowrank", "nothing") as log:
         log({"mse": 1.0}, 1)
+
+
+def test_a_live_model_is_left_as_it_was(place: Path) -> None:
+    from peft import PeftModel
+
+    model, ids = tiny_model("opt"), torch.randint(0, 60, (40, 16), generator=torch.Generator().manual_seed(0))
+    for part in model.modules():
+        part.dropout = 0.5 if isinstance(getattr(part, "dropout", None), float) else getattr(part, "dropout", None)
+    model.train().get_decoder().layers[0].eval()
+    modes, state = [part.training for part in model.modules()], torch.get_rng_state()
+    moments = sl.nullspace.calibrate(model, ids)
+    assert [part.training for part in model.modules()] == modes
+    adapter = sl.nullspace.add_adapter(model, moments, rank=4, targets="q_proj")
+    assert adapter.training
+    assert set(adapter.nullspace_meta["targets"]) == {f"model.decoder.layers.{i}.self_attn.q_proj" for i in (0, 1)}
+    assert torch.equal(torch.get_rng_state(), state)
+    adapter.save_pretrained("adapter")
+    loaded = PeftModel.from_pretrained(tiny_model("opt"), "adapter")
+    sl.nullspace.verify(loaded, ids)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_windows_come_in_every_form_that_means_them() -> None:
+    from subspacelab.nullspace.live import as_windows
+
+    ids = torch.arange(6).view(2, 3)
+    for given in (
+        ids,
+        ids.tolist(),
+        ids.numpy(),
+        list(ids),
+        [ids],
+        {"input_ids": ids},
+        [{"input_ids": row} for row in ids],
+    ):
+        assert torch.equal(as_windows(given).input_ids, ids)
+    padded = {"input_ids": [[0, 0, 5], [1, 2, 3]], "attention_mask": [[0, 0, 1], [1, 1, 1]]}
+    assert as_windows(padded).input_ids.tolist() == [[5, 0, 0], [1, 2, 3]]
+    for wrong in (None, "text", ["text"], 5, torch.rand(2, 3), ids[None], [(ids,)], [{"ids": ids}], [[1, 2], 3]):
+        with pytest.raises(sl.SettingError, match="windows: no token ids"):
+            as_windows(wrong)
+
+
+def test_what_a_calibration_or_a_verification_would_get_wrong_is_refused(place: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    ids = torch.randint(0, 60, (40, 16), generator=torch.Generator().manual_seed(0))
+    model = tiny_model()
+    moments = sl.nullspace.calibrate(model, ids)
+    with pytest.raises(sl.SettingError, match="calibration: not of model.layers.0.self_attn.q_proj of this model"):
+        sl.nullspace.add_adapter(tiny_model("opt"), moments, rank=4)
+    with pytest.raises(sl.SettingError, match="starts from calibration inputs"):
+        sl.nullspace.add_adapter(tiny_model(), ids, rank=4)
+    with pytest.raises(sl.SettingError, match="windows: ids 100 to 159, the model has 0 to 63"):
+        sl.nullspace.calibrate(model, torch.arange(100, 160).view(4, 15))
+    with pytest.raises(sl.SettingError, match="300 tokens long, the model has 128 positions"):
+        sl.nullspace.calibrate(tiny_model("opt"), torch.ones(5, 300, dtype=torch.long))
+    with pytest.raises(sl.SettingError, match="Linear is no language model"):
+        sl.nullspace.calibrate(torch.nn.Linear(2, 2), ids)
+    with pytest.raises(sl.SettingError, match="device meta"):
+        sl.nullspace.calibrate(tiny_model().to("meta"), ids)
+    adapter = sl.nullspace.add_adapter(model, moments, rank=4)
+    for given in (model, adapter):
+        with pytest.raises(sl.SettingError, match="carries an adapter already"):
+            sl.nullspace.add_adapter(given, moments, rank=4)
+    adapter.merge_adapter()
+    with pytest.raises(sl.SettingError, match="has its adapter merged"):
+        sl.nullspace.verify(adapter, ids)
+    adapter.unmerge_adapter()
+    adapter.base_model.disable_adapter_layers()
+    with pytest.raises(sl.SettingError, match="does not run with 'default' alone"):
+        sl.nullspace.verify(adapter, ids)
+    dora = get_peft_model(tiny_model(), LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj"], use_dora=True))
+    with pytest.raises(sl.SettingError, match="has more or other than LoRA"):
+        sl.nullspace.verify(dora, ids)
+
+
+def test_nothing_of_the_user_s_is_replaced(place: Path) -> None:
+    a, b = tiny_model(seed=0), tiny_model(seed=1)
+    found = sl.rotation.compare(a, b, include="q_proj", k=2, null_draws=0)
+    found.save("out")
+    found.save("out")
+    (place / "mine").mkdir()
+    (place / "mine" / "metrics.json").write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="mine/metrics.json: not the metrics of a comparison"):
+        found.save("mine")
+    with pytest.raises(ValueError, match="layers.csv: missing"):
+        sl.rotation.Comparison.load("mine")
+    assert [path.name for path in (place / "mine").iterdir()] == ["metrics.json"]
+    sl.rotation.decompose(a, include="q_proj", output_dir="factors")
+    with pytest.raises(ValueError, match="holds factors of another checkpoint 'LlamaForCausalLM'"):
+        sl.rotation.decompose(b, include="q_proj", output_dir="factors")
+    moments = sl.nullspace.calibrate(a, torch.randint(0, 60, (40, 16)))
+    with pytest.raises(ValueError, match="no part of a calibration"):
+        moments.save("mine")
+    moments.save("moments")
+    (place / "moments" / "calibration.json").write_text('{"inputs": []}')
+    assert sl.nullspace.Calibration.load("moments").inputs == ()
+    (place / "moments" / "calibration.json").write_text("{}")
+    with pytest.raises(sl.CheckpointError, match="not a calibration, or a damaged one"):
+        sl.nullspace.Calibration.load("moments")

@@ -40,8 +40,8 @@ class Evaluation:
     """Of the features that all methods approximate."""
 
 
-Models = Path | str | Sequence[LowRankModel]
-"""Trained networks: the results folder that holds one for each architecture, or the networks themselves."""
+Models = Path | str | LowRankModel | Sequence[LowRankModel]
+"""Trained networks: the results folder that holds one for each architecture, a network, or several."""
 
 
 def open_evaluation(features: Features, models: Models, archs: Sequence[str], rank: int | None) -> Evaluation:
@@ -52,6 +52,8 @@ def open_evaluation(features: Features, models: Models, archs: Sequence[str], ra
     common measure.
     """
     features.require_whole()
+    archs = [archs] if isinstance(archs, str) else archs
+    models = [models] if isinstance(models, LowRankModel) else models
     named = read_models(Path(models), archs) if isinstance(models, str | Path) else name_models(models, archs)
     first = next(iter(named.values()))
     rank = rank or first.network.spec.rank

@@ -1,6 +1,7 @@
 """The networks against the SVD, against controls, and against what they were before training, on the test pictures."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -95,15 +96,21 @@ class Comparison:
         return draw_kind(KINDS, kind, self)
 
     def save(self, folder: Path | str, *, metrics: str = "metrics.json") -> None:
-        """Writes comparison.csv and, under its name, `metrics`."""
-        write_csv(Path(folder) / "comparison.csv", self.images)
-        write_json(Path(folder) / metrics, self.metrics)
+        """Writes comparison.csv and, under its name, `metrics`; they replace those of an earlier comparison.
+
+        ValueError for other files of these names.
+        """
+        folder = Path(folder)
+        for name, read in (("comparison.csv", _read_images), (metrics, _read_metrics)):
+            if os.path.lexists(folder / name):
+                read(folder / name)
+        write_csv(folder / "comparison.csv", self.images)
+        write_json(folder / metrics, self.metrics)
 
     @classmethod
     def load(cls, folder: Path | str, *, metrics: str = "metrics.json") -> "Comparison":
-        """What `save` wrote; milliseconds, which no two runs agree on, are in no file."""
-        found = read_json(Path(folder) / metrics)
-        return cls(pd.read_csv(Path(folder) / "comparison.csv"), found, {})
+        """What `save` wrote; milliseconds, which no two runs agree on, are in no file. ValueError for anything else."""
+        return cls(_read_images(Path(folder) / "comparison.csv"), _read_metrics(Path(folder) / metrics), {})
 
 
 @torch.no_grad()
@@ -118,7 +125,7 @@ def compare(
 ) -> Comparison:
     """Measures SVD, networks and controls at `rank`, in the space the networks were trained in.
 
-    `models`: trained networks, or the results folder that holds them. `rank` is theirs.
+    `models`: a trained network or several, or the results folder that holds them. `rank` is theirs.
 
     `raw_inputs` is an ablation: networks are given, and everything is compared on, raw features, whatever they were
     trained on.
@@ -196,3 +203,32 @@ def _paired(changes: "pd.Series[float]") -> dict[str, float]:
     """Mean and standard error over the pictures; 0 of one picture."""
     error = float(changes.std(ddof=0)) / max(1, len(changes) - 1) ** 0.5
     return {CHANGE: float(changes.mean()), f"{CHANGE}_se": error}
+
+
+def _read_images(path: Path) -> pd.DataFrame:
+    texts = {"method": str, "dataset_id": str}
+    try:
+        found = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])  # type: ignore[arg-type]
+        _require({*texts, *MEASURES}, found)
+    except (OSError, ValueError) as e:
+        raise _no_comparison(path, e) from e
+    return found
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = read_json(path)
+        _require({"methods", "training", "flops_per_picture"}, found)
+    except (OSError, ValueError, TypeError) as e:
+        raise _no_comparison(path, e) from e
+    return found
+
+
+def _require(names: set[str], found: Iterable[Any]) -> None:
+    if missing := names - {*found}:
+        raise ValueError(f"no {min(missing)!r}")
+
+
+def _no_comparison(path: Path, why: Exception) -> ValueError:
+    said = f"{path}: missing, or not of a comparison of networks ({str(why).splitlines()[0]})"
+    return ValueError(f"{said}; compare again, or give another folder")

@@ -119,23 +119,29 @@ class LowRankModel:
     seed: int
     """Of the training, and of the split whose test pictures it has not seen."""
     features: str | None = None
-    """`Features.digest` of what it was trained on; None where no state lies beside it to tell."""
+    """`Features.digest` of what it was trained on; None where its files do not tell."""
     val_mse: float = math.inf
     """Of the validation pictures."""
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "*batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        """A, B and the approximation of raw features."""
-        normalisation = self.network.spec.normalisation
+        """A, B and the approximation of raw features; ValueError for those of another shape."""
+        wanted, normalisation = (self.network.spec.tokens, self.network.spec.dim), self.network.spec.normalisation
+        if x.shape[-2:] != wanted:
+            raise ValueError(
+                f"x: {list(x.shape)}, the network takes [..., {wanted[0]}, {wanted[1]}]; train one on such"
+            )
         single = x.ndim == 2
         a, b, approximation = self.network(normalisation.apply((x[None] if single else x).float()))
         found = normalisation.undo(a), b, normalisation.undo(approximation)
         return tuple(t[0] for t in found) if single else found  # type: ignore[return-value]
 
     def save(self, folder: Path | str) -> None:
-        """Writes best_model.safetensors and best_model.json; SettingError for a folder that holds other things."""
-        require_own_entries(Path(folder), [f"{BEST_MODEL}.safetensors", f"{BEST_MODEL}.json"], "a trained network")
+        """Writes best_model.safetensors and best_model.json; ValueError for a folder that holds other things."""
+        path = Path(folder) / f"{BEST_MODEL}.json"
+        require_own_entries(Path(folder), [f"{BEST_MODEL}.safetensors", path.name], "a trained network")
         write_model(Path(folder), self.network, epoch=self.epoch, val_mse=self.val_mse, seed=self.seed)
+        write_json(path, read_json(path) | {"features": self.features})  # a training's state, beside it, says so itself
 
     @classmethod
     def load(cls, folder: Path | str) -> "LowRankModel":
@@ -166,7 +172,7 @@ def load_model(folder: Path) -> LowRankModel:
         for name, tensor in best.snapshot.part("model").items():
             if not torch.equal(tensor, tensors[name]):
                 raise ValueError(f"{weights}: {name} is not what was trained; run the same `lowrank train` again")
-    digest = best.job["features"] if best else None
+    digest = best.job["features"] if best else training.features
     return LowRankModel(model.eval(), training.epoch, training.seed, digest, training.val_mse)
 
 
@@ -177,6 +183,7 @@ class _Training:
     epoch: Annotated[int, Field(ge=1)]
     val_mse: float
     seed: Annotated[int, Field(gt=-MAX_SEED, lt=MAX_SEED)]
+    features: str | None = None
 
 
 def _require_shapes(weights: Path, spec: ModelSpec) -> None:

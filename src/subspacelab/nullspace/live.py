@@ -1,6 +1,7 @@
 """The null space of a live model: calibrate it, put an adapter on it, verify that. Nothing is read or written."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from subspacelab.checkpoints import Weights, read_tensors, source_of, write_tensors
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device
-from subspacelab.core.errors import SettingError
+from subspacelab.core.errors import CheckpointError, SettingError
 from subspacelab.core.files import read_json, write_json
+from subspacelab.core.ownership import require_own_entries
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.null_space import row_space
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
@@ -37,8 +39,11 @@ from subspacelab.nullspace.starts import Task, input_starts, plain_starts, requi
 from subspacelab.nullspace.verification import Probe, collect, live_stats, summarise_layers
 
 Tokens = Windows | Int[Tensor, "n length"] | Iterable[Any]
-"""Text as token ids: one tensor, or batches of a data loader, tensors or mappings with `input_ids` (and, where there
-is padding, `attention_mask`)."""
+"""Text as token ids: one tensor, a list of windows, or batches of a data loader, tensors or mappings with `input_ids`
+(and, where there is padding, `attention_mask`)."""
+PARTS = ("moments.safetensors", "calibration.json")
+"""What `Calibration.save` writes."""
+WANTED = "give a tensor [n, length] of integers, a list of windows, or batches with `input_ids`"
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Calibration:
         return pd.DataFrame(rows)
 
     def save(self, folder: Path | str) -> None:
-        """Writes moments.safetensors and calibration.json."""
+        """Writes moments.safetensors and calibration.json; ValueError for a folder that holds other things."""
+        require_own_entries(Path(folder), PARTS, "a calibration")
         parts = ("first", "second", "held_out")
         tensors = {f"{name}.{part}": getattr(m, part) for name, m in self.moments.items() for part in parts}
         counts = {name: [m.num_tokens, m.num_held_out] for name, m in self.moments.items()}
@@ -74,14 +80,17 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Calibration":
-        """What `save` wrote."""
+        """What `save` wrote; CheckpointError for anything else."""
         tensors, _ = read_tensors(Path(folder) / "moments.safetensors")
         content = read_json(Path(folder) / "calibration.json")
-        inputs = tuple(SharedInput(tuple(entry["modules"]), entry["width"]) for entry in content["inputs"])
         moments = {}
-        for name in (shared.name for shared in inputs):
-            first, second, held_out = (tensors[f"{name}.{part}"] for part in ("first", "second", "held_out"))
-            moments[name] = Moments(first, second, held_out, *content["tokens"][name])
+        try:
+            inputs = tuple(SharedInput(tuple(entry["modules"]), entry["width"]) for entry in content["inputs"])
+            for name in (shared.name for shared in inputs):
+                first, second, held_out = (tensors[f"{name}.{part}"] for part in ("first", "second", "held_out"))
+                moments[name] = Moments(first, second, held_out, *content["tokens"][name])
+        except (LookupError, TypeError) as e:
+            raise CheckpointError(f"{folder}: not a calibration, or a damaged one ({e!r}); calibrate again") from e
         return cls(inputs, moments)
 
 
@@ -106,15 +115,18 @@ def calibrate(
         calibration = calibrate(model, ids)            # ids: [256, 2048]
         model = add_adapter(model, calibration, method="lora_null_v2", rank=64)
     """
-    live = model
+    live: Any = model
     if not isinstance(live, nn.Module):
         live = load_causal_lm(source_of(live).folder, device=choose_device(device))
     given = as_windows(windows)
-    inputs = shared_inputs(live, target_linears(live, list(targets) if targets else None), given)
+    linears = _linears_of(live, targets)
+    _require_fitting(given, live, batch_size)
+    with _evaluating(live):
+        inputs = shared_inputs(live, linears, given)
     if not allow_few_tokens:
         require_enough_tokens(given, split_windows(given), inputs)
     moments: dict[str, Moments] = {}
-    passes = list(in_passes(inputs, moment_bytes(_device_of(live))))
+    passes = list(in_passes(inputs, moment_bytes(live.device)))
     with progress("calibrating", len(passes) * len(given.input_ids), "windows") as advance, _evaluating(live):
         for batch in passes:
             found = calibrate_inputs(live, given, batch, batch_size=batch_size, advance=advance)
@@ -136,9 +148,11 @@ def add_adapter(
     `method`: lora_null_v2 (B spans the null space of the calibration and is frozen, arXiv 2503.02659), or its controls
     frozen_random (B random and frozen) and lora, which need no calibration. Train the PeftModel that comes back by any
     loop; `save_pretrained` writes what plain PEFT loads. Methods that take their start out of the model's weights are
-    `build_adapter`'s, which writes both. `nullspace_meta` of the model says what was built, layer by layer.
+    `build_adapter`'s, which writes both. `nullspace_meta` of the model says what was built, layer by layer. `targets`
+    as in `calibrate`; all that were calibrated by default.
 
-    Raises SettingError for such a method, a missing calibration, and a rank larger than a layer.
+    Raises SettingError for such a method, a missing calibration or that of another model, a model that carries an
+    adapter already, and a rank larger than a layer.
     """
     from subspacelab.models.lora_factors import seeded
     from subspacelab.models.lora_model import attach_adapter, set_trainable
@@ -146,26 +160,24 @@ def add_adapter(
     chosen = method_of(method)
     if chosen.moves_weight:
         raise SettingError(f"method={method!r}: moves the weights of the model; build it by `nullspace.build_adapter`")
-    if chosen.needs_calibration and calibration is None:
+    if not isinstance(calibration, Calibration) and (chosen.needs_calibration or calibration is not None):
         raise SettingError(f"method={method!r}: starts from calibration inputs; give those of `calibrate`")
-    linears = target_linears(model, list(targets) if targets else None)
+    linears, training = _linears_of(model, targets), model.training
+    inputs: list[tuple[SharedInput, Moments]] = []
     if calibration is not None:
-        linears = {name: linears[name] for shared in calibration.inputs for name in shared.modules}
+        inputs = _inputs_among(linears, calibration, chosen=bool(targets))
+        linears = {name: linears[name] for shared, _ in inputs for name in shared.modules}
     require_rank(rank, linears, chosen)
     task = Task(model, linears, chosen, rank, None, BuildSettings())
     with seeded(seed), torch.no_grad():
-        found = dict(
-            start
-            for shared in (calibration.inputs if calibration else ())
-            for start in input_starts(task, shared, calibration.moments[shared.name])  # type: ignore[union-attr]
-        ) or dict(plain_starts(task))
+        found = dict(start for given in inputs for start in input_starts(task, *given)) or dict(plain_starts(task))
     layers = [found[name][1] for name in linears]
     meta = {"method": method, "rank": rank, "seed": seed, "down_frozen": chosen.down_frozen}
     meta |= {"targets": list(linears), "layers": [layer.as_json() for layer in layers], "summary": summarise(layers)}
     live = attach_adapter(model, {name: found[name][0] for name in linears}, meta)
     set_trainable(live.model, up=True, down=not chosen.down_frozen)
     live.model.nullspace_meta = meta
-    return live.model
+    return live.model.train(training)
 
 
 def verify(
@@ -182,8 +194,8 @@ def verify(
     `model`: of `add_adapter`, or any PeftModel with plain LoRA of scaling 1 (then as method lora). Its base is what it
     is with the adapter off. Norms of single tokens are means over `max_activation_samples`, drawn by `seed`.
 
-    Raises SettingError for an adapter of another kind, and ValueError when the bound ||dW X|| <= ||A|| ||BX|| does not
-    hold though B was frozen.
+    Raises SettingError for an adapter of another kind, or one that is off or merged, and ValueError when the bound
+    ||dW X|| <= ||A|| ||BX|| does not hold though B was frozen.
 
         found = verify(model, ids)
         found.to_frame(), found.summary, found.verdicts
@@ -191,18 +203,20 @@ def verify(
     from subspacelab.models.lora_model import ADAPTER, LiveAdapter, lora_layers
 
     layers = dict(lora_layers(model)) if hasattr(model, "get_base_model") else {}
-    wrong = next((name for name, layer in layers.items() if layer.scaling[ADAPTER] != 1), None)
-    if not layers or wrong is not None:
-        what = f"{wrong} scales by {layers[wrong].scaling[ADAPTER]:g}" if wrong else f"has no adapter {ADAPTER!r}"
-        raise SettingError(f"model: {what}; verify one of `add_adapter`, or the folder by `verify_adapter`")
+    reasons = (f"{name} {why}" for name, layer in layers.items() if (why := _why_not_plain(layer, ADAPTER)))
+    wrong = next(reasons, None) if layers else f"has no adapter {ADAPTER!r}"
+    if wrong is not None:
+        raise SettingError(f"model: {wrong}; verify one of `add_adapter`, or the folder by `verify_adapter`")
     given = as_windows(windows)
+    _require_fitting(given, model.get_base_model(), batch_size)
     meta = dict(getattr(model, "nullspace_meta", {"method": "lora", "down_frozen": False}))
     live = LiveAdapter(model, meta, {})
     factors = live.factors()
     meta["trained"] = any(bool(f.A.any()) for f in factors.values())
     base = model.get_base_model()
     probe = Probe(given, choose_tokens(given.attention_mask, max_activation_samples, seed), batch_size)
-    inputs = shared_inputs(base, layers, given)  # type: ignore[arg-type]
+    with _evaluating(model):
+        inputs = shared_inputs(base, layers, given)  # type: ignore[arg-type]
     bases = {shared.name: {name: row_space(factors[name].B.detach()) for name in shared.modules} for shared in inputs}
     with progress("verify", 2 * len(given.input_ids), "windows") as advance, _evaluating(model):
         with model.disable_adapter():
@@ -220,32 +234,93 @@ def as_windows(windows: Tokens) -> Windows:
     """Token ids of any of the forms of `Tokens` as windows; shorter ones are padded on the right, and masked."""
     if isinstance(windows, Windows):
         return windows
-    batches = [windows] if isinstance(windows, Tensor) else list(windows)
-    rows: list[Tensor] = []
-    for batch in batches:
-        named = batch if isinstance(batch, Mapping) else {"input_ids": batch}
-        ids = torch.as_tensor(named["input_ids"])
-        mask = torch.as_tensor(named.get("attention_mask", torch.ones_like(ids))).bool()
-        rows += [row[kept].cpu().long() for row, kept in zip(ids, mask, strict=True)]
-    if not rows or any(row.ndim != 1 or not len(row) for row in rows):
-        raise SettingError("windows: no token ids [n, length]; give a tensor or batches of such")
+    one = isinstance(windows, Tensor | Mapping) or not isinstance(windows, Iterable)
+    rows = [row for batch in ([windows] if one else windows) for row in _rows(batch)]
+    if not rows or not all(len(row) for row in rows):
+        raise SettingError(f"windows: no token ids; {WANTED}")
     pad = torch.nn.utils.rnn.pad_sequence
     mask = pad([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
     return Windows(pad(rows, batch_first=True), mask)
 
 
-class _evaluating:
-    """A model in evaluation mode within the block, and as it was after it."""
+def _rows(batch: Any) -> list[Tensor]:
+    """The tokens of each window of a batch [n, length], or of a single one [length], without padding."""
+    named = batch if isinstance(batch, Mapping) else {"input_ids": batch}
+    try:
+        ids = torch.as_tensor(named["input_ids"])
+        given = named.get("attention_mask")
+        mask = torch.ones_like(ids) if given is None else torch.as_tensor(given)
+    except (LookupError, TypeError, ValueError, RuntimeError) as e:
+        raise SettingError(f"windows: no token ids in a {type(batch).__name__} ({e}); {WANTED}") from e
+    if ids.ndim not in (1, 2) or ids.dtype.is_floating_point or ids.dtype.is_complex or mask.shape != ids.shape:
+        said = f"ids {ids.dtype} {list(ids.shape)}, mask {list(mask.shape)}"
+        raise SettingError(f"windows: no token ids with their mask ({said}); {WANTED}")
+    pairs = zip(torch.atleast_2d(ids), torch.atleast_2d(mask.bool()), strict=True)
+    return [row[kept].cpu().long() for row, kept in pairs]
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.training = model, model.training
 
-    def __enter__(self) -> None:
-        self.model.eval()
+def _linears_of(model: Any, targets: Sequence[str] | None) -> dict[str, nn.Linear]:
+    """The layers that get an adapter; SettingError for what is no bare language model with its weights."""
+    if not hasattr(model, "get_output_embeddings"):
+        raise SettingError(f"model: {type(model).__name__} is no language model of transformers; give a live one")
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise SettingError("model: carries an adapter already; take it off first, by `unload` or `merge_and_unload`")
+    if model.device.type == "meta":
+        raise SettingError("model: has shapes and no weights (device meta); load them first")
+    if model.config.is_encoder_decoder:
+        raise SettingError(f"model: {type(model).__name__} has an encoder; give a causal language model")
+    return target_linears(model, [targets] if isinstance(targets, str) else list(targets or ()) or None)
 
-    def __exit__(self, *_: object) -> None:
-        self.model.train(self.training)
+
+def _inputs_among(
+    linears: Mapping[str, nn.Linear], calibration: Calibration, *, chosen: bool
+) -> list[tuple[SharedInput, Moments]]:
+    """The calibrated inputs of `linears`; SettingError where these, or all that were calibrated, are not the same."""
+    widths = {name: shared.width for shared in calibration.inputs for name in shared.modules}
+    for name in linears if chosen else widths:
+        if name not in linears or widths.get(name) != linears[name].in_features:
+            raise SettingError(f"calibration: not of {name} of this model; calibrate this model, with these targets")
+    kept = ((tuple(n for n in shared.modules if n in linears), shared) for shared in calibration.inputs)
+    return [(SharedInput(names, of.width), calibration.moments[of.name]) for names, of in kept if names]
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _require_fitting(windows: Windows, model: Any, batch_size: int) -> None:
+    """SettingError for tokens and positions that the model's tables do not have, and for empty batches."""
+    ids, words = windows.input_ids, model.get_input_embeddings()
+    if ids.min() < 0 or ids.max() >= len(words.weight):
+        found = f"{int(ids.min())} to {int(ids.max())}"
+        raise SettingError(f"windows: ids {found}, the model has 0 to {len(words.weight) - 1}; use its own tokenizer")
+    most, length = getattr(model.config, "max_position_embeddings", ids.shape[1]), ids.shape[1]
+    learned = any(isinstance(table, nn.Embedding) and table.weight is not words.weight for table in model.modules())
+    if learned and length > most:
+        raise SettingError(f"windows: {length} tokens long, the model has {most} positions; cut them shorter")
+    if batch_size < 1:
+        raise SettingError(f"batch_size={batch_size}: at least 1 window")
+
+
+def _why_not_plain(layer: Any, adapter: str) -> str | None:
+    """Why a layer of PEFT's is not W x + A B x of our adapter, as it is now; None if it is."""
+    if layer.scaling[adapter] != 1:
+        return f"scales by {layer.scaling[adapter]:g}"
+    if not isinstance(layer.get_base_layer(), nn.Linear) or adapter in layer.lora_variant or layer.lora_bias[adapter]:
+        return "has more or other than LoRA on an nn.Linear"
+    if layer.merged:
+        return "has its adapter merged; call `unmerge_adapter` first"
+    if layer.disable_adapters or list(layer.active_adapters) != [adapter]:
+        return f"does not run with {adapter!r} alone; switch it on by `enable_adapter_layers` and `set_adapter`"
+    return None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode within the block; every part of it as it was after that, and what trains too."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in trained:  # which PEFT sets as it switches an adapter on again
+            parameter.requires_grad_(requires_grad)

@@ -27,13 +27,16 @@ def require_adapter(folder: Path) -> Path:
 def seed_folders(folder: Path) -> dict[int, Path]:
     """Seed, as the adapters themselves say, -> folder of an adapter or training in `folder`, in ascending order.
 
-    ValueError when there is none.
+    ValueError when there is none, and for two of one seed.
     """
     found: dict[int, Path] = {}
     for place in folder.iterdir() if folder.is_dir() else ():
         adapter = next((path for path in (place, place / TRAINED) if (path / META).is_file()), None)
         if adapter is not None:
-            found[read_meta(adapter)["seed"]] = place
+            other = found.setdefault(read_meta(adapter)["seed"], place)
+            if other != place:
+                first, second = sorted((other, place))
+                raise ValueError(f"{first} and {second}: adapters of one seed; move one of them away")
     if not found:
         raise ValueError(f"{folder}: no adapter here; run the stage before")
     return dict(sorted(found.items()))

@@ -195,8 +195,11 @@ class Verification:
         return pd.DataFrame([asdict(stats) for stats in self.stats])
 
     def save(self, folder: Path | str) -> None:
-        """Writes verification.json, as `nullspace verify --save-stats` does."""
-        write_stats(Path(folder) / "verification.json", self)
+        """Writes verification.json, as `nullspace verify --save-stats` does; ValueError where that is another file."""
+        path = Path(folder) / "verification.json"
+        if os.path.lexists(path):
+            read_stats(path)
+        write_stats(path, self)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Verification":

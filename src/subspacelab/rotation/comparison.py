@@ -1,7 +1,8 @@
 """Checkpoints of one model compared, weight by weight: two, or a chain of three and more."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -104,9 +105,14 @@ class Comparison:
     def save(self, folder: Path | str, *, metrics: str = "metrics.json", details: bool = True) -> None:
         """Writes layers.csv, modules.csv, curves.csv and, under its name, `metrics`; `load` reads them.
 
-        `details`: links.csv, spectra.safetensors and the pictures too.
+        `details`: links.csv, spectra.safetensors and the pictures too. They replace those of an earlier comparison;
+        ValueError for other files of these names.
         """
         folder = Path(folder)
+        readers: dict[str, Callable[[Path], Any]] = dict.fromkeys(TABLES[:3], _read_table) | {metrics: _read_metrics}
+        for name, read in readers.items():
+            if os.path.lexists(folder / name):
+                read(folder / name)
         for name, table in {"layers": self.layers, "modules": self.modules, "curves": self.curves}.items():
             write_csv(folder / f"{name}.csv", table)
         write_json(folder / metrics, self.metrics)
@@ -130,12 +136,13 @@ class Comparison:
         """
         folder = Path(folder)
         layers, modules, curves = (_read_table(folder / name) for name in TABLES[:3])
+        found = _read_metrics(folder / metrics)
         if (folder / SPECTRA).exists():
             spectra, said = read_tensors(folder / SPECTRA)
             groups = tuple(Group(label, members) for label, members in json.loads(said[GROUPS_KEY]).items())
         else:
             spectra, groups = {}, tuple(make_groups(layers["weight"].unique()))
-        return cls(layers, modules, curves, read_json(folder / metrics), groups, spectra)
+        return cls(layers, modules, curves, found, groups, spectra)
 
     def plot(self, kind: str) -> "Figure":
         """A figure: "angles", "spectra", "updates" or, of three checkpoints, "rotation"; SettingError for others."""
@@ -233,10 +240,23 @@ def _at(link: Mapping[str, str], table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**link)[[first, *ENDS, *rest]]
 
 
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = read_json(path)
+        if not {"notes", "unmatched"} <= found.keys() or found.keys().isdisjoint({"sources", "checkpoints"}):
+            raise ValueError("those of something else")
+    except (OSError, ValueError, AttributeError) as e:
+        raise ValueError(f"{path}: not the metrics of a comparison ({e}); compare again, or give another folder") from e
+    return found
+
+
 def _read_table(path: Path) -> pd.DataFrame:
     texts = dict.fromkeys(("weight", "module", *ENDS), str)
     try:
         table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""], encoding="utf-8")
+        if "module" not in table:
+            raise ValueError("no column 'module'")
     except (OSError, ValueError) as e:
-        raise ValueError(f"{path}: missing or no table ({str(e).splitlines()[0]}); compare again") from e
+        said = f"{path}: missing or no table of a comparison ({str(e).splitlines()[0]})"
+        raise ValueError(f"{said}; compare again, or give another folder") from e
     return typed(table.fillna(dict.fromkeys([column for column in texts if column in table], "")))

@@ -29,7 +29,7 @@ class Origin:
     """Of a local checkpoint a digest of the way to it from its factors: two of one name differ."""
 
     def is_same(self, other: "Origin") -> bool:
-        """Whether both are the same checkpoint, whatever weights it holds by now."""
+        """Whether both are the same checkpoint, whatever weights it holds by now; of those in memory no two are."""
         if self.place is None or other.place is None:
             return bool(canonical(self.source) == canonical(other.source)) and (
                 self.source.get("revision") is not None or of_pipeline(self.source.get("reference") or "")
@@ -44,7 +44,7 @@ def origin_of(source: Source, folder: Path) -> Origin:
     """The origin of factors of `source` that go to `folder`."""
     reference = source.name if Path(source.reference).is_absolute() else source.reference
     place = None
-    if source.revision is None and not of_pipeline(source.reference):
+    if source.revision is None and not of_pipeline(source.reference) and source.folder.exists():
         way = seen_from(folder, source.folder)
         place = hashlib.sha256(os.fsencode(way)).hexdigest()
     return Origin({"reference": reference, "revision": source.revision}, place)

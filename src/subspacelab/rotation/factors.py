@@ -193,7 +193,7 @@ class Decomposition:
         return len(self.weights)
 
     def save(self, folder: Path | str) -> None:
-        """Copies factors and index to `folder`, whole or not at all; SettingError where something stands already."""
+        """Copies factors and index to `folder`, whole or not at all; ValueError where something stands already."""
         require_own_entries(Path(folder), (), "a copy of a decomposed checkpoint")
         with replace_folder(Path(folder)) as partial:
             shutil.copytree(self.folder, partial, dirs_exist_ok=True)

@@ -70,7 +70,7 @@ def find_weights(pattern: str, names: Iterable[str]) -> dict[str, int | None]:
         if all(low <= i and (high is None or i <= high) for i, (low, high) in zip(indices, ranges, strict=True)):
             found[name] = indices[0] if indices and not parts[0].endswith("[") else None
     if not found:
-        raise ValueError(f"pattern {pattern!r} matches no weight that all three checkpoints have")
+        raise ValueError(f"pattern {pattern!r} matches no weight that all checkpoints have")
     return found
 
 

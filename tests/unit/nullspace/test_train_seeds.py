@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pandas as pd
@@ -30,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of lora_null_v2 in `built`, and rows; to be read only."""
     folder = write_base(tmp_path_factory.mktemp("seeds"))
     for seed in (12, 5):
-        write_adapter_of(folder, folder / "built" / f"seed-{seed}")
+        write_adapter_of(folder, folder / "built" / f"seed-{seed}", seed=seed)
     write_instructions(folder / "rows.jsonl", ROWS)
     return folder
 
@@ -61,7 +62,7 @@ def test_every_seed_is_trained_examined_and_recorded(place: Path, tmp_path: Path
     one, two = (contents(tmp_path / "trained" / f"seed-{seed}") for seed in (5, 12))
     assert one != two, "the seed orders the rows"
     assert len(tracker.metrics["train_loss"]) == len(tracker.metrics["seed-12/train_loss"]) == SETTINGS.max_steps
-    assert {m.name for m in tracker.models.values()} == {"nullspace_lora_null_v2_seed_7"}
+    assert {m.name for m in tracker.models.values()} == {f"nullspace_lora_null_v2_seed_{s}" for s in (5, 12)}
     assert tracker.headline["built_recall"] == pytest.approx(sum(t.knowledge.recall for t in found) / 2)
     assert read_knowledge(tmp_path / "knowledge.json")[1] == found
 
@@ -129,14 +130,16 @@ def test_a_stage_without_adapters_before_it_says_so(tmp_path: Path) -> None:
         seed_folders(tmp_path)
 
 
-def test_the_first_seeds_adapter_is_the_trained_one_where_there_is_one(tmp_path: Path) -> None:
-    for seed in (12, 5):
-        (tmp_path / f"seed-{seed}").mkdir()
+def test_the_first_seeds_adapter_is_the_trained_one_where_there_is_one(place: Path, tmp_path: Path) -> None:
+    copytree(place / "built", tmp_path, dirs_exist_ok=True)
     assert first_adapter(tmp_path) == tmp_path / "seed-5"
     (tmp_path / "seed-12" / "ft").mkdir()
     assert first_adapter(tmp_path) == tmp_path / "seed-5"
     (tmp_path / "seed-5" / "ft").mkdir()
     assert first_adapter(tmp_path) == tmp_path / "seed-5" / "ft"
+    copytree(place / "built" / "seed-5", tmp_path / "copy")
+    with pytest.raises(ValueError, match="copy and .*seed-5: adapters of one seed"):
+        seed_folders(tmp_path)
 
 
 def test_a_model_for_the_tracker_carries_its_small_base_and_points_to_a_commit(place: Path, tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ def write_base(folder: Path, family: str = "llama") -> Path:
     return folder
 
 
-def write_adapter_of(base: Path, folder: Path, method: str = "lora_null_v2", **changes: Any) -> Path:
+def write_adapter_of(base: Path, folder: Path, method: str = "lora_null_v2", *, seed: int = 7, **changes: Any) -> Path:
     """An adapter of `RANK` on `base/lm`; returns its folder."""
     settings = BuildSettings(str(base / "text.txt"), calib_loader_size=40, seq_len=16, device="cpu", **changes)
-    build_adapter(resolve_reference(str(base / "lm")), folder, method=method, rank=RANK, seed=7, settings=settings)
+    build_adapter(resolve_reference(str(base / "lm")), folder, method=method, rank=RANK, seed=seed, settings=settings)
     return folder
 
 
