@@ -256,6 +256,14 @@ def test_nothing_of_the_user_s_is_replaced(place: Path) -> None:
     found = sl.rotation.compare(a, b, include="q_proj", k=2, null_draws=0)
     found.save("out")
     found.save("out")
+    sl.nullspace.add_adapter(tiny_model(seed=0), method="lora", rank=4).save_pretrained("adapter")
+    audit = sl.rotation.audit("adapter", base=a, null_draws=0)
+    audit.save("audit")
+    audit.save("audit")
+    with pytest.raises(ValueError, match="out/layers.csv: missing or no table of an audit"):
+        audit.save("out")
+    with pytest.raises(ValueError, match="audit/metrics.json: not the metrics of a comparison"):
+        found.save("audit")
     (place / "mine").mkdir()
     (place / "mine" / "metrics.json").write_text('{"mine": 1}')
     with pytest.raises(ValueError, match="mine/metrics.json: not the metrics of a comparison"):
