@@ -4,6 +4,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -64,6 +65,10 @@ def test_rotation(place: Path) -> None:
     assert isinstance(diff.layers, pd.DataFrame)
     assert set(diff.layers["weight"]) == {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
     assert isinstance(diff.plot("angles"), Figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of square weights alone the composition is an identity
+        chain = sl.rotation.compare(a, b, tiny_model(seed=2), include="q_proj", null_draws=0)
+        chain.plot("rotation").draw_without_rendering()
     factors = sl.rotation.decompose(a, rank=3, include="q_proj")
     names = [name for name, svd in factors if svd.S.shape == (3,)]
     assert names == list(diff.layers["weight"])
