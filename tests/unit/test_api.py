@@ -4,6 +4,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -64,6 +65,10 @@ def test_rotation(place: Path) -> None:
     assert isinstance(diff.layers, pd.DataFrame)
     assert set(diff.layers["weight"]) == {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
     assert isinstance(diff.plot("angles"), Figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of square weights alone the composition is an identity
+        chain = sl.rotation.compare(a, b, tiny_model(seed=2), include="q_proj", null_draws=0)
+        chain.plot("rotation").draw_without_rendering()
     factors = sl.rotation.decompose(a, rank=3, include="q_proj")
     names = [name for name, svd in factors if svd.S.shape == (3,)]
     assert names == list(diff.layers["weight"])
@@ -256,6 +261,14 @@ def test_nothing_of_the_user_s_is_replaced(place: Path) -> None:
     found = sl.rotation.compare(a, b, include="q_proj", k=2, null_draws=0)
     found.save("out")
     found.save("out")
+    sl.nullspace.add_adapter(tiny_model(seed=0), method="lora", rank=4).save_pretrained("adapter")
+    audit = sl.rotation.audit("adapter", base=a, null_draws=0)
+    audit.save("audit")
+    audit.save("audit")
+    with pytest.raises(ValueError, match="out/layers.csv: missing or no table of an audit"):
+        audit.save("out")
+    with pytest.raises(ValueError, match="audit/metrics.json: not the metrics of a comparison"):
+        found.save("audit")
     (place / "mine").mkdir()
     (place / "mine" / "metrics.json").write_text('{"mine": 1}')
     with pytest.raises(ValueError, match="mine/metrics.json: not the metrics of a comparison"):

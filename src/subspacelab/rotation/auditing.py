@@ -1,5 +1,6 @@
 """A LoRA adapter against its base: how large its updates are, where they lie, and how unlike random ones."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,8 +68,14 @@ class Audit:
         return str(self.metrics["summary"])
 
     def save(self, folder: Path | str) -> None:
-        """Writes layers.csv, metrics.json and spectra.safetensors; `load` reads them."""
+        """Writes layers.csv, metrics.json and spectra.safetensors, over those of an earlier audit; `load` reads them.
+
+        ValueError for other files of these names.
+        """
         folder = Path(folder)
+        for name, read in {LAYERS: _read_layers, METRICS: _read_metrics}.items():
+            if os.path.lexists(folder / name):
+                read(folder / name)
         write_csv(folder / LAYERS, self.layers)
         write_tensors(folder / SPECTRA, self.spectra)
         write_json(folder / METRICS, self.metrics)
@@ -78,13 +85,7 @@ class Audit:
         """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
         folder = Path(folder)
         spectra, _ = read_tensors(folder / SPECTRA)
-        try:
-            layers = pd.read_csv(
-                folder / LAYERS, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""]
-            )
-        except (OSError, ValueError) as e:
-            raise ValueError(f"{folder / LAYERS}: missing or no table ({str(e).splitlines()[0]}); audit again") from e
-        return cls(_typed(layers), read_json(folder / METRICS), spectra)
+        return cls(_read_layers(folder / LAYERS), _read_metrics(folder / METRICS), spectra)
 
     def plot(self, kind: str = "updates") -> "Figure":
         """A figure: "updates" (size and energies over the modules) or "spectra"; SettingError for others."""
@@ -124,13 +125,16 @@ def audit(
     if null_draws < 0:
         raise SettingError(f"null_draws={null_draws}: 0 or more")
     place = float64_place(choose_device(device))
+    if not isinstance(adapter, str | Path):
+        raise SettingError(f"adapter: a {type(adapter).__name__}; give the folder or repository that holds it")
     opened = open_adapter(adapter)
     weights = _open_base(opened, base)
     keys, absent = _match(opened, weights)
     turned = opened.transposed({module: matrix_shape(weights.info(key).shape) for module, key in keys.items()})
     adapted = [AdaptedWeight(opened, opened.layers[m], weights, key, turned[m]) for m, key in keys.items()]
     costs = [audit_gflop(weight.shape, null_draws) for weight in adapted]
-    say_cost(sum(costs), sum(costs) - sum(audit_gflop(weight.shape, 0) for weight in adapted))
+    if progress is not no_progress:
+        say_cost(sum(costs), sum(costs) - sum(audit_gflop(weight.shape, 0) for weight in adapted))
     labels = {name: group.label for group in make_groups([w.name for w in adapted]) for name in group.members}
     rows: list[dict[str, Value]] = []
     spectra: dict[str, Tensor] = {}
@@ -261,3 +265,24 @@ def _summary(metrics: Mapping[str, Any], layers: pd.DataFrame) -> str:
         f"{layers['leading_energy'].median():.3g} times that of random updates of the same singular values, from which "
         f"{outstanding} of {len(layers)} weights stand out"
     )
+
+
+def _read_layers(path: Path) -> pd.DataFrame:
+    try:
+        found = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
+        if "leading_energy" not in found:
+            raise ValueError("no column 'leading_energy'")
+    except (OSError, ValueError) as e:
+        said = f"{path}: missing or no table of an audit ({str(e).splitlines()[0]})"
+        raise ValueError(f"{said}; audit again, or give another folder") from e
+    return _typed(found)
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = read_json(path)
+        if not {"summary", "notes"} <= found.keys():
+            raise ValueError("those of something else")
+    except (OSError, ValueError, AttributeError) as e:
+        raise ValueError(f"{path}: not the metrics of an audit ({e}); audit again, or give another folder") from e
+    return found

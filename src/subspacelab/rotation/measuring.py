@@ -65,7 +65,8 @@ def measure_chain(
     rows: list[dict[str, Value]] = []
     spectra: dict[str, Tensor] = {}
     costs = {name: _gflop(chain, name, settings.null_draws) for name in chain.names}
-    say_cost(sum(costs.values()), sum(costs.values()) - sum(_gflop(chain, name, 0) for name in chain.names))
+    if progress is not no_progress:
+        say_cost(sum(costs.values()), sum(costs.values()) - sum(_gflop(chain, name, 0) for name in chain.names))
     with progress("compare", sum(costs.values()), "GFLOP") as advance:
         for name in chain.names:
             head: dict[str, Value] = {"weight": name, "module": labels.get(name, ""), "layer": layer_index(name)}
@@ -84,7 +85,7 @@ def typed(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def say_cost(total: float, of_draws: float) -> None:
-    """One line where the null models, of `total` GFLOP, take long."""
+    """One line where the null models, of `total` GFLOP, take long: for who is shown the progress."""
     if of_draws > LONG:
         print(
             f"note: the null model is {of_draws:,.0f} GFLOP of {total:,.0f}; fewer draws (--null 1) or none "

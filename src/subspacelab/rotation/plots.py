@@ -142,7 +142,10 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: 
     if len(identities):
         above = identities[f"rotation_mse_{side}"].max() * 4
         text = f"identity: {side}₁ square, true for any matrices"
-        axes.text(identities["layer"].max(), above, text, color="#5f5f5f", fontsize=8, ha="right", va="bottom")
+        last = identities["layer"].max()
+        axes.update_datalim([(last, 4 * above)])  # the text has its place, where nothing else lies above
+        axes.autoscale_view()
+        axes.text(last, above, text, color="#5f5f5f", fontsize=8, ha="right", va="bottom")
 
 
 def _handle(i: int, label: str) -> Line2D:

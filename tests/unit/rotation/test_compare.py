@@ -12,6 +12,7 @@ from tests.tiny import LAYOUTS, tiny_qwen_vl_tensors
 from tests.unit.rotation.chains import chain_tensors, decompose_chain
 from tests.unit.rotation.conftest import MODULES
 
+from subspacelab.plotting.progress import progress_bar
 from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.comparison import TABLES, Comparison, compare
 from subspacelab.rotation.groups import make_groups
@@ -245,7 +246,9 @@ def test_another_seed_moves_only_what_is_drawn(
 ) -> None:
     monkeypatch.setattr("subspacelab.rotation.measuring.LONG", 0)
     other = table(folders, k=K, seed=7, null_draws=2)
-    assert "note: the null model is" in capsys.readouterr().err  # what is long is said before
+    assert not capsys.readouterr().err
+    compare(*folders, k=K, null_draws=1, device="cpu", progress=progress_bar)
+    assert "note: the null model is" in capsys.readouterr().err  # what is long is said before, where progress is shown
     same = [column for column in layers if not column.startswith("random_mse") and not column.endswith(SUFFIXES)]
     pd.testing.assert_frame_equal(other[same], layers[same], check_exact=True)
     assert not other["random_mse_U"].equals(layers["random_mse_U"])
