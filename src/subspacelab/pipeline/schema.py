@@ -27,7 +27,7 @@ def stage_settings() -> dict[str, type]:
 
 
 def params_schema() -> dict[str, Any]:
-    """JSON schema (2020-12) of params.yaml; of a section no key is required, since a study's file may hold it instead."""
+    """JSON schema (2020-12) of params.yaml; a section needs no key: a study may hold it."""
     schema = schema_of(Common)
     definitions: dict[str, Any] = {}
     for stage, kind in stage_settings().items():
