@@ -16,9 +16,8 @@ STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 LOCK = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]
 NEUTRAL_FILES = {"commands", "display", "logging", "mlflow_model", "plots"}
 """What prints, tracks, helps and draws, in any study; .dvcignore takes them out of the folders."""
-NEUTRAL = {"cli", "commands", "plotting", "tracking"}
-PIPELINE = {"stage"}
-"""What of pipeline/ decides a result: seed and threads; parameters DVC compares by their values."""
+NEUTRAL = {"cli", "commands", "pipeline", "plotting", "tracking"}
+"""Of pipeline/: seed and threads are set by core, and parameters DVC compares by their values."""
 DRAWING = {
     **dict.fromkeys(("checkpoint_base", "checkpoint_rl_stage1", "checkpoint_rl_stage2"), "synthetic/grounding"),
     "compare_rotations": "rotation",
@@ -55,8 +54,6 @@ def dependency(module: str) -> str | None:
     _, *parts = module.split(".")
     if not parts or parts[0] in NEUTRAL or parts[-1] in NEUTRAL_FILES or parts == ["synthetic"]:
         return None
-    if parts[0] == "pipeline":
-        return f"src/subspacelab/pipeline/{parts[-1]}.py" if parts[-1] in PIPELINE else None
     path = Path("src/subspacelab", *parts[: 2 if parts[0] == "synthetic" else 1])
     return str(path) if (ROOT / path).is_dir() else f"{path}.py"
 

@@ -1,4 +1,4 @@
-"""Which device a computation runs on."""
+"""Which device a computation runs on, by how many threads and from which seed."""
 
 import sys
 from collections.abc import Callable
@@ -22,6 +22,12 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise ValueError(f"device={name!r}: not available on this machine; use auto or cpu")
     return torch.device(name)
+
+
+def make_repeatable(*, seed: int, threads: int) -> None:
+    """Sets torch's global generator and its threads, which decide the last bits of a sum, for this process."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
 
 
 def float64_place(device: torch.device) -> torch.device:

@@ -105,14 +105,13 @@ def open_stage(
     DVC reads parameters and sources after the command, so a change in mid-run would file this result under
     inputs that it does not come from.
     """
-    import torch
+    from subspacelab.core.devices import make_repeatable
 
     params = read_params()
     declared = read_declaration(name, item)
     section = params.section(name, config)
     guard = InputGuard([PARAMS, *params.study.files, *declared.sources])
-    torch.set_num_threads(params.common.threads)
-    torch.manual_seed(params.common.seed)
+    make_repeatable(seed=params.common.seed, threads=params.common.threads)
     common = asdict(params.common)
     logged = common | {name: asdict(section)}  # type: ignore[call-overload]
     full_name = f"{name}@{item}" if item else name
