@@ -14,7 +14,7 @@ from subspacelab.tracking.dvc_files import dependency_files, md5_file
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 LOCK = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]
-NEUTRAL_FILES = {"commands", "display", "logging", "mlflow_model", "plots"}
+NEUTRAL_FILES = {"commands", "display", "flags", "logging", "mlflow_model", "plots"}
 """What prints, tracks, helps and draws, in any study; .dvcignore takes them out of the folders."""
 NEUTRAL = {"cli", "commands", "pipeline", "plotting", "tracking"}
 """Of pipeline/: seed and threads are set by core, and parameters DVC compares by their values."""

@@ -51,10 +51,12 @@ def _flags(config: type, prefix: str = "") -> Iterator[inspect.Parameter]:
             yield from _flags(plain, f"{prefix}{name}_")  # type: ignore[arg-type]
         elif get_origin(plain) is not dict and inner_settings(plain) is None:
             facts = schema[name]
-            names = _names(prefix + name, hints[name], facts)
-            option = typer.Option(*names, help=facts["description"], **_bounds(facts))
+            names, choices = _names(prefix + name, hints[name], facts), facts.get("enum")
+            option = typer.Option(
+                *names, help=facts["description"] + _bounds(facts), metavar="|".join(choices) if choices else None
+            )
             default = facts.get("default", inspect.Parameter.empty)
-            annotation: Any = Annotated[plain, option]  # type: ignore[valid-type]
+            annotation: Any = Annotated[str if choices else plain, option]  # type: ignore[valid-type]
             yield inspect.Parameter(
                 prefix + name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
             )
@@ -67,11 +69,12 @@ def _names(name: str, hint: Any, facts: Mapping[str, Any]) -> list[str]:
     return given or [f"{flag}/--no-{flag[2:]}" if facts.get("default") is True else flag]
 
 
-def _bounds(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Closed bounds, as the help shows them; the others are left to the settings."""
+def _bounds(facts: Mapping[str, Any]) -> str:
+    """The bounds of a number in words; it is the settings that hold them, with one message for flags and files."""
     of_number = next((part for part in facts.get("anyOf", ()) if part.get("type") != "null"), facts)
-    found = {"min": of_number.get("minimum"), "max": of_number.get("maximum")}
-    return {key: bound for key, bound in found.items() if bound is not None}
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    found = [f"{word} {of_number[key]:g}" for key, word in words.items() if key in of_number]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _nested(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -101,7 +101,7 @@ def called(*arguments: str) -> tuple[int, str, list[Outer]]:
     def act(first: str = "f", *, settings: Outer, last: str = "l") -> None:
         got.append(settings)
 
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(arguments))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output, got
@@ -120,7 +120,16 @@ def test_flags_are_the_fields_with_their_defaults():
 
 def test_the_help_has_sentence_bounds_and_default():
     _, help_text, _ = called("--help")
-    for word in ("How much.", "0<=x<=1", "x>=1", "a|b", "default: 0.25", "Its size.", "--no-fast"):
+    for word in (
+        "How much.",
+        "(from 0 to 1)",
+        "(above 0)",
+        "(from 1)",
+        "a|b",
+        "default: 0.25",
+        "Its size.",
+        "--no-fast",
+    ):
         assert word in help_text.replace("\n", ""), word
     assert "Of a file alone" not in help_text
     assert help_text.index("--first") < help_text.index("--data") < help_text.index("--last")
@@ -128,8 +137,11 @@ def test_the_help_has_sentence_bounds_and_default():
 
 def test_wrong_flags_are_refused():
     assert called()[0] == 2  # data is missing
-    assert called("--data", "d", "--limit", "0")[0] == 2
-    assert called("--data", "d", "--kind", "c")[0] == 2
+    assert called("--data", "d", "--limit", "many")[0] == 2
+    with pytest.raises(SettingError, match=r"^act\.limit: must be greater than or equal to 1, got 0$"):
+        called("--data", "d", "--limit", "0")
+    with pytest.raises(SettingError, match=r"^act\.kind: must be 'a' or 'b', got 'c'$"):
+        called("--data", "d", "--kind", "c")
     with pytest.raises(SettingError, match=r"^act\.rate: must be greater than 0, got -1\.0$"):
         called("--data", "d", "--rate", "-1")
 
