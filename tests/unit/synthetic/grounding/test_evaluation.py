@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.unit.synthetic.tiny import TINY
 
+from subspacelab.core.callbacks import no_progress
 from subspacelab.models.qwen_vl import QwenVLSizes, save_qwen_vl
 from subspacelab.synthetic.grounding.display import print_checkpoint
 from subspacelab.synthetic.grounding.evaluation import (
@@ -107,7 +108,7 @@ def test_batches_do_not_change_the_answer_and_the_mode_is_put_back() -> None:
     tokenizer = build_tokenizer()
     sizes = QwenVLSizes(16, 2, 2, 16, 32, 2, 2, 32)
     model = build_model(tokenizer, seed=0, sizes=sizes, initializer_range=0.1).train()
-    scenes = render_scenes(0, 5, 112, label="test")
+    scenes = render_scenes(0, 5, 112, label="test", progress=no_progress)
     whole, parts = (evaluate(model, tokenizer, scenes, batch_size=n) for n in (5, 2))
     assert torch.equal(whole.boxes, parts.boxes)
     assert whole.num_scenes == 5
