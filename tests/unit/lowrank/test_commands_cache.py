@@ -78,7 +78,7 @@ def test_bad_input_is_one_line_and_exit_code_1(capsys, tmp_path, model, images, 
 
 
 def test_wrong_usage_is_one_line_and_exit_code_2(capsys) -> None:
-    for arguments, named in ((["--images", "x"], "--model-id"), (["--limit", "0"], "--limit")):
+    for arguments, named in ((["--images", "x"], "--model-id"), (["--limit", "many"], "--limit")):
         code, _, err = _run(capsys, *arguments)
         assert code == 2
         assert err.count("\n") == 1
