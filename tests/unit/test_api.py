@@ -175,10 +175,22 @@ def test_norms(place: Path) -> None:
     assert not list(place.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_of_mlflow_takes_the_curves(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACKING", "off")
-    with sl.tracking.mlflow_run("lowrank", "nothing") as log:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{place}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("TRACKING", "on")
+    with sl.tracking.mlflow_run("lowrank", "a sketch", {"rank": 4}) as log:
         log({"mse": 1.0}, 1)
+        log({"mse": 0.5}, 2)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("lowrank")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.data.params["rank"], run.info.status) == ("4", "FINISHED")
+    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "mse")] == [1.0, 0.5]
 
 
 def test_a_live_model_is_left_as_it_was(place: Path) -> None:
