@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -14,8 +13,6 @@ from subspacelab.core.settings import Flag, inner_settings, schema_of, validate
 Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
 Rank = Annotated[int, typer.Option(min=1, help="Rank of the approximation.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw: starts, order, windows, splits.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-OutputDir = Annotated[Path, typer.Option(help="Where the results go.")]
 
 
 def with_settings(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
