@@ -10,6 +10,7 @@ SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 """Config, index and tokenizer files, taken from the top folder only."""
 
 TIMEOUT_SECONDS = 10.0
+"""Longest silence of the server, in connecting and between two pieces of an answer."""
 
 
 @dataclass(frozen=True)

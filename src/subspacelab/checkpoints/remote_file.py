@@ -6,9 +6,6 @@ from typing import Any
 
 from subspacelab.core.errors import CheckpointError
 
-TIMEOUT_SECONDS = 10.0
-"""Longest silence of the server, in connecting and between two pieces of an answer."""
-
 MIN_BYTES_PER_SECOND = 10_000
 """A whole answer may take TIMEOUT_SECONDS and its size at this speed: a trickle is a failure, too."""
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)  # one process may still be at its largest matrix when the others are done
 

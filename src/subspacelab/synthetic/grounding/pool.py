@@ -39,12 +39,6 @@ def render_scenes(seed: int, count: int, size: int, label: str, progress: Progre
         return list(_counted(threads.map(lambda i: scene(seed, i, size), range(count), chunksize=16), advance))
 
 
-def _counted(scenes: Iterator[Scene], advance: Advance) -> Iterator[Scene]:
-    for drawn in scenes:
-        advance(1)
-        yield drawn
-
-
 def scene_pool(scenes: list[Scene]) -> ScenePool:
     """Stacks scenes of one size."""
     images, questions, boxes = scene_tensors(scenes)

@@ -6,6 +6,7 @@ from functools import cache
 from importlib.metadata import distribution
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,6 +16,7 @@ from subspacelab.core.callbacks import Advance, Progress, no_progress
 from subspacelab.core.settings import Count, settings
 from subspacelab.data.grounding import GroundingRow, write_grounding
 
+T = TypeVar("T")
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (225, 30, 30),
     "green": (30, 190, 50),
@@ -122,9 +124,9 @@ class SceneSet:
             write_grounding(folder / "scenes.parquet", _counted(self, advance))
 
 
-def _counted(rows: Iterable[GroundingRow], advance: Advance) -> Iterator[GroundingRow]:
-    for row in rows:
-        yield row
+def _counted(items: Iterable[T], advance: Advance) -> Iterator[T]:
+    for item in items:
+        yield item
         advance(1)
 
 
