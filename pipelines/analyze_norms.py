@@ -17,7 +17,7 @@ from subspacelab.norms.plots import draw_pictures
 from subspacelab.norms.logging import track_analysis
 from subspacelab.norms.display import print_analysis
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 OUT = Path("reports/norms")
 

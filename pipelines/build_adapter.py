@@ -15,7 +15,7 @@ from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.logging import track_built
 from subspacelab.nullspace.config import BuildAdapterConfig
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 OUT = Path("data/nullspace/init")
 

@@ -16,7 +16,7 @@ from subspacelab.core.files import move_folder
 from subspacelab.lowrank.cache import CachePlan, cache_features
 from subspacelab.lowrank.config import CacheFeaturesConfig
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 OUT = Path("data/features")
 

@@ -8,10 +8,10 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.synthetic.from_hub import REPORTS, take_from_hub
+from subspacelab.checkpoints.references import REPORTS, take_from_hub
 from subspacelab.synthetic.facts.evaluation import evaluate_llm
 from subspacelab.synthetic.facts.llm import LlmTraining, train_llm
-from subspacelab.synthetic.facts.logging import record_llm
+from subspacelab.synthetic.logging import record_llm
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
 

@@ -8,15 +8,15 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.synthetic.from_hub import REPORTS, take_from_hub
-from subspacelab.synthetic.grounding.display import print_checkpoint
+from subspacelab.checkpoints.references import REPORTS, take_from_hub
+from subspacelab.synthetic.display import print_checkpoint
 from subspacelab.synthetic.grounding.evaluation import evaluate_checkpoint
-from subspacelab.synthetic.grounding.logging import record_checkpoint
+from subspacelab.synthetic.logging import record_checkpoint
 from subspacelab.synthetic.grounding.plots import draw_checkpoint
 from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 BEFORE = Path("data/checkpoints/base")
 OUT = Path("data/checkpoints/rl_stage1")

@@ -17,7 +17,7 @@ from subspacelab.lowrank.display import print_comparison
 from subspacelab.lowrank.logging import track_comparison
 from subspacelab.lowrank.plots import COMPARISON, draw_comparison
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 FEATURES = Path("data/features")
 RESULTS = Path("data/lowrank/results")

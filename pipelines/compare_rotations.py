@@ -18,7 +18,7 @@ from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.logging import track_comparison
 from subspacelab.rotation.plots import draw_pictures
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 SVD = Path("data/svd")
 OUT = Path("reports/rotation")

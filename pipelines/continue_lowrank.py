@@ -31,7 +31,7 @@ def main(arch: str) -> None:
         from subspacelab.lowrank.logging import record_training
         from subspacelab.lowrank.plots import draw_training
         from subspacelab.lowrank.training import resume_training, validation_errors
-        from subspacelab.plotting.progress import progress_bar
+        from subspacelab.plotting.terminal import progress_bar
 
         features = Features(FEATURES)
         result = resume_training(

@@ -17,7 +17,7 @@ from subspacelab.rotation.config import DecomposeConfig
 from subspacelab.rotation.decomposition import decompose_into
 from subspacelab.rotation.earlier import read_earlier
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 OUT = Path("data/svd")
 

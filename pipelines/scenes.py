@@ -10,7 +10,7 @@ from pathlib import Path
 from subspacelab.synthetic.grounding.scenes import SceneSet, ScenesConfig
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 OUT = Path("data/scenes")
 

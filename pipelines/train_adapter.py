@@ -14,7 +14,7 @@ from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.logging import record_seeds
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 BUILT = Path("data/nullspace/init")
 TRAINED = Path("data/nullspace/trained")

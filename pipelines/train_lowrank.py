@@ -16,7 +16,7 @@ from subspacelab.lowrank.logging import record_training
 from subspacelab.lowrank.plots import draw_training
 from subspacelab.lowrank.training import train_into, validation_errors
 from subspacelab.pipeline.stage import open_stage
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 FEATURES = Path("data/features")
 OUT = Path("data/lowrank/trained")

@@ -11,12 +11,12 @@ from pathlib import Path
 from subspacelab.core.devices import choose_device
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.config import VerifyAdapterConfig
-from subspacelab.nullspace.paths import first_adapter
+from subspacelab.nullspace.rates import first_adapter
 from subspacelab.nullspace.logging import track_verification
 from subspacelab.nullspace.results import write_stats
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.nullspace.verification import verify_adapter
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
 
 ADAPTERS = Path("data/nullspace")
 OUT = Path("reports/nullspace/verify")

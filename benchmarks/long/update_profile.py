@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.core.files import write_csv
-from subspacelab.linalg.spectra import stable_rank
+from subspacelab.linalg.svd import stable_rank
 from subspacelab.linalg.updates import principal_energy
 from subspacelab.rotation.chain import open_chain, subtract
 from subspacelab.rotation.metrics import LARGEST_DEFAULT_K, generator_for

@@ -8,10 +8,9 @@ from tests.integration.toy_pipeline import dvc_in, run_in
 from tests.stores import SRC
 
 from subspacelab.cli import main
-from subspacelab.pipeline.combinations import combine
 from subspacelab.pipeline.dvc_process import experiment_commit
 from subspacelab.pipeline.experiments import read_experiments
-from subspacelab.pipeline.sweep import run_sweep
+from subspacelab.pipeline.sweep import combine, run_sweep
 
 pytestmark = pytest.mark.slow
 

@@ -1,12 +1,17 @@
 """The only place that opens weight files: index, lazy reader, writer, canonical names, references."""
 
 from subspacelab.checkpoints.adapters import Adapter, LoraLayer, open_adapter
-from subspacelab.checkpoints.live import Weights, open_checkpoint, source_of
-from subspacelab.checkpoints.names import canonical_name
-from subspacelab.checkpoints.partial import open_reference
+from subspacelab.checkpoints.live import Weights, open_checkpoint, open_reference, source_of
 from subspacelab.checkpoints.reader import Checkpoint, config_errors, open_source, read_config
 from subspacelab.checkpoints.references import Source, resolve_reference, write_reference
-from subspacelab.checkpoints.tensors import TensorInfo, holds_expert_biases, matrix_shape, num_experts, tensor_digest
+from subspacelab.checkpoints.tensors import (
+    TensorInfo,
+    canonical_name,
+    holds_expert_biases,
+    matrix_shape,
+    num_experts,
+    tensor_digest,
+)
 from subspacelab.checkpoints.validation import require_finite
 from subspacelab.checkpoints.writer import (
     CheckpointWriter,

@@ -131,3 +131,19 @@ def _read_pointer(pointer: Path) -> tuple[str, str | None]:
     if not isinstance(reference, str) or not reference or not isinstance(revision, str | None):
         raise CheckpointError(f"{pointer}: 'reference' must be text, 'revision' text or null; build it again")
     return reference, revision
+
+
+REPORTS = Path("reports/checkpoints")
+
+
+def take_from_hub(reference: str, folder: Path) -> bool:
+    """Writes a pointer to the reference's commit instead of a checkpoint; False for `train`: it is trained here.
+
+    Raises ValueError when the hub does not know the reference or cannot be reached.
+    """
+    if reference == "train" or reference == f"demo:{folder.name}":  # the latter in studies of earlier versions
+        return False
+    source = resolve_reference(reference)
+    write_reference(folder, source)
+    write_json(REPORTS / f"{folder.name}.json", {"reference": source.reference, "revision": source.revision})
+    return True

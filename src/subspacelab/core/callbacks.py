@@ -19,5 +19,5 @@ def no_log(metrics: Mapping[str, float], step: int) -> None:
 
 @contextmanager
 def no_progress(description: str, total: float, unit: str) -> Iterator[Advance]:
-    """The bar of whoever does not look; `subspacelab.plotting.progress.progress_bar` shows one."""
+    """The bar of whoever does not look; `subspacelab.plotting.terminal.progress_bar` shows one."""
     yield lambda amount: None

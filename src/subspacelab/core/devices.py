@@ -1,7 +1,10 @@
-"""Which device a computation runs on, by how many threads and from which seed."""
+"""Which device and how many processes and threads a computation runs on, and from which seed."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -58,3 +61,89 @@ def compiled_or_eager(model: nn.Module, device: torch.device) -> Callable[..., A
         print(f"note: torch.compile does not work here ({reason}); training without it", file=sys.stderr)
         return model
     return torch.compile(model)
+
+
+PATIENCE = timedelta(hours=12)  # one process may still be at its largest matrix when the others are done
+
+
+def _nobody_to_wait_for() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share the work."""
+
+    rank: int = 0
+    """Index of this process."""
+    count: int = 1
+    """Number of processes."""
+    wait: Callable[[], None] = _nobody_to_wait_for
+    """Returns when every process has called it."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes what exists once."""
+        return self.rank == 0
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, in every process; all must call it."""
+        if self.count == 1:
+            return value
+        from torch.distributed import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values, src=0)
+        return values[0]
+
+    def any_of(self, value: bool) -> bool:
+        """Whether `value` is true in any process; all must call it."""
+        if self.count == 1:
+            return value
+        from torch.distributed import all_gather_object
+
+        values = [False] * self.count
+        all_gather_object(values, value)
+        return any(values)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints and tracks; known from the environment, nothing is set up."""
+    return _whole_number("RANK", 0) == 0
+
+
+def _whole_number(name: str, default: int) -> int:
+    given = os.environ.get(name, str(default))
+    if not given.isdecimal():
+        raise ValueError(f"{name}={given!r} in the environment is no whole number; unset it, or use accelerate launch")
+    return int(given)
+
+
+def processes(*, cpu: bool) -> Processes:
+    """The processes that `accelerate launch` started (gloo when `cpu`), or this one alone.
+
+    Without WORLD_SIZE > 1 in the environment nothing of accelerate is imported.
+    """
+    if _whole_number("WORLD_SIZE", 1) < 2:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
+    return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
+def split_by_cost(costs: Sequence[float], num_processes: int) -> list[list[int]]:
+    """Indices of `costs` for each process, longest first to the least loaded (LPT; at most 4/3 of the best split).
+
+    Graham 1969, Bounds on multiprocessing timing anomalies. Ties go to the lower index, so every process that asks
+    gets the same answer.
+    """
+    if num_processes < 1:
+        raise ValueError(f"num_processes={num_processes}: at least 1")
+    shares: list[list[int]] = [[] for _ in range(num_processes)]
+    loads = [0.0] * num_processes
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        least = min(range(num_processes), key=lambda p: (loads[p], p))
+        shares[least].append(index)
+        loads[least] += costs[index]
+    return shares

@@ -1,6 +1,6 @@
 """Settings: declared once, as a frozen dataclass with a sentence for each field, and checked to the last key.
 
-Command-line flags (`core.flags`), the check of params.yaml and its JSON schema (`pipeline.schema`) are made of them.
+Command-line flags (`core.flags`), the check of params.yaml and its JSON schema (`pipeline.params`) are made of them.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""Where an update of a weight lies: in which frame, in which entries, along which earlier update."""
+"""Where an update of a weight lies: its frame, its entries, an earlier update; also one given as two thin factors."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -66,3 +67,84 @@ def intruder_dimensions(ua: Float[Tensor, "m ra"], ub: Float[Tensor, "m rb"], k:
     for a, b in zip(ua.split(rows), leading.split(rows), strict=True):
         overlap.addmm_(a.double().T, b.double())
     return int((overlap.abs().amax(dim=0) < eps).sum())
+
+
+@dataclass(frozen=True)
+class FactoredSVD:
+    """L R = U diag(S) V^T, float64; S descends, and may end in zeros."""
+
+    U: Float[Tensor, "m r"]
+    """Left singular vectors as columns."""
+    S: Float[Tensor, " r"]
+    """Singular values."""
+    V: Float[Tensor, "n r"]
+    """Right singular vectors as columns."""
+
+
+def product_svd(left: Float[Tensor, "m q"], right: Float[Tensor, "q n"]) -> FactoredSVD:
+    """Exact SVD of `left @ right` from L = Q_L R_L, R^T = Q_R R_R and the SVD of the small R_L R_R^T, in float64.
+
+    Costs 2 (m + n) q^2 + O(q^3) operations; nothing larger than the factors is formed.
+    """
+    q_left, r_left = torch.linalg.qr(left.double())
+    q_right, r_right = torch.linalg.qr(right.double().T)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    return FactoredSVD(q_left @ u, s, q_right @ vh.T)
+
+
+def effective_rank(s: Float[Tensor, " r"]) -> float:
+    """exp of the entropy of s / sum(s) (Roy & Vetterli 2007): r for equal singular values, 1 for a single one, 0 for 0.
+
+    `s`: singular values, not negative.
+    """
+    s = s.double()
+    total = s.sum()
+    if total == 0:
+        return 0.0
+    return torch.special.entr(s / total).sum().exp().item()
+
+
+def factored_energy(update: FactoredSVD, u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> float:
+    """`principal_energy` of a product: share of ||L R||_F^2 inside span(u) x span(v) over a random update's."""
+    (m, k), n = u.shape, v.shape[0]
+    squares = update.S.square().sum().item()
+    if squares == 0:
+        return 0.0
+    inside = (u.double().T @ update.U * update.S) @ (update.V.T @ v.double())
+    return inside.square().sum().item() / squares * (m / k) * (n / k)
+
+
+def random_frames_deviation(s: Float[Tensor, " r"], m: int, n: int, k: int) -> float:
+    """Exact deviation of `factored_energy` of U diag(s) V^T with U, V uniform and independent; its mean is 1.
+
+    With P = U^T u u^T U and Q = V^T v v^T V the share is sum_ij s_i s_j P_ij Q_ij. A random projection of rank k in R^m
+    has E P_ii^2 = k (k + 2) / (m (m + 2)), and E P_ii P_jj and E P_ij^2 follow from tr P = k and P^2 = P. A Gaussian
+    update (`random_energy_deviation`) has many singular values and so a smaller deviation than one of few.
+    """
+    squares = s.double().square()
+    share = squares / squares.sum()
+    concentration = share.square().sum().item()
+    (diagonal_m, both_m, off_m), (diagonal_n, both_n, off_n) = _projection_moments(m, k), _projection_moments(n, k)
+    second = concentration * diagonal_m * diagonal_n + (1 - concentration) * (both_m * both_n + 2 * off_m * off_n)
+    mean = (k / m) * (k / n)
+    return math.sqrt(max(0.0, second - mean**2)) / mean
+
+
+def _projection_moments(m: int, k: int) -> tuple[float, float, float]:
+    """E P_11^2, E P_11 P_22 and E P_12^2 of a uniformly random projection of rank k in R^m."""
+    diagonal = k * (k + 2) / (m * (m + 2))
+    rest = max(1, m - 1)
+    return diagonal, (k * k / m - diagonal) / rest, (k / m - diagonal) / rest
+
+
+def norms_of_sum(w: Float[Tensor, "m n"], left: Float[Tensor, "m q"], right: Float[Tensor, "q n"]) -> Tensor:
+    """Euclidean norms [m] of the rows of W + L R in float64, in chunks of rows and without the product."""
+    left, right = left.double(), right.double()
+    inner = right @ right.T
+    norms = []
+    rows = chunk_rows(w)
+    for chunk, factor in zip(w.split(rows), left.split(rows), strict=True):
+        c = chunk.double()
+        cross = (c @ right.T * factor).sum(dim=1)
+        norms.append(c.square().sum(dim=1) + 2 * cross + (factor @ inner * factor).sum(dim=1))
+    return torch.cat(norms).clamp_min(0).sqrt()

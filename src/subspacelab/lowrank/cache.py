@@ -19,8 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from subspacelab.checkpoints import Source, Weights, source_of, write_tensors
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
-from subspacelab.core.devices import choose_device
-from subspacelab.core.distributed import processes
+from subspacelab.core.devices import choose_device, processes
 from subspacelab.core.files import (
     holds,
     read_json,

@@ -42,13 +42,12 @@ def cache(
     An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
     """
     from subspacelab.checkpoints import resolve_reference
-    from subspacelab.core.devices import choose_device
-    from subspacelab.core.distributed import is_main_process
+    from subspacelab.core.devices import choose_device, is_main_process
     from subspacelab.data.pictures import describe_skipped, skipped_files
     from subspacelab.data.references import resolve_pictures
     from subspacelab.lowrank.cache import CachePlan, cache_features
     from subspacelab.lowrank.display import print_cache
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
@@ -88,16 +87,15 @@ def train(
     Writes best_model, last, history and pictures to <results-dir>/<arch>, and log/logs_<timestamp>.
     Several processes: accelerate launch -m subspacelab lowrank train ...
     """
-    from subspacelab.core.distributed import is_main_process
+    from subspacelab.core.devices import is_main_process
     from subspacelab.lowrank.architectures import canonical_arch
     from subspacelab.lowrank.display import print_training
     from subspacelab.lowrank.features import Features
-    from subspacelab.lowrank.logging import record_training
+    from subspacelab.lowrank.logging import open_run_log, record_training
     from subspacelab.lowrank.plots import draw_training
-    from subspacelab.lowrank.run_log import open_run_log
     from subspacelab.lowrank.training import resume_training, validation_errors
     from subspacelab.lowrank.training import train_into as run
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
     name = canonical_arch(arch)
@@ -171,7 +169,7 @@ def compare(
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
     from subspacelab.lowrank.plots import COMPARISON, draw_comparison
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
     where, raw_inputs = output_dir or results_dir / "comparison", settings.raw_inputs

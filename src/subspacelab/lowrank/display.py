@@ -7,7 +7,7 @@ from subspacelab.core.errors import printable
 from subspacelab.lowrank.comparison import BATCH, CHANGE, Comparison
 from subspacelab.lowrank.features import FeatureMeta
 from subspacelab.lowrank.training import TrainingResult
-from subspacelab.plotting.tables import print_table, show_number
+from subspacelab.plotting.terminal import print_table, show_number
 
 CHANGED = {"best_epoch": "d", CHANGE: "+.1e", f"{CHANGE}_se": ".1e"}
 """What is shown of a training, and how."""

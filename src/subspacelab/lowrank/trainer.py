@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subspacelab.core.callbacks import Advance, Log, Progress, no_progress
-from subspacelab.core.devices import choose_device, compiled_or_eager, float64_place
-from subspacelab.core.distributed import Processes, processes
+from subspacelab.core.devices import Processes, choose_device, compiled_or_eager, float64_place, processes
 from subspacelab.core.files import write_json
-from subspacelab.lowrank.allocator import RankAllocator, make_schedule
 from subspacelab.lowrank.architectures import AdaLoRA, LowRankNet, ModelSpec, build_model
+from subspacelab.lowrank.architectures.adalora import RankAllocator, make_schedule
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import orthogonality_of_a, size_of_b

@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
-from subspacelab.core.devices import choose_device
-from subspacelab.core.distributed import Processes, processes
+from subspacelab.core.devices import Processes, choose_device, processes
 from subspacelab.core.files import remove_partials, replace_folder
 from subspacelab.core.ownership import (
     require_apart,

@@ -51,7 +51,7 @@ def analyze(
     from subspacelab.norms.display import print_analysis, print_comparison
     from subspacelab.norms.logging import track_analysis, write_comparison
     from subspacelab.norms.plots import COMPARISON, PICTURES, draw_pictures
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
     if output.is_dir():

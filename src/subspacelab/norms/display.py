@@ -7,7 +7,7 @@ from rich.console import Console
 from subspacelab.core.errors import printable
 from subspacelab.norms.comparison import comparison_rows
 from subspacelab.norms.results import Analysis, Embedding, Norm, by_group
-from subspacelab.plotting.tables import print_table
+from subspacelab.plotting.terminal import print_table
 
 COUNTED = {
     **{"token": "vocabulary", "position": "positions", "token type": "types", "patch": "features"},

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 from torch import Tensor
 
-from subspacelab.norms.family import EmbeddingKind
+from subspacelab.norms.analysis import num_padding
+from subspacelab.norms.families import EmbeddingKind
 from subspacelab.norms.moments import Moments, VectorStatistics, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey
-from subspacelab.norms.vocabulary import num_padding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from subspacelab.checkpoints import Checkpoint
-from subspacelab.checkpoints.names import canonical_keys, unmerged_adapter
-from subspacelab.norms.families import Detected, detect_family
-from subspacelab.norms.family import EmbeddingKind, EmbeddingName, Extra, Family, Tower
+from subspacelab.checkpoints.tensors import canonical_keys, unmerged_adapter
+from subspacelab.norms.families import Detected, EmbeddingKind, EmbeddingName, Extra, Family, Tower, detect_family
 from subspacelab.norms.names import NormName, is_zero_centred, parse_norm, split_block, zero_centred_type
 
 

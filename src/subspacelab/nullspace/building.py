@@ -21,8 +21,7 @@ from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, 
 from subspacelab.nullspace.calibration import split_windows
 from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import Method, method_of
-from subspacelab.nullspace.layer_report import LayerReport, summarise
-from subspacelab.nullspace.starts import Task, require_rank, starts
+from subspacelab.nullspace.starts import LayerReport, Task, require_rank, starts, summarise
 
 CALIBRATION = "wikitext2"
 """The text of a method that needs one, where none is named."""
@@ -155,7 +154,7 @@ def _require_same_base(folder: Path, source: Source, digest: str) -> None:
 
 
 def _windows(source: Source, settings: BuildSettings, seed: int) -> Windows:
-    from subspacelab.nullspace.windows import text_windows
+    from subspacelab.nullspace.encoding import text_windows
 
     assert settings.calib_dataset is not None
     texts = read_texts(settings.calib_dataset)

@@ -46,7 +46,7 @@ def build(
     from subspacelab.nullspace.building import build_adapter
     from subspacelab.nullspace.display import print_built
     from subspacelab.nullspace.logging import track_built
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
@@ -76,13 +76,13 @@ def train(
     A training that was cut short goes on from its last checkpoint by the same command; a finished one is left as it
     is. Several processes, each with the whole model: accelerate launch --multi_gpu -m subspacelab nullspace train ...
     """
-    from subspacelab.core.distributed import is_main_process
+    from subspacelab.core.devices import is_main_process
     from subspacelab.data.instructions import read_instructions
     from subspacelab.models.causal_lm import Reach
     from subspacelab.nullspace.display import print_training
     from subspacelab.nullspace.logging import record_training
     from subspacelab.nullspace.training import train_adapter
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
     params = asdict(settings) | {"adapter": adapter, "seed": seed, "base": base}
@@ -129,7 +129,7 @@ def verify(
     from subspacelab.nullspace.results import require_own_stats, write_stats
     from subspacelab.nullspace.verification import inputs_of, sample_of
     from subspacelab.nullspace.verification import verify_adapter as run
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
     params = asdict(settings) | {"trained_model_path": trained_model_path, "seed": seed, "base": base}

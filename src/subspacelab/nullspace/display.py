@@ -11,10 +11,10 @@ from subspacelab.core.errors import printable
 from subspacelab.models.causal_lm import Reach
 from subspacelab.nullspace.comparison import FAIL, NOT_APPLICABLE, PASS, SUMMARY, failures
 from subspacelab.nullspace.knowledge import BASE
-from subspacelab.nullspace.layer_report import LayerReport
 from subspacelab.nullspace.rates import EQUAL_TASK
 from subspacelab.nullspace.results import THRESHOLDS, LayerStats, Verification
-from subspacelab.plotting.tables import print_table, show_number
+from subspacelab.nullspace.starts import LayerReport
+from subspacelab.plotting.terminal import print_table, show_number
 
 if TYPE_CHECKING:
     from subspacelab.nullspace.building import Built

@@ -19,8 +19,8 @@ from subspacelab.models.generation import greedy_answers
 from subspacelab.models.lora_folder import PREFIX, WEIGHTS, base_of, read_meta
 from subspacelab.models.tokens import encode
 from subspacelab.nullspace.config import KnowledgeSettings
-from subspacelab.nullspace.paths import require_adapter
-from subspacelab.nullspace.windows import text_windows
+from subspacelab.nullspace.encoding import text_windows
+from subspacelab.nullspace.rates import require_adapter
 
 BASE = "base"
 """The row of the model without an adapter."""
@@ -101,8 +101,8 @@ def measure_knowledge(
     refuse.
     """
     from subspacelab.models.lora_model import (
-        load_plain,
-    )  # peft takes seconds, which tables of knowledge need not wait for
+        load_plain,  # peft takes seconds, which tables of knowledge need not wait for
+    )
 
     source = base_of(read_meta(require_adapter(adapters[0])), base)
     tokenizer, evaluation = load_tokenizer(source.folder), read_knowledge_eval(settings, source.folder, seed)

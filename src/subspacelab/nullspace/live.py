@@ -20,7 +20,6 @@ from subspacelab.core.ownership import require_own_entries
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.null_space import row_space
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
-from subspacelab.nullspace.activations import choose_tokens
 from subspacelab.nullspace.calibration import (
     Moments,
     SharedInput,
@@ -33,10 +32,9 @@ from subspacelab.nullspace.calibration import (
 )
 from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import method_of
-from subspacelab.nullspace.layer_report import summarise
 from subspacelab.nullspace.results import Sample, Verification, reading
-from subspacelab.nullspace.starts import Task, input_starts, plain_starts, require_rank
-from subspacelab.nullspace.verification import Probe, collect, live_stats, summarise_layers
+from subspacelab.nullspace.starts import Task, input_starts, plain_starts, require_rank, summarise
+from subspacelab.nullspace.verification import Probe, choose_tokens, collect, live_stats, summarise_layers
 
 Tokens = Windows | Int[Tensor, "n length"] | Iterable[Any]
 """Text as token ids: one tensor, a list of windows, or batches of a data loader, tensors or mappings with `input_ids`

@@ -14,8 +14,7 @@ import torch
 
 from subspacelab.checkpoints import read_tensors
 from subspacelab.core.callbacks import Advance, Log, Progress, no_log, no_progress
-from subspacelab.core.devices import choose_device
-from subspacelab.core.distributed import processes
+from subspacelab.core.devices import choose_device, processes
 from subspacelab.core.files import read_json, remove_folder, remove_partials_of, sha256_file, through_links, write_json
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.data.instructions import Instruction
@@ -45,9 +44,9 @@ from subspacelab.models.lora_folder import (
 from subspacelab.models.lora_model import LiveAdapter, open_adapter
 from subspacelab.models.tokens import padding_id, require_readable
 from subspacelab.nullspace.config import TrainSettings
-from subspacelab.nullspace.examples import Examples, encode_rows
+from subspacelab.nullspace.encoding import Examples, encode_rows
 from subspacelab.nullspace.inits import method_of
-from subspacelab.nullspace.paths import CHECKPOINTS, TRAINED, require_adapter
+from subspacelab.nullspace.rates import CHECKPOINTS, TRAINED, require_adapter
 
 JOB = "job.json"
 # Settings that change nothing in the result, or that are told apart.

@@ -34,12 +34,11 @@ def sweep(
     One that fails does not stop the others. Each runs in a temporary copy;
     params.yaml is never edited.
     """
-    from subspacelab.pipeline.combinations import combine, require_known
     from subspacelab.pipeline.display import print_sweep
     from subspacelab.pipeline.dvc_process import require_dvc, require_usable_path
     from subspacelab.pipeline.experiments import read_experiments
     from subspacelab.pipeline.params import PARAMS, read_yaml
-    from subspacelab.pipeline.sweep import require_success, run_sweep, show_plan
+    from subspacelab.pipeline.sweep import combine, require_known, require_success, run_sweep, show_plan
 
     require_dvc()
     require_usable_path(Path.cwd())

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from subspacelab.pipeline.metrics import Difference
 from subspacelab.pipeline.sweep import Outcome
-from subspacelab.plotting.tables import print_table, show_number
+from subspacelab.plotting.terminal import print_table, show_number
 
 if TYPE_CHECKING:  # both import MLflow, which a sweep may do without
     from subspacelab.pipeline.sync import Synced

@@ -4,10 +4,14 @@ Each stage's dataclass lies with what it configures, so that a change to one sta
 
 `params.yaml` holds what a person varies; `pipelines/studies/<study>.yaml` what is being studied and at what size.
 A stage's parameters are the union of both files' sections of that name: a key lives in one of the two files.
+
+`python -m subspacelab.pipeline.params` writes params.schema.json, by which editors complete and check params.yaml.
 """
 
+import importlib
 import json
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +20,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from subspacelab.core.settings import Count, Seed, T, settings, validate
+from subspacelab.core.files import write_json
+from subspacelab.core.settings import Count, Seed, T, schema_of, settings, validate
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("pipelines/studies")
@@ -155,3 +160,33 @@ def read_params(path: Path = PARAMS, studies: Path = STUDIES) -> Params:
     common = validate(Common, {k: values.pop(k) for k in TOP_LEVEL if k in values}, where=path.name)
     sections = validate(dict[str, dict[str, Any]], values, where=path.name)
     return Params(common, read_study(common.study, studies), sections)
+
+
+SCHEMA = Path("params.schema.json")
+CONFIGS = ("synthetic", "rotation", "lowrank", "nullspace", "norms")
+"""Packages whose module `config` says, in `STAGES`, what can be set for which stage."""
+
+
+def stage_settings() -> dict[str, type]:
+    """Stage to the class of its settings, of the studies that are there."""
+    found: dict[str, type] = {}
+    for package in CONFIGS:
+        if find_spec(f"subspacelab.{package}"):
+            found |= importlib.import_module(f"subspacelab.{package}.config").STAGES
+    return found
+
+
+def params_schema() -> dict[str, Any]:
+    """JSON schema (2020-12) of params.yaml; a section needs no key: a study may hold it."""
+    schema = schema_of(Common)
+    definitions: dict[str, Any] = {}
+    for stage, kind in stage_settings().items():
+        section = schema_of(kind)
+        definitions |= section.pop("$defs", {})
+        section.pop("required", None)
+        schema["properties"][stage] = section
+    return schema | {"title": "params.yaml", "$defs": definitions}
+
+
+if __name__ == "__main__":
+    write_json(SCHEMA, params_schema())

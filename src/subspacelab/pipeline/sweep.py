@@ -1,12 +1,110 @@
-"""A sweep as a plain loop over `dvc exp run --temp`, for whoever's queue misbehaves."""
+"""`-S key=value,value` as experiments: every combination, one `dvc exp run --temp` after the other."""
 
+import hashlib
+import re
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
-from subspacelab.pipeline.combinations import Trial
 from subspacelab.pipeline.dvc_process import dvc_run, experiment_commit, restore_experiment
+
+_OPEN, _CLOSE, _QUOTES = "[{(", "]})", "'\""
+_LONGEST = 100  # characters of a name; it is a file in git and a cell in a table
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of one parameter."""
+
+    key: str
+    """As DVC takes it: `rank`, `train_lowrank.lr`, `pipelines/studies/smoke.yaml:train_lowrank.epochs`, `+new`."""
+    value: str
+    """As typed."""
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of a sweep."""
+
+    settings: tuple[Setting, ...]
+    """A value for each swept parameter."""
+
+    @property
+    def name(self) -> str:
+        """`rank=64,train_lowrank.lr=5e-4`; a digest stands behind what git allows no name for, or is too long."""
+        whole = ",".join(map(str, self.settings))
+        shown = ",".join(f"{s.key.rpartition(':')[2].lstrip('+')}={s.value}" for s in self.settings)
+        name = re.sub(r"[^A-Za-z0-9._=+,-]+|\.{2,}", "-", shown)
+        if name == whole and len(name) <= _LONGEST and not name.endswith((".", ".lock")):
+            return name
+        return f"{name[:_LONGEST].rstrip('.')}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+
+
+def combine(given: Sequence[str]) -> list[Trial]:
+    """The Cartesian product of `key=value,value,...`, the last key varying fastest.
+
+    Commas within brackets or quotes belong to a value. Raises ValueError on a text that is not of this form, a key
+    or a value given twice.
+    """
+    if not given:
+        raise ValueError("nothing to sweep over; give -S key=value,value at least once, such as -S rank=64,128")
+    axes = [_axis(text) for text in given]
+    keys = [axis[0].key for axis in axes]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"-S {key} is given twice; put its values into one: -S {key}=value,value")
+    return [Trial(settings) for settings in product(*axes)]
+
+
+def _axis(text: str) -> list[Setting]:
+    key, equals, values = text.partition("=")
+    found = split_values(values)
+    if not key or not equals or not all(found):
+        raise ValueError(f"-S {text!r} is not of the form key=value,value, such as rank=64,128")
+    if len(set(found)) < len(found):
+        raise ValueError(f"-S {text!r} holds a value twice; leave one out")
+    return [Setting(key, value) for value in found]
+
+
+def split_values(text: str) -> list[str]:
+    """Splits at the commas that stand outside of brackets and quotes: `[a,b],c` is `[a,b]` and `c`."""
+    values, depth, quote = [""], 0, ""
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            values.append("")
+            continue
+        values[-1] += letter
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in _QUOTES:
+            quote = letter
+        else:
+            depth += (letter in _OPEN) - (letter in _CLOSE)
+    if depth or quote:
+        raise ValueError(f"{text!r}: a bracket or quote does not close; quote the whole for the shell, -S 'key=[a,b]'")
+    return [value.strip() for value in values]
+
+
+def require_known(trials: Sequence[Trial], params: Mapping[str, Any]) -> None:
+    """Raises ValueError on a key that params.yaml does not have, before hours go by.
+
+    `+key` (a new one) and `file:key` are left to DVC.
+    """
+    for setting in trials[0].settings:
+        if setting.key.startswith("+") or ":" in setting.key or "[" in setting.key:
+            continue
+        place: Any = params
+        for part in setting.key.split("."):
+            if not isinstance(place, Mapping) or part not in place:
+                allowed = sorted(place) if isinstance(place, Mapping) else "nothing below it"
+                raise ValueError(f"-S {setting.key}: params.yaml has no {part!r} there; it has {allowed}")
+            place = place[part]
 
 
 @dataclass(frozen=True)

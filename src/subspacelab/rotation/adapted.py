@@ -9,18 +9,17 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Adapter, Checkpoint, LoraLayer, canonical_name, matrix_shape, require_finite
 from subspacelab.core.errors import CheckpointError
-from subspacelab.linalg.factored import (
+from subspacelab.linalg.subspaces import principal_angles, random_orthonormal
+from subspacelab.linalg.svd import SVD, spectral_gap, svd
+from subspacelab.linalg.updates import (
     FactoredSVD,
     effective_rank,
     factored_energy,
+    intruder_dimensions,
     norms_of_sum,
     product_svd,
     random_frames_deviation,
 )
-from subspacelab.linalg.spectra import spectral_gap
-from subspacelab.linalg.subspaces import principal_angles, random_orthonormal
-from subspacelab.linalg.svd import SVD, svd
-from subspacelab.linalg.updates import intruder_dimensions
 from subspacelab.rotation.metrics import LARGEST_DEFAULT_K, Value, finite, generator_for
 from subspacelab.rotation.null_model import Null, with_null
 from subspacelab.rotation.plan import gflop

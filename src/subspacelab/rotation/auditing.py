@@ -20,7 +20,7 @@ from subspacelab.checkpoints import (
     read_tensors,
     write_tensors,
 )
-from subspacelab.checkpoints.names import canonical_keys, canonical_name
+from subspacelab.checkpoints.tensors import canonical_keys, canonical_name
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.core.errors import CheckpointError, SettingError

@@ -33,8 +33,8 @@ def decompose(
     accelerate launch -m subspacelab rotation decompose ...
     """
     from subspacelab.checkpoints import resolve_reference
-    from subspacelab.core.distributed import is_main_process
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.core.devices import is_main_process
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.rotation.decomposition import decompose_into as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
@@ -89,7 +89,7 @@ def compare(
     A B [C ...] also links.csv (a row per weight and link) and the spectra.
     """
     from subspacelab.core.ownership import report_folder, require_apart
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, compare_chain
     from subspacelab.rotation.display import print_comparison
@@ -149,7 +149,7 @@ def audit(
     from contextlib import ExitStack
 
     from subspacelab.core.ownership import report_folder, require_apart
-    from subspacelab.plotting.progress import progress_bar
+    from subspacelab.plotting.terminal import progress_bar
     from subspacelab.rotation.audit_plots import PICTURES, draw_audit_pictures
     from subspacelab.rotation.auditing import FILES
     from subspacelab.rotation.auditing import audit as run

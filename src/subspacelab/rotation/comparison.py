@@ -23,13 +23,12 @@ from subspacelab.rotation.aggregate import (
     headline,
     link_headline,
     module_table,
+    note_limits,
     standing_out,
 )
 from subspacelab.rotation.chain import Chain, Place, open_chain
 from subspacelab.rotation.groups import Group, make_groups
-from subspacelab.rotation.links import ENDS, links_of
-from subspacelab.rotation.measuring import Settings, measure_chain, typed
-from subspacelab.rotation.notes import note_limits
+from subspacelab.rotation.measuring import ENDS, Settings, links_of, measure_chain, typed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

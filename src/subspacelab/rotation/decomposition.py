@@ -12,8 +12,7 @@ import torch
 
 from subspacelab.checkpoints import Checkpoint, Weights, canonical_name, open_checkpoint, tensor_digest
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
-from subspacelab.core.devices import choose_device
-from subspacelab.core.distributed import Processes, processes, split_by_cost
+from subspacelab.core.devices import Processes, choose_device, processes, split_by_cost
 from subspacelab.core.files import remove_partials
 from subspacelab.core.ownership import require_apart, sole_writer
 from subspacelab.linalg.svd import orthogonality_error, reconstruction_error, svd

@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 
 from subspacelab.core.errors import printable
-from subspacelab.plotting.tables import print_table, show_number
+from subspacelab.plotting.terminal import print_table, show_number
 from subspacelab.rotation.auditing import Audit
 from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.factors import Decomposition, FactorRecord

@@ -9,7 +9,7 @@ import pandas as pd
 from subspacelab.rotation.aggregate import metric_columns
 from subspacelab.rotation.auditing import Audit
 from subspacelab.rotation.comparison import LINKS, TABLES, Comparison
-from subspacelab.rotation.links import link_pairs, wide_column, wide_of
+from subspacelab.rotation.measuring import link_pairs, wide_column, wide_of
 from subspacelab.tracking.protocol import trackable
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.linalg.moments import chunk_rows
-from subspacelab.linalg.spectra import normalised_spectral_shift, spectral_gap, stable_rank
 from subspacelab.linalg.subspaces import composition_error, principal_angles, random_orthonormal
-from subspacelab.linalg.svd import svd
+from subspacelab.linalg.svd import normalised_spectral_shift, spectral_gap, stable_rank, svd
 from subspacelab.linalg.updates import intruder_dimensions, principal_energy, update_cosine
 from subspacelab.rotation.chain import Weight, subtract
 

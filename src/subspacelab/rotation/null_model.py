@@ -11,9 +11,8 @@ from scipy.special import stdtr
 from torch import Tensor
 
 from subspacelab.linalg.moments import chunk_rows
-from subspacelab.linalg.spectra import stable_rank
 from subspacelab.linalg.subspaces import composition_error
-from subspacelab.linalg.svd import svd
+from subspacelab.linalg.svd import stable_rank, svd
 from subspacelab.linalg.updates import random_cosine_deviation, random_energy_deviation
 from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.metrics import PAIRS, SIDES, Value, generator_for, measure_change, pair_column

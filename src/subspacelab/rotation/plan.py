@@ -18,7 +18,7 @@ from subspacelab.checkpoints import (
     num_experts,
     require_finite,
 )
-from subspacelab.checkpoints.names import unmerged_adapter
+from subspacelab.checkpoints.tensors import unmerged_adapter
 from subspacelab.rotation.factors import file_names
 
 STACKED = re.compile(r"(?:.*\.)?ffn\.experts\.mlp\.(?:w1|v1|w2)")

@@ -29,7 +29,7 @@ from subspacelab.plotting.figures import (
 )
 from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.groups import Group
-from subspacelab.rotation.links import link_pairs, wide_of
+from subspacelab.rotation.measuring import link_pairs, wide_of
 
 PICTURES = ("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png")
 """What `draw_pictures` draws of three checkpoints; of another number all but the first."""

@@ -9,7 +9,7 @@ from tests.unit.checkpoints.refusal import refusal
 
 from subspacelab.checkpoints import TensorInfo, open_source
 from subspacelab.checkpoints.index import find_weights, located
-from subspacelab.checkpoints.partial import RangedFiles
+from subspacelab.checkpoints.live import RangedFiles
 from subspacelab.checkpoints.safetensors_file import DiskFile
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3965\n"

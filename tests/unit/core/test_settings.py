@@ -12,8 +12,7 @@ from subspacelab.core.errors import SettingError
 from subspacelab.core.files import read_json
 from subspacelab.core.flags import with_settings
 from subspacelab.core.settings import Count, Flag, Positive, Share, settings, validate
-from subspacelab.pipeline.params import read_yaml
-from subspacelab.pipeline.schema import params_schema, stage_settings
+from subspacelab.pipeline.params import params_schema, read_yaml, stage_settings
 
 
 @settings
@@ -147,7 +146,7 @@ def test_wrong_flags_are_refused():
 
 
 def test_the_schema_of_params_is_current():
-    """`python -m subspacelab.pipeline.schema` writes it."""
+    """`python -m subspacelab.pipeline.params` writes it."""
     assert read_json(Path("params.schema.json")) == params_schema()
     assert Path("params.yaml").read_text().startswith("# yaml-language-server: $schema=params.schema.json\n")
 

@@ -10,11 +10,7 @@ from tests.unit.data.images import encode, random_image, random_png
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
-from subspacelab.data.pictures import (
-    Picture,
-    looks_like_a_picture,
-    square,
-)
+from subspacelab.data.pictures import Picture, looks_like_a_picture, square
 
 
 def _pixels(encoded: bytes) -> np.ndarray:

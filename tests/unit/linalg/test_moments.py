@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests.unit.linalg.matrices import gaussian
 
-from subspacelab.linalg import moments as moments
+from subspacelab.linalg import moments
 from subspacelab.linalg import moments as second_moment
 from subspacelab.linalg.moments import SecondMoment, gram
 

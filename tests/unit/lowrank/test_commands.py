@@ -12,7 +12,7 @@ from tests.unit.lowrank.trainings import contents
 from subspacelab.cli import main
 from subspacelab.core.files import read_json
 from subspacelab.core.ownership import MANIFEST
-from subspacelab.lowrank import run_log
+from subspacelab.lowrank import logging as run_log
 
 PICTURES = {"train_val_loss_comparison.png", "loss_curves.png", "error_heatmap.png", "B_row_norms.png"}
 MODEL = {"best_model.safetensors", "best_model.json", "best_state.safetensors", "last.safetensors", "history.json"}

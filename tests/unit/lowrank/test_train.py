@@ -7,8 +7,7 @@ import torch
 from tests.unit.lowrank.caches import write_random_cache
 from tests.unit.lowrank.trainings import ALLOCATOR, RANK, SEED, settings_of, train_tiny
 
-from subspacelab.core.devices import compiled_or_eager
-from subspacelab.core.distributed import Processes
+from subspacelab.core.devices import Processes, compiled_or_eager
 from subspacelab.core.files import read_json
 from subspacelab.core.settings import validate
 from subspacelab.lowrank import trainer

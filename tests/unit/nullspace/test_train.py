@@ -28,7 +28,7 @@ from subspacelab.core.ownership import sole_writer
 from subspacelab.models import fine_tuning
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer
 from subspacelab.models.lora_model import open_adapter
-from subspacelab.nullspace.examples import encode_rows
+from subspacelab.nullspace.encoding import encode_rows
 from subspacelab.nullspace.inits import METHODS
 from subspacelab.nullspace.training import _fine_tuning, train_adapter
 

@@ -118,7 +118,7 @@ def test_a_terminal_that_cannot_show_a_letter_breaks_nothing(encoding):
     body = r"""
 def main():
     print("\u4e2d \xe9 \udc80")
-    from subspacelab.plotting.tables import print_table
+    from subspacelab.plotting.terminal import print_table
     print_table("[/x] \u4e2d", ["[red]a", "b"], [["\x1b[2J[/]", "\U0001f600"]])
     raise ValueError("\u4e2d \udc80")
 run_stage_script(main)

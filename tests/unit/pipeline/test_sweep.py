@@ -7,10 +7,9 @@ import pytest
 
 from subspacelab.cli import main
 from subspacelab.pipeline import sweep
-from subspacelab.pipeline.combinations import combine
 from subspacelab.pipeline.display import differing, fitting, print_sweep
 from subspacelab.pipeline.dvc_process import require_usable_path
-from subspacelab.pipeline.sweep import require_success, run_sweep, show_plan
+from subspacelab.pipeline.sweep import combine, require_success, run_sweep, show_plan
 
 TRIALS = combine(["rank=64,128,256"])
 

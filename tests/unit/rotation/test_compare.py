@@ -12,13 +12,13 @@ from tests.tiny import LAYOUTS, tiny_qwen_vl_tensors
 from tests.unit.rotation.chains import chain_tensors, decompose_chain
 from tests.unit.rotation.conftest import MODULES
 
-from subspacelab.plotting.progress import progress_bar
+from subspacelab.plotting.terminal import progress_bar
+from subspacelab.rotation.aggregate import note_limits
 from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.comparison import TABLES, Comparison, compare
 from subspacelab.rotation.groups import make_groups
 from subspacelab.rotation.logging import log_curves
 from subspacelab.rotation.measuring import Settings, measure_chain
-from subspacelab.rotation.notes import note_limits
 from subspacelab.rotation.null_model import MEASURES, SUFFIXES
 from subspacelab.rotation.plots import PICTURES, draw_pictures
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from subspacelab.plotting.tables import show_number
+from subspacelab.plotting.terminal import show_number
 from subspacelab.rotation.aggregate import headline as headline_of
 from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.display import print_comparison, print_decomposition

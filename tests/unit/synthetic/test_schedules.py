@@ -8,7 +8,7 @@ import pytest
 from subspacelab.synthetic.facts.llm import LlmTraining
 from subspacelab.synthetic.grounding.base import BaseTraining
 from subspacelab.synthetic.grounding.reinforce import RlTraining
-from subspacelab.training.schedules import Training
+from subspacelab.training.fit import Training
 
 KINDS = (BaseTraining, LlmTraining, RlTraining)
 

@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from subspacelab.lowrank.architectures.adalora import AdaLoRA
-from subspacelab.lowrank.architectures.factor_networks import MLP, FactorNet, Factors, ResMLP
+from subspacelab.lowrank.architectures.factor_networks import MLP, FactorNet, Factors, ResMLP, Sketch
 from subspacelab.lowrank.architectures.linear import Linear
-from subspacelab.lowrank.architectures.sketch import Sketch
 from subspacelab.lowrank.config import PowerSteps
 from subspacelab.lowrank.preparation import Normalisation
 

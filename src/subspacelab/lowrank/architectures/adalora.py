@@ -1,5 +1,6 @@
-"""AdaLoRA: the MLP's stacks with low-rank deltas, and a weight per column of A that an allocator can switch off."""
+"""AdaLoRA: the MLP's stacks with low-rank deltas, and the allocator that switches columns of A off."""
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from subspacelab.lowrank.architectures.factor_networks import COLUMN_WIDTHS, ROW_WIDTHS, FactorNet, Factors, plain_stack
 from subspacelab.lowrank.architectures.linear import linear
+from subspacelab.lowrank.config import AllocatorConfig
 
 DELTA_RANK = 8
 ALPHA = 16.0
@@ -63,3 +65,91 @@ class AdaLoRA(FactorNet):
                 terms.append(torch.linalg.matrix_norm(module.lora_A @ module.lora_A.T - eye))
                 terms.append(torch.linalg.matrix_norm(module.lora_B.T @ module.lora_B - eye))
         return torch.stack(terms).mean()
+
+
+BETA = 0.85  # smoothing of sensitivity and of uncertainty, as in AdaLoRA
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The budget over the steps of a training (arXiv 2303.10512, eq. 12)."""
+
+    rank: int
+    """Columns at the start."""
+    target: int
+    """Columns at the end: round(keep_ratio * rank)."""
+    total_steps: int
+    """Optimizer steps of the training."""
+    config: AllocatorConfig
+    """Warm-ups and interval."""
+
+    def budget(self, step: int) -> tuple[int, bool]:
+        """Columns that may live at `step` (from 0), and whether this step masks."""
+        first, last = self.config.init_warmup, self.total_steps - self.config.final_warmup
+        if step <= first:
+            return self.rank, False
+        if step > last:
+            return self.target, True
+        left = 1 - (step - first) / (last - first)
+        return int(self.target + (self.rank - self.target) * left**3), step % self.config.mask_interval == 0
+
+    def is_final(self, steps: int) -> bool:
+        """Whether the last of `steps` steps was masked to the final budget."""
+        return steps >= self.total_steps or steps - 1 > self.total_steps - self.config.final_warmup
+
+
+def make_schedule(config: AllocatorConfig, *, rank: int, total_steps: int) -> Schedule:
+    """Raises ValueError, with the numbers, when the warm-ups leave no step between them."""
+    if config.init_warmup >= total_steps - config.final_warmup:
+        raise ValueError(
+            f"allocator: init_warmup {config.init_warmup} + final_warmup {config.final_warmup} steps do not fit into"
+            f" the {total_steps} steps of this training; shorten them or train longer"
+        )
+    return Schedule(rank, max(1, round(config.keep_ratio * rank)), total_steps, config)
+
+
+class RankAllocator:
+    """Scores triplets (E_i, row i of two weights) by sensitivity times uncertainty, and zeroes the weakest E_i.
+
+    I = |p dL/dp|, Ibar <- b Ibar + (1-b) I, U <- b U + (1-b) |I - Ibar|, s = Ibar U, and
+    S_i = s(E_i) + mean_j s(A_ij) + mean_j s(B_ij) (arXiv 2303.10512, eq. 8 to 11). Call it after the optimizer's
+    step and before the gradients are cleared.
+    """
+
+    def __init__(self, schedule: Schedule, triplet: tuple[Tensor, Tensor, Tensor]) -> None:
+        self.schedule = schedule
+        self._triplet = triplet
+        self._sensitivity = [torch.zeros_like(p) for p in triplet]
+        self._uncertainty = [torch.zeros_like(p) for p in triplet]
+
+    @torch.no_grad()
+    def step(self, step: int) -> None:
+        """Updates the scores (until the final warm-up) and masks when the schedule says so."""
+        if self.schedule.target == self.schedule.rank:
+            return
+        if step < self.schedule.total_steps - self.schedule.config.final_warmup:
+            for p, mean, spread in zip(self._triplet, self._sensitivity, self._uncertainty, strict=True):
+                now = (p * p.grad).abs().detach()  # type: ignore[operator]
+                mean.mul_(BETA).add_((1 - BETA) * now)
+                spread.mul_(BETA).add_((1 - BETA) * (now - mean).abs())
+        budget, masks = self.schedule.budget(step)
+        if masks and budget < self.schedule.rank:
+            scores = self.scores()
+            threshold = torch.kthvalue(scores, self.schedule.rank - budget).values
+            self._triplet[0].masked_fill_((scores <= threshold)[:, None], 0.0)
+
+    def scores(self) -> Float[Tensor, " rank"]:
+        """S_i of every triplet."""
+        e, a, b = (m * u for m, u in zip(self._sensitivity, self._uncertainty, strict=True))
+        rows = torch.stack([a.mean(dim=1), b.mean(dim=1)], dim=1)
+        return e.flatten() + rows.sum(dim=1)
+
+    def state(self) -> dict[str, Tensor]:
+        """The smoothed scores, to be saved with a training."""
+        named = {"sensitivity": self._sensitivity, "uncertainty": self._uncertainty}
+        return {f"{kind}/{i}": tensor for kind, tensors in named.items() for i, tensor in enumerate(tensors)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

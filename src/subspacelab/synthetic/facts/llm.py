@@ -18,8 +18,7 @@ from subspacelab.data.instructions import Instruction, prompt_of, read_instructi
 from subspacelab.data.text import paragraphs
 from subspacelab.data.windows import Windows, token_windows
 from subspacelab.models.llama import LlamaSizes, TextTokens, build_llama, save_llama
-from subspacelab.training.fit import fit
-from subspacelab.training.schedules import Training
+from subspacelab.training.fit import Training, fit
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 BOS_ID, EOS_ID, PAD_ID = range(3)  # special tokens come first, in the order given

@@ -12,11 +12,9 @@ from torch import Tensor
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.files import write_json
 from subspacelab.models.qwen_vl import load_qwen_vl, vision_tokens
-from subspacelab.synthetic.grounding.model import decode_boxes, encode_prompts
-from subspacelab.synthetic.grounding.pool import render_scenes, scene_tensors
-from subspacelab.synthetic.grounding.scenes import Scene, split_seed
+from subspacelab.synthetic.grounding.model import GroundingModel, decode_boxes, encode_prompts
+from subspacelab.synthetic.grounding.scenes import Scene, render_scenes, scene_tensors, split_seed
 from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer
-from subspacelab.synthetic.grounding.training import GroundingModel
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 from pydantic import BaseModel
 
-from subspacelab.synthetic.grounding.model import decode_boxes, encode_prompts
-from subspacelab.synthetic.grounding.training import GroundingModel
+from subspacelab.synthetic.grounding.model import GroundingModel, decode_boxes, encode_prompts
 
 SIZE = 224  # pixels: the size that the demo checkpoints are trained at
 

@@ -1,15 +1,25 @@
-"""The small Qwen2.5-VL of the synthetic study: configuration, prompts, and boxes decoded from it."""
+"""The small Qwen2.5-VL of the synthetic study: configuration, prompts, settings, and boxes decoded from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from subspacelab.core.files import replace_folder
+from subspacelab.core.settings import Count, Positive, settings
 from subspacelab.data.pictures import MERGED_PIXELS, patchify
-from subspacelab.models.qwen_vl import QwenVLSizes, build_qwen_vl, prompt_embeddings, vision_tokens
+from subspacelab.models.qwen_vl import (
+    QwenVLSizes,
+    build_qwen_vl,
+    load_qwen_vl,
+    prompt_embeddings,
+    save_qwen_vl,
+    vision_tokens,
+)
 from subspacelab.synthetic.grounding.tokenizer import (
     BOX_START,
     IMAGE_PAD,
@@ -18,7 +28,10 @@ from subspacelab.synthetic.grounding.tokenizer import (
     VISION_END,
     VISION_START,
     DemoTokenizer,
+    read_tokenizer,
+    write_tokenizer,
 )
+from subspacelab.training.fit import Training
 
 
 def build_model(
@@ -190,3 +203,40 @@ def choose(
     if temperature == 0.0:
         return logits.argmax(-1)
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+
+
+@settings
+class GroundingTraining(Training):
+    """How a checkpoint is trained on rendered scenes by Muon and AdamW, and looked at on held-out ones."""
+
+    size: Count = 224
+    """Pixels per side while training."""
+    muon_scale: Positive = 20.0
+    """Muon's learning rate over AdamW's."""
+    held_out: Count = 128
+    """Held-out scenes in the curve of IoU."""
+    held_out_every: Count = 100
+    """Steps between its points."""
+    evaluated: Count = 512
+    """Held-out scenes in the figures of the finished checkpoint."""
+
+
+@dataclass(frozen=True)
+class GroundingModel:
+    """A checkpoint in memory."""
+
+    model: Any
+    """A `Qwen2_5_VLForConditionalGeneration`."""
+    tokenizer: DemoTokenizer
+    """Its own."""
+
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face folder, whole or not at all."""
+        with replace_folder(folder) as partial:
+            save_qwen_vl(self.model, partial)
+            write_tokenizer(self.tokenizer, partial)
+
+    @classmethod
+    def load(cls, folder: Path) -> "GroundingModel":
+        """Reads what `save` wrote, in float32, in evaluation mode."""
+        return cls(load_qwen_vl(folder), read_tokenizer(folder))

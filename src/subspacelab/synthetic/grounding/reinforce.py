@@ -21,11 +21,9 @@ from subspacelab.synthetic.grounding.grpo import (
     sample_boxes,
     score_boxes,
 )
-from subspacelab.synthetic.grounding.model import bins_box, encode_prompts
-from subspacelab.synthetic.grounding.pool import render_scenes, scene_tensors
-from subspacelab.synthetic.grounding.scenes import scene, split_seed
+from subspacelab.synthetic.grounding.model import GroundingModel, GroundingTraining, bins_box, encode_prompts
+from subspacelab.synthetic.grounding.scenes import render_scenes, scene, scene_tensors, split_seed
 from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer
-from subspacelab.synthetic.grounding.training import GroundingModel, GroundingTraining
 from subspacelab.training.fit import fit
 from subspacelab.training.muon import muon_adamw
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from subspacelab.checkpoints import resolve_reference, write_checkpoint
+from subspacelab.checkpoints.references import REPORTS, take_from_hub
 from subspacelab.data.instructions import Instruction, prompt_of, read_instructions
 from subspacelab.data.text import paragraphs
 from subspacelab.models.generation import greedy_answers
@@ -28,8 +29,7 @@ from subspacelab.synthetic.facts.llm import (
     recalled,
     train_llm,
 )
-from subspacelab.synthetic.facts.logging import record_llm
-from subspacelab.synthetic.from_hub import REPORTS, take_from_hub
+from subspacelab.synthetic.logging import record_llm
 from subspacelab.tracking.protocol import ModelFiles
 
 SMALL = LlmTraining(

@@ -2,7 +2,7 @@ from itertools import islice
 
 import pytest
 
-from subspacelab.synthetic.facts.world import FIRST_NAMES, RELATIONS, biographies, fact_questions, people
+from subspacelab.synthetic.facts.corpus import FIRST_NAMES, RELATIONS, biographies, fact_questions, people
 
 
 def test_the_seed_draws_the_world() -> None:

@@ -9,7 +9,7 @@ from tests.unit.synthetic.tiny import TINY
 
 from subspacelab.core.callbacks import no_progress
 from subspacelab.models.qwen_vl import QwenVLSizes, save_qwen_vl
-from subspacelab.synthetic.grounding.display import print_checkpoint
+from subspacelab.synthetic.display import print_checkpoint
 from subspacelab.synthetic.grounding.evaluation import (
     CheckpointEvaluation,
     Evaluation,
@@ -22,8 +22,7 @@ from subspacelab.synthetic.grounding.evaluation import (
 )
 from subspacelab.synthetic.grounding.model import build_model
 from subspacelab.synthetic.grounding.plots import draw_boxes, draw_checkpoint
-from subspacelab.synthetic.grounding.pool import render_scenes
-from subspacelab.synthetic.grounding.scenes import scene
+from subspacelab.synthetic.grounding.scenes import render_scenes, scene
 from subspacelab.synthetic.grounding.tokenizer import build_tokenizer, write_tokenizer
 
 

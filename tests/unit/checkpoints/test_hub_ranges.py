@@ -9,8 +9,8 @@ import pytest
 from tests.unit.checkpoints.range_hub import RangeHub, serving
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints import remote_file as ranges
-from subspacelab.checkpoints.remote_file import RemoteFile
+from subspacelab.checkpoints import hub as ranges
+from subspacelab.checkpoints.hub import RemoteFile
 
 NAME = "model.safetensors"
 CONTENT = bytes(i * 7 % 256 for i in range(200_000))

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from subspacelab.pipeline.combinations import combine, require_known, split_values
+from subspacelab.pipeline.sweep import combine, require_known, split_values
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from subspacelab.core.distributed import is_main_process, processes, split_by_cost
+from subspacelab.core.devices import is_main_process, processes, split_by_cost
 
 
 def test_longest_first_gives_each_item_once_and_balances() -> None:

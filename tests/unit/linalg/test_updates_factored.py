@@ -7,15 +7,16 @@ import pytest
 import torch
 from tests.unit.linalg.matrices import gaussian, planted, seeded
 
-from subspacelab.linalg.factored import (
+from subspacelab.linalg.subspaces import random_orthonormal
+from subspacelab.linalg.updates import (
     effective_rank,
     factored_energy,
     norms_of_sum,
+    principal_energy,
     product_svd,
+    random_energy_deviation,
     random_frames_deviation,
 )
-from subspacelab.linalg.subspaces import random_orthonormal
-from subspacelab.linalg.updates import principal_energy, random_energy_deviation
 
 
 @pytest.mark.parametrize(("m", "q", "n"), [(60, 4, 40), (40, 4, 60), (50, 1, 50), (8, 12, 30), (30, 12, 8), (5, 9, 7)])

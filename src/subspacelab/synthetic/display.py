@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from subspacelab.plotting.tables import print_table
+from subspacelab.plotting.terminal import print_table
 from subspacelab.synthetic.grounding.evaluation import CheckpointEvaluation
 
 

@@ -4,7 +4,7 @@ import pytest
 from tests.tiny import LAYOUTS, layout_name, tiny_qwen_vl_shapes
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.checkpoints.names import canonical_keys, canonical_name, unmerged_adapter
+from subspacelab.checkpoints.tensors import canonical_keys, canonical_name, unmerged_adapter
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,6 +1,6 @@
 import pytest
 
-from subspacelab.training.schedules import one_cycle
+from subspacelab.training.fit import one_cycle
 
 
 def test_rises_to_the_peak_and_falls_to_the_final_share() -> None:

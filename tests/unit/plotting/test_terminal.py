@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from subspacelab.core.files import write_csv
-from subspacelab.plotting.tables import print_table, show_number
+from subspacelab.plotting.terminal import print_table, show_number
 
 
 def test_numbers_are_short_and_absent_ones_a_dash() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.norms.vocabulary import num_padding, read_vocabulary
+from subspacelab.norms.analysis import num_padding, read_vocabulary
 
 
 def write(path: Path, vocab: object, added: list | None = None) -> Path:

@@ -9,9 +9,9 @@ from tests.language_models import write_text, write_tiny_lm
 from tokenizers import Tokenizer, processors
 
 from subspacelab.data.text import read_texts
-from subspacelab.nullspace import windows as module
+from subspacelab.nullspace import encoding as module
+from subspacelab.nullspace.encoding import text_windows
 from subspacelab.nullspace.verification import unseen_texts
-from subspacelab.nullspace.windows import text_windows
 
 
 @pytest.fixture(scope="module")

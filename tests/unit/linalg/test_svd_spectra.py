@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.unit.linalg.matrices import gaussian, planted
 
-from subspacelab.linalg.spectra import normalised_spectral_shift, spectral_gap, stable_rank
+from subspacelab.linalg.svd import normalised_spectral_shift, spectral_gap, stable_rank
 
 
 def test_spectral_shift():

@@ -1,18 +1,22 @@
-"""Texts as windows of a model's own tokens."""
+"""Text for a model by its own tokenizer: windows of documents, and rows {query, response}."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from subspacelab.data.instructions import Instruction, prompt_of
 from subspacelab.data.windows import Windows, cut_windows, join
 from subspacelab.models.causal_lm import load_tokenizer
+from subspacelab.models.fine_tuning import Example, encode_example
 from subspacelab.models.tokens import (
     encode,
+    encode_prompts,
+    encode_responses,
     prefix_of,
     read_model_config,
     require_readable,
@@ -63,3 +67,32 @@ def _draw(texts: Sequence[str], num_windows: int, length: int, seed: int) -> Ite
             documents.append(texts[i][max(start - begin, 0) : end - begin])
             i += 1
         yield documents
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a training runs on."""
+
+    examples: list[Example]
+    """Rows with something to learn."""
+    num_skipped: int
+    """Rows whose prompt alone fills max_length."""
+
+
+def encode_rows(tokenizer: Any, rows: Sequence[Instruction], max_length: int) -> Examples:
+    """Prompt, response and end token of each row, cut at `max_length`.
+
+    ValueError when no row has a token of its response left.
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    prompts = [prompt_of(row.query) for row in rows]
+    responses = encode_responses(tokenizer, prompts, [row.response for row in rows], max_length)
+    encoded = [
+        encode_example(prompt, response, tokenizer.eos_token_id, max_length)
+        for prompt, response in zip(encode_prompts(tokenizer, prompts, max_length), responses, strict=True)
+    ]
+    kept = [example for example in encoded if example is not None]
+    if not kept:
+        raise ValueError(f"max_length {max_length}: no row has a token of its response left; raise --max-length")
+    return Examples(kept, len(encoded) - len(kept))

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from subspacelab.pipeline.experiments import Experiment, _read
-from subspacelab.pipeline.links import RunIndex
+from subspacelab.pipeline.sync import RunIndex
 
 EXPERIMENT = Experiment("owl", "e" * 40, "b" * 40, {}, {})
 OUTS = {"train": {"model": "m1", "curve.csv": "c1"}, "scenes": {"data": "d1"}}

@@ -19,8 +19,7 @@ from subspacelab.rotation.chain import Weight, open_chain, subtract
 from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, Comparison, compare
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.groups import layer_index, make_groups
-from subspacelab.rotation.links import COMMON, MEASURED
-from subspacelab.rotation.measuring import typed
+from subspacelab.rotation.measuring import COMMON, MEASURED, typed
 from subspacelab.rotation.metrics import measure_weight
 from subspacelab.rotation.null_model import null_columns, with_null
 from subspacelab.rotation.plots import PICTURES

@@ -12,7 +12,7 @@ from tests.unit.checkpoints.range_hub import COMMIT, REPO, RangeHub, serving
 from tests.unit.checkpoints.refusal import refusal
 
 from subspacelab.checkpoints import Source, open_reference, open_source, write_reference
-from subspacelab.checkpoints import remote_file as ranges
+from subspacelab.checkpoints import hub as ranges
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from subspacelab.lowrank.allocator import RankAllocator, Schedule, make_schedule
+from subspacelab.lowrank.architectures.adalora import RankAllocator, Schedule, make_schedule
 from subspacelab.lowrank.config import AllocatorConfig
 
 RANK, A_WIDTH, B_WIDTH, STEPS = 8, 7, 5, 60

@@ -1,13 +1,23 @@
-"""Tables on the terminal."""
+"""Tables and progress bars on the terminal."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from subspacelab.core.callbacks import Advance
 from subspacelab.core.errors import printable
 
 
@@ -38,3 +48,20 @@ def print_table(
 def _plain(text: str) -> Text:
     """Text in which brackets are no markup."""
     return Text(printable(text))
+
+
+@contextmanager
+def progress_bar(description: str, total: float, unit: str) -> Iterator[Advance]:
+    """Yields `advance(amount)`; the bar counts to `total` in `unit` and shows elapsed and remaining time."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(printable(description), total=total)
+        yield lambda amount: progress.update(task, advance=amount)

@@ -1,0 +1,41 @@
+"""What a checkpoint stage gives to the tracker: what was measured, and the checkpoint as a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from subspacelab.synthetic.facts.evaluation import LlmEvaluation
+from subspacelab.synthetic.grounding.evaluation import CheckpointEvaluation
+
+if TYPE_CHECKING:
+    from subspacelab.tracking.protocol import Tracker
+
+
+def record_checkpoint(evaluation: CheckpointEvaluation, folder: Path, picture: Path, tracker: "Tracker") -> None:
+    """A checkpoint that boxes words, and the picture of its boxes."""
+    tracker.log_artifact(picture)
+    _record("grounding", folder, evaluation.metrics, {f"{folder.name}_iou": evaluation.metrics["mean_iou"]}, tracker)
+
+
+def record_llm(evaluation: LlmEvaluation, folder: Path, tracker: "Tracker") -> None:
+    """A checkpoint that recalls facts."""
+    _record("facts", folder, evaluation.metrics, {"llm_recall": evaluation.metrics["recall"]}, tracker)
+
+
+def _record(
+    world: str, folder: Path, metrics: Mapping[str, float], headline: Mapping[str, float], tracker: "Tracker"
+) -> None:
+    """`world` is the package whose mlflow_model.py serves the checkpoint."""
+    from subspacelab.tracking.protocol import ModelFiles, pinned
+
+    tracker.log_metrics(metrics)
+    tracker.log_headline(headline)
+    tracker.log_model(
+        ModelFiles(
+            name=folder.name,
+            folder=folder,
+            code=Path(__file__).with_name(world) / "mlflow_model.py",
+            pip_requirements=pinned("torch", "transformers", "safetensors"),
+            metrics=metrics,
+        )
+    )
