@@ -11,7 +11,7 @@ from pathlib import Path
 from subspacelab.core.devices import choose_device
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.nullspace.config import VerifyAdapterConfig
-from subspacelab.nullspace.rates import first_adapter
+from subspacelab.nullspace.paths import first_adapter
 from subspacelab.nullspace.logging import track_verification
 from subspacelab.nullspace.results import write_stats
 from subspacelab.pipeline.stage import open_stage

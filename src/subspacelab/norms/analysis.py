@@ -207,9 +207,3 @@ def read_vocabulary(path: Path) -> dict[int, str]:
     stored = content.model.vocab
     tokens = {i: t for t, i in stored.items()} if isinstance(stored, dict) else {i: e[0] for i, e in enumerate(stored)}
     return tokens | {entry.id: entry.content for entry in content.added_tokens or ()}
-
-
-def num_padding(vocabulary: dict[int, str], first_id: int, num_rows: int) -> int:
-    """Rows at the end of a table, ids first_id ... first_id + num_rows - 1, that no token of the vocabulary has."""
-    last = max((i for i in vocabulary if i < first_id + num_rows), default=-1)
-    return min(num_rows, first_id + num_rows - 1 - last)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 from torch import Tensor
 
-from subspacelab.norms.analysis import num_padding
 from subspacelab.norms.families import EmbeddingKind
 from subspacelab.norms.moments import Moments, VectorStatistics, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey
@@ -195,3 +194,9 @@ def _table(entries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         for name, e in entries.items()
     ]
     return pd.json_normalize(rows, sep="_")
+
+
+def num_padding(vocabulary: dict[int, str], first_id: int, num_rows: int) -> int:
+    """Rows at the end of a table, ids first_id ... first_id + num_rows - 1, that no token of the vocabulary has."""
+    last = max((i for i in vocabulary if i < first_id + num_rows), default=-1)
+    return min(num_rows, first_id + num_rows - 1 - last)

@@ -20,7 +20,7 @@ from subspacelab.models.lora_folder import PREFIX, WEIGHTS, base_of, read_meta
 from subspacelab.models.tokens import encode
 from subspacelab.nullspace.config import KnowledgeSettings
 from subspacelab.nullspace.encoding import text_windows
-from subspacelab.nullspace.rates import require_adapter
+from subspacelab.nullspace.paths import require_adapter
 
 BASE = "base"
 """The row of the model without an adapter."""

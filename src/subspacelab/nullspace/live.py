@@ -24,6 +24,7 @@ from subspacelab.nullspace.calibration import (
     Moments,
     SharedInput,
     calibrate_inputs,
+    choose_tokens,
     in_passes,
     moment_bytes,
     require_enough_tokens,
@@ -34,7 +35,7 @@ from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.results import Sample, Verification, reading
 from subspacelab.nullspace.starts import Task, input_starts, plain_starts, require_rank, summarise
-from subspacelab.nullspace.verification import Probe, choose_tokens, collect, live_stats, summarise_layers
+from subspacelab.nullspace.verification import Probe, collect, live_stats, summarise_layers
 
 Tokens = Windows | Int[Tensor, "n length"] | Iterable[Any]
 """Text as token ids: one tensor, a list of windows, or batches of a data loader, tensors or mappings with `input_ids`

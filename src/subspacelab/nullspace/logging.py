@@ -18,7 +18,8 @@ from subspacelab.nullspace.comparison import HEADLINE, Comparison, failures
 from subspacelab.nullspace.display import CURVES, kind_and_block
 from subspacelab.nullspace.knowledge import MEASURES as KNOWLEDGE
 from subspacelab.nullspace.knowledge import Knowledge
-from subspacelab.nullspace.rates import SERVED_ADAPTER, SERVED_BASE, Training, chosen_ones, trainings_table
+from subspacelab.nullspace.paths import SERVED_ADAPTER, SERVED_BASE
+from subspacelab.nullspace.rates import Training, chosen_ones, trainings_table
 from subspacelab.nullspace.results import THRESHOLDS, Verification
 from subspacelab.nullspace.starts import MEASURES
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from subspacelab.linalg.null_space import null_ratio, optimal_ratio, random_ratio, row_space
 from subspacelab.models.lora_factors import Factors
+from subspacelab.nullspace.calibration import Inputs
 from subspacelab.nullspace.results import LayerStats
-from subspacelab.nullspace.verification import Inputs
 
 ORTHONORMAL = 1e-5  # largest entry of |B B^T - I|: float32 storage leaves 1e-7, bfloat16 4e-3
 

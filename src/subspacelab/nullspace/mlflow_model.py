@@ -11,7 +11,7 @@ from subspacelab.checkpoints import resolve_reference
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.generation import greedy_answers
 from subspacelab.models.lora_model import load_plain
-from subspacelab.nullspace.rates import SERVED_ADAPTER, SERVED_BASE
+from subspacelab.nullspace.paths import SERVED_ADAPTER, SERVED_BASE
 
 
 class Prompt(BaseModel):

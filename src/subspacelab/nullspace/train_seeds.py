@@ -12,7 +12,8 @@ from subspacelab.data.instructions import read_instructions
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.knowledge import Knowledge, measure_knowledge
-from subspacelab.nullspace.rates import Training, choose_rate, seed_folders, write_knowledge
+from subspacelab.nullspace.paths import seed_folders
+from subspacelab.nullspace.rates import Training, choose_rate, write_knowledge
 from subspacelab.nullspace.training import TrainedAdapter, train_adapter
 
 

@@ -46,7 +46,7 @@ from subspacelab.models.tokens import padding_id, require_readable
 from subspacelab.nullspace.config import TrainSettings
 from subspacelab.nullspace.encoding import Examples, encode_rows
 from subspacelab.nullspace.inits import method_of
-from subspacelab.nullspace.rates import CHECKPOINTS, TRAINED, require_adapter
+from subspacelab.nullspace.paths import CHECKPOINTS, TRAINED, require_adapter
 
 JOB = "job.json"
 # Settings that change nothing in the result, or that are told apart.

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from tests.unit.checkpoints.refusal import refusal
 
-from subspacelab.norms.analysis import num_padding, read_vocabulary
+from subspacelab.norms.analysis import read_vocabulary
+from subspacelab.norms.results import num_padding
 
 
 def write(path: Path, vocab: object, added: list | None = None) -> Path:

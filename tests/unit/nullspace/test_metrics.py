@@ -10,8 +10,8 @@ from torch import Tensor
 from subspacelab.linalg.null_space import null_space
 from subspacelab.linalg.subspaces import random_orthonormal
 from subspacelab.models.lora_factors import Factors, original
+from subspacelab.nullspace.calibration import Inputs
 from subspacelab.nullspace.metrics import Layer, layer_stats
-from subspacelab.nullspace.verification import Inputs
 
 TOKENS, DIM, OUT, RANK = 60, 12, 9, 3
 

@@ -18,8 +18,9 @@ from subspacelab.models.lora_folder import base_of
 from subspacelab.nullspace.comparison import compare_methods
 from subspacelab.nullspace.config import KnowledgeSettings, TrainAdapterConfig
 from subspacelab.nullspace.logging import record_seeds, stage_model, track_study
+from subspacelab.nullspace.paths import first_adapter, seed_folders
 from subspacelab.nullspace.plots import draw_pictures
-from subspacelab.nullspace.rates import Training, first_adapter, read_knowledge, seed_folders, write_knowledge
+from subspacelab.nullspace.rates import Training, read_knowledge, write_knowledge
 from subspacelab.nullspace.results import write_stats
 from subspacelab.nullspace.train_seeds import train_seeds
 from subspacelab.tracking import MemoryTracker

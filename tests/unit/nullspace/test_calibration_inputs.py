@@ -10,7 +10,7 @@ from torch import Tensor
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.null_space import null_ratio
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
-from subspacelab.nullspace.verification import choose_tokens, collect_inputs
+from subspacelab.nullspace.calibration import choose_tokens, collect_inputs
 
 
 def windows_of(lengths: list[int], length: int) -> Windows:
