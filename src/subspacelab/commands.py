@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from subspacelab.pipeline.commands import metrics, runs, sweep
+from subspacelab.pipeline.commands import metrics, runs, sweep, tune
 
 STUDIES = ("rotation", "lowrank", "nullspace", "norms")
 # Every flag in both spellings: --output-dir and --output_dir.
@@ -42,6 +42,7 @@ def ui(
 
 
 app.command()(sweep)
+app.command()(tune)
 app.add_typer(runs, name="runs")
 app.add_typer(metrics, name="metrics")
 for _study in STUDIES:

@@ -62,6 +62,7 @@ def record_training(result: TrainingResult, features: Features, pictures: Sequen
 
     arch = result.folder.name
     tracker.log_metrics(result.metrics, result.progress.best_epoch)
+    tracker.log_metrics({f"best_{name}": value for name, value in result.metrics.items() if name.startswith("val_")})
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
     tokens, dim = features.meta.tokens, features.meta.dim

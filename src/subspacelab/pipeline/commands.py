@@ -1,12 +1,19 @@
 """`subspacelab sweep`, `subspacelab runs ...`, `subspacelab metrics ...`: DVC's experiments and their tracked runs."""
 
+import shlex
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from subspacelab.core.flags import Seed
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from subspacelab.pipeline.search_space import Axis
+    from subspacelab.pipeline.tuning import Experiments
 
 runs = typer.Typer(no_args_is_help=True, help="Tracked runs: link them to DVC's experiments, end dead ones.")
 metrics = typer.Typer(no_args_is_help=True, help="An experiment's metrics held against committed ones.")
@@ -51,6 +58,114 @@ def sweep(
     outcomes = run_sweep(trials, chosen, there, force=force)
     print_sweep(outcomes, _figures({trial.name for trial in trials}))
     require_success(outcomes)
+
+
+def tune(
+    stage: Annotated[
+        list[str], typer.Argument(help="The stage to run; with --no-dvc the command to run, after --.", metavar="STAGE")
+    ],
+    set_param: Annotated[
+        list[str],
+        typer.Option(
+            "--set-param",
+            "-S",
+            help="key=KIND:values; KIND is uniform, loguniform, int or logint (low,high), or choice. Repeatable.",
+        ),
+    ],
+    metric: Annotated[str, typer.Option(help="A number of reports/ that STAGE writes, such as cosine_network.")],
+    direction: Annotated[Literal["minimize", "maximize"], typer.Option(help="Which way is better.")] = "minimize",
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, with those of earlier calls.")] = 20,
+    sampler: Annotated[Literal["tpe", "random", "grid", "cmaes"], typer.Option(help="How values are drawn.")] = "tpe",
+    pruner: Annotated[
+        Literal["median", "none"],
+        typer.Option(help="Give up trials whose values on the way are worse than the median of those before."),
+    ] = "none",
+    watch: Annotated[
+        str,
+        typer.Option(help="[STAGE:]METRIC of the tracked run by which the pruner judges, the smaller the better."),
+    ] = "val_mse",
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Name of the search; by default made of what is searched.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of a database that several machines share; by default a file under .cache.")
+    ] = None,
+    seed: Seed = 42,
+    no_dvc: Annotated[bool, typer.Option("--no-dvc", help="Run a command of subspacelab instead of a stage.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and run nothing.")] = False,
+) -> None:
+    """A search of parameters: Optuna proposes values, each trial is an experiment of DVC.
+
+    [bold]subspacelab tune compare_lowrank -S train_lowrank.lr=loguniform:1e-5,1e-3 -S rank=choice:64,128
+    --metric cosine_network --direction maximize[/bold]
+
+    The same command takes up a search that was stopped. Trials are child runs of one MLflow run in
+    the experiment tune. Without DVC, the metric being one of the command's tracked run:
+    [bold]subspacelab tune --no-dvc -S lr=loguniform:1e-5,1e-3 --metric best_val_mse --
+    lowrank train --features data/features --results-dir results/{trial}[/bold]
+    """
+    from importlib.util import find_spec
+
+    if find_spec("optuna") is None:
+        raise ValueError("optuna is not installed; pip install 'subspacelab[tune]'")
+    from subspacelab.pipeline.display import print_study
+    from subspacelab.pipeline.logging import read_runs, recorded_study, watch_runs
+    from subspacelab.pipeline.plots import draw_study
+    from subspacelab.pipeline.search_space import parse_axes
+    from subspacelab.pipeline.tuning import (
+        FOLDER,
+        Commands,
+        Experiments,
+        Search,
+        grid_size,
+        name_of,
+        open_study,
+        show_plan,
+    )
+
+    axes = parse_axes(set_param)
+    what = shlex.join(stage) if no_dvc else stage[0]
+    job = f"{what} by {' '.join(map(str, axes))} to {direction} {metric}"
+    name = name or name_of(what, job)
+    tried = Commands(stage, name) if no_dvc else _experiments(stage, metric, axes)
+    value = tried.value if isinstance(tried, Experiments) else None
+    total = min(trials, grid_size(axes)) if sampler == "grid" else trials
+    if dry_run:
+        print("\n".join(show_plan(axes, tried, total)))
+        return
+    study = open_study(
+        name, storage, axes=axes, job=job, direction=direction, sampler=sampler, pruner=pruner, seed=seed
+    )
+    with recorded_study(study, {"search": job, "sampler": sampler, "pruner": pruner, "seed": seed}) as record:
+        search = Search(study, axes, tried, value, total, quiet=jobs > 1)
+        if record:
+            search.told = partial(record.log_trials, axes, tried, metric)
+            search.value = value or read_runs(record.client, metric)
+            search.watch = watch_runs(record.client, watch) if pruner == "median" else None
+            search.told()  # what a search that was killed has left out
+        elif no_dvc or pruner == "median":
+            raise ValueError("--no-dvc and --pruner read tracked runs, and TRACKING is off; leave one of them out")
+        search.run(jobs)
+        pictures = draw_study(FOLDER / name, study, metric)
+        if record:
+            record.log_pictures(pictures)
+    print_study(study, axes, tried, metric, pictures)
+
+
+def _experiments(stages: list[str], metric: str, axes: "Sequence[Axis]") -> "Experiments":
+    from subspacelab.pipeline.dvc_process import require_dvc, require_usable_path
+    from subspacelab.pipeline.params import PARAMS, read_yaml
+    from subspacelab.pipeline.search_space import find_metric, require_stage
+    from subspacelab.pipeline.sweep import Setting, Trial, require_known
+    from subspacelab.pipeline.tuning import Experiments
+
+    require_dvc()
+    require_usable_path(Path.cwd())
+    if len(stages) > 1:
+        raise ValueError(f"tune takes one stage, got {' '.join(stages)}; stages before it run as they must")
+    require_known([Trial(tuple(Setting(axis.key, "") for axis in axes))], read_yaml(PARAMS))
+    found = find_metric(metric)
+    require_stage(stages[0], found)
+    return Experiments(stages, found)
 
 
 def _figures(names: set[str]) -> "Mapping[str, Mapping[str, float]]":

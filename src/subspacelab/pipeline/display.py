@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -10,8 +11,12 @@ from subspacelab.pipeline.metrics import Difference
 from subspacelab.pipeline.sweep import Outcome
 from subspacelab.plotting.terminal import print_table, show_number
 
-if TYPE_CHECKING:  # both import MLflow, which a sweep may do without
+if TYPE_CHECKING:  # they import MLflow and Optuna, which a sweep may do without
+    import optuna
+
+    from subspacelab.pipeline.search_space import Axis
     from subspacelab.pipeline.sync import Synced
+    from subspacelab.pipeline.tuning import Tried
     from subspacelab.tracking.undelivered import Delivery
 
 
@@ -43,6 +48,25 @@ def print_sweep(outcomes: Sequence[Outcome], metrics: Mapping[str, Mapping[str, 
     print_table("Sweep", ["experiment", "status", *shown], rows)
     if len(names) > len(shown):
         print(f"{len(names) - len(shown)} more metrics differ: dvc exp show, or subspacelab ui (experiment pipeline)")
+
+
+def print_study(
+    study: "optuna.Study", axes: "Sequence[Axis]", tried: "Tried", metric: str, pictures: Sequence[Path]
+) -> None:
+    """A row per trial, the best one and the command that brings it back, and where the pictures are."""
+    from subspacelab.pipeline.search_space import as_trial
+
+    rows, best = [], None
+    for trial in study.get_trials(deepcopy=False):
+        values = as_trial(axes, trial.params)
+        cells = [setting.value for setting in values.settings]
+        rows.append([str(trial.number), *cells, show_number(trial.value, 6), trial.state.name.lower()])
+        if trial.value is not None and trial.value == study.best_value and best is None:
+            best = tried.apply(tried.name(trial.number, values), values)
+    print_table(f"Search {study.study_name}", ["trial", *(axis.key for axis in axes), metric, "state"], rows)
+    if best:
+        print(f"best {metric} {study.best_value:.6g}: {best}")
+    print(f"pictures: {', '.join(map(str, pictures))}")
 
 
 def print_deliveries(deliveries: "Sequence[Delivery]") -> None:

@@ -1,12 +1,13 @@
 """Where a run comes from (process, commit, stage, pipeline run), and the signals that end it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from types import FrameType
 
 import psutil
 
+TRIAL = "SUBSPACELAB_TRIAL"
+"""Environment variable: the name of the trial of a search that a process belongs to."""
 _AS_MODULE = (["-m", "dvc"], ["-m", "subspacelab.pipeline.dvc"])
 
 
@@ -95,7 +98,21 @@ def process_tags() -> dict[str, str]:
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
     }
     user = os.environ.get("USER") or os.environ.get("LOGNAME")
-    return tags | ({"mlflow.user": user} if user else {})
+    named = {"mlflow.user": user, "tune.trial": os.environ.get(TRIAL)}
+    return tags | {key: value for key, value in named.items() if value}
+
+
+def is_alive(tags: Mapping[str, str]) -> bool:
+    """Whether the process of this host that has these `process_tags` runs still; True for tags of others' making."""
+    pid, start = tags.get("pid", ""), tags.get("pid.start", "")
+    if not pid.isdecimal() or not re.fullmatch(r"\d+(\.\d+)?", start):
+        return True  # another program's tags
+    try:
+        process = psutil.Process(int(pid))
+        # Start times are boot time plus ticks; a stepped clock moves them, a reused pid moves them further.
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(start)) < 2.0
+    except psutil.NoSuchProcess:
+        return False
 
 
 def git_tags() -> dict[str, str]:

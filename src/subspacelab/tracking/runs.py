@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from subspacelab.core.callbacks import Log
 from subspacelab.tracking.context import (
     StageContext,
     git_tags,
+    is_alive,
     process_tags,
     signals_as_exceptions,
     stage_context,
@@ -86,24 +84,11 @@ def reap_dead_runs(client: Any) -> list[str]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     mine = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
     dead = [
-        run.info.run_id
-        for run in client.search_runs(experiments, filter_string=mine)
-        if not _alive(run.data.tags.get("pid", ""), run.data.tags.get("pid.start", ""))
+        run.info.run_id for run in client.search_runs(experiments, filter_string=mine) if not is_alive(run.data.tags)
     ]
     for run_id in dead:
         client.set_terminated(run_id, "KILLED")
     return dead
-
-
-def _alive(pid: str, start: str) -> bool:
-    if not pid.isdecimal() or not re.fullmatch(r"\d+(\.\d+)?", start):
-        return True  # another program's tags
-    try:
-        process = psutil.Process(int(pid))
-        # Start times are boot time plus ticks; a stepped clock moves them, a reused pid moves them further.
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(start)) < 2.0
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager

@@ -1,0 +1,321 @@
+"""A search of parameters: Optuna proposes values, DVC or a command tries them, a database remembers."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import sha256
+from importlib.util import find_spec
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from subspacelab.core.files import read_json
+from subspacelab.pipeline.dvc_process import dvc_command, dvc_environment, dvc_silent, experiment_commit
+from subspacelab.pipeline.experiments import read_metrics
+from subspacelab.pipeline.search_space import Axis, Metric, as_trial
+from subspacelab.pipeline.sweep import Setting, Trial, trial_words
+from subspacelab.tracking.context import TRIAL, is_alive, process_tags
+
+Direction = Literal["minimize", "maximize"]
+SAMPLERS = ("tpe", "random", "grid", "cmaes")
+PRUNERS = ("median", "none")
+FOLDER = Path(".cache/tune")
+"""Where studies, logs and pictures of searches lie."""
+OWNER = "owner of trial "
+"""A study's attribute: the process that tries the trial of that number."""
+POLL = 1.0
+"""Seconds between two looks at a trial at work."""
+
+
+class Tried(Protocol):
+    """One way of trying values."""
+
+    def name(self, number: int, trial: Trial) -> str:
+        """What the trial's result is called."""
+
+    def command(self, name: str, trial: Trial) -> list[str]:
+        """The process that makes it."""
+
+    def apply(self, name: str, trial: Trial) -> str:
+        """The command that brings a result back."""
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """Each trial as an experiment of DVC in a temporary copy; one that exists is not run again."""
+
+    targets: Sequence[str]
+    """Stages to run."""
+    metric: Metric
+    """What is looked at."""
+
+    def name(self, number: int, trial: Trial) -> str:
+        return trial.name
+
+    def command(self, name: str, trial: Trial) -> list[str]:
+        return dvc_command(*trial_words(trial, self.targets))
+
+    def value(self, name: str) -> float | None:
+        """The metric of an experiment; None while there is none."""
+        rev = experiment_commit(name)
+        if rev is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / self.metric.file.name
+            dvc_silent("get", ".", str(self.metric.file), "--rev", rev, "--out", str(copy))
+            found = read_metrics({"": {"data": read_json(copy)}})
+        return found.get(f":{self.metric.key}")
+
+    def apply(self, name: str, trial: Trial) -> str:
+        return shlex.join(["dvc", "exp", "apply", name])
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Each trial as a command of `subspacelab`, without DVC."""
+
+    words: Sequence[str]
+    """The command; `{trial}` in it becomes the trial's name, so that no two write to one folder."""
+    study: str
+    """Name of the search, which the trials' names begin with."""
+
+    def name(self, number: int, trial: Trial) -> str:
+        return f"{self.study}-{number}"
+
+    def command(self, name: str, trial: Trial) -> list[str]:
+        given = [word.replace("{trial}", name) for word in self.words]
+        flags = [word for s in trial.settings for word in (f"--{s.key.replace('_', '-')}", s.value)]
+        return [sys.executable, "-m", "subspacelab", *given, *flags]
+
+    def apply(self, name: str, trial: Trial) -> str:
+        return shlex.join(self.command(name, trial)[2:])
+
+
+Value = Callable[[str], float | None]
+"""From a trial's name to the metric of its result; None while there is none."""
+Watch = Callable[[str], list[float]]
+"""From a trial's name to the values that it has reached so far, the smaller the better."""
+
+
+@dataclass
+class Search:
+    """A search and how it is made."""
+
+    study: optuna.Study
+    """Its trials, in a database."""
+    axes: Sequence[Axis]
+    """What is varied."""
+    tried: Tried
+    """How values are tried."""
+    value: Value | None
+    """What is sought; None until it is said where to read it."""
+    total: int
+    """Trials in all, those of earlier calls included."""
+    watch: Watch | None = None
+    """Values on the way, by which a trial is given up; None: none is."""
+    told: Callable[[], None] = lambda: None
+    """Called after each trial."""
+    quiet: bool = False
+    """Whether what trials print goes to a file of each, as it must when several run at a time."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, jobs: int = 1) -> None:
+        """Tries until `total` trials are done, `jobs` at a time; those that a killed search left come first.
+
+        A trial that fails is told as such and does not stop the others. Ctrl-C ends the trials at work, which the
+        next call takes up again.
+        """
+        stop = threading.Event()
+        with ThreadPoolExecutor(jobs) as workers:
+            running = [workers.submit(self._work, stop) for _ in range(jobs)]
+            try:
+                for each in running:
+                    each.result()
+            except BaseException:
+                stop.set()
+                raise
+
+    def _work(self, stop: threading.Event) -> None:
+        while not stop.is_set() and (found := self._next()):
+            number, trial, live = found
+            name = self.tried.name(number, trial)
+            _say(f"[{number + 1} of {self.total}] {name}")
+            state, value, why = self._try(name, trial, live, stop)
+            if stop.is_set() and state is not TrialState.COMPLETE:
+                return  # left as it is for the next call
+            with self._lock:
+                self.study.tell(number, value, state, skip_if_finished=True)
+                self.told()
+            _say(f"[{number + 1} of {self.total}] {name}: {f'{value:.6g}' if value is not None else why}")
+
+    def _next(self) -> tuple[int, Trial, optuna.Trial | None] | None:
+        """A trial that a dead process has left, or a new one; None when there are enough."""
+        with self._lock:
+            trials, owners = self.study.get_trials(deepcopy=False), self.study.user_attrs
+            for trial in trials:
+                if trial.state is TrialState.RUNNING and _is_left(trial, owners.get(f"{OWNER}{trial.number}")):
+                    self.study.set_user_attr(f"{OWNER}{trial.number}", process_tags())
+                    return trial.number, as_trial(self.axes, trial.params), None
+            if len(trials) >= self.total:
+                return None
+            live = self.study.ask({axis.key: axis.distribution() for axis in self.axes})
+            self.study.set_user_attr(f"{OWNER}{live.number}", process_tags())
+            return live.number, as_trial(self.axes, live.params), live
+
+    def _try(
+        self, name: str, trial: Trial, live: optuna.Trial | None, stop: threading.Event
+    ) -> tuple[TrialState, float | None, str]:
+        assert self.value is not None
+        value = self.value(name)
+        if value is None:
+            with self._process(name, self.tried.command(name, trial)) as process:
+                while process.poll() is None:
+                    if stop.wait(POLL):
+                        return TrialState.FAIL, None, "stopped"
+                    if live and self.watch and self._hopeless(name, live):
+                        return TrialState.PRUNED, None, "given up (pruned)"
+            if process.returncode:
+                return TrialState.FAIL, None, f"failed with exit code {process.returncode}; going on"
+            value = self.value(name)
+        if value is None or not isfinite(value):
+            return TrialState.FAIL, None, f"failed: its metric is {'missing' if value is None else value}; going on"
+        return TrialState.COMPLETE, value, ""
+
+    def _hopeless(self, name: str, live: optuna.Trial) -> bool:
+        assert self.watch is not None
+        sign = 1 if self.study.direction is optuna.study.StudyDirection.MINIMIZE else -1
+        values = self.watch(name)
+        for step, value in enumerate(values):
+            if isfinite(value):
+                live.report(sign * value, step)  # told twice for one step, Optuna keeps the first
+        return bool(values) and live.should_prune()
+
+    @contextmanager
+    def _process(self, name: str, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+        """A process group of its own; asked to end as by Ctrl-C, and waited for, when the block is left before it."""
+        with ExitStack() as stack:
+            out: Any = sys.stderr
+            if self.quiet:
+                log = FOLDER / self.study.study_name / f"{name}.log"
+                log.parent.mkdir(parents=True, exist_ok=True)
+                out = stack.enter_context(log.open("wb"))
+            environment = dvc_environment() | {TRIAL: name}
+            process = subprocess.Popen(words, env=environment, stdout=out, stderr=out, start_new_session=True)
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGINT)
+                process.wait()
+
+
+def open_study(
+    name: str,
+    storage: str | None,
+    *,
+    axes: Sequence[Axis],
+    job: str,
+    direction: Direction,
+    sampler: str = "tpe",
+    pruner: str = "none",
+    seed: int = 42,
+) -> optuna.Study:
+    """The search of that name in `storage` (a URL of a database; None: a file under .cache), begun or taken up.
+
+    `job` says what is searched: ValueError when the search of that name is of another. A sampler that is taken up
+    draws other values than it drew at its start.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if storage is None:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        storage = f"sqlite:///{FOLDER / 'studies.db'}"
+    try:
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            direction=direction,
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner() if pruner == "median" else optuna.pruners.NopPruner(),
+        )
+        study.sampler = _sampler(sampler, axes, seed + len(study.get_trials(deepcopy=False)))
+        known = study.user_attrs.get("job", job)
+        study.set_user_attr("job", known)
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
+        raise ValueError(f"--storage cannot be used ({str(e).splitlines()[0]}); give the URL of a database") from e
+    if known != job:
+        raise ValueError(f"search {name!r} is of {known}; give this one another --name")
+    return study
+
+
+def _sampler(kind: str, axes: Sequence[Axis], seed: int) -> optuna.samplers.BaseSampler:
+    if kind == "tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    if kind == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if kind == "cmaes":
+        if find_spec("cmaes") is None:
+            raise ValueError("--sampler cmaes needs the package cmaes; pip install 'subspacelab[tune]'")
+        return optuna.samplers.CmaEsSampler(seed=seed)
+    if others := [axis.key for axis in axes if axis.kind != "choice"]:
+        raise ValueError(f"--sampler grid takes choices alone; {others[0]} has none: give choice:a,b,c")
+    return optuna.samplers.GridSampler({axis.key: axis.values for axis in axes}, seed=0)
+
+
+def name_of(what: str, job: str) -> str:
+    """The name of a search that is given none: the same job, the same name."""
+    return f"{re.sub(r'[^A-Za-z0-9_.@-]+', '-', what)[:40]}-{sha256(job.encode()).hexdigest()[:6]}"
+
+
+def grid_size(axes: Sequence[Axis]) -> int:
+    """How many combinations the choices have."""
+    return prod(len(axis.values) for axis in axes)
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that have come to an end, the earliest first."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """The share of each parameter in the spread of the values (functional ANOVA, Hutter et al. 2014), largest first.
+
+    Nothing where fewer than 4 trials differ.
+    """
+    values = {t.value for t in finished(study) if t.state is TrialState.COMPLETE}
+    if len(values) < 4:
+        return {}
+    return optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+
+
+def show_plan(axes: Sequence[Axis], tried: Tried, total: int) -> list[str]:
+    """What a search would vary, and the command of one trial."""
+    first = Trial(tuple(Setting(axis.key, axis.values[0]) for axis in axes))
+    varied = [f"#   {axis}" for axis in axes]
+    command = tried.command(tried.name(0, first), first)
+    return [f"# {total} trials of", *varied, shlex.join(["dvc", *command[3:]] if "dvc" in command[2] else command[2:])]
+
+
+def _is_left(trial: FrozenTrial, owner: Any) -> bool:
+    """Whether nobody tries it any more; one without an owner was left between its draw and its first mark."""
+    if owner is None:
+        return trial.datetime_start is not None and datetime.now() - trial.datetime_start > timedelta(minutes=1)
+    return bool(owner["host"] == socket.gethostname() and not is_alive(owner))
+
+
+def _say(text: str) -> None:
+    print(f"tune: {text}", file=sys.stderr, flush=True)
