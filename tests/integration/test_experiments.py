@@ -4,7 +4,7 @@ import shutil
 import subprocess
 
 import pytest
-from tests.integration.toy_pipeline import dvc_in, run_in
+from tests.integration.toy_pipeline import add_score, dvc_in, run_in
 from tests.stores import SRC
 
 from subspacelab.cli import main
@@ -68,6 +68,32 @@ def test_a_sweep_runs_once_and_sync_links_what_the_run_cache_served(pipeline, co
     before = len(pipeline.runs("pipeline"))
     command("runs", "sync", "--create-missing")
     assert len(pipeline.runs("pipeline")) == before
+
+
+def test_a_search_of_experiments_has_a_run_with_a_child_for_each_trial(pipeline, command):
+    add_score(pipeline)
+    dvc_in(pipeline, "repro")
+    run_in(pipeline, "git", "add", "-A")
+    run_in(pipeline, "git", "commit", "-qm", "score")
+    search = ("tune", "score", "-S", "rank=int:1,99", "--metric", "score", "--jobs", "2", "--name", "s", "--trials")
+    code, rows = command(*search, "2")
+    assert (code, rows["0"][-1], rows["1"][-1]) == (0, "complete", "complete")
+    code, rows = command(*search, "3")
+    tried = {rows[n][0]: float(rows[n][1]) for n in "012"}
+    assert all(score == -int(rank) for rank, score in tried.items())
+    best = max(tried, key=int)
+    assert f"dvc exp apply rank={best}" in " ".join(rows["best"])
+    assert {e.name for e in read_experiments()} == {f"rank={rank}" for rank in tried}
+
+    runs = {run.info.run_name: run for run in pipeline.runs("tune")}
+    assert set(runs) == {"s", *(f"rank={rank}" for rank in tried)}
+    parent = runs.pop("s")
+    assert (parent.info.status, parent.data.metrics) == ("FINISHED", {"score": tried[best]})
+    for run in runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.metrics["score"] == -int(run.data.params["rank"])
+    pictures = pipeline.client().list_artifacts(parent.info.run_id)
+    assert {picture.path for picture in pictures} == {"history.png", "importances.png"}
 
 
 def test_dead_runs_are_ended_and_shown(place, monkeypatch, capsys):

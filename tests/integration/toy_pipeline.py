@@ -1,4 +1,4 @@
-"""A DVC pipeline of two stages that take no time."""
+"""A DVC pipeline of stages that take no time."""
 
 import os
 import subprocess
@@ -15,7 +15,10 @@ from subspacelab.tracking import open_stage_run
 stage, out = sys.argv[1], Path(sys.argv[2])
 rank = Path("params.yaml").read_text().strip()
 with open_stage_run(stage, "rotation", params={"rank": rank}, outs=[out], study="demo") as tracker:
-    if out.suffix:
+    out.parent.mkdir(exist_ok=True)
+    if out.suffix == ".json":
+        out.write_text('{"score": -' + rank.removeprefix("rank: ") + "}")
+    elif out.suffix:
         out.write_text(rank)
     else:
         (out / "sub").mkdir(parents=True)
@@ -54,6 +57,16 @@ def pipeline(place: Place) -> Place:
     run_in(place, "git", "add", "-A")
     run_in(place, "git", "commit", "-qm", "start")
     return place
+
+
+def add_score(place: Place) -> None:
+    """A third stage, whose metric reports/score.json is minus the rank."""
+    stages = yaml.safe_load((place.root / "dvc.yaml").read_text())["stages"]
+    stage = _stage("score", "reports/score.json", [])
+    stages["score"] = {k: v for k, v in stage.items() if k != "outs"} | {
+        "metrics": [{"reports/score.json": {"cache": False}}]
+    }
+    (place.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
 
 def dvc_in(place: Place, *words: str) -> None:

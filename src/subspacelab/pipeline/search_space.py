@@ -110,8 +110,9 @@ def find_metric(name: str, root: Path = REPORTS) -> Metric:
     if name not in known:
         found = [full for full in known if _is_part(_words(name), _words(full))]
         exact = [full for full in found if full.partition(":")[2] == name]
-        means = [full for full in found if full.endswith(".mean")]
-        found = exact or (found if len(found) == 1 else means)
+        if len({full.rpartition(".")[0] for full in found}) == 1 < len(found):  # a mean and its deviation
+            found = [full for full in found if full.endswith(".mean")]
+        found = exact or found
         if len(found) != 1:
             what = f"is not told from {', '.join(found[:4])}" if found else "is in no file of reports/"
             raise ValueError(f"metric {name!r} {what}; see dvc metrics show, or give <file>:<key>")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 from importlib.util import find_spec
+from itertools import product
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -171,7 +172,7 @@ class Search:
                 if trial.state is TrialState.RUNNING and _is_left(trial, owners.get(f"{OWNER}{trial.number}")):
                     self.study.set_user_attr(f"{OWNER}{trial.number}", process_tags())
                     return trial.number, as_trial(self.axes, trial.params), None
-            if len(trials) >= self.total:
+            if sum(trial.state is not TrialState.WAITING for trial in trials) >= self.total:
                 return None
             live = self.study.ask({axis.key: axis.distribution() for axis in self.axes})
             self.study.set_user_attr(f"{OWNER}{live.number}", process_tags())
@@ -255,6 +256,9 @@ def open_study(
         study.sampler = _sampler(sampler, axes, seed + len(study.get_trials(deepcopy=False)))
         known = study.user_attrs.get("job", job)
         study.set_user_attr("job", known)
+        if sampler == "grid" and known == job:
+            for values in product(*(axis.values for axis in axes)):
+                study.enqueue_trial(dict(zip((a.key for a in axes), values, strict=True)), skip_if_exists=True)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
         raise ValueError(f"--storage cannot be used ({str(e).splitlines()[0]}); give the URL of a database") from e
     if known != job:
@@ -273,7 +277,7 @@ def _sampler(kind: str, axes: Sequence[Axis], seed: int) -> optuna.samplers.Base
         return optuna.samplers.CmaEsSampler(seed=seed)
     if others := [axis.key for axis in axes if axis.kind != "choice"]:
         raise ValueError(f"--sampler grid takes choices alone; {others[0]} has none: give choice:a,b,c")
-    return optuna.samplers.GridSampler({axis.key: axis.values for axis in axes}, seed=0)
+    return optuna.samplers.RandomSampler(seed=seed)  # of nothing: every combination waits in the queue
 
 
 def name_of(what: str, job: str) -> str:
