@@ -50,18 +50,25 @@ def scale_of(name: str, infos: Mapping[str, TensorInfo], config: Mapping[str, An
     if found is None:
         return None
     sizes, block = info.shape, _block_of(config)
-    blocks = (*sizes[:-2], *(-(-size // step) for size, step in zip(sizes[-2:], block, strict=True)))
+    steps = (*(1 for _ in sizes[:-2]), *block)
     shape = _along_axes(found.shape, sizes)
-    if len(shape) != len(sizes) or any(
-        s not in (1, size, num) for s, size, num in zip(shape, sizes, blocks, strict=True)
-    ):
+    blocks = tuple(-(-size // step) for size, step in zip(sizes, steps, strict=True))
+    if not _fits(shape, sizes, blocks):
         raise CheckpointError(
             f"{found.name}: a scale of shape {list(found.shape)} for {name} of shape {list(sizes)}; fitting are "
             f"{list(blocks)} (blocks of {block[0]} x {block[1]}), {[*sizes[:-1], 1]} and [1]; download both again"
         )
-    steps = (*(1 for _ in sizes[:-2]), *block)
     shared = (max(1, size) if s == 1 else 1 if s == size else n for s, size, n in zip(shape, sizes, steps, strict=True))
     return Scale(found, shape, tuple(shared))
+
+
+def _fits(shape: tuple[int, ...], sizes: tuple[int, ...], blocks: tuple[int, ...]) -> bool:
+    """Whether every axis has one entry or one for each, or else every axis one for each block, or for each."""
+    if len(shape) != len(sizes):
+        return False
+    if all(s in (1, size) for s, size in zip(shape, sizes, strict=True)):
+        return True
+    return all(s in (num, size) for s, num, size in zip(shape, blocks, sizes, strict=True))
 
 
 def _along_axes(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:

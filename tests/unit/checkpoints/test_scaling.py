@@ -102,7 +102,7 @@ def test_blocks_as_compressed_tensors_says_them() -> None:
     assert torch.allclose(checkpoint.read(W), codes.float() * scale.repeat_interleave(2, 0).repeat_interleave(4, 1))
 
 
-@pytest.mark.parametrize("of", [(2, 2), (3, 3), (2, 3), (200,), (200, 1), (1, 300, 1), (0,)])
+@pytest.mark.parametrize("of", [(1, 2), (3, 1), (2, 2), (3, 3), (2, 3), (200,), (200, 1), (1, 300, 1), (0,)])
 def test_a_scale_of_another_shape_is_one_line_that_names_both(of: tuple[int, ...]) -> None:
     codes, scale = made((300, 200), of)
     checkpoint = opened(W=codes, W_scale_inv=scale)
