@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, cast
+from typing import cast, get_args
 
 import torch
 
@@ -17,13 +17,13 @@ from subspacelab.core.devices import Processes, choose_device, processes, split_
 from subspacelab.core.files import remove_partials
 from subspacelab.core.ownership import require_apart, sole_writer
 from subspacelab.linalg.svd import SVD, orthogonality_error, reconstruction_error, svd
+from subspacelab.rotation.config import Format, Method
 from subspacelab.rotation.earlier import UNFINISHED, Earlier, Origin, begin, origin_of, read_earlier, remove_stale
 from subspacelab.rotation.factors import (
     FORMAT,
     FORMATS,
     Decomposition,
     FactorRecord,
-    Format,
     digest_factors,
     factors_hold,
     read_decomposition,
@@ -33,8 +33,7 @@ from subspacelab.rotation.factors import (
 )
 from subspacelab.rotation.plan import Part, Plan, Selection, find_parts, gflop, make_plan, require_one_layout
 
-Method = Literal["auto", "gram", "lapack"]
-METHODS = ("auto", "gram", "lapack")
+METHODS = get_args(Method)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from subspacelab.checkpoints.tensors import FP8, SIGNIFICANT_BITS
 from subspacelab.core.files import read_json, replace_folder, require_regular, write_json
 from subspacelab.core.ownership import require_own_entries
 from subspacelab.linalg.svd import SVD
+from subspacelab.rotation.config import Format
 
 MAX_LENGTH = 200
 """Characters of a weight's name within a file name: most systems take 255 bytes, the partial file's name 54 more."""
@@ -55,7 +56,6 @@ INDEX = "index.json"
 FORMAT = 1  # raised when the numbers of a decomposition change, so that no older file is kept
 METADATA_KEY = "subspacelab"
 
-Format = Literal["float32", "float16", "bfloat16"]
 FORMATS: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """What U and Vh are stored as; S is always float32."""
 
