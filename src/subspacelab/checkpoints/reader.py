@@ -12,9 +12,10 @@ from torch import Tensor
 
 from subspacelab.checkpoints.index import CONFIG_NAME, find_weights
 from subspacelab.checkpoints.references import Source, local_source
+from subspacelab.checkpoints.scaling import Scale, dequantise, is_scale, scale_of
 from subspacelab.checkpoints.shards import LocalFiles, Shard
-from subspacelab.checkpoints.tensors import FLOATING, TensorInfo, digest_of_pieces
-from subspacelab.checkpoints.validation import quantisation, read_checked
+from subspacelab.checkpoints.tensors import FLOATING, FP8, TensorInfo, digest_of_pieces
+from subspacelab.checkpoints.validation import quantisation, read_checked, require_finite
 from subspacelab.core.errors import CheckpointError
 
 DIGEST_BYTES = 1 << 24
@@ -84,26 +85,41 @@ class Checkpoint:
         """The quantisation method `name` is stored in, or None if its entries are the weights themselves."""
         return quantisation(name, self.info(name).dtype, self._infos, self.config)
 
+    def scale(self, name: str) -> Scale | None:
+        """The scale by which an FP8 weight is dequantised when it is read; None for any other tensor.
+
+        CheckpointError, naming both, for one of a shape that does not fit.
+        """
+        return scale_of(self.info(name).name, self._infos, self.config)
+
+    def is_scale(self, name: str) -> bool:
+        """Whether `name` is the scale of a weight that is stored in codes, and no weight itself."""
+        return is_scale(name, self._infos)
+
     def require_floating(self, name: str) -> None:
-        """ValueError, naming the tensor and what to do, unless its entries are floating and unquantised."""
+        """ValueError, naming the tensor and what to do, unless what `read` gives are floating numbers: weights."""
         info = self.info(name)
-        self._require_unquantised(info)
-        if not info.is_floating:
+        if self._readable_scale(info) is None and not info.is_floating:
             raise CheckpointError(f"{name}: stored as {info.dtype}, needed one of {', '.join(FLOATING)}; leave it out")
 
     def read(self, name: str) -> Tensor:
-        """The tensor in its stored dtype (copy before writing: torch files are mapped); quantised ones are refused."""
+        """The tensor in its stored dtype (copy before writing: torch files are mapped), FP8 with its scale as float32.
+
+        Other quantised ones are refused.
+        """
         info = self.info(name)
-        self._require_unquantised(info)
-        return self._open(info.shard).read(name)
+        scale = self._readable_scale(info)
+        stored = self._open(info.shard).read(name)
+        return stored if scale is None else self._dequantised(stored, scale, 0)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start:stop of the first axis, as `read` would give them."""
         info = self.info(name)
-        self._require_unquantised(info)
+        scale = self._readable_scale(info)
         if not 0 <= start <= stop <= (info.shape or (0,))[0]:
             raise CheckpointError(f"{name}: rows {start}:{stop} are outside its shape {list(info.shape)}")
-        return self._open(info.shard).read_rows(name, start, stop)
+        stored = self._open(info.shard).read_rows(name, start, stop)
+        return stored if scale is None else self._dequantised(stored, scale, start)
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Each name with its tensor, in the order given; from the hub several are asked for at once."""
@@ -115,12 +131,16 @@ class Checkpoint:
         return self._files.find_file(name)
 
     def digest(self, name: str) -> str:
-        """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests."""
+        """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests.
+
+        Of an FP8 weight those of the float32 numbers that it stands for.
+        """
         info = self.info(name)
+        dtype = info.dtype if self.scale(name) is None else "F32"
         rows = info.shape[0] if info.shape else 0
         step = max(1, DIGEST_BYTES * rows // max(info.nbytes, 1))
         pieces = (self.read_rows(name, i, min(i + step, rows)) for i in range(0, rows, step))
-        return digest_of_pieces(info.dtype, info.shape, pieces if info.shape else [self.read(name)])
+        return digest_of_pieces(dtype, info.shape, pieces if info.shape else [self.read(name)])
 
     def _open(self, shard: str) -> Shard:
         """The shard, after letting go of the one before."""
@@ -130,13 +150,26 @@ class Checkpoint:
             self._shard = current = (shard, self._files.open(shard))
         return current[1]
 
-    def _require_unquantised(self, info: TensorInfo) -> None:
-        method = self.quantisation(info.name)
-        if method is not None:
+    def _readable_scale(self, info: TensorInfo) -> Scale | None:
+        """The scale to read a tensor with, None where it means itself; CheckpointError for any other quantised one."""
+        scale, method = self.scale(info.name), self.quantisation(info.name)
+        if scale is None and method is not None:
+            lacking = " without one scale of its own" if info.dtype in FP8 else ""
             raise CheckpointError(
-                f"{info.name}: quantised ({method}, stored as {info.dtype}), its entries are codes and not "
+                f"{info.name}: quantised ({method}, stored as {info.dtype}{lacking}), its entries are codes and not "
                 "weights; use the unquantised checkpoint of this model"
             )
+        return scale
+
+    def _dequantised(self, codes: Tensor, scale: Scale, start: int) -> Tensor:
+        """The weights that the rows of `codes` from `start` on stand for; CheckpointError for a factor NaN or Inf."""
+        first, last = scale.rows(start, start + len(codes))
+        shard = self._open(scale.info.shard)
+        whole = scale.info.num_entries == 1  # which may be a scalar, without rows
+        factors = shard.read(scale.info.name) if whole else shard.read_rows(scale.info.name, first, last)
+        require_finite(scale.info.name, factors.float())
+        factors = factors.reshape(1 if whole else last - first, *scale.shape[1:])
+        return dequantise(codes, factors, scale.block, start - first * scale.block[0])
 
 
 def open_source(place: Source | Path | str) -> Checkpoint:

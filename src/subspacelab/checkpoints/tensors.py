@@ -18,6 +18,7 @@ DTYPE_CODES = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -30,6 +31,12 @@ DTYPE_CODES = {
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 """The stored dtypes whose entries are the weights themselves, without a scale elsewhere."""
+
+SIGNIFICANT_BITS = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}
+"""Of an entry, the leading one counted: a step is 2^(1 - bits) of its power of two."""
+
+FP8 = ("F8_E4M3", "F8_E5M2")
+"""The stored dtypes whose entries are weights once they are multiplied by a scale."""
 
 EXPERTS = re.compile(r"experts|moe")
 """Within the names of tensors that may hold all experts of a layer (GraniteMoE's and JetMoE's say only `moe`)."""

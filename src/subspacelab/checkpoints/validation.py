@@ -9,6 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from subspacelab.checkpoints.tensors import FP8
 from subspacelab.core.errors import CheckpointError
 
 T = TypeVar("T")
@@ -108,10 +109,10 @@ def quantisation(name: str, dtype: str, names: Container[str], config: Mapping[s
     layer = _layer_of(name)
     marks = [method for suffix, method in MARKERS.items() if layer is not None and layer + suffix in names]
     configured = _configured_method(config)
-    if marks:
-        return configured or marks[0]
+    if marks or dtype in FP8:
+        return configured or ("fp8" if dtype in FP8 else marks[0])
     if dtype.startswith(("F8_", "F6_", "F4", "FLOAT", "Q")):
-        return configured or f"{dtype} without its scale"
+        return configured or dtype
     if dtype in CODE_DTYPES and (configured or name.endswith(".weight")):
         return configured or "integer codes"
     return None

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, Weights, canonical_name, open_checkpoint, tensor_digest
+from subspacelab.checkpoints.tensors import FP8
 from subspacelab.core.errors import SettingError
 from subspacelab.core.files import expanded, seen_from
 from subspacelab.linalg.moments import chunk_rows
@@ -82,6 +83,7 @@ class Streamed:
 
 
 STORAGE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORAGE |= dict.fromkeys(FP8, torch.float32)  # which code times scale is computed in
 
 
 @dataclass(frozen=True)

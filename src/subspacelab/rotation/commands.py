@@ -17,19 +17,22 @@ app = typer.Typer(no_args_is_help=True, help="How training turns the singular di
 @with_settings(DecomposeConfig)
 def decompose(
     model_id: Annotated[
-        str, typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME.")
+        list[str],
+        typer.Option(
+            help="A checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME. Repeat it for several."
+        ),
     ],
-    output_dir: Annotated[Path, typer.Option(help="The factors go to <output-dir>/<basename of the model>.")] = Path(
-        "data/svd"
-    ),
+    output_dir: Annotated[
+        Path, typer.Option(help="The factors of each go to <output-dir>/<basename of the model>.")
+    ] = Path("data/svd"),
     *,
     settings: DecomposeConfig,
     track: Track = True,
 ) -> None:
-    """SVD of every weight matrix of a checkpoint, one at a time; no model is ever built.
+    """SVD of every weight matrix of checkpoints, one at a time; no model is ever built.
 
     An interrupted run continues where it stopped; a further selection of the same checkpoint's weights is added. A
-    folder with factors of another checkpoint, rank or method is refused. Several processes:
+    folder with factors of another checkpoint, or made by other settings, is refused. Several processes:
     accelerate launch -m subspacelab rotation decompose ...
     """
     from subspacelab.checkpoints import resolve_reference
@@ -39,13 +42,17 @@ def decompose(
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
 
-    source = resolve_reference(model_id)
-    params = {"model_id": model_id, "revision": source.revision} | asdict(settings)
-    with open_run("rotation", f"decompose {source.name}", params=params, enabled=track) as tracker:
-        result = run(source, output_dir, **asdict(settings), log=tracker.log_metrics, progress=progress_bar)
-        tracker.log_headline(result.metrics)
-    if is_main_process():
-        print_decomposition(result)
+    sources = [resolve_reference(reference) for reference in model_id]
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise SettingError(f"decompose: two models of one name ({', '.join(names)}); give each its own --output-dir")
+    for reference, source in zip(model_id, sources, strict=True):
+        params = {"model_id": reference, "revision": source.revision} | asdict(settings)
+        with open_run("rotation", f"decompose {source.name}", params=params, enabled=track) as tracker:
+            result = run(source, output_dir, **asdict(settings), log=tracker.log_metrics, progress=progress_bar)
+            tracker.log_headline(result.metrics)
+        if is_main_process():
+            print_decomposition(result)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from subspacelab.core.settings import Count, Flag, Natural, settings
 
 Method = Literal["auto", "gram", "lapack"]
+Format = Literal["float32", "float16", "bfloat16"]
 
 
 @settings
@@ -20,6 +21,8 @@ class DecomposeConfig:
     """Not the weights whose name this regular expression finds."""
     method: Method = "auto"
     """How: auto, gram (float64 Gram matrix, fast) or lapack."""
+    format: Format = "float32"
+    """What U and Vh are stored as; in half precision they do not give the weight back."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 

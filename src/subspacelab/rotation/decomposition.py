@@ -1,12 +1,13 @@
 """Every weight matrix of a checkpoint, decomposed: read one at a time, written one at a time, continued if stopped."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, cast
+from typing import cast, get_args
 
 import torch
 
@@ -15,10 +16,12 @@ from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import Processes, choose_device, processes, split_by_cost
 from subspacelab.core.files import remove_partials
 from subspacelab.core.ownership import require_apart, sole_writer
-from subspacelab.linalg.svd import orthogonality_error, reconstruction_error, svd
+from subspacelab.linalg.svd import SVD, orthogonality_error, reconstruction_error, svd
+from subspacelab.rotation.config import Format, Method
 from subspacelab.rotation.earlier import UNFINISHED, Earlier, Origin, begin, origin_of, read_earlier, remove_stale
 from subspacelab.rotation.factors import (
     FORMAT,
+    FORMATS,
     Decomposition,
     FactorRecord,
     digest_factors,
@@ -28,10 +31,9 @@ from subspacelab.rotation.factors import (
     write_factors,
     write_index,
 )
-from subspacelab.rotation.plan import Part, Plan, Selection, gflop, make_plan, require_one_layout
+from subspacelab.rotation.plan import Part, Plan, Selection, find_parts, gflop, make_plan, require_one_layout
 
-Method = Literal["auto", "gram", "lapack"]
-METHODS = ("auto", "gram", "lapack")
+METHODS = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Settings:
     """Leading singular triples to keep; None keeps all."""
     method: Method
     """auto, gram or lapack."""
+    format: Format
+    """What U and Vh are stored as."""
     device: torch.device
     """Where to compute."""
 
@@ -55,43 +59,51 @@ def decompose_into(
     exclude: str | None = None,
     device: str = "auto",
     method: str = "auto",
+    format: str = "float32",
     log: Log = no_log,
     progress: Progress = no_progress,
 ) -> Decomposition:
     """Writes the SVD W = U diag(S) Vh of every floating tensor of two or more axes to `output_dir/<basename>`.
 
-    A tensor of shape [a, b, c, ...] is the matrix [a, b*c*...], fused experts [experts, a, b] are a matrix each,
-    `name[e]`. `rank` keeps the leading triples only. Factor files whose source digest, rank, method and own digests
-    still hold are kept, so interrupted work continues. Started by `accelerate launch`, the processes share the weights
-    by cost. `log(metrics, step)` gets the errors of each weight.
+    A tensor of shape [a, b, c, ...] is the matrix [a, b*c*...]. Fused experts, [experts, out, in] or [experts, in,
+    out], are a matrix [out, in] each, `name[e]`. FP8 is dequantised by its scale. Each tensor is read once. `rank`
+    keeps the leading triples only; U and Vh are stored in `format`, and the index says what error they then have.
+    Factor files whose source digest, settings and own digests still hold are kept, so interrupted work continues.
+    Started by `accelerate launch`, the processes share the weights by cost. `log(metrics, step)` gets the errors of
+    each weight.
 
-    Raises ValueError for a setting that does not fit, for a tensor that is quantised or not finite, naming it, and
-    for a folder that holds factors of another source or of other settings, or a file where they would go: all this
-    before anything changes. A further selection of weights of the same source is added to what is there.
+    Raises ValueError, before anything changes, for a setting that does not fit, for a tensor that is quantised, naming
+    it, and for a folder that holds factors of another source or of other settings, or a file where they would go; for a
+    tensor that is not finite when it is read, which is before anything changes where a whole decomposition is there. A
+    further selection of weights of the same source is added to what is there.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: allowed are {', '.join(METHODS)}")
-    settings = Settings(rank, cast(Method, method), choose_device(device))
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r}: allowed are {', '.join(FORMATS)}")
+    settings = Settings(rank, cast(Method, method), cast(Format, format), choose_device(device))
     group = processes(cpu=settings.device.type == "cpu")
     with open_checkpoint(place, whole=True) as checkpoint, ExitStack() as stack:
-        source = checkpoint.source
+        source, as_opened = checkpoint.source, _stamp(checkpoint)
         folder = output_dir / source.name
         require_apart(folder, [source.folder])
         plan = make_plan(checkpoint, rank=rank, selection=Selection.of(include, exclude))
         if group.is_main:
             stack.enter_context(sole_writer(folder))
         earlier, origin = read_earlier(folder), origin_of(source, folder)
-        earlier.require_settings(rank, method)
+        earlier.require_settings(rank, method, format)
         work = _look(checkpoint, _share(plan, folder, group), earlier, origin, settings)
         others = _look_at_others(checkpoint, plan, earlier, origin, settings) if group.is_main else _Work({}, [])
         require_one_layout([*plan.parts, *(part.weight for part in others.digests)])
-        # All have looked at their weights, and at what is there, before anything changes.
+        # All have looked at what is there, and at weights that it would be of, before anything changes.
         unfinished = group.any_of(bool(work.todo or others.todo))
         parts = [*plan.parts.values(), *others.digests]
         if group.is_main and unfinished:
             begin(earlier, origin, [part.file for part in parts])
         group.wait()
         _decompose_parts(checkpoint, work + others, folder, settings, progress)
+        if _stamp(checkpoint) != as_opened:
+            raise ValueError(f"{source.reference}: the checkpoint changed while it was decomposed; run it again")
         group.wait()
         if group.is_main:
             listed = {part.key for part in others.digests}
@@ -111,17 +123,18 @@ def decompose(
     include: str | None = None,
     exclude: str | None = None,
     method: str = "auto",
+    format: str = "float32",
     device: str = "auto",
     output_dir: Path | str | None = None,
     log: Log = no_log,
     progress: Progress = no_progress,
 ) -> Decomposition:
-    """The SVD W = U diag(S) Vh of every weight matrix, one at a time; iterate for (name, SVD), float32 factors.
+    """The SVD W = U diag(S) Vh of every weight matrix, one at a time; iterate for (name, SVD), read as float32.
 
     `checkpoint`: a reference, a path, an opened checkpoint, a state dict or a module. `rank` keeps the leading triples
-    only; `include` and `exclude` are regular expressions on names. With `output_dir` the factors are kept in
-    `output_dir/<name>` and a run that was cut short goes on; without, they lie in a temporary folder that goes with the
-    object.
+    only; `include` and `exclude` are regular expressions on names; U and Vh are stored in `format`. With `output_dir`
+    the factors are kept in `output_dir/<name>` and a run that was cut short goes on; without, they lie in a temporary
+    folder that goes with the object.
 
     Raises ValueError, in one line, as `decompose_into` does.
 
@@ -136,6 +149,7 @@ def decompose(
         include=include,
         exclude=exclude,
         method=method,
+        format=format,
         device=device,
         log=log,
         progress=progress,
@@ -147,13 +161,21 @@ def decompose(
 class _Work:
     """What one process answers for."""
 
-    digests: dict[Part, str]
-    """Its matrices, each with the digest of its stored entries."""
+    digests: dict[Part, str | None]
+    """Its matrices, each with the digest of its stored entries if they were read."""
     todo: list[Part]
     """Those of them whose factors are not there yet, or no longer hold."""
 
     def __add__(self, other: "_Work") -> "_Work":
         return _Work(self.digests | other.digests, self.todo + other.todo)
+
+
+def _stamp(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Size and time of change of each of the checkpoint's files on this disk."""
+    folder = checkpoint.source.folder
+    shards = sorted({checkpoint.info(name).shard for name in checkpoint.names})
+    files = [folder if folder.is_file() else folder / shard for shard in shards]
+    return [(stat.st_size, stat.st_mtime_ns) for file in files if file.is_file() and (stat := file.stat())]
 
 
 def _share(plan: Plan, folder: Path, group: Processes) -> list[Part]:
@@ -164,13 +186,18 @@ def _share(plan: Plan, folder: Path, group: Processes) -> list[Part]:
 
 
 def _look(checkpoint: Checkpoint, parts: Iterable[Part], earlier: Earlier, origin: Origin, settings: Settings) -> _Work:
-    """Reads each matrix, and what is there of its factors, once; ValueError for what cannot be or may not be done."""
+    """Reads each matrix of which factors are there; ValueError for what cannot be or may not be done.
+
+    Where a whole decomposition is there, all are read, so that one that is not finite does not take it away.
+    """
     work = _Work({}, [])
     for part in parts:
-        digest = tensor_digest(part.read_sound(checkpoint))
-        earlier.require_source(origin, checkpoint.source, part.weight, digest)
+        is_there = earlier.is_finished or os.path.lexists(earlier.folder / part.file)
+        digest = tensor_digest(part.read_sound(checkpoint)) if is_there else None
+        if digest is not None:
+            earlier.require_source(origin, checkpoint.source, part.weight, digest)
         work.digests[part] = digest
-        if not _still_holds(earlier, part, digest, settings):
+        if digest is None or not _still_holds(earlier, part, digest, settings):
             earlier.require_own(part.file)
             work.todo.append(part)
     return work
@@ -178,30 +205,23 @@ def _look(checkpoint: Checkpoint, parts: Iterable[Part], earlier: Earlier, origi
 
 def _look_at_others(checkpoint: Checkpoint, plan: Plan, earlier: Earlier, origin: Origin, settings: Settings) -> _Work:
     """The same for what earlier runs chose and this one did not: it stays if its weight is what it was."""
-    unchanged, names = [], set(checkpoint.names)
-    for record in earlier.records.values():
-        if record.weight in plan.parts:
-            continue
-        part = Part(record.key, record.expert, record.matrix_shape, record.file)
-        digest = tensor_digest(part.read(checkpoint)) if _is_stored(checkpoint, record, names) else None
+    unchanged = []
+    others = [record for record in earlier.records.values() if record.weight not in plan.parts]
+    stored = find_parts(checkpoint, others)
+    for record in others:
+        part = stored.get(record.weight)
+        digest = tensor_digest(part.read(checkpoint)) if part is not None else None
         earlier.require_source(origin, checkpoint.source, record.weight, digest)
-        if digest == record.source_digest:
+        if part is not None and digest == record.source_digest:
             unchanged.append(part)
     return _look(checkpoint, unchanged, earlier, origin, settings)
-
-
-def _is_stored(checkpoint: Checkpoint, record: FactorRecord, names: Collection[str]) -> bool:
-    if record.key not in names or checkpoint.quantisation(record.key) is not None:
-        return False
-    info = checkpoint.info(record.key)
-    return (info.shape, info.dtype) == (record.original_shape, record.storage_dtype)
 
 
 def _decompose_parts(checkpoint: Checkpoint, work: _Work, folder: Path, settings: Settings, progress: Progress) -> None:
     total = sum(gflop(part.shape) for part in work.todo)
     with progress(f"decompose {checkpoint.source.name}", total, "GFLOP") as advance:
         for part in work.todo:
-            _decompose_one(checkpoint, part, work.digests[part], folder, settings)
+            work.digests[part] = _decompose_one(checkpoint, part, folder, settings)
             advance(gflop(part.shape))
     for part, digest in work.digests.items():
         _require_done(folder, part, digest, settings)
@@ -216,17 +236,19 @@ def _still_holds(earlier: Earlier, part: Part, digest: str, settings: Settings) 
 
 
 def _is_of(record: FactorRecord, part: Part, digest: str, settings: Settings) -> bool:
-    found = (record.format, record.weight, record.source_digest, record.rank, record.requested_method)
-    return found == (FORMAT, part.weight, digest, settings.rank or min(part.shape), settings.method)
+    found = (record.format, record.weight, record.source_digest, record.rank)
+    made_by = (record.requested_method, record.factor_dtype)
+    wanted = (FORMAT, part.weight, digest, settings.rank or min(part.shape))
+    return (found, made_by) == (wanted, (settings.method, settings.format))
 
 
-def _decompose_one(checkpoint: Checkpoint, part: Part, digest: str, folder: Path, settings: Settings) -> None:
+def _decompose_one(checkpoint: Checkpoint, part: Part, folder: Path, settings: Settings) -> str:
+    """Writes the factors of a matrix, which is read once; returns the digest of its entries."""
     info = checkpoint.info(part.key)
-    tensor = part.read(checkpoint)
-    if tensor_digest(tensor) != digest:
-        raise ValueError(f"{part.weight}: the checkpoint changed while it was decomposed; run it again")
+    tensor = part.read_sound(checkpoint)
+    digest = tensor_digest(tensor)
     w = tensor.reshape(part.shape)
-    factors = svd(w, rank=settings.rank, method=settings.method, device=settings.device)
+    factors = _rounded(svd(w, rank=settings.rank, method=settings.method, device=settings.device), settings.format)
     record = FactorRecord(
         weight=part.weight,
         canonical_name=canonical_name(part.weight),
@@ -242,8 +264,16 @@ def _decompose_one(checkpoint: Checkpoint, part: Part, digest: str, folder: Path
         expert=part.expert,
         file=part.file,
         factor_digests=digest_factors(factors),
+        factor_dtype=settings.format,
+        is_oriented=part.transposed is not None,
     )
     write_factors(folder, factors, record)
+    return digest
+
+
+def _rounded(factors: SVD, format: Format) -> SVD:
+    """U and Vh in the type that they are stored in; S, which may be beyond the range of float16, stays float32."""
+    return replace(factors, U=factors.U.to(FORMATS[format]), Vh=factors.Vh.to(FORMATS[format]))
 
 
 def _require_done(folder: Path, part: Part, digest: str | None, settings: Settings) -> FactorRecord:

@@ -93,6 +93,8 @@ def print_decomposition(decomposition: Decomposition, console: Console | None = 
     ]
     columns = ["matrix", "weights", "rank", "method", "reconstruction error", "orthogonality error"]
     print_table(f"{decomposition.source['reference']} in {decomposition.folder}", columns, rows, console=console)
+    for note in decomposition.notes:
+        console.print(f"note: {printable(note)}", markup=False)
     for reason, names in _by_reason(decomposition.skipped).items():
         console.print(f"skipped, {reason}: {len(names)} tensors", markup=False)
 

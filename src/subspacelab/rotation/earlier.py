@@ -77,19 +77,22 @@ class Earlier:
     """The names that earlier runs gave to factors here: no other file is replaced or removed."""
     records: dict[str, FactorRecord]
     """Weight to what is known of its factors."""
+    is_finished: bool
+    """Whether they are a whole, which a failure must not take away."""
 
     @property
     def entries(self) -> frozenset[str]:
         """The names of all that earlier runs may have made here."""
         return self.files | {INDEX, UNFINISHED}
 
-    def require_settings(self, rank: int | None, method: str) -> None:
+    def require_settings(self, rank: int | None, method: str, factor_dtype: str) -> None:
         """ValueError, naming both, if factors are there that were made by other settings."""
         for record in self.records.values():
-            wanted = {"rank": rank or "all", "method": method}
+            wanted = {"rank": rank or "all", "method": method, "format": factor_dtype}
             same_rank = record.rank == (rank or min(record.matrix_shape))
-            kept = "all" if record.is_full else record.rank
-            found = {"rank": wanted["rank"] if same_rank else kept, "method": record.requested_method}
+            kept = "all" if record.rank == min(record.matrix_shape) else record.rank
+            made_by = {"method": record.requested_method, "format": record.factor_dtype}
+            found = made_by | {"rank": wanted["rank"] if same_rank else kept}
             require_same_job(self.folder, found, wanted)
 
     def require_source(self, origin: Origin, source: Source, weight: str, digest: str | None) -> None:
@@ -132,11 +135,11 @@ def read_earlier(folder: Path) -> Earlier:
         records = {record.weight: record for record in index.weights.values()}
         own = frozenset([*files, *(record.file for record in records.values())])
         _require_no_checkpoint(folder, own)
-        return Earlier(folder, Origin(index.source, index.origin), own, records)
+        return Earlier(folder, Origin(index.source, index.origin), own, records, is_finished=True)
     _require_no_checkpoint(folder, files)
     found = [record for file in files if (record := read_record(folder / file))]
     records = {record.weight: record for record in found}
-    return Earlier(folder, unfinished.origin if unfinished else None, frozenset(files), records)
+    return Earlier(folder, unfinished.origin if unfinished else None, frozenset(files), records, is_finished=False)
 
 
 def _require_no_checkpoint(folder: Path, own: Collection[str]) -> None:

@@ -5,20 +5,23 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from subspacelab.checkpoints import require_finite, tensor_digest, write_tensors
+from subspacelab.checkpoints.tensors import FP8, SIGNIFICANT_BITS
 from subspacelab.core.files import read_json, replace_folder, require_regular, write_json
 from subspacelab.core.ownership import require_own_entries
 from subspacelab.linalg.svd import SVD
+from subspacelab.rotation.config import Format
 
 MAX_LENGTH = 200
 """Characters of a weight's name within a file name: most systems take 255 bytes, the partial file's name 54 more."""
@@ -53,6 +56,9 @@ INDEX = "index.json"
 FORMAT = 1  # raised when the numbers of a decomposition change, so that no older file is kept
 METADATA_KEY = "subspacelab"
 
+FORMATS: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""What U and Vh are stored as; S is always float32."""
+
 
 @dataclass(frozen=True)
 class FactorRecord:
@@ -66,8 +72,8 @@ class FactorRecord:
     """Shape of the stored tensor."""
     matrix_shape: tuple[PositiveInt, PositiveInt]
     """Shape of the matrix that was decomposed: the first axis, and all others as one; or an expert's two axes."""
-    storage_dtype: Literal["F64", "F32", "F16", "BF16"]
-    """Type of the stored entries, as safetensors names it."""
+    storage_dtype: Literal["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"]
+    """Type of the stored entries, as safetensors names it; FP8 is decomposed as code times scale."""
     rank: PositiveInt
     """Number of singular triples kept."""
     method: Literal["gram", "lapack"]
@@ -75,9 +81,9 @@ class FactorRecord:
     requested_method: str
     """What was asked for: auto, gram or lapack."""
     relative_reconstruction_error: float
-    """||W - U diag(S) Vh||_F / ||W||_F."""
+    """||W - U diag(S) Vh||_F / ||W||_F, of the factors as they are stored."""
     orthogonality_error: float
-    """Largest entry of |U^T U - I| and |Vh Vh^T - I|."""
+    """Largest entry of |U^T U - I| and |Vh Vh^T - I|, of the factors as they are stored."""
     source_digest: str
     """SHA-256 of the stored tensor, or expert, that was decomposed."""
     expert: int | None = None
@@ -88,6 +94,10 @@ class FactorRecord:
     """SHA-256 of U, S and Vh; None in folders written before there were any."""
     format: int = FORMAT
     """Version of these numbers."""
+    factor_dtype: Format = "float32"
+    """What U and Vh are stored as."""
+    is_oriented: bool = True
+    """False for an expert of which it is not known whether it is [out, in]."""
 
     def __post_init__(self) -> None:
         if self.rank > min(self.matrix_shape):
@@ -104,8 +114,13 @@ class FactorRecord:
 
     @property
     def is_full(self) -> bool:
-        """Whether all singular triples were kept, so that the weight can be had back."""
-        return self.rank == min(self.matrix_shape)
+        """Whether all singular triples were kept, in float32, so that the weight can be had back."""
+        return self.rank == min(self.matrix_shape) and self.factor_dtype == "float32"
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields by name; what came later and is as it always was stays out, so that folders keep their bytes."""
+        later = {"factor_dtype": "float32", "is_oriented": True}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 _RECORD = TypeAdapter(FactorRecord)
@@ -122,7 +137,7 @@ def _by_key(svd: SVD) -> dict[str, Tensor]:
 
 def write_factors(folder: Path, svd: SVD, record: FactorRecord) -> None:
     """Writes U, S and Vh of one weight to `folder`, whole or not at all."""
-    write_tensors(folder / record.file, _by_key(svd), (METADATA_KEY, json.dumps(asdict(record), sort_keys=True)))
+    write_tensors(folder / record.file, _by_key(svd), (METADATA_KEY, json.dumps(record.as_json(), sort_keys=True)))
 
 
 def read_record(path: Path) -> FactorRecord | None:
@@ -165,7 +180,25 @@ def write_index(
     origin: str | None = None,
 ) -> None:
     """Writes the list that makes `folder` a decomposed checkpoint."""
-    write_json(folder / INDEX, asdict(_Index(dict(records), dict(skipped), dict(source), origin)))
+    index = asdict(_Index({}, dict(skipped), dict(source), origin))
+    write_json(folder / INDEX, index | {"weights": {weight: record.as_json() for weight, record in records.items()}})
+
+
+def storage_notes(storage: Mapping[str, str], doubtful: Sequence[str]) -> tuple[str, ...]:
+    """What to know of weights by the type that each is stored in, and of those that may be the wrong way round."""
+    notes = []
+    for dtype, count in Counter(dtype for dtype in storage.values() if dtype in FP8).items():
+        least = 50 * 2.0 ** -SIGNIFICANT_BITS[dtype]
+        notes.append(
+            f"{count} weights are stored in FP8 ({dtype}) and read as code times scale: an entry is known to half a "
+            f"step, {least:.2g} to {2 * least:.2g} % of itself"
+        )
+    if doubtful:
+        notes.append(
+            f"of {len(doubtful)} fused experts, such as {doubtful[0]}, neither names nor sizes tell whether they are "
+            "[out, in] or [in, out]: taken as they are stored, as [out, in]"
+        )
+    return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -204,6 +237,23 @@ class Decomposition:
         return read_decomposition(Path(folder))
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the factors should know of how weights and factors are stored."""
+        records = self.weights.values()
+        notes = storage_notes(
+            {record.weight: record.storage_dtype for record in records},
+            [record.weight for record in records if not record.is_oriented],
+        )
+        rounded = [record for record in records if record.factor_dtype != "float32"]
+        if rounded:
+            worst = max(record.relative_reconstruction_error for record in rounded)
+            notes += (
+                f"{len(rounded)} weights have factors in {rounded[0].factor_dtype} (reconstruction error up to "
+                f"{worst:.1e}): they do not give the entries back, and what is measured of updates is empty",
+            )
+        return notes
+
+    @property
     def metrics(self) -> dict[str, float]:
         """The decomposition in a few numbers: how many weights, and the largest errors."""
         records = self.weights.values()
@@ -218,7 +268,7 @@ class Decomposition:
         """U [m, r], S [r], Vh [r, n] of one weight, float32; a ValueError names a file that is gone or broken."""
         record = self.weights[canonical_name]
         u, s, vh = _read_tensors(self.folder, record, "U", "S", "Vh")
-        return SVD(u, s, vh, record.method)
+        return SVD(u.float(), s, vh.float(), record.method)
 
     def spectrum(self, canonical_name: str) -> Float[Tensor, " r"]:
         """The singular values alone."""

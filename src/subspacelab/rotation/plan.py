@@ -2,9 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +14,11 @@ from subspacelab.checkpoints import (
     canonical_name,
     holds_expert_biases,
     matrix_shape,
-    num_experts,
     require_finite,
 )
 from subspacelab.checkpoints.tensors import unmerged_adapter
-from subspacelab.rotation.factors import file_names
-
-STACKED = re.compile(r"(?:.*\.)?ffn\.experts\.mlp\.(?:w1|v1|w2)")
-"""Of DBRX, [experts * a, b]: how many experts, config.json alone tells."""
+from subspacelab.rotation.experts import STACKED, Fused, find_fused
+from subspacelab.rotation.factors import FactorRecord, file_names, storage_notes
 
 
 @dataclass(frozen=True)
@@ -34,9 +30,11 @@ class Part:
     expert: int | None
     """Which expert of a fused tensor [experts, a, b], or [experts * a, b]; None for an ordinary weight."""
     shape: tuple[int, int]
-    """Shape of the matrix: [shape[0], -1], or that of the expert as it is stored."""
+    """Shape of the matrix: [shape[0], -1]; of an expert [out, in]."""
     file: str
     """Name of the factors' file."""
+    transposed: bool | None = False
+    """Whether the expert is stored [in, out]; None where it cannot be told, and is taken as [out, in]."""
 
     @property
     def weight(self) -> str:
@@ -55,12 +53,15 @@ class Part:
         return tensor
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
-        """The stored entries; of a fused tensor those of this expert alone are read."""
+        """The stored entries; of a fused tensor those of this expert alone are read, and turned to [out, in]."""
         if self.expert is None:
             return checkpoint.read(self.key)
-        if len(checkpoint.info(self.key).shape) == 2:
-            return checkpoint.read_rows(self.key, self.expert * self.shape[0], (self.expert + 1) * self.shape[0])
-        return checkpoint.read_rows(self.key, self.expert, self.expert + 1)[0]
+        if len(checkpoint.info(self.key).shape) > 2:
+            stored = checkpoint.read_rows(self.key, self.expert, self.expert + 1)[0]
+        else:
+            rows = self.shape[1] if self.transposed else self.shape[0]
+            stored = checkpoint.read_rows(self.key, self.expert * rows, (self.expert + 1) * rows)
+        return stored.T if self.transposed else stored
 
 
 @dataclass(frozen=True)
@@ -71,20 +72,12 @@ class Plan:
     """Weight to each matrix that is decomposed."""
     skipped: dict[str, str]
     """Checkpoint key to the reason of each tensor that is not."""
+    notes: tuple[str, ...]
+    """What a reader of the factors should know of how the weights are stored."""
 
 
 def _weight_name(key: str, expert: int | None) -> str:
     return key if expert is None else f"{key}[{expert}]"
-
-
-def _experts(info: TensorInfo, config: Mapping[str, Any]) -> Sequence[int | None]:
-    """The experts of a fused tensor; of any other None alone."""
-    count = num_experts(info.name, info.shape)
-    if count is None and STACKED.fullmatch(info.name) and len(info.shape) == 2:
-        said = config.get("ffn_config")
-        count = said.get("moe_num_experts") if isinstance(said, Mapping) else None
-        count = count if isinstance(count, int) and count > 0 and info.shape[0] % count == 0 else None
-    return [None] if count is None else range(count)
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,7 @@ def _pattern(flag: str, regex: str | None) -> re.Pattern[str] | None:
         raise ValueError(f"{flag}={regex!r}: not a regular expression ({e})") from e
 
 
-def _skip_reason(info: TensorInfo, selection: Selection) -> str | None:
+def _skip_reason(checkpoint: Checkpoint, info: TensorInfo, selection: Selection) -> str | None:
     left_out = selection.reason(info.name)
     if left_out is not None:
         return left_out
@@ -127,6 +120,10 @@ def _skip_reason(info: TensorInfo, selection: Selection) -> str | None:
         return "a vector per expert"
     if info.num_entries == 0:
         return "empty"
+    if checkpoint.is_scale(info.name):
+        return "a scale"
+    if checkpoint.quantisation(info.name) is None and not info.is_floating:
+        return f"not floating ({info.dtype})"
     return None
 
 
@@ -138,18 +135,16 @@ def make_plan(checkpoint: Checkpoint, *, rank: int | None, selection: Selection)
     """
     infos = [checkpoint.info(name) for name in checkpoint.names]
     _require_text(checkpoint.names)
-    experts = {info.name: _experts(info, checkpoint.config) for info in infos}
-    files = file_names(_weight_name(info.name, expert) for info in infos for expert in experts[info.name])
+    fused = find_fused(checkpoint)
+    files = file_names(weight for info in infos for weight in _weights_of(info.name, fused.get(info.name)))
     chosen: list[TensorInfo] = []
     skipped: dict[str, str] = {}
     for info in infos:
-        reason = _skip_reason(info, selection)
-        if reason is None and checkpoint.quantisation(info.name) is None and not info.is_floating:
-            reason = f"not floating ({info.dtype})"
-        if reason is not None:
+        reason = _skip_reason(checkpoint, info, selection)
+        if reason is None:
+            chosen.append(info)
+        else:
             skipped[info.name] = reason
-            continue
-        chosen.append(info)
     if not chosen:
         include, exclude = (regex and regex.pattern for regex in (selection.include, selection.exclude))
         raise ValueError(
@@ -165,9 +160,27 @@ def make_plan(checkpoint: Checkpoint, *, rank: int | None, selection: Selection)
     parts: list[Part] = []
     for info in chosen:
         checkpoint.require_floating(info.name)
-        parts += _parts_of(info, experts[info.name], rank, files)
+        parts += _parts_of(info, fused.get(info.name), rank, files)
     require_one_layout(part.weight for part in parts)
-    return Plan({part.weight: part for part in parts}, skipped)
+    storage = {part.weight: checkpoint.info(part.key).dtype for part in parts}
+    notes = storage_notes(storage, [part.weight for part in parts if part.transposed is None])
+    return Plan({part.weight: part for part in parts}, skipped, notes)
+
+
+def find_parts(checkpoint: Checkpoint, records: Iterable[FactorRecord]) -> dict[str, Part]:
+    """Weight to matrix for those of `records` whose tensor, of that shape and type, the checkpoint still has."""
+    names, fused, parts = set(checkpoint.names), find_fused(checkpoint), {}
+    for record in records:
+        experts = fused.get(record.key)
+        if record.key not in names or (record.expert is None) != (experts is None):
+            continue
+        info = checkpoint.info(record.key)
+        readable = checkpoint.quantisation(record.key) is None or checkpoint.scale(record.key) is not None
+        if readable and (info.shape, info.dtype) == (record.original_shape, record.storage_dtype):
+            shape = record.matrix_shape if experts is None else experts.shape
+            turned = experts.transposed if experts is not None else False
+            parts[record.weight] = Part(record.key, record.expert, shape, record.file, turned)
+    return parts
 
 
 def _require_text(names: Iterable[str]) -> None:
@@ -176,22 +189,26 @@ def _require_text(names: Iterable[str]) -> None:
             raise ValueError(f"weight {name!a}: its name is no Unicode text; use another copy of the checkpoint")
 
 
-def _parts_of(info: TensorInfo, experts: Sequence[int | None], rank: int | None, files: dict[str, str]) -> list[Part]:
-    if experts[0] is None and STACKED.fullmatch(info.name):
+def _weights_of(key: str, fused: Fused | None) -> list[str]:
+    return [key] if fused is None else [_weight_name(key, e) for e in range(fused.count)]
+
+
+def _parts_of(info: TensorInfo, fused: Fused | None, rank: int | None, files: Mapping[str, str]) -> list[Part]:
+    if fused is None and STACKED.fullmatch(info.name):
         raise ValueError(
             f"{info.name}: all experts of a layer in one matrix, and config.json has no ffn_config.moe_num_experts "
             "that divides it; add the model's config.json, or leave it out with exclude"
         )
-    if experts[0] is None:
-        shape = matrix_shape(info.shape)
-    else:
-        shape = matrix_shape(info.shape[1:] if len(info.shape) > 2 else (info.shape[0] // len(experts), info.shape[1]))
+    shape = matrix_shape(info.shape) if fused is None else fused.shape
     if rank is not None and not 1 <= rank <= min(shape):
         raise ValueError(
             f"rank={rank}: weight {info.name!r} of shape {shape[0]}x{shape[1]} allows 1 to {min(shape)}; "
             "choose one of these or leave the weight out with exclude"
         )
-    return [Part(info.name, e, shape, files[_weight_name(info.name, e)]) for e in experts]
+    if fused is None:
+        return [Part(info.name, None, shape, files[info.name])]
+    weights = _weights_of(info.name, fused)
+    return [Part(info.name, e, shape, files[weight], fused.transposed) for e, weight in enumerate(weights)]
 
 
 def require_one_layout(weights: Iterable[str]) -> None:

@@ -24,12 +24,17 @@ def test_scalars_vectors_empty_and_strided_tensors():
     assert "w: 0 NaN and 1 infinite of 1" in refusal(require_finite, "w", torch.tensor(float("inf")))
 
 
+FP8, F32 = torch.float8_e4m3fn, torch.float32
 U8, I8, I32 = torch.uint8, torch.int8, torch.int32
 SCHEMES = {
     "bnb 4-bit": {"l.weight": U8, "l.weight.absmax": torch.float32, "l.weight.quant_state.bitsandbytes__nf4": U8},
     "bnb int8": {"l.weight": I8, "l.SCB": torch.float32},
     "gptq": {"l.qweight": I32, "l.qzeros": I32, "l.scales": torch.float16, "l.g_idx": I32},
-    "fp8 blocks": {"l.weight": torch.float8_e4m3fn, "l.weight_scale_inv": torch.float32},
+    "fp8 and more": {
+        "l.weight": torch.float8_e4m3fn,
+        "l.weight_scale": torch.float32,
+        "l.weight_scale_2": torch.float32,
+    },
     "compressed-tensors": {"l.weight_packed": I32, "l.weight_scale": torch.bfloat16, "l.weight_shape": I32},
 }
 

@@ -140,6 +140,15 @@ UNPLACED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.ones(40, 24, dtype=torch.int8)}),
         "quantised; adapters are built on the unquantised",
     ),
+    "codes with a scale": (
+        lambda t: t.update(
+            {
+                "model.layers.0.mlp.up_proj.weight": torch.ones(40, 24).to(torch.float8_e4m3fn),
+                "model.layers.0.mlp.up_proj.weight_scale": torch.ones(1),
+            }
+        ),
+        "quantised; adapters are built on the unquantised",
+    ),
 }
 
 

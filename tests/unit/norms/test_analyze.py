@@ -221,6 +221,21 @@ def test_an_adapter_that_is_not_merged_is_said_and_a_name_that_two_tensors_share
     assert message.startswith("model.norm.weight and module.model.norm.weight: two tensors for one weight")
 
 
+def test_an_embedding_in_fp8_is_read_by_its_scale(tmp_path: Path) -> None:
+    """As transformers stores one: a scale for the whole table. Its codes alone would have other norms."""
+    model = zoo.qwen2()
+    tensors = model.tensors()
+    table = tensors["model.embed_tokens.weight"].float()
+    scale = table.abs().max().reshape(1) / 448
+    codes = (table / scale).to(torch.float8_e4m3fn)
+    quantised = tensors | {"model.embed_tokens.weight": codes, "model.embed_tokens.weight_scale": scale}
+    model.config["quantization_config"] = {"quant_method": "fp8"}
+    found = run(zoo.write_model(tmp_path, model, tensors=quantised))
+    norms = np.linalg.norm(numpy_of(codes.float() * scale), axis=1)
+    assert found.embedding_layers[0].vectors.norms.numpy() == pytest.approx(norms, rel=TOLERANCE)
+    assert not found.warnings
+
+
 def test_quantised_tensors_are_refused_one_by_one(tmp_path: Path) -> None:
     model = zoo.qwen2()
     tensors = model.tensors()

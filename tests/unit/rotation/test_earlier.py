@@ -14,6 +14,7 @@ from tests.unit.checkpoints.refusal import refusal
 from torch import Tensor
 
 from subspacelab.checkpoints import Source, resolve_reference, write_reference
+from subspacelab.checkpoints.safetensors_file import DiskFile
 from subspacelab.core.ownership import sole_writer
 from subspacelab.rotation.decomposition import decompose_into
 from subspacelab.rotation.earlier import UNFINISHED
@@ -284,23 +285,25 @@ def test_a_checkpoint_that_changes_in_mid_work_is_told(
 ) -> None:
     from subspacelab.rotation import decomposition as module
 
-    begin = module.begin
-    monkeypatch.setattr(module, "begin", lambda *args: (begin(*args), write(model, seed=1)))
-    assert "changed while it was decomposed" in refusal(lambda: run(model, tmp_path / "out"))
+    with monkeypatch.context() as patch:
+        begin = module.begin
+        patch.setattr(module, "begin", lambda *args: (begin(*args), write(model, seed=1)))
+        assert "changed while it was decomposed" in refusal(lambda: run(model, tmp_path / "out"))
+    assert not (tmp_path / "out" / "m" / INDEX).exists()
+    again, other = run(model, tmp_path / "out"), run(model, tmp_path / "other")
+    assert snapshot(again.folder) == snapshot(other.folder)
 
 
-def test_every_entry_is_read_once_to_look_and_once_to_decompose(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from subspacelab.rotation.plan import Part
-
-    read, count = Part.read, []
-    monkeypatch.setattr(Part, "read", lambda part, checkpoint: (count.append(part.weight), read(part, checkpoint))[1])
-    run(model, tmp_path / "out")
-    assert sorted(count) == sorted([Q, K, UP] * 2)
-    count.clear()
-    run(model, tmp_path / "out")
-    assert sorted(count) == sorted([Q, K, UP])
+def test_every_byte_is_read_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite check, digest and matrix come from one read; the headers are read again with each change of shard."""
+    read, count = DiskFile.read, []
+    monkeypatch.setattr(DiskFile, "read", lambda file, a, b: (count.append(b - a), read(file, a, b))[1])
+    stored = 3 * 6 * 4 * 4  # three float32 matrices
+    headers = 2 * ((model / "model.safetensors").stat().st_size - stored)  # to list the tensors, and to read them
+    for _ in range(2):
+        run(model, tmp_path / "out")
+        assert sum(count) == stored + headers
+        count.clear()
 
 
 def test_a_refused_weight_leaves_an_earlier_result(model: Path, tmp_path: Path) -> None:
