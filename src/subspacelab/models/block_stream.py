@@ -22,7 +22,7 @@ from subspacelab.models.lora_factors import Factors, residual
 from subspacelab.models.meta_model import Shards, describe_causal_lm
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
-"""What a block may be handed beside tensors, and tuples and lists of these: no object that blocks could write to."""
+"""What a block may be handed beside tensors, and tuples of these: no object that blocks could write to."""
 PROBE = torch.tensor([[0, 1, 2], [0, 1, 3]])
 """Two short windows that differ in their last token."""
 Mask = Bool[Tensor, "batch length"]
@@ -159,7 +159,8 @@ class BlockStream:
         given: list[Tensor] = []
 
         def answer(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-            calls.append((number, (args[1:], kwargs), not given or args[0] is given[-1]))
+            more = (*args[1:], *sorted(kwargs.items(), key=lambda item: item[0]))
+            calls.append((number, more, not given or args[0] is given[-1]))
             given.append(args[0] + added)
             return given[-1]
 
@@ -217,9 +218,7 @@ def _equal(one: Any, two: Any) -> bool:
     """Whether two arguments are the same plain values and tensors."""
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return one.shape == two.shape and one.dtype == two.dtype and bool(torch.equal(one, two))
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_equal(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple) and type(one) is type(two):
+    if isinstance(one, tuple) and isinstance(two, tuple):
         return len(one) == len(two) and all(map(_equal, one, two))
     return type(one) is type(two) and isinstance(one, PLAIN) and one == two
 
