@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -42,8 +43,8 @@ START_TOKENS = 256
 RESULT = ("calib_dataset", "calib_loader_size", "seq_len", "targets")
 """The settings that decide what an adapter is; the others say how it is computed."""
 
-UNFINISHED, JOB = "unfinished", "job.json"
-"""Last part of the name of the folder beside an adapter that is being built, and what of it says for what it is."""
+UNFINISHED, JOB, OURS = "unfinished", "job.json", re.compile(r"job\.json|block-\d+\.\w+|states--?\d+")
+"""The folder beside an adapter that is being built ends so; what in it says of what build; what else is in it."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +155,15 @@ def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[Path]:
     """
     work = folder.with_name(f".{folder.name}.{UNFINISHED}")
     wanted = json.loads(json.dumps(job))
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        raise ValueError(f"{work}: not of an unfinished build, and one would go there; move it away")
     if work.is_dir() and any(work.iterdir()):
         if not (work / JOB).is_file():
             raise ValueError(f"{work}: not of an unfinished build, and one would go there; move it away")
+        require_own_entries(work, [p.name for p in work.iterdir() if OURS.fullmatch(p.name)], "an unfinished build")
         if read_json(work / JOB) != wanted:
             remove_folder(work)
+    work.mkdir(parents=True, exist_ok=True)
     write_json(work / JOB, wanted)
     try:
         yield work
