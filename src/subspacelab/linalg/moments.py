@@ -1,5 +1,6 @@
 """Gram matrices and second moments in float64, streamed in blocks."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -43,25 +44,60 @@ class SecondMoment:
     """C = sum of x x^T over tokens x; the mean is not taken off, for an adapter must vanish on the mean too.
 
     float64, because C squares the condition of the activations: float32 sums resolve singular values down to 3e-4 of
-    the largest, these down to 1e-8.
+    the largest, these down to 1e-8. Only the upper block triangle is multiplied out, and kept.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.width = width
+        """Dimensions of a token."""
         self.num_tokens = 0
         """Tokens that were added."""
-        self._sum = torch.zeros(width, width, dtype=torch.float64, device=device)
+        starts = range(0, width, TOKENS_AT_ONCE)
+        sizes = [(min(TOKENS_AT_ONCE, width - i), width - i) for i in starts]
+        self._rows = [torch.zeros(*size, dtype=torch.float64, device=device) for size in sizes]
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "dim dim"], num_tokens: int) -> "SecondMoment":
+        """The sum that `matrix` gave, on its device."""
+        found = cls(len(matrix), matrix.device)
+        found.num_tokens = num_tokens
+        for i, rows in found._blocks():
+            rows.copy_(matrix[i : i + len(rows), i:])
+        return found
 
     def add(self, x: Float[Tensor, "tokens dim"]) -> None:
-        """Adds tokens, from any device and dtype; only the upper block triangle is multiplied out."""
-        width = len(self._sum)
+        """Adds tokens, from any device and dtype."""
         for chunk in x.split(CHUNK):
-            c = chunk.to(self._sum.device).double()
-            for i in range(0, width, TOKENS_AT_ONCE):
-                self._sum[i : i + TOKENS_AT_ONCE, i:].addmm_(c[:, i : i + TOKENS_AT_ONCE].T, c[:, i:])
+            c = chunk.to(self.device).double()
+            for i, rows in self._blocks():
+                rows.addmm_(c[:, i : i + len(rows)].T, c[:, i:])
         self.num_tokens += len(x)
 
     def matrix(self) -> Float[Tensor, "dim dim"]:
-        """C, symmetric between blocks; the sum itself, which the next `add` goes on with."""
-        for i in range(TOKENS_AT_ONCE, len(self._sum), TOKENS_AT_ONCE):
-            self._sum[i : i + TOKENS_AT_ONCE, :i] = self._sum[:i, i : i + TOKENS_AT_ONCE].T
-        return self._sum
+        """C, symmetric between blocks."""
+        whole = torch.empty(self.width, self.width, dtype=torch.float64, device=self.device)
+        for i, rows in self._blocks():
+            stop = i + len(rows)
+            whole[i:stop, i:] = rows
+            whole[stop:, i:stop] = rows[:, len(rows) :].T
+        return whole
+
+    def diagonal(self) -> Float[Tensor, " dim"]:
+        """The diagonal of C: the energy of each dimension."""
+        return torch.cat([rows.diagonal() for rows in self._rows])
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is summed."""
+        return self._rows[0].device
+
+    def to(self, device: torch.device) -> "SecondMoment":
+        """The same on `device`."""
+        moved = SecondMoment(self.width, "meta")
+        moved.num_tokens = self.num_tokens
+        moved._rows = [rows.to(device) for rows in self._rows]
+        return moved
+
+    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """First row and content of each block of rows; what is left of its diagonal block is left out."""
+        yield from zip(range(0, self.width, TOKENS_AT_ONCE), self._rows, strict=True)

@@ -1,6 +1,7 @@
 """The directions that inputs hardly use: bottom eigenvectors of their second moment C (LoRA-Null, arXiv 2503.02659)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,32 +11,39 @@ from torch import Tensor
 TIE = 1e-9  # residual lengths closer than this count as equal: rounding must not choose between them
 
 
+BottomPairs = Callable[[Float[Tensor, "dim dim"], int], tuple[Float[Tensor, " k"], Float[Tensor, "k dim"]]]
+"""From a symmetric C and k to its k smallest eigenvalues, ascending, and their vectors as rows."""
+
+
 @dataclass(frozen=True)
 class NullSpace:
     """The r directions of least energy, and what the spectrum says of them."""
 
     basis: Float[Tensor, "r dim"]
     """Orthonormal rows, float64, the least energetic first; the largest-magnitude entry of each is positive."""
-    eigenvalues: Float[Tensor, " dim"]
-    """All eigenvalues of C, ascending, those below rounding set to 0."""
+    eigenvalues: Float[Tensor, " k"]
+    """Eigenvalues of C, ascending, those below rounding set to 0: all of them, or the smallest r + 1."""
     num_clamped: int
     """Eigenvalues that are rounding only, some of them negative: at most largest * dim * eps, so set to 0."""
+    total: float
+    """The sum of all eigenvalues."""
 
     @property
     def numerical_rank(self) -> int:
         """Directions whose energy is more than rounding."""
-        return len(self.eigenvalues) - self.num_clamped
+        return self.basis.shape[1] - self.num_clamped
 
     @property
     def optimum(self) -> float:
         """sqrt(sum of the bottom r eigenvalues / their total): no orthonormal B does better on C (Ky Fan)."""
-        return optimal_ratio(self.eigenvalues, len(self.basis))
+        bottom = self.eigenvalues[: len(self.basis)].sum().item()
+        return math.sqrt(bottom / self.total) if self.total > 0 else 0.0
 
     @property
     def gap(self) -> float:
         """l_(r+1) / l_r: near 1 the space is hardly determined; infinite where l_r is 0, 1 where both or all are."""
         r = len(self.basis)
-        if r == len(self.eigenvalues):
+        if r == self.basis.shape[1]:
             return math.inf
         low, high = self.eigenvalues[r - 1].item(), self.eigenvalues[r].item()
         return high / low if low > 0 else math.inf if high > 0 else 1.0
@@ -55,7 +63,30 @@ def null_space(c: Float[Tensor, "dim dim"], rank: int) -> NullSpace:
     empty = int((eigenvalues <= rounding).sum())
     rows = vectors.T
     basis = _nearest_axes(rows[:empty], rank) if empty > rank else rows[:rank]
-    return NullSpace(_fix_signs(basis), torch.where(eigenvalues <= rounding, 0, eigenvalues), empty)
+    kept = torch.where(eigenvalues <= rounding, 0, eigenvalues)
+    return NullSpace(_fix_signs(basis), kept, empty, kept.sum().item())
+
+
+def bottom_null_space(c: Float[Tensor, "dim dim"], rank: int, solve: BottomPairs) -> NullSpace | None:
+    """The same from the smallest `rank` + 1 eigenpairs alone, which `solve` gives; it may overwrite C.
+
+    None where more than `rank` directions have no energy: which of them are taken, all must be known to say.
+    """
+    total = c.trace().item()
+    rounding = _largest(c) * len(c) * torch.finfo(torch.float64).eps
+    eigenvalues, rows = solve(c, rank + 1)
+    empty = int((eigenvalues <= rounding).sum())
+    if empty > rank:
+        return None
+    return NullSpace(_fix_signs(rows[:rank]), torch.where(eigenvalues <= rounding, 0, eigenvalues), empty, total)
+
+
+def _largest(c: Float[Tensor, "dim dim"], steps: int = 30) -> float:
+    """The largest eigenvalue, or a little less, by powers of C: enough to say what rounding is."""
+    v = c.diagonal().clone() + 1
+    for _ in range(steps):
+        v = c @ (v / v.norm().clamp_min(torch.finfo(v.dtype).tiny))
+    return v.norm().item()
 
 
 def null_ratio(c: Float[Tensor, "dim dim"], basis: Float[Tensor, "r dim"]) -> float:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from subspacelab.checkpoints import Checkpoint, config_errors, open_source
 from subspacelab.checkpoints.index import CONFIG_NAME, PREFERENCE, find_weights, repeated_names
@@ -44,10 +44,7 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: to
     """
     from transformers import AutoModelForCausalLM
 
-    _require_whole_model(folder)
-    with open_source(folder) as checkpoint:  # refuses files that are missing, damaged, or more than tensors
-        _require_own_settings(checkpoint, folder / CONFIG_NAME)
-        _require_causal_lm(checkpoint, folder)
+    require_causal_lm(folder)
     on_cpu = torch.float32 if device.type == "cpu" else "auto"
     with quiet():
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -59,14 +56,19 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: to
             ignore_mismatched_sizes=True,  # they are told below
             output_loading_info=True,
         )
-    for name, stored, wanted in sorted(found["mismatched_keys"]):
-        raise ValueError(
-            f"{folder}: {name} is {list(stored)}, config.json says {list(wanted)}; download the checkpoint again"
-        )
-    _require_all_placed(folder, model, checkpoint, found)
-    _take_indexed(folder, model, checkpoint)
+    with open_source(folder) as checkpoint:
+        require_placed(folder, model, checkpoint, found)
+        _take_indexed(folder, model, checkpoint)
     _require_causal(folder, model.to(device).eval())
     return model
+
+
+def require_causal_lm(folder: Path) -> tuple[Any, Any]:
+    """The model in a folder on the meta device, and its config; ValueError unless it is a causal language model."""
+    _require_whole_model(folder)
+    with open_source(folder) as checkpoint:  # refuses files that are missing, damaged, or more than tensors
+        _require_own_settings(checkpoint, folder / CONFIG_NAME)
+        return _described(checkpoint, folder)
 
 
 def _require_whole_model(folder: Path) -> None:
@@ -113,10 +115,10 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _settings(value)
 
 
-def _require_causal_lm(checkpoint: Checkpoint, folder: Path) -> None:
-    """ValueError unless config.json describes a causal language model about as large as what is stored.
+def _described(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
+    """The model that config.json describes, made without memory, and its config.
 
-    The model is made without memory, to see.
+    ValueError unless it is a causal language model about as large as what is stored.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -148,10 +150,15 @@ def _require_causal_lm(checkpoint: Checkpoint, folder: Path) -> None:
     tables = sum(b.nbytes for b in model.buffers())
     if tables > TABLE_BYTES:
         raise ValueError(f"{folder / CONFIG_NAME}: asks for {tables} bytes of tables beside the weights; restore it")
+    return model, found
 
 
-def _require_all_placed(folder: Path, model: Any, checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
-    """ValueError, naming one, for weights that are missing, and for stored ones that the model has no place for."""
+def require_placed(folder: Path, model: Any, checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
+    """ValueError, naming one, for weights that are missing, of another shape, or stored without a place for them."""
+    for name, stored, wanted in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"{folder}: {name} is {list(stored)}, config.json says {list(wanted)}; download the checkpoint again"
+        )
     missing, kind = sorted(found["missing_keys"]), type(model).__name__
     unplaced = sorted(name for name in found["unexpected_keys"] if not _is_computed(name, checkpoint))
     if missing and not any(name.startswith(f"{model.base_model_prefix}.") for name in missing):
@@ -211,16 +218,26 @@ def _require_causal(folder: Path, model: Any) -> None:
     """
     ids = torch.arange(6, device=model.device).view(2, 3) % model.config.get_text_config().vocab_size
     ids[1, :2] = ids[0, :2]
+    require_no_look_ahead(folder, model, lambda: model(input_ids=ids, use_cache=False).logits)
+
+
+def require_no_look_ahead(folder: Path, model: Any, run: Callable[[], Tensor]) -> Tensor:
+    """What `run` gives [2, tokens, dim] of two windows that differ in their last token alone.
+
+    ValueError if their first tokens differ there, and for a model that does not run.
+    """
     try:
-        first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+        found = run()
     except torch.OutOfMemoryError:
         raise
     except config_errors() as e:
         reason = " ".join(str(e).split())[:120]
         raise ValueError(f"{folder / CONFIG_NAME}: describes a model that does not run ({reason}); restore it") from e
-    # The rows differ in their last token alone: equal to rounding where nothing looks ahead, that of experts included.
+    first, second = found[:, 0].float()
+    # Equal to rounding where nothing looks ahead, that of experts included.
     if (first - second).abs().max() > max(1e-3, 8 * torch.finfo(model.dtype).eps) * first.abs().max():
         raise ValueError(f"{folder}: {type(model).__name__} looks ahead, as encoders do; give a causal language model")
+    return found
 
 
 @contextmanager

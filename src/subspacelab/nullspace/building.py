@@ -1,6 +1,10 @@
 """Builds an adapter: text in, second moments, a start per layer, and an ordinary PEFT folder out."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +15,26 @@ from torch import Tensor
 from subspacelab.checkpoints import Source
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device
-from subspacelab.core.files import expanded, remove_partials_of, seen_from
+from subspacelab.core.files import (
+    expanded,
+    read_json,
+    remove_folder,
+    remove_partials_of,
+    seen_from,
+    write_json,
+)
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.core.references import of_pipeline
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
-from subspacelab.models.causal_lm import load_causal_lm, reach, target_linears, unused_weights
+from subspacelab.models.block_stream import open_stream
+from subspacelab.models.causal_lm import reach, unused_weights
 from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, require_own_config, write_adapter
-from subspacelab.nullspace.calibration import split_windows
+from subspacelab.nullspace.blocks import Task, find_starts
+from subspacelab.nullspace.calibration import require_enough_tokens, split_windows
 from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import Method, method_of
-from subspacelab.nullspace.starts import LayerReport, Task, require_rank, starts, summarise
+from subspacelab.nullspace.starts import LayerReport, require_rank, summarise
 
 CALIBRATION = "wikitext2"
 """The text of a method that needs one, where none is named."""
@@ -29,6 +42,9 @@ START_TOKENS = 256
 """Tokens on which the model with the adapter is compared with the base."""
 RESULT = ("calib_dataset", "calib_loader_size", "seq_len", "targets")
 """The settings that decide what an adapter is; the others say how it is computed."""
+
+UNFINISHED, JOB, OURS = "unfinished", "job.json", re.compile(r"job\.json|block-\d+\.\w+|states--?\d+")
+"""The folder beside an adapter that is being built ends so; what in it says of what build; what else is in it."""
 
 
 @dataclass(frozen=True)
@@ -89,46 +105,79 @@ def _build(
     source: Source, folder: Path, chosen: Method, job: dict[str, Any], settings: BuildSettings, progress: Progress
 ) -> Built:
     from subspacelab.models.lora_factors import seeded
-    from subspacelab.models.lora_model import attach_adapter
 
     method, rank, seed = job["method"], job["rank"], job["seed"]
-    model = load_causal_lm(source.folder, device=choose_device(settings.device))
-    linears = target_linears(model, settings.targets)
+    stream, linears = open_stream(source.folder, device=choose_device(settings.device), targets=settings.targets)
     require_rank(rank, linears, chosen)
-    reached, unused = reach(model, linears), unused_weights(source.folder, model)
-    digest = base_digest(next(iter(linears.values())).weight)
+    reached, unused = reach(stream.model, linears), unused_weights(source.folder, stream.model)
+    with stream.loaded(next(i for i in range(len(stream)) if stream.within(i, linears))):
+        digest = base_digest(next(iter(linears.values())).weight)
     _require_same_base(folder, source, digest)
     windows = _windows(source, settings, seed) if settings.calib_dataset else None
-    with seeded(seed):
-        factors, layers = starts(Task(model, linears, chosen, rank, windows, settings, progress))
-    ids = _start_tokens(model, windows)
-    before = _logits(model, ids)
-    meta: dict[str, Any] = {
-        "method": method,
-        "rank": rank,
-        "seed": seed,
-        "base": {"reference": source.reference, "revision": source.revision, "digest": digest},
-        "targets": list(linears),
-        "down_frozen": chosen.down_frozen,
-        "calibration": _calibration_json(settings, windows),
-        "job": job,
-        "reach": asdict(reached),
-        "layers": [layer.as_json() for layer in layers],
-        "summary": summarise(layers),
-        "trained": False,
-    }
-    first = read_meta(folder) if (folder / META).is_file() else None
-    if first and (of_pipeline(first["base"]["reference"]) or expanded(first["base"]["reference"]).exists()):
-        # As it was typed first: trainings know the adapter by its bytes.
-        meta |= {"base": first["base"], "job": first["job"]}
-        if meta["calibration"]:
-            meta["calibration"]["calib_dataset"] = first["calibration"]["calib_dataset"]
-    live = attach_adapter(model, factors, meta)
-    meta |= _difference(before, _logits(live.model, ids))
-    write_adapter(folder, factors, meta)
+    if windows and not settings.allow_few_tokens:
+        require_enough_tokens(windows, linears)
+    ids = _start_tokens(stream.model, windows)
+    task = Task(source.folder, stream, linears, chosen, rank, windows, ids, settings, progress)
+    with unfinished(folder, job | {"digest": digest} | _exactly(settings, windows)) as work, seeded(seed):
+        found = find_starts(task, work)
+        meta: dict[str, Any] = {
+            "method": method,
+            "rank": rank,
+            "seed": seed,
+            "base": {"reference": source.reference, "revision": source.revision, "digest": digest},
+            "targets": list(linears),
+            "down_frozen": chosen.down_frozen,
+            "calibration": _calibration_json(settings, windows),
+            "job": job,
+            "reach": asdict(reached),
+            "layers": [layer.as_json() for layer in found.layers],
+            "summary": summarise(found.layers),
+            "trained": False,
+        }
+        before = read_meta(folder) if (folder / META).is_file() else None
+        if before and (of_pipeline(before["base"]["reference"]) or expanded(before["base"]["reference"]).exists()):
+            # As it was typed first: trainings know the adapter by its bytes.
+            meta |= {"base": before["base"], "job": before["job"]}
+            if meta["calibration"]:
+                meta["calibration"]["calib_dataset"] = before["calibration"]["calib_dataset"]
+        write_adapter(folder, found.factors, meta | _difference(found.before, found.after))
     notes = [windows.shortage] if windows and windows.shortage else []
     notes += [f"{len(unused)} stored weights are no part of the model: {', '.join(unused[:3])}"] if unused else []
-    return Built(folder, read_meta(folder), layers, notes)
+    notes += [stream.note] if stream.note else []
+    return Built(folder, read_meta(folder), found.layers, notes)
+
+
+@contextmanager
+def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder beside `folder` for what is done of a build: it goes at the end, and stays after a kill.
+
+    What is there of the same `job` is found again, that of another one goes. ValueError if it is not ours.
+    """
+    work = folder.with_name(f".{folder.name}.{UNFINISHED}")
+    wanted = json.loads(json.dumps(job))
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        raise ValueError(f"{work}: not of an unfinished build, and one would go there; move it away")
+    if work.is_dir() and any(work.iterdir()):
+        if not (work / JOB).is_file():
+            raise ValueError(f"{work}: not of an unfinished build, and one would go there; move it away")
+        require_own_entries(work, [p.name for p in work.iterdir() if OURS.fullmatch(p.name)], "an unfinished build")
+        if read_json(work / JOB) != wanted:
+            remove_folder(work)
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / JOB, wanted)
+    try:
+        yield work
+    except ValueError:  # which another run would raise too
+        remove_folder(work)
+        raise
+    remove_folder(work)
+
+
+def _exactly(settings: BuildSettings, windows: Windows | None) -> dict[str, Any]:
+    """What decides the last bits of an adapter, beside its job."""
+    parts = [] if windows is None else [windows.input_ids, windows.attention_mask.long()]
+    tokens = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
+    return {"tokens": tokens, "batch_size": settings.batch_size, "device": settings.device}
 
 
 def _require_place(folder: Path, job: Mapping[str, Any]) -> None:
@@ -167,13 +216,7 @@ def _start_tokens(model: Any, windows: Windows | None) -> Tensor:
         ids = torch.arange(min(START_TOKENS, model.config.vocab_size))
     else:
         ids = windows.input_ids[0][windows.attention_mask[0]][:START_TOKENS]
-    return ids[None].to(model.device)
-
-
-@torch.no_grad()
-def _logits(model: Any, ids: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits.cpu().double()  # there is no float64 on mps
+    return ids[None]
 
 
 def _difference(before: Tensor, after: Tensor) -> dict[str, float]:

@@ -4,25 +4,25 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from subspacelab.core.callbacks import Advance
-from subspacelab.core.devices import float64_place
+from subspacelab.core.devices import float64_place, solve
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.moments import SecondMoment
-from subspacelab.models.causal_lm import trunk_of
+from subspacelab.models.block_stream import BlockStream
+from subspacelab.models.hidden_states import HiddenStates
 
 TOKENS_PER_DIM = 8
 """Below it the bottom space is the sample's, not the population's: at N = d its ratio in sample is 0 for any input."""
 HELD_OUT = 8
 """One window in so many is kept out of the calibration."""
-CPU_BYTES = 4 << 30
-"""Moments held at one time on the CPU, and half of what is free on a GPU; more inputs take further passes."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,53 @@ class Split:
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of one input, float64, not centred."""
+    """Second moments of one input, float64, not centred; each matrix is put together when it is asked for."""
 
-    first: Float[Tensor, "dim dim"]
-    """Of the first half of the calibration windows."""
-    second: Float[Tensor, "dim dim"]
-    """Of the second half."""
-    held_out: Float[Tensor, "dim dim"]
-    """Of the windows kept out."""
-    num_tokens: int
-    """Tokens of both halves."""
-    num_held_out: int
-    """Tokens of the windows kept out."""
+    sums: tuple[SecondMoment, SecondMoment, SecondMoment]
+    """Of both halves of the calibration windows, and of those held out."""
+
+    @classmethod
+    def of(cls, *parts: Float[Tensor, "dim dim"], num_tokens: int, num_held_out: int) -> "Moments":
+        """From matrices."""
+        first, second, held_out = parts
+        counts = (num_tokens, 0, num_held_out)
+        one, two, three = (SecondMoment.of(c, n) for c, n in zip((first, second, held_out), counts, strict=True))
+        return cls((one, two, three))
+
+    @property
+    def first(self) -> Float[Tensor, "dim dim"]:
+        """Of the first half of the calibration windows."""
+        return self.sums[0].matrix()
+
+    @property
+    def second(self) -> Float[Tensor, "dim dim"]:
+        """Of the second half."""
+        return self.sums[1].matrix()
+
+    @property
+    def held_out(self) -> Float[Tensor, "dim dim"]:
+        """Of the windows kept out."""
+        return self.sums[2].matrix()
 
     @property
     def calibration(self) -> Float[Tensor, "dim dim"]:
         """Of both halves together."""
-        return self.first + self.second
+        return self.first.add_(self.second)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of both halves."""
+        return self.sums[0].num_tokens + self.sums[1].num_tokens
+
+    @property
+    def num_held_out(self) -> int:
+        """Tokens of the windows kept out."""
+        return self.sums[2].num_tokens
 
     def to(self, device: torch.device) -> "Moments":
         """The same on `device`."""
-        first, second, held_out = (part.to(device) for part in (self.first, self.second, self.held_out))
-        return replace(self, first=first, second=second, held_out=held_out)
+        one, two, three = (part.to(device) for part in self.sums)
+        return Moments((one, two, three))
 
 
 def split_windows(windows: Windows) -> Split:
@@ -95,30 +120,30 @@ def split_windows(windows: Windows) -> Split:
     return Split(kept[::2], kept[1::2], list(range(len(kept), total)))
 
 
-def require_enough_tokens(windows: Windows, split: Split, inputs: Sequence[SharedInput]) -> None:
+def require_enough_tokens(windows: Windows, linears: Mapping[str, nn.Linear]) -> None:
     """ValueError unless the calibration has at least 8 tokens for each dimension of the widest input."""
-    widest = max(inputs, key=lambda shared: shared.width)
-    found, needed = int(windows.attention_mask[split.calibration].sum()), TOKENS_PER_DIM * widest.width
+    name, widest = max(linears.items(), key=lambda item: item[1].in_features)
+    found = int(windows.attention_mask[split_windows(windows).calibration].sum())
+    needed = TOKENS_PER_DIM * widest.in_features
     if found < needed:
         remedy = "Give a longer text" if windows.shortage else "Raise --calib-loader-size or --seq-len"
         raise ValueError(
-            f"{found} calibration tokens for {widest.name}, {widest.width} dimensions wide: {needed} are needed"
+            f"{found} calibration tokens for {name}, {widest.in_features} dimensions wide: {needed} are needed"
             f" ({TOKENS_PER_DIM} per dimension). {remedy}, or insist with --allow-few-tokens"
         )
 
 
 @torch.no_grad()
-def shared_inputs(model: nn.Module, linears: Mapping[str, nn.Linear], windows: Windows) -> list[SharedInput]:
-    """Which layers are handed the very same tensor, found in a forward pass of a few tokens.
+def shared_inputs(linears: Mapping[str, nn.Module], run: Callable[[], object]) -> list[SharedInput]:
+    """Which layers are handed the very same tensor when a few tokens `run` through them.
 
     ValueError for a layer that never runs.
     """
     # Holds the tensors, so that no two of them share an address. The version tells a tensor from itself before
     # something in between changed it in place.
     seen: dict[str, tuple[Tensor, int]] = {}
-    ids, mask = windows.input_ids[:1, :2], windows.attention_mask[:1, :2]
     with inputs_to(linears, lambda name, x: seen.setdefault(name, (x, x._version))):
-        run_trunk(model, ids, mask)
+        run()
     unused = [name for name in linears if name not in seen]
     if unused:
         raise ValueError(f"{unused[0]} takes no part in a forward pass ({len(unused)} such); leave it out by --targets")
@@ -129,50 +154,67 @@ def shared_inputs(model: nn.Module, linears: Mapping[str, nn.Linear], windows: W
     return [SharedInput(tuple(names), width) for (width, *_), names in readers.items()]
 
 
-def moment_bytes(device: torch.device) -> int:
-    """Memory for moments: half of what is free on a GPU, 4 GiB elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_BYTES
+class Batches:
+    """Windows in batches on their way through a model, with their states before the block that is next."""
+
+    def __init__(self, stream: BlockStream, windows: Windows, rows: Sequence[Tensor], states: HiddenStates) -> None:
+        self.stream, self.windows = stream, windows
+        self.rows = list(rows)
+        """Window numbers of each batch."""
+        self.states = states
+        """Their hidden states."""
+
+    def mask(self, batch: int) -> Bool[Tensor, "batch length"]:
+        """Which of a batch's tokens are no padding."""
+        return self.windows.attention_mask[self.rows[batch]]
+
+    def embed(self) -> None:
+        """The states before the first block; within the stream's `ends`."""
+        for batch, rows in enumerate(self.rows):
+            self.states.put(batch, self.stream.embed(self.windows.input_ids[rows], self.mask(batch)))
+        self.states.advance()
+
+    def run(
+        self,
+        index: int,
+        linears: Mapping[str, nn.Module] | None = None,
+        take: Callable[[int, str, Tensor], object] = lambda *_: None,
+        advance: Advance = lambda _: None,
+    ) -> None:
+        """All windows through a block. `take(batch, name, input)` is called whenever one of the layers runs."""
+        for batch, rows in enumerate(self.rows):
+            with inputs_to(linears or {}, partial(take, batch)):
+                self.states.put(batch, self.stream.run(index, self.states.before(batch), self.mask(batch)))
+            advance(len(rows))
 
 
-def in_passes(inputs: Sequence[SharedInput], max_bytes: int) -> Iterator[list[SharedInput]]:
-    """Consecutive inputs whose moments fit into `max_bytes` together; one that does not fit stands alone."""
-    batch: list[SharedInput] = []
-    for shared in inputs:
-        if batch and sum(map(_moment_bytes, [*batch, shared])) > max_bytes:
-            yield batch
-            batch = []
-        batch.append(shared)
-    yield batch
+class CalibrationBatches(Batches):
+    """Batches of windows in the order of the split: no batch holds windows of two parts."""
+
+    def __init__(self, stream: BlockStream, windows: Windows, batch_size: int, states: HiddenStates) -> None:
+        split = split_windows(windows)
+        parts = [torch.tensor(numbers).split(batch_size) for numbers in (split.first, split.second, split.held_out)]
+        super().__init__(stream, windows, [rows for part in parts for rows in part], states)
+        self.parts = [number for number, part in enumerate(parts) for _ in part]
+        """Of each batch whether it is of the first half, the second, or held out."""
 
 
-@torch.inference_mode()
-def calibrate_inputs(
-    model: Any,
-    windows: Windows,
-    inputs: Sequence[SharedInput],
-    *,
-    batch_size: int = 8,
-    advance: Advance = lambda _: None,
+def calibrate_block(
+    batches: CalibrationBatches, index: int, inputs: Sequence[SharedInput], advance: Advance = lambda _: None
 ) -> dict[str, Moments]:
-    """One pass over the windows: the name of each of `inputs` -> its moments, on the model's device.
+    """All windows through a block: the name of each of its `inputs` -> its moments, on the stream's device.
 
     Padding never enters. `advance` is told the number of windows done. ValueError, naming the layer, for NaN or
     infinity in an activation, and for a layer that does not see every token.
     """
-    split = split_windows(windows)
-    place = float64_place(model.device)
+    place = float64_place(batches.stream.device)
     sums = {shared.name: [SecondMoment(shared.width, place) for _ in range(3)] for shared in inputs}
-    linears = {shared.name: model.get_submodule(shared.name) for shared in inputs}
-    for part, numbers in enumerate((split.first, split.second, split.held_out)):
-        for batch in torch.tensor(numbers).split(batch_size):
-            mask = windows.attention_mask[batch]
 
-            def add(name: str, x: Tensor, mask: Tensor = mask, part: int = part) -> None:
-                sums[name][part].add(_tokens(name, x, mask))
+    def add(batch: int, name: str, x: Tensor) -> None:
+        sums[name][batches.parts[batch]].add(_tokens(name, x, batches.mask(batch)))
 
-            with inputs_to(linears, add):
-                run_trunk(model, windows.input_ids[batch], mask)
-            advance(len(batch))
+    model = batches.stream.model
+    batches.run(index, {name: model.get_submodule(name) for name in sums}, add, advance)
     return {name: _finish(name, parts) for name, parts in sums.items()}
 
 
@@ -184,11 +226,11 @@ def _tokens(name: str, x: Tensor, mask: Bool[Tensor, "batch length"]) -> Float[T
     return flat[mask.flatten().to(flat.device)]
 
 
-def _finish(name: str, parts: list[SecondMoment]) -> Moments:
-    first, second, held_out = (part.matrix() for part in parts)
-    if not all(torch.isfinite(c.diagonal()).all() for c in (first, second, held_out)):
+def _finish(name: str, parts: Sequence[SecondMoment]) -> Moments:
+    if not all(torch.isfinite(part.diagonal()).all() for part in parts):
         raise ValueError(f"{name}: NaN or infinity among its inputs; the checkpoint is damaged or its dtype too narrow")
-    return Moments(first, second, held_out, parts[0].num_tokens + parts[1].num_tokens, parts[2].num_tokens)
+    first, second, held_out = parts
+    return Moments((first, second, held_out))
 
 
 @contextmanager
@@ -209,16 +251,6 @@ def inputs_to(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor], ob
             hook.remove()
 
 
-def run_trunk(model: Any, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]) -> None:
-    """The model without its head: no logits are wanted."""
-    device = model.device
-    trunk_of(model)(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)
-
-
-def _moment_bytes(shared: SharedInput) -> int:
-    return 3 * 8 * shared.width**2
-
-
 @dataclass(frozen=True)
 class Inputs:
     """Of one distinct input."""
@@ -231,6 +263,12 @@ class Inputs:
     """X^T X over all tokens, float64; None if it was not asked for."""
     ratios: dict[str, float] = field(default_factory=dict)
     """Module that reads this input -> ||Q X||_F / ||X||_F over all tokens, for each Q that was given."""
+
+    @cached_property
+    def eigenvalues(self) -> Float[Tensor, " dim"]:
+        """Of the moment, ascending; once for all modules that read this input."""
+        assert self.moment is not None
+        return solve(torch.linalg.eigvalsh, self.moment)
 
 
 def choose_tokens(mask: Bool[Tensor, "n length"], num_samples: int, seed: int) -> Bool[Tensor, "n length"]:
@@ -252,46 +290,43 @@ def choose_tokens(mask: Bool[Tensor, "n length"], num_samples: int, seed: int) -
     return chosen
 
 
-@torch.inference_mode()
-def collect_inputs(
-    model: Any,
-    layers: Mapping[str, nn.Module],
-    windows: Windows,
+def collect_block(
+    batches: Batches,
+    index: int,
+    inputs: Sequence[SharedInput],
     chosen: Bool[Tensor, "n length"],
     *,
     moments: bool = False,
     bases: Mapping[str, Mapping[str, Float[Tensor, "r dim"]]] | None = None,
-    batch_size: int,
     advance: Advance = lambda _: None,
 ) -> dict[str, Inputs]:
-    """Runs the windows through the model and keeps of each layer's input what `Inputs` says; padding never enters.
+    """All windows through a block; keeps of each of its `inputs` what `Inputs` says. Padding never enters.
 
     `bases` holds, for an input's name, modules and the orthonormal rows Q whose ratios are wanted.
     """
-    seen: dict[str, Tensor] = {}
-    samples: dict[str, list[Tensor]] = {name: [] for name in layers}
-    first: dict[str, list[Tensor]] = {name: [] for name in layers}
+    names, bases = [shared.name for shared in inputs], bases or {}
+    samples: dict[str, list[Tensor]] = {name: [] for name in names}
+    first: dict[str, list[Tensor]] = {name: [] for name in names}
     sums: dict[str, SecondMoment] = {}
     whole: dict[str, float] = defaultdict(float)  # ||X||_F^2 of an input
     inside: dict[str, float] = defaultdict(float)  # ||Q X||_F^2 of a module
-    bases = bases or {}
-    with inputs_to(layers, seen.__setitem__):
-        for rows in torch.arange(len(windows.input_ids)).split(batch_size):
-            mask = windows.attention_mask[rows].to(model.device)
-            run_trunk(model, windows.input_ids[rows], mask)
-            for name, given in seen.items():
-                x = given.view(*mask.shape, -1)
-                samples[name].append(x[chosen[rows].to(x.device)].cpu())
-                first[name].append(x[torch.arange(len(x)), mask.int().argmax(1)].cpu())
-                place = float64_place(x.device)
-                if moments:
-                    sums.setdefault(name, SecondMoment(x.shape[-1], place)).add(x[mask])
-                if name in bases:
-                    tokens = x[mask].to(place).double()
-                    whole[name] += tokens.square().sum().item()
-                    for module, q in bases[name].items():
-                        inside[module] += (tokens @ q.to(place).T).square().sum().item()
-            advance(len(rows))
+
+    def take(batch: int, name: str, given: Tensor) -> None:
+        rows, mask = batches.rows[batch], batches.mask(batch).to(given.device)
+        x = given.view(*mask.shape, -1)
+        samples[name].append(x[chosen[rows].to(x.device)].cpu())
+        first[name].append(x[torch.arange(len(x)), mask.int().argmax(1)].cpu())
+        place = float64_place(x.device)
+        if moments:
+            sums.setdefault(name, SecondMoment(x.shape[-1], place)).add(x[mask])
+        if name in bases:
+            tokens = x[mask].to(place).double()
+            whole[name] += tokens.square().sum().item()
+            for module, q in bases[name].items():
+                inside[module] += (tokens @ q.to(place).T).square().sum().item()
+
+    model = batches.stream.model
+    batches.run(index, {name: model.get_submodule(name) for name in names}, take, advance)
     return {
         name: Inputs(
             torch.cat(samples[name]),
@@ -299,5 +334,5 @@ def collect_inputs(
             sums[name].matrix() if moments else None,
             {module: math.sqrt(inside[module] / (whole[name] or 1)) for module in bases.get(name, ())},
         )
-        for name in layers
+        for name in names
     }

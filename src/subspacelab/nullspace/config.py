@@ -1,7 +1,7 @@
 """What can be set in nullspace."""
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ class BuildSettings:
     """Regular expressions that find linear layers by name; null takes all but the head."""
     allow_few_tokens: bool = False
     """Build with fewer than 8 tokens per input dimension all the same."""
+    offload: Literal["auto", "device", "cpu", "disk"] = "auto"
+    """Where hidden states wait between two blocks: auto takes the device, memory or disk, the first with room."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 

@@ -1,8 +1,9 @@
 """The null space of a live model: calibrate it, put an adapter on it, verify that. Nothing is read or written."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,23 @@ from subspacelab.core.errors import CheckpointError, SettingError
 from subspacelab.core.files import read_json, write_json
 from subspacelab.core.ownership import require_own_entries
 from subspacelab.data.windows import Windows
-from subspacelab.linalg.null_space import row_space
-from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.block_stream import BlockStream, open_stream, stream_of
+from subspacelab.models.causal_lm import target_linears
+from subspacelab.models.hidden_states import HiddenStates
 from subspacelab.nullspace.calibration import (
+    Batches,
+    CalibrationBatches,
     Moments,
     SharedInput,
-    calibrate_inputs,
+    calibrate_block,
     choose_tokens,
-    in_passes,
-    moment_bytes,
     require_enough_tokens,
     shared_inputs,
-    split_windows,
 )
-from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.results import Sample, Verification, reading
-from subspacelab.nullspace.starts import Task, input_starts, plain_starts, require_rank, summarise
-from subspacelab.nullspace.verification import Probe, collect, live_stats, summarise_layers
+from subspacelab.nullspace.starts import input_starts, plain_starts, require_rank, summarise
+from subspacelab.nullspace.verification import Adapter, Probe, summarise_layers, verify_blocks
 
 Tokens = Windows | Int[Tensor, "n length"] | Iterable[Any]
 """Text as token ids: one tensor, a list of windows, or batches of a data loader, tensors or mappings with `input_ids`
@@ -87,7 +87,8 @@ class Calibration:
             inputs = tuple(SharedInput(tuple(entry["modules"]), entry["width"]) for entry in content["inputs"])
             for name in (shared.name for shared in inputs):
                 first, second, held_out = (tensors[f"{name}.{part}"] for part in ("first", "second", "held_out"))
-                moments[name] = Moments(first, second, held_out, *content["tokens"][name])
+                num_tokens, num_held_out = content["tokens"][name]
+                moments[name] = Moments.of(first, second, held_out, num_tokens=num_tokens, num_held_out=num_held_out)
         except (LookupError, TypeError) as e:
             raise CheckpointError(f"{folder}: not a calibration, or a damaged one ({e!r}); calibrate again") from e
         return cls(inputs, moments)
@@ -114,22 +115,42 @@ def calibrate(
         calibration = calibrate(model, ids)            # ids: [256, 2048]
         model = add_adapter(model, calibration, method="lora_null_v2", rank=64)
     """
-    live: Any = model
-    if not isinstance(live, nn.Module):
-        live = load_causal_lm(source_of(live).folder, device=choose_device(device))
     given = as_windows(windows)
-    linears = _linears_of(live, targets)
-    _require_fitting(given, live, batch_size)
-    with _evaluating(live):
-        inputs = shared_inputs(live, linears, given)
+    if isinstance(model, nn.Module):
+        linears = _linears_of(model, targets)
+        _require_fitting(given, model, batch_size)
+        with _evaluating(model):
+            stream = stream_of(model, linears)
+    else:
+        found = [targets] if isinstance(targets, str) else targets
+        stream, linears = open_stream(source_of(model).folder, device=choose_device(device), targets=found)
+        _require_fitting(given, stream.model, batch_size)
     if not allow_few_tokens:
-        require_enough_tokens(given, split_windows(given), inputs)
+        require_enough_tokens(given, linears)
+    with _evaluating(stream.model):
+        return _calibrate(stream, linears, given, batch_size, progress)
+
+
+def _calibrate(
+    stream: BlockStream, linears: Mapping[str, nn.Linear], windows: Windows, batch_size: int, progress: Progress
+) -> Calibration:
+    inputs: list[SharedInput] = []
     moments: dict[str, Moments] = {}
-    passes = list(in_passes(inputs, moment_bytes(live.device)))
-    with progress("calibrating", len(passes) * len(given.input_ids), "windows") as advance, _evaluating(live):
-        for batch in passes:
-            found = calibrate_inputs(live, given, batch, batch_size=batch_size, advance=advance)
+    batches = CalibrationBatches(stream, windows, batch_size, HiddenStates(torch.device("cpu")))
+    with stream.ends():
+        few = Windows(windows.input_ids[:1, :2], windows.attention_mask[:1, :2])
+        probe = Batches(stream, few, [torch.tensor([0])], HiddenStates(stream.device))
+        for part in (probe, batches):
+            part.embed()
+    with progress("calibrating", len(stream) * len(windows.input_ids), "windows") as advance:
+        for index in range(len(stream)):
+            with stream.loaded(index):
+                here = shared_inputs(stream.within(index, linears), partial(probe.run, index))
+                found = calibrate_block(batches, index, here, advance)
+            inputs += here
             moments |= {name: m.to(torch.device("cpu")) for name, m in found.items()}
+            for part in (probe, batches):
+                part.states.advance()
     return Calibration(tuple(inputs), moments)
 
 
@@ -167,9 +188,9 @@ def add_adapter(
         inputs = _inputs_among(linears, calibration, chosen=bool(targets))
         linears = {name: linears[name] for shared, _ in inputs for name in shared.modules}
     require_rank(rank, linears, chosen)
-    task = Task(model, linears, chosen, rank, None, BuildSettings())
     with seeded(seed), torch.no_grad():
-        found = dict(start for given in inputs for start in input_starts(task, *given)) or dict(plain_starts(task))
+        found = dict(start for given in inputs for start in input_starts(linears, chosen, rank, *given))
+        found = found or dict(plain_starts(linears, chosen, rank))
     layers = [found[name][1] for name in linears]
     meta = {"method": method, "rank": rank, "seed": seed, "down_frozen": chosen.down_frozen}
     meta |= {"targets": list(linears), "layers": [layer.as_json() for layer in layers], "summary": summarise(layers)}
@@ -201,7 +222,7 @@ def verify(
     """
     from subspacelab.models.lora_model import ADAPTER, LiveAdapter, lora_layers
 
-    layers = dict(lora_layers(model)) if hasattr(model, "get_base_model") else {}
+    layers: dict[str, Any] = dict(lora_layers(model)) if hasattr(model, "get_base_model") else {}
     reasons = (f"{name} {why}" for name, layer in layers.items() if (why := _why_not_plain(layer, ADAPTER)))
     wrong = next(reasons, None) if layers else f"has no adapter {ADAPTER!r}"
     if wrong is not None:
@@ -209,22 +230,18 @@ def verify(
     given = as_windows(windows)
     _require_fitting(given, model.get_base_model(), batch_size)
     meta = dict(getattr(model, "nullspace_meta", {"method": "lora", "down_frozen": False}))
-    live = LiveAdapter(model, meta, {})
-    factors = live.factors()
+    factors, base = LiveAdapter(model, meta, {}).factors(), model.get_base_model()
     meta["trained"] = any(bool(f.A.any()) for f in factors.values())
-    base = model.get_base_model()
+    adapter = Adapter(layers, factors, meta["down_frozen"], off=model.disable_adapter, on=nullcontext)
     probe = Probe(given, choose_tokens(given.attention_mask, max_activation_samples, seed), batch_size)
     with _evaluating(model):
-        inputs = shared_inputs(base, layers, given)  # type: ignore[arg-type]
-    bases = {shared.name: {name: row_space(factors[name].B.detach()) for name in shared.modules} for shared in inputs}
-    with progress("verify", 2 * len(given.input_ids), "windows") as advance, _evaluating(model):
-        with model.disable_adapter():
-            old = collect(base, inputs, probe, bases=bases, advance=advance)
-        found = live_stats(live, inputs, probe, old, advance=advance)
+        stream = stream_of(base, layers)
+        with progress("verify", 2 * len(stream) * len(given.input_ids), "windows") as advance:
+            found = verify_blocks(stream, adapter, probe, advance)
     stats = tuple(found[name] for name in layers)
     num, length = given.input_ids.shape
     sample = Sample(seed, num, length, max_activation_samples, given.shortage)
-    summary = summarise_layers(stats, live, sample, given.num_tokens)
+    summary = summarise_layers(stats, meta, sample, given.num_tokens, moved=False)
     text = f"{num} windows of {length} tokens"
     return Verification(type(base).__name__, text, len(stats), stats, summary, reading(summary))
 

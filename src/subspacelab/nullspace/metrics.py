@@ -173,7 +173,7 @@ def layer_stats(layer: Layer, live: Inputs, base: Inputs, num_tokens: int) -> La
         BX_ratio_mean_norms=ratios.mean,
         BX_ratio_median=ratios.median,
         BX_ratio_random=random_ratio(*b.shape),
-        BX_ratio_optimum=optimal_ratio(torch.linalg.eigvalsh(moment), b.shape[0]),
+        BX_ratio_optimum=optimal_ratio(live.eigenvalues, b.shape[0]),
         tokens_per_dimension=num_tokens / b.shape[1],
         DeltaX_ratio=mean_norm(x.double() @ update.T) / norms.X_norm,
         base_BX_ratio=base.ratios[layer.name],

@@ -1,34 +1,29 @@
 """Did the adapter stay in the null space, and did it learn? Measured on the model as it is now."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from subspacelab.core.callbacks import Advance, Progress, no_progress
 from subspacelab.core.devices import float64_place
 from subspacelab.data.text import NoSuchPart, read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.null_space import row_space
-from subspacelab.models.causal_lm import load_causal_lm
-from subspacelab.models.lora_factors import Factors
-from subspacelab.models.lora_folder import base_of, read_factors, read_meta
-from subspacelab.models.lora_model import LiveAdapter, open_adapter, require_base
-from subspacelab.nullspace.calibration import (
-    Inputs,
-    SharedInput,
-    choose_tokens,
-    collect_inputs,
-    in_passes,
-    moment_bytes,
-    shared_inputs,
-)
+from subspacelab.models.block_stream import BlockStream, open_stream, with_adapter
+from subspacelab.models.hidden_states import HiddenStates
+from subspacelab.models.lora_factors import Factors, original
+from subspacelab.models.lora_folder import META, base_of, is_intact, read_factors, read_meta
+from subspacelab.models.lora_model import require_base
+from subspacelab.nullspace.calibration import Batches, Inputs, choose_tokens, collect_block, shared_inputs
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.encoding import text_windows
 from subspacelab.nullspace.inits import method_of
@@ -69,31 +64,36 @@ def verify_adapter(
     Calibration takes its windows of the train part. A text without a test part is measured on what may have been
     calibrated on, and a note says so.
 
-    Inputs are those of the live model, and for the bound also the frozen base's: the base runs first and is gone
-    before the adapter is opened, so that one model is in memory at a time. ValueError for a folder without an
-    adapter, and when ||dW X|| <= ||A - A_0|| ||BX|| does not hold of a method that freezes B.
+    Inputs are those of the adapted model, and for the bound also the frozen base's. Both pass the base block after
+    block, so that one block is in memory at a time. ValueError for a folder without an adapter, and when
+    ||dW X|| <= ||A - A_0|| ||BX|| does not hold of a method that freezes B.
     """
     meta, device = read_meta(require_adapter(folder)), device or torch.device("cpu")
     method_of(meta["method"])
     source = base_of(meta, base)
-    model = load_causal_lm(source.folder, device=device)
     factors = read_factors(folder, meta)
-    require_base(model, factors, meta, source.reference, folder)
-    targets = {name: model.get_submodule(name) for name in meta["targets"]}
+    stream, linears = open_stream(source.folder, device=device)
+    with stream.loaded(next(i for i in range(len(stream)) if stream.within(i, factors))):
+        require_base(stream.model, factors, meta, source.reference, folder)
+    if "files" in meta and not is_intact(folder, meta):
+        raise ValueError(f"{folder}: its tensors are not those that {META} was written with; build the adapter again")
     texts, note = unseen_texts(settings.calib_dataset)
     windows = text_windows(source.folder, texts, settings.calib_loader_size, settings.seq_len, seed)
     chosen = choose_tokens(windows.attention_mask, settings.max_activation_samples, seed)
     probe = Probe(windows, chosen, settings.batch_size)
-    inputs = shared_inputs(model, targets, windows)
-    bases = {shared.name: {name: row_space(factors[name].B) for name in shared.modules} for shared in inputs}
-    with progress("verify", 2 * len(windows.input_ids), "windows") as advance:
-        old = collect(model, inputs, probe, bases=bases, advance=advance)
-        del model, targets
-        live = open_adapter(folder, base=base, device=device)
-        found = live_stats(live, inputs, probe, old, advance=advance)
+    adapter = Adapter(
+        {name: linears[name] for name in factors},
+        factors,
+        meta["down_frozen"],
+        off=nullcontext,
+        on=lambda layers: with_adapter(layers, {name: factors[name] for name in layers}),
+    )
+    with progress("verify", 2 * len(stream) * len(windows.input_ids), "windows") as advance:
+        found = verify_blocks(stream, adapter, probe, advance)
     stats = tuple(found[name] for name in meta["targets"])
     sample = sample_of(settings, seed, note="; ".join(filter(None, (note, windows.shortage))))
-    summary = summarise_layers(stats, live, sample, windows.num_tokens)
+    moved = any(f.A0 is not None for f in factors.values())
+    summary = summarise_layers(stats, meta, sample, windows.num_tokens, moved=moved)
     return Verification(str(folder), settings.calib_dataset, len(stats), stats, summary, reading(summary))
 
 
@@ -116,15 +116,17 @@ def sample_of(settings: VerifyAdapterConfig, seed: int, note: str = "") -> Sampl
     return Sample(seed, settings.calib_loader_size, settings.seq_len, settings.max_activation_samples, note)
 
 
-def summarise_layers(stats: Sequence[LayerStats], live: LiveAdapter, sample: Sample, num_tokens: int) -> Summary:
-    """Means of the ratios and root sums of squares of the weight norms over the layers."""
+def summarise_layers(
+    stats: Sequence[LayerStats], meta: Mapping[str, Any], sample: Sample, num_tokens: int, *, moved: bool
+) -> Summary:
+    """Means of the ratios and root sums of squares of the weight norms over the layers; `moved`: W_res is not W."""
     means = {name: fmean(getattr(s, name) for s in stats) for name in MEANS}
     norms = {name: math.hypot(*(getattr(s, name) for s in stats)) for name in NORMS}
     return Summary(
-        method=live.meta["method"],
-        trained=bool(live.meta["trained"]),
-        down_frozen=live.down_frozen,
-        starts_at_zero=not live.initial,
+        method=meta["method"],
+        trained=bool(meta["trained"]),
+        down_frozen=meta["down_frozen"],
+        starts_at_zero=not moved,
         sample=sample,
         num_tokens=num_tokens,
         **means,
@@ -132,42 +134,60 @@ def summarise_layers(stats: Sequence[LayerStats], live: LiveAdapter, sample: Sam
     )
 
 
-def live_stats(
-    live: LiveAdapter,
-    inputs: Sequence[SharedInput],
-    probe: Probe,
-    old: Mapping[str, Inputs],
-    *,
-    advance: Advance,
-) -> dict[str, LayerStats]:
-    """Every layer's statistics; of as many inputs at a time as there is memory for their moments."""
-    model = live.model.get_base_model()
+@dataclass(frozen=True)
+class Adapter:
+    """Factors, the layers they belong to, and how they are switched off and on."""
+
+    layers: Mapping[str, nn.Module]
+    """Name -> layer of the model: nn.Linear, or PEFT's around one."""
+    factors: Mapping[str, Factors]
+    """Name -> factors."""
+    down_frozen: bool
+    """Whether B stays as it was built."""
+    off: Callable[[], AbstractContextManager[Any]]
+    """The base alone within the block of code."""
+    on: Callable[[Mapping[str, Any]], AbstractContextManager[Any]]
+    """These layers with the adapter; the base weights in them are W_res from then on."""
+
+
+def verify_blocks(stream: BlockStream, adapter: Adapter, probe: Probe, advance: Advance) -> dict[str, LayerStats]:
+    """Every layer's statistics: each block is run on the states of the frozen base, then of the adapted model."""
+    windows = probe.windows
+    few = Windows(windows.input_ids[:1, :2], windows.attention_mask[:1, :2])
+    rows = torch.arange(len(windows.input_ids)).split(probe.batch_size)
+    tiny = Batches(stream, few, [torch.tensor([0])], HiddenStates(stream.device))
+    old, new = (Batches(stream, windows, rows, HiddenStates(torch.device("cpu"))) for _ in range(2))
+    with stream.ends():
+        for batches in (tiny, old, new):
+            batches.embed()
     found: dict[str, LayerStats] = {}
-    passes = list(in_passes(inputs, moment_bytes(model.device)))
-    for together in passes:
-        now = collect(model, together, probe, moments=True, advance=lambda n: advance(n / len(passes)))
-        for shared in together:
-            for name in shared.modules:
-                found[name] = _one_layer(live, name, now[shared.name], old[shared.name], probe.windows.num_tokens)
+    for index in range(len(stream)):
+        layers = stream.within(index, adapter.layers)
+        with stream.loaded(index):
+            with adapter.off():
+                inputs = shared_inputs(layers, partial(tiny.run, index))
+                bases = {s.name: {name: row_space(adapter.factors[name].B) for name in s.modules} for s in inputs}
+                base = collect_block(old, index, inputs, probe.chosen, bases=bases, advance=advance)
+            with adapter.on(layers):
+                live = collect_block(new, index, inputs, probe.chosen, moments=True, advance=advance)
+            for shared in inputs:
+                given = live.pop(shared.name), base.pop(shared.name), windows.num_tokens
+                found |= {name: _one_layer(adapter, name, *given) for name in shared.modules}
+        for batches in (tiny, old, new):
+            batches.states.advance()
     return found
 
 
-def collect(model: Any, inputs: Sequence[SharedInput], probe: Probe, **wanted: Any) -> Mapping[str, Inputs]:
-    layers = {shared.name: model.get_submodule(shared.name) for shared in inputs}
-    return collect_inputs(model, layers, probe.windows, probe.chosen, batch_size=probe.batch_size, **wanted)
-
-
-def _one_layer(live: LiveAdapter, name: str, now: Inputs, old: Inputs, num_tokens: int) -> LayerStats:
-    f = live.factors()[name]
-    device = float64_place(f.B.device)
-    start = [None if t is None else t.detach().to(device) for t in (f.A0, f.B0)]
-    layer = Layer(
-        name,
-        Factors(f.A.detach().to(device), f.B.detach().to(device), *start),
-        live.residual_weight(name).detach().to(device),
-        live.base_weight(name).detach().to(device),
-        live.down_frozen,
-    )
+def _one_layer(adapter: Adapter, name: str, now: Inputs, old: Inputs, num_tokens: int) -> LayerStats:
+    f, linear = adapter.factors[name], adapter.layers[name]
+    inner: Any = linear
+    weight = (inner.get_base_layer() if hasattr(inner, "get_base_layer") else inner).weight.detach()
+    device = float64_place(weight.device)
+    a, b, a0, b0 = (None if t is None else t.detach().to(device) for t in (f.A, f.B, f.A0, f.B0))
+    assert a is not None
+    assert b is not None
+    factors = Factors(a, b, a0, b0)
+    layer = Layer(name, factors, weight.to(device), original(weight, factors).to(device), adapter.down_frozen)
     try:
         return layer_stats(layer, now, old, num_tokens)
     except ValueError as e:

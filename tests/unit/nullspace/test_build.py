@@ -177,14 +177,6 @@ def test_without_calibration_only_methods_that_need_none(bases: Path, tmp_path: 
         make(bases, tmp_path / "out", "corda", calib_dataset=None)
 
 
-def test_several_passes_give_the_same_bytes(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(bases, tmp_path / "one")
-    monkeypatch.setattr(starts, "moment_bytes", lambda _: 1)
-    make(bases, tmp_path / "many")
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "many" / file.name).read_bytes()
-
-
 def test_a_gpu_without_room_for_a_solve_costs_a_line_and_no_bit(
     bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

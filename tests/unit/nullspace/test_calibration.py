@@ -6,17 +6,10 @@ import pytest
 import torch
 from tests.language_models import FAMILIES, INNER, NUM_INPUTS, VOCABULARY, WIDTH, tiny_model
 
+import subspacelab as sl
 from subspacelab.data.windows import Windows
-from subspacelab.models.causal_lm import target_linears
-from subspacelab.nullspace.calibration import (
-    Moments,
-    SharedInput,
-    calibrate_inputs,
-    in_passes,
-    require_enough_tokens,
-    shared_inputs,
-    split_windows,
-)
+from subspacelab.models.causal_lm import target_linears, trunk_of
+from subspacelab.nullspace.calibration import Moments, require_enough_tokens, shared_inputs, split_windows
 
 
 def windows_of(lengths: list[int], longest: int = 16) -> Windows:
@@ -27,13 +20,13 @@ def windows_of(lengths: list[int], longest: int = 16) -> Windows:
 
 
 def moments_of(model: torch.nn.Module, windows: Windows, batch_size: int = 4) -> dict[str, Moments]:
-    return calibrate_inputs(model, windows, shared_inputs(model, target_linears(model), windows), batch_size=batch_size)
+    return sl.nullspace.calibrate(model, windows, batch_size=batch_size, allow_few_tokens=True).moments
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_that_read_one_tensor_share_one_moment(family: str) -> None:
     model, windows = tiny_model(family), windows_of([16] * 4)
-    inputs = shared_inputs(model, target_linears(model), windows)
+    inputs = sl.nullspace.calibrate(model, windows, allow_few_tokens=True).inputs
     assert len(inputs) == NUM_INPUTS
     assert sorted(name for shared in inputs for name in shared.modules) == sorted(target_linears(model))
     if family in ("llama", "qwen2"):
@@ -45,20 +38,16 @@ def test_layers_that_read_one_tensor_share_one_moment(family: str) -> None:
 
 def test_an_input_changed_in_place_is_another_input() -> None:
     class Block(torch.nn.Module):
-        device = torch.device("cpu")
-
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.c = (torch.nn.Linear(3, 3) for _ in range(3))
-            self.base_model = lambda input_ids, **_: self(torch.ones(1, 2, 3))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             first = self.a(x) + self.b(x)
             return first + self.c(x.mul_(2))
 
     block = Block()
-    linears = {"a": block.a, "b": block.b, "c": block.c}
-    found = shared_inputs(block, linears, windows_of([4]))
+    found = shared_inputs({"a": block.a, "b": block.b, "c": block.c}, lambda: block(torch.ones(1, 2, 3)))
     assert [shared.modules for shared in found] == [("a", "b"), ("c",)]
 
 
@@ -126,21 +115,14 @@ def test_halves_and_held_out_share_no_window() -> None:
 
 
 def test_too_few_tokens_are_refused_with_the_numbers() -> None:
-    inputs = [SharedInput(("narrow",), 4), SharedInput(("wide", "other"), 7)]
+    linears = {name: torch.nn.Linear(width, 2) for name, width in (("narrow", 4), ("wide", 7), ("other", 7))}
     enough = windows_of([14] * 4 + [16])  # 56 tokens are calibrated on
-    require_enough_tokens(enough, split_windows(enough), inputs)
+    require_enough_tokens(enough, linears)
     few = windows_of([14] * 3 + [13, 16])
     with pytest.raises(ValueError, match=r"55 calibration tokens for wide, 7 .* 56 are needed .* Raise --calib-loader"):
-        require_enough_tokens(few, split_windows(few), inputs)
+        require_enough_tokens(few, linears)
     with pytest.raises(ValueError, match="56 are needed .* Give a longer text, or insist"):
-        require_enough_tokens(replace(few, shortage="short"), split_windows(few), inputs)
-
-
-def test_passes_hold_no_more_than_they_may() -> None:
-    inputs = [SharedInput((str(i),), width) for i, width in enumerate((10, 10, 20, 10, 10))]
-    each = 3 * 8 * 100
-    assert [[s.name for s in batch] for batch in in_passes(inputs, 2 * each)] == [["0", "1"], ["2"], ["3", "4"]]
-    assert len(list(in_passes(inputs, 100 * each))) == 1
+        require_enough_tokens(replace(few, shortage="short"), linears)
 
 
 def test_nan_is_named_by_the_first_layer_it_reaches() -> None:
@@ -155,10 +137,10 @@ def test_layers_that_see_other_tokens_or_none_are_named() -> None:
     model, windows = tiny_model(), windows_of([16] * 4)
     linears = target_linears(model) | {"idle": torch.nn.Linear(2, 2)}
     with pytest.raises(ValueError, match=r"^idle takes no part in a forward pass"):
-        shared_inputs(model, linears, windows)
+        shared_inputs(linears, lambda: trunk_of(model)(input_ids=windows.input_ids))
     last = model.model.layers[1].mlp
-    last.register_forward_pre_hook(lambda _, x: (x[0][:, :3],))
-    last.register_forward_hook(lambda _, x, out: torch.nn.functional.pad(out, (0, 0, 0, 13)))
-    inputs = [SharedInput(("model.layers.1.mlp.up_proj",), WIDTH)]
-    with pytest.raises(ValueError, match=r"up_proj sees 6 of 32 tokens"):
-        calibrate_inputs(model, windows, inputs)
+    lengths: list[int] = []
+    last.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1]) or (x[0][:, :1],))
+    last.register_forward_hook(lambda _, x, out: out.expand(-1, lengths[-1], -1))
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.gate_proj sees 2 of 32 tokens"):
+        moments_of(model, windows)

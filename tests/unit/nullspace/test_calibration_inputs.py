@@ -1,6 +1,7 @@
 """Which tokens are looked at, and what is kept of them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.null_space import null_ratio
+from subspacelab.models.block_stream import stream_of
 from subspacelab.models.causal_lm import load_causal_lm, target_linears
-from subspacelab.nullspace.calibration import choose_tokens, collect_inputs
+from subspacelab.models.hidden_states import HiddenStates
+from subspacelab.nullspace.calibration import Batches, Inputs, SharedInput, choose_tokens, collect_block
 
 
 def windows_of(lengths: list[int], length: int) -> Windows:
@@ -47,6 +50,20 @@ def test_no_tokens_at_all_are_refused() -> None:
         choose_tokens(torch.ones(2, 5, dtype=torch.bool), 0, seed=0)
 
 
+def collected(model: Any, layers: dict[str, Any], windows: Windows, chosen: Tensor, **wanted: Any) -> dict[str, Inputs]:
+    """What is kept of the layers' inputs, by batches of two windows."""
+    stream = stream_of(model, layers)
+    rows = torch.arange(len(windows.input_ids)).split(2)
+    batches = Batches(stream, windows, rows, HiddenStates(torch.device("cpu")))
+    batches.embed()
+    found: dict[str, Inputs] = {}
+    for index in range(len(stream)):
+        inputs = [SharedInput((name,), layer.in_features) for name, layer in stream.within(index, layers).items()]
+        found |= collect_block(batches, index, inputs, chosen, **wanted)
+        batches.states.advance()
+    return found
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inputs_are_those_of_each_window_run_alone_and_unpadded(tmp_path: Path, family: str) -> None:
     model = load_causal_lm(write_tiny_lm(tmp_path, family), device=torch.device("cpu"))
@@ -56,7 +73,7 @@ def test_inputs_are_those_of_each_window_run_alone_and_unpadded(tmp_path: Path, 
     name, linear = list(target_linears(model).items())[-1]
     q = torch.eye(linear.in_features, dtype=torch.float64)[:3]
     bases = {name: {name: q, "other": q[:1]}}
-    found = collect_inputs(model, {name: linear}, windows, chosen, moments=True, bases=bases, batch_size=2)[name]
+    found = collected(model, {name: linear}, windows, chosen, moments=True, bases=bases)[name]
     alone: list[Tensor] = []
     hook = linear.register_forward_pre_hook(lambda _, given: alone.append(given[0].reshape(-1, given[0].shape[-1])))
     with torch.no_grad():
@@ -80,5 +97,5 @@ def test_hooks_are_gone_afterwards_even_when_a_pass_fails() -> None:
     windows = windows_of([5, 5], 5)
     bad = Windows(windows.input_ids + 1000, windows.attention_mask)
     with pytest.raises(IndexError):
-        collect_inputs(model, {name: linear}, bad, windows.attention_mask, moments=False, batch_size=2)
+        collected(model, {name: linear}, bad, windows.attention_mask)
     assert not linear._forward_pre_hooks

@@ -1,0 +1,100 @@
+"""Hidden states of many windows between two blocks of a model: on the device, in memory, or on disk."""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor
+
+from subspacelab.checkpoints import read_tensors, write_tensors
+from subspacelab.core.files import remove_folder
+
+Offload = Literal["auto", "device", "cpu", "disk"]
+DEVICE_SHARE, MEMORY_SHARE = 4, 2
+"""`auto` takes the device for what fits into a quarter of its free memory, then RAM for what fits into half of it."""
+
+
+class HiddenStates:
+    """States of each batch before the block that is next, and those after it that are there already."""
+
+    def __init__(self, place: torch.device) -> None:
+        self.depth = -1
+        """Number of blocks that all states have passed; -1 before they are embedded."""
+        self._place = place
+        self._states: dict[int, Tensor] = {}
+
+    def before(self, batch: int) -> Tensor:
+        """The states of a batch before the block that is next."""
+        return self._states[batch]
+
+    def put(self, batch: int, states: Tensor) -> None:
+        """Keeps the states of a batch after that block."""
+        self._states[batch] = states.to(self._place)
+
+    def advance(self) -> None:
+        """All batches have passed the block."""
+        self.depth += 1
+
+
+class StatesOnDisk(HiddenStates):
+    """The same in a folder, a file per batch: read and written one at a time, and found again after a kill."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(torch.device("cpu"))
+        self._folder = folder
+
+    def before(self, batch: int) -> Tensor:
+        """The states of a batch before the block that is next."""
+        return read_tensors(self._file(self.depth, batch))[0]["states"]
+
+    def put(self, batch: int, states: Tensor) -> None:
+        """Keeps the states of a batch after that block, beside those before it."""
+        file = self._file(self.depth + 1, batch)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(file, {"states": states})
+
+    def advance(self) -> None:
+        """All batches have passed the block, and what it made of them is kept: the states before it go."""
+        super().advance()
+        self._drop(self.depth - 1)
+
+    def resume(self, depth: int) -> bool:
+        """Goes on with the states after `depth` blocks, if they are all there."""
+        if depth < 1 or not self._file(depth, 0).parent.is_dir():
+            return False
+        self.depth = depth
+        self._drop(depth - 1)
+        return True
+
+    def _file(self, depth: int, batch: int) -> Path:
+        return self._folder / f"states-{depth}" / f"{batch}.safetensors"
+
+    def _drop(self, depth: int) -> None:
+        folder = self._file(depth, 0).parent
+        if folder.is_dir():
+            remove_folder(folder)
+
+
+def open_states(offload: Offload, num_bytes: int, device: torch.device, folder: Path) -> HiddenStates:
+    """Where states of `num_bytes` are kept: as asked for, or the first place with room; `folder` is for the disk."""
+    if offload == "auto":
+        offload = _first_with_room(num_bytes, device, folder)
+    if offload == "disk":
+        return StatesOnDisk(folder)
+    return HiddenStates(device if offload == "device" else torch.device("cpu"))
+
+
+def _first_with_room(num_bytes: int, device: torch.device, folder: Path) -> Offload:
+    if device.type == "cuda" and DEVICE_SHARE * num_bytes < torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    if MEMORY_SHARE * num_bytes < psutil.virtual_memory().available:
+        return "cpu"
+    near = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    if 2 * num_bytes > (free := shutil.disk_usage(near).free):
+        raise ValueError(
+            f"the hidden states of the calibration take {num_bytes:.3g} bytes, more than half of memory, and twice that"
+            f" on disk, where {free:.3g} are free at {near}: lower --calib-loader-size or --seq-len"
+        )
+    return "disk"
