@@ -41,28 +41,24 @@ def cache(
 
     An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
     """
-    from subspacelab.checkpoints import resolve_reference
+    from subspacelab.checkpoints import open_checkpoint
     from subspacelab.core.devices import choose_device, is_main_process
-    from subspacelab.data.pictures import describe_skipped, skipped_files
     from subspacelab.data.references import resolve_pictures
-    from subspacelab.lowrank.cache import CachePlan, cache_features
-    from subspacelab.lowrank.display import print_cache
+    from subspacelab.lowrank.display import print_cache, print_skipped
+    from subspacelab.lowrank.extraction import CachePlan, cache_features
     from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
-    source = resolve_reference(model_id)
-    params = {"model_id": model_id, "revision": source.revision} | asdict(settings)
-    with open_run("lowrank", f"cache {source.name}", params=params, enabled=track) as tracker:
-        pictures = resolve_pictures(settings.images)
-        plan = CachePlan(pictures, settings.image_size, settings.limit, settings.batch_size)
-        device = choose_device(settings.device)
+    checkpoint, s = open_checkpoint(model_id), settings
+    params = {"model_id": model_id, "revision": checkpoint.source.revision} | asdict(s)
+    with open_run("lowrank", f"cache {checkpoint.source.name}", params=params, enabled=track) as tracker:
+        pictures, device = resolve_pictures(s.images), choose_device(s.device)
+        plan = CachePlan(pictures, s.image_size, s.limit, s.batch_size, decode_workers=s.decode_workers)
         log = tracker.log_metrics
-        meta = cache_features(source, plan, output_dir, device=device, log=log, progress=progress_bar)
+        cached = cache_features(checkpoint, plan, output_dir, device=device, log=log, progress=progress_bar)
     if is_main_process():
-        print_cache(meta)
-        skipped = skipped_files(plan.pictures)
-        if skipped:
-            typer.echo(f"not taken for pictures: {describe_skipped(skipped)}")
+        print_cache(cached)
+        print_skipped(pictures)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Source, resolve_reference
 from subspacelab.lowrank import cache
-from subspacelab.lowrank.cache import CachePlan, cache_features
+from subspacelab.lowrank.extraction import CachePlan, cache_features
 from subspacelab.lowrank.features import Features, shard_name
 from subspacelab.models.vision_tower import VisionTower
 
