@@ -102,6 +102,8 @@ class CompareLowrankConfig:
 
     raw_inputs: bool = False
     """Ablation: compare on raw features, whatever the networks were trained on."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps; mps means the CPU, for the SVD needs float64."""
 
 
 @settings
@@ -112,6 +114,8 @@ class VisualizeLowrankConfig:
     """Which of the test pictures, from 0."""
     channels: Count = 8
     """How many channels, from the first."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps; mps means the CPU, for the SVD needs float64."""
 
 
 STAGES = {

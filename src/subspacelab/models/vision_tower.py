@@ -73,7 +73,7 @@ def load_vision_tower(weights: Weights, device: torch.device, image_size: int | 
         for file, stored in checkpoint.read_many([f for f in checkpoint.names_in_file_order() if f in of_file]):
             require_finite(f"{checkpoint.source.reference}: {file}", stored)
             digests[of_file[file]] = tensor_digest(stored)
-            state[of_file[file]] = stored.to(device, compute, copy=True)
+            state[of_file[file]] = stored.to(compute, copy=True).to(device)  # mps takes no float64
         parts = [json.dumps(checkpoint.config.get("vision_config"), sort_keys=True)]
         parts += [f"{name} {digests[name]}" for name in sorted(expected)]
     module.load_state_dict(state, assign=True, strict=True)
