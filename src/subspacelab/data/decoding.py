@@ -85,9 +85,10 @@ class DecodedSquare:
 def decode_square(encoded: bytes, name: str, size: int) -> DecodedSquare:
     """`decode_rgb`, resized to `size` x `size` by LANCZOS."""
     image = decode_rgb(encoded, name)
-    square, kept = image.resize((size, size), Image.Resampling.LANCZOS), BytesIO()
-    square.save(kept, format="JPEG", quality=JPEG_QUALITY)
-    return DecodedSquare(image.width, image.height, square.tobytes(), kept.getvalue())
+    pixels, kept = image.resize((size, size), Image.Resampling.LANCZOS).tobytes(), BytesIO()
+    # From the pixels alone: a file's comments would be kept with it.
+    Image.frombytes("RGB", (size, size), pixels).save(kept, format="JPEG", quality=JPEG_QUALITY)
+    return DecodedSquare(image.width, image.height, pixels, kept.getvalue())
 
 
 READY = b"ready\n"

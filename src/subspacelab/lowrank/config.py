@@ -24,7 +24,7 @@ class CacheFeaturesConfig:
     """Only the first pictures; all by default."""
     batch_size: Count = 8
     """Pictures per pass of the tower."""
-    decode_workers: Natural | None = None
+    decode_workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes that decode pictures while the tower computes, 0 for none; by default one for each core to spare."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""

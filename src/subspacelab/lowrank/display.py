@@ -46,9 +46,12 @@ def describe_throughput(found: Throughput) -> str:
         return f"{found.pictures / max(seconds, 1e-9):.3g}"
 
     bound = "decode-bound" if found.is_decode_bound else "model-bound"
-    decoders = f"{found.decode_workers} processes" if found.decode_workers else "in this process"
+    decoders = "in this process"
+    if found.decode_workers:
+        decoders = f"{found.decode_workers} {'process' if found.decode_workers == 1 else 'processes'}"
     alone = f"the tower alone {rate(found.tower_seconds)}, decoding alone ({decoders}) {rate(found.decode_seconds)}"
-    return f"{rate(found.seconds)} pictures per second, {bound}: {alone}"
+    each = f" in each of {found.num_processes} processes" if found.num_processes > 1 else ""
+    return f"{rate(found.seconds)} pictures per second{each}, {bound}: {alone}"
 
 
 def print_training(result: TrainingResult, console: Console | None = None) -> None:

@@ -30,6 +30,7 @@ from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 T = TypeVar("T")
 
 SHARD_PICTURES = 64
+Readable = tuple[Picture, SquarePicture]
 UNREADABLE_SHARE = 0.01  # more than this is an error: it is the wrong path, or a broken data set
 
 
@@ -65,6 +66,8 @@ class Throughput:
     """What decoding alone would have taken, by all its processes."""
     decode_workers: int
     """How many these were; 0: it was done in between."""
+    num_processes: int = 1
+    """That share the work by shards, each with a throughput of its own."""
 
     @property
     def is_decode_bound(self) -> bool:
@@ -217,20 +220,17 @@ class _Extraction:
         writing: Future[None] | None = None
         with ThreadPoolExecutor(1) as writer:
             for shard in _one_ahead(self._missing(group, advance)):
-                readable, unreadable = _decoded(shard)
-                features = self._features(readable) if readable else None
+                made = self._compute(shard)
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(
-                    write_shard, self.folder, shard.number, shard.made_from, features, readable, unreadable
-                )
+                writing = writer.submit(write_shard, self.folder, shard.number, shard.made_from, *made)
                 count += len(shard.pictures)
                 advance(len(shard.pictures))
         if writing is None:
             return None
         writing.result()
         times = perf_counter() - begin, self.tower_seconds, self.pool.seconds
-        return Throughput(count, *times, self.pool.num_workers)
+        return Throughput(count, *times, self.pool.num_workers, group.count)
 
     def _missing(self, group: Processes, advance: Advance) -> Iterator[_Shard]:
         found = read_pictures(self.plan.pictures, limit=self.plan.limit)
@@ -245,27 +245,36 @@ class _Extraction:
                 advance(len(pictures))
             number += 1
 
-    def _features(self, readable: list[tuple[Picture, SquarePicture]]) -> Tensor:
-        """Those of a shard [n, tokens, dim]; ValueError names a picture whose features are no numbers."""
-        begin = perf_counter()
-        images = torch.stack([square.pixels for _, square in readable])
-        features = torch.cat([self.tower.features(batch) for batch in images.split(self.plan.batch_size)])
-        self.tower_seconds += perf_counter() - begin
-        if not torch.isfinite(features).all():
-            bad = next(p for (p, _), x in zip(readable, features, strict=True) if not torch.isfinite(x).all())
-            raise ValueError(f"{bad.dataset_id}: the vision tower gives NaN or Inf for this picture; leave it out")
-        return features
+    def _compute(self, shard: _Shard) -> tuple[Tensor | None, list[Readable], list[str]]:
+        """Features [n, tokens, dim] of the pictures that can be read, these, and the names of the others.
+
+        ValueError names a picture whose features are no numbers.
+        """
+        unreadable: list[str] = []
+        readable: list[Readable] = []
+        found: list[Tensor] = []
+        decoded = _decoded(shard, unreadable)
+        while batch := list(islice(decoded, self.plan.batch_size)):
+            begin = perf_counter()
+            found.append(self.tower.features(torch.stack([square.pixels for _, square in batch])))
+            self.tower_seconds += perf_counter() - begin
+            readable += batch
+            finite = torch.isfinite(found[-1]).flatten(1).all(1)
+            if not finite.all():
+                bad = batch[finite.tolist().index(False)][0].dataset_id
+                raise ValueError(f"{bad}: the vision tower gives NaN or Inf for this picture; leave it out")
+        return torch.cat(found) if found else None, readable, unreadable
 
 
-def _decoded(shard: _Shard) -> tuple[list[tuple[Picture, SquarePicture]], list[str]]:
-    """The pictures with their squares, and the names of those that cannot be read."""
-    readable, unreadable = [], []
+def _decoded(shard: _Shard, unreadable: list[str]) -> Iterator[Readable]:
+    """The pictures with their squares, as they are decoded; the names of those that cannot be go to `unreadable`."""
     for picture, square in zip(shard.pictures, shard.squares, strict=True):
         try:
-            readable.append((picture, square()))
+            decoded = square()
         except ValueError:
             unreadable.append(picture.dataset_id)
-    return readable, unreadable
+        else:
+            yield picture, decoded
 
 
 def _one_ahead(items: Iterator[T]) -> Iterator[T]:
