@@ -36,22 +36,13 @@ class DecodePool:
     """
 
     def __init__(self, num_workers: int) -> None:
-        """Starts them; where that is forbidden one line says so, and there are none."""
+        """They start with the first picture; where that is forbidden one line says so, and there are none."""
         self._stack = ExitStack()
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._spent: list[float] = []
         self.num_workers = num_workers
         """How many there are."""
-        try:
-            workers = [self._stack.enter_context(_Worker()) for _ in range(num_workers)]
-            for worker in workers:
-                worker.require_ready()
-                self._idle.put(worker)
-        except OSError as e:
-            self._stack.close()
-            self.num_workers = 0
-            print(f"note: no process can be started to decode pictures ({e}); decoding in this one", file=sys.stderr)
-        self._threads = ThreadPoolExecutor(max(1, self.num_workers))
+        self._threads: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> "DecodePool":
         return self
@@ -59,9 +50,10 @@ class DecodePool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._stack.close()  # what a thread still waits for ends with it
-        self._threads.shutdown()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._stack.close()  # what a thread still waits for ends with it
+            self._threads.shutdown()
 
     @property
     def seconds(self) -> float:
@@ -70,9 +62,24 @@ class DecodePool:
 
     def begin(self, picture: Picture, size: int) -> Callable[[], SquarePicture]:
         """Lets a process decode, in the order of the calls; the result waits for it, and raises as `square` does."""
-        if not self.num_workers:
+        if self._threads is None and self.num_workers:
+            self._start()
+        if self._threads is None:
             return cache(lambda: self._timed(lambda: square(picture, size)))
         return self._threads.submit(self._elsewhere, picture, size).result
+
+    def _start(self) -> None:
+        try:
+            workers = [self._stack.enter_context(_Worker()) for _ in range(self.num_workers)]
+            for worker in workers:
+                worker.require_ready()
+                self._idle.put(worker)
+        except OSError as e:
+            self._stack.close()
+            self.num_workers = 0
+            print(f"note: no process can be started to decode pictures ({e}); decoding in this one", file=sys.stderr)
+        else:
+            self._threads = ThreadPoolExecutor(self.num_workers)
 
     def _elsewhere(self, picture: Picture, size: int) -> SquarePicture:
         worker = self._idle.get()

@@ -45,8 +45,9 @@ def outcome(found: object) -> tuple[object, ...]:
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_a_pool_gives_what_square_gives_in_order(num_workers: int) -> None:
     with DecodePool(num_workers) as pool:
-        assert len(decoders()) == pool.num_workers == num_workers
+        assert not decoders()  # nothing to do yet
         begun = [pool.begin(picture, SIZE) for picture in pictures() * 2]
+        assert len(decoders()) == pool.num_workers == num_workers
         assert [outcome(one) for one in begun] == [outcome(lambda p=p: square(p, SIZE)) for p in pictures()] * 2
         assert torch.equal(begun[0]().pixels, square(pictures()[0], SIZE).pixels)  # as often as it is asked for
         assert pool.seconds > 0
@@ -65,8 +66,16 @@ def test_an_interruption_leaves_no_process() -> None:
 
 
 def test_the_processes_end_with_a_program_that_is_killed() -> None:
-    script = "import os, sys, time\nfrom subspacelab.data.decode_pool import DecodePool\nimport psutil\n"
-    script += "pool = DecodePool(2)\nprint(*[p.pid for p in psutil.Process().children()], flush=True)\ntime.sleep(60)"
+    script = """
+import time
+import psutil
+from subspacelab.data.decode_pool import DecodePool
+from subspacelab.data.pictures import Picture
+pool = DecodePool(2)
+pool.begin(Picture("a", b""), 28)
+print(*[p.pid for p in psutil.Process().children()], flush=True)
+time.sleep(60)
+"""
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout
         pids = [int(pid) for pid in program.stdout.readline().split()]
@@ -84,8 +93,8 @@ def test_where_no_process_may_start_the_pictures_are_decoded_here(
     for name, value in (("executable", ""), ("executable", None), ("executable", "/bin/false")):
         monkeypatch.setattr(decode_pool.sys, name, value)
         with DecodePool(2) as pool:
-            assert pool.num_workers == 0
             assert torch.equal(pool.begin(pictures()[0], SIZE)().pixels, square(pictures()[0], SIZE).pixels)
+            assert pool.num_workers == 0
         said = capsys.readouterr().err
         assert said.startswith("note: no process can be started to decode pictures (")
         assert said.count("\n") == 1
@@ -94,6 +103,7 @@ def test_where_no_process_may_start_the_pictures_are_decoded_here(
 
 def test_a_process_that_ends_over_a_picture_is_one_line_with_its_name() -> None:
     with DecodePool(1) as pool:
+        pool.begin(pictures()[0], SIZE)()
         os.kill(decoders()[0].pid, signal.SIGKILL)
         with pytest.raises(ChildProcessError, match=r"the process that decodes it has ended \(exit code -9\)") as e:
             pool.begin(Picture("a", random_png(0)), SIZE)()
