@@ -8,13 +8,13 @@ import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
 from pathlib import Path
 
-from subspacelab.checkpoints import resolve_reference
 from subspacelab.data.references import resolve_pictures
 from subspacelab.core.devices import choose_device
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.core.files import move_folder
-from subspacelab.lowrank.cache import CachePlan, cache_features
+from subspacelab.lowrank.extraction import CachePlan, cache_features
 from subspacelab.lowrank.config import CacheFeaturesConfig
+from subspacelab.lowrank.display import print_cache
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.terminal import progress_bar
 
@@ -24,10 +24,11 @@ OUT = Path("data/features")
 def main() -> None:
     with open_stage("cache_features", CacheFeaturesConfig, experiment="lowrank") as stage:
         s = stage.params
-        plan = CachePlan(resolve_pictures(s.images), s.image_size, s.limit, s.batch_size, name=s.images)
+        pictures = resolve_pictures(s.images)
+        plan = CachePlan(pictures, s.image_size, s.limit, s.batch_size, s.images, s.decode_workers)
         place = stage.work_dir / OUT.name
-        cache_features(
-            resolve_reference("pipeline:base"),
+        cached = cache_features(
+            "pipeline:base",
             plan,
             place,
             device=choose_device(s.device),
@@ -35,6 +36,7 @@ def main() -> None:
             progress=progress_bar,
         )
         move_folder(place, OUT)
+    print_cache(cached)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,15 @@ OUT = Path("reports/lowrank")
 
 def main() -> None:
     with open_stage("compare_lowrank", CompareLowrankConfig, experiment="lowrank") as stage:
-        raw = stage.params.raw_inputs
-        comparison = compare(Features(FEATURES), RESULTS, rank=stage.rank, raw_inputs=raw, progress=progress_bar)
+        s = stage.params
+        comparison = compare(
+            Features(FEATURES),
+            RESULTS,
+            rank=stage.rank,
+            raw_inputs=s.raw_inputs,
+            device=s.device,
+            progress=progress_bar,
+        )
         comparison.save(OUT, metrics="details.json")
         write_json(OUT / "metrics.json", comparison.headline)
         draw_comparison(OUT / COMPARISON, comparison)

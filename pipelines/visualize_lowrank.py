@@ -25,7 +25,14 @@ CURVE = Path("reports/lowrank/rank_curve.png")
 def main() -> None:
     with open_stage("visualize_lowrank", VisualizeLowrankConfig, experiment="lowrank") as stage:
         s = stage.params
-        views = visualize(Features(FEATURES), RESULTS, rank=stage.rank, image_idx=s.image_idx, channels=s.channels)
+        views = visualize(
+            Features(FEATURES),
+            RESULTS,
+            rank=stage.rank,
+            image_idx=s.image_idx,
+            channels=s.channels,
+            device=s.device,
+        )
         views.save(OUT)
         *maps, curve = draw_views(OUT, views)
         curve = curve.replace(CURVE)  # a file of its own, which `dvc plots` can show

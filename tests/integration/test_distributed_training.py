@@ -24,7 +24,18 @@ from subspacelab.core.files import read_json
 pytestmark = pytest.mark.slow
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-LAUNCHER += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+LAUNCHER += ["--num_machines", "1", "--main_process_port", "0"]
+OUTSIDE = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+downcast_bf16: 'yes'
+dynamo_config: {dynamo_backend: INDUCTOR}
+mixed_precision: fp16
+num_machines: 1
+num_processes: 2
+use_cpu: false
+"""
+"""What `accelerate config` may have left on a machine: none of it is for these commands."""
 COMMON = ["--no-track", "--device", "cpu"]
 # A budget that falls from step 3 to 12 of 15, so that the processes must agree on what to mask.
 ALLOCATOR = ["--use-rank-allocator", "--allocator-init-warmup", "2", "--allocator-final-warmup", "3"]
@@ -40,10 +51,16 @@ def in_one(arguments: list[str]) -> None:
 def in_two(*commands: list[str], cwd: Path) -> str:
     script = cwd / "commands.py"
     lines = [["lowrank", *arguments, *COMMON] for arguments in commands]
-    body = "from subspacelab.cli import main\nfor line in {!r}:\n    try:\n        main(line)\n"
+    outside = cwd / "hf" / "accelerate" / "default_config.yaml"
+    outside.parent.mkdir(parents=True)
+    outside.write_text(OUTSIDE)
+    body = "import os\nassert os.environ['ACCELERATE_MIXED_PRECISION'] == 'fp16'\n"
+    body += "assert os.environ['ACCELERATE_DYNAMO_BACKEND'] == 'INDUCTOR'\n"
+    body += "from subspacelab.cli import main\nfor line in {!r}:\n    try:\n        main(line)\n"
     script.write_text(f"{body.format(lines)}    except SystemExit as e:\n        assert not e.code\n")
     command = [*LAUNCHER, str(script)]
-    done = subprocess.run(command, cwd=cwd, env=dict(os.environ), capture_output=True, text=True, timeout=300)
+    env = os.environ | {"HF_HOME": str(cwd / "hf")}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,10 +98,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     with chdir(place / "one"), redirect_stdout(said):
         in_one(train)
         in_one(cache)
-    return Done(place, said.getvalue(), in_two(train, cache, cwd=place / "two"))
+    return Done(place, said.getvalue(), in_two(train, [*cache, "--decode-workers", "1"], cwd=place / "two"))
 
 
 def test_two_processes_train_what_one_trains(done: Done) -> None:
+    """Whatever `accelerate config` says of precision and compiling."""
     one, two = (read_json(done.place / name / "results" / "AdaLoRA" / "history.json") for name in ("one", "two"))
     assert len(one) == len(two) == 3
     assert two[-1]["live_rank"] == 2
@@ -100,3 +118,4 @@ def test_two_processes_cache_the_bytes_of_one(done: Done) -> None:
     one, two = (done.place / name / "cached" for name in ("one", "two"))
     assert sum(name.endswith(".safetensors") for name in names(one)) == 2
     assert contents(two) == contents(one)
+    assert "pictures per second in each of 2 processes, " in done.said_by_two

@@ -12,7 +12,7 @@ from subspacelab.checkpoints.hub import Listing, RemoteFile, cached_or_refused, 
 from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, located, read_weight_map
 from subspacelab.checkpoints.reader import Checkpoint, open_source, read_config
 from subspacelab.checkpoints.references import DEMO_ROOT, Repository, Source, locate_reference, resolve_reference
-from subspacelab.checkpoints.safetensors_file import RangedShard, RangeFile, read_header
+from subspacelab.checkpoints.safetensors_file import DiskFile, RangedShard, RangeFile, read_header
 from subspacelab.checkpoints.tensors import TensorInfo, dtype_code
 from subspacelab.core.errors import CheckpointError
 
@@ -161,9 +161,9 @@ def open_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Checkpoint
     """Opens whatever `resolve_reference` understands; headers are read at once, tensors when they are asked for.
 
     Nothing is mapped and nothing is read ahead: what is read of the weights is their headers and those tensors, from
-    the hub by range requests. Torch files (`.bin`) have no header: from the hub they are downloaded whole. What the
-    hub's cache holds whole is read from there if the hub is out of reach. ValueError, in one line, as from
-    `resolve_reference` and `open_source`.
+    the hub by range requests, but for shards that its cache holds. Torch files (`.bin`) have no header: from the hub
+    they are downloaded whole. What the cache holds whole is read from there if the hub is out of reach. ValueError, in
+    one line, as from `resolve_reference` and `open_source`.
     """
     place = locate_reference(reference, demo_root=demo_root)
     if isinstance(place, Source):
@@ -178,19 +178,22 @@ def open_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Checkpoint
 
 
 def _open_on_hub(place: Repository, listing: Listing) -> Checkpoint:
-    from huggingface_hub import hf_hub_url
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
     def find_file(name: str) -> Path | None:
         return fetch_file(place.repo, listing.commit, name) if name in listing.files else None
 
-    def remote(shard: str) -> RemoteFile:
+    def place_of(shard: str) -> RangeFile:
+        cached = try_to_load_from_cache(place.repo, shard, revision=listing.commit)
+        if isinstance(cached, str):  # whole: what is there need not be fetched again
+            return DiskFile(Path(cached))
         url = hf_hub_url(place.repo, shard, revision=listing.commit)
         return RemoteFile(url, f"{place.repo}@{listing.commit[:12]}: {shard}")
 
     index = find_file(INDEX_NAME) if listing.weights == INDEX_NAME else None
     weight_map = read_weight_map(index) if index else None
     shards = sorted(set(weight_map.values())) if weight_map else [listing.weights]
-    files = {shard: remote(shard) for shard in shards}
+    files = {shard: place_of(shard) for shard in shards}
     ranged = RangedFiles(files, find_file, weight_map)
     config = find_file(CONFIG_NAME)
     folder = config.parent if config else Path(place.repo)

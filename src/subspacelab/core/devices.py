@@ -38,6 +38,11 @@ def float64_place(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def free_device_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 for a device whose memory is the system's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 def solve(solver: Callable[..., T], *matrices: Tensor) -> T:
     """`solver` of float64 on the matrices where they lie; on the CPU for mps, and for a GPU that has no room for it.
 

@@ -1,12 +1,20 @@
-"""Encoded pictures to upright RGB, as transformers' loader and the Qwen processor make it."""
+"""Encoded pictures to upright RGB, as transformers' loader and the Qwen processor make it.
 
+Run as a program, it decodes what `DecodePool` asks for; so that this starts fast, nothing of torch is imported.
+"""
+
+import json
+import os
+import signal
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,6 +28,8 @@ WHITE = {12: 4095, 16: 65535, 32: 65535}
 """Bits of whole numbers to the brightest; 32 bits mostly hold 16."""
 LIGHT = 16
 """Floats beyond 1 up to this are amounts of light, not of 255."""
+JPEG_QUALITY = 90
+"""Of the pictures kept for looking at."""
 _DAMAGE = (
     *(OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -56,6 +66,53 @@ def decode_rgb(encoded: bytes, name: str) -> Image.Image:
     except _DAMAGE as e:
         reason = "of no known format" if isinstance(e, UnidentifiedImageError) else " ".join(str(e).split())
         raise ValueError(f"{name}: not a picture that can be read ({reason}); restore it or leave it out") from e
+
+
+@dataclass(frozen=True)
+class DecodedSquare:
+    """A picture as a square of RGB."""
+
+    width: int
+    """Of the upright picture, before it was resized."""
+    height: int
+    """Of the same."""
+    pixels: bytes
+    """uint8 [size, size, 3], row by row."""
+    jpeg: bytes
+    """The square once more, small, for looking at."""
+
+
+def decode_square(encoded: bytes, name: str, size: int) -> DecodedSquare:
+    """`decode_rgb`, resized to `size` x `size` by LANCZOS."""
+    image = decode_rgb(encoded, name)
+    pixels, kept = image.resize((size, size), Image.Resampling.LANCZOS).tobytes(), BytesIO()
+    # From the pixels alone: a file's comments would be kept with it.
+    Image.frombytes("RGB", (size, size), pixels).save(kept, format="JPEG", quality=JPEG_QUALITY)
+    return DecodedSquare(image.width, image.height, pixels, kept.getvalue())
+
+
+READY = b"ready\n"
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Says READY, then answers one request after another, until there are no more.
+
+    A request: a line of JSON {name, size, bytes} and so many bytes of an encoded picture. A reply: a line {width,
+    height, pixels, jpeg} and so many bytes of pixels and of JPEG, or a line {error}.
+    """
+    replies.write(READY)
+    replies.flush()
+    while line := requests.readline():
+        asked = json.loads(line)
+        try:
+            found = decode_square(requests.read(asked["bytes"]), asked["name"], asked["size"])
+        except ValueError as e:
+            replies.write(json.dumps({"error": str(e)}).encode() + b"\n")
+        else:
+            sizes = {"pixels": len(found.pixels), "jpeg": len(found.jpeg)}
+            head = json.dumps({"width": found.width, "height": found.height, **sizes}).encode()
+            replies.writelines((head, b"\n", found.pixels, found.jpeg))
+        replies.flush()
 
 
 def has_known_format(encoded: bytes) -> bool:
@@ -104,3 +161,10 @@ def _on_white(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends without a word when nobody reads any more
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no reply
+    serve(sys.stdin.buffer, answers)

@@ -9,15 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
 from subspacelab.core.files import real_path
-from subspacelab.data.decoding import decode_rgb, has_known_format, picture_suffixes
+from subspacelab.data.decoding import DecodedSquare, decode_square, has_known_format, picture_suffixes
 from subspacelab.data.grounding import count_grounding, read_grounding
 
 Box = tuple[float, float, float, float]
@@ -48,20 +46,23 @@ class SquarePicture:
     """RGB."""
     bbox: Box | None
     """The box in these pixels."""
+    jpeg: bytes
+    """The same, compressed, for looking at."""
 
 
 def square(picture: Picture, size: int) -> SquarePicture:
-    """Decodes to RGB and resizes to `size` x `size` by LANCZOS; bytes that are no picture are a ValueError.
+    """Decodes to RGB and resizes to `size` x `size` by LANCZOS; bytes that are no picture are a ValueError."""
+    return squared(decode_square(picture.image_bytes, picture.dataset_id, size), picture.bbox, size)
 
-    A box counts in the pixels of the upright picture, as people see it.
-    """
-    image = decode_rgb(picture.image_bytes, picture.dataset_id)
-    x_scale, y_scale = size / image.width, size / image.height
-    pixels = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.LANCZOS)))
-    if picture.bbox is None:
-        return SquarePicture(pixels, None)
-    x, y, width, height = picture.bbox
-    return SquarePicture(pixels, (x * x_scale, y * y_scale, width * x_scale, height * y_scale))
+
+def squared(found: DecodedSquare, bbox: Box | None, size: int) -> SquarePicture:
+    """A decoded picture with its box, which counts in the pixels of the upright picture, as people see it."""
+    pixels = torch.frombuffer(bytearray(found.pixels), dtype=torch.uint8).view(size, size, 3)
+    if bbox is None:
+        return SquarePicture(pixels, None, found.jpeg)
+    x_scale, y_scale = size / found.width, size / found.height
+    x, y, width, height = bbox
+    return SquarePicture(pixels, (x * x_scale, y * y_scale, width * x_scale, height * y_scale), found.jpeg)
 
 
 def looks_like_a_picture(picture: Picture) -> bool:

@@ -1,7 +1,7 @@
 from .architectures import LowRankNet
-from .cache import extract
 from .comparison import Comparison, compare
 from .config import AllocatorConfig, TrainLowrankConfig
+from .extraction import extract
 from .features import Features
 from .state import LowRankModel
 from .training import train

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.linalg.subspaces import random_orthonormal
 from subspacelab.linalg.token_svd import project, sketch_basis, token_svd
 from subspacelab.lowrank.architectures import LowRankNet, build_model, canonical_arch
@@ -38,19 +39,24 @@ class Evaluation:
     """The test pictures."""
     normalisation: Normalisation
     """Of the features that all methods approximate."""
+    device: torch.device
+    """Where they do it."""
 
 
 Models = Path | str | LowRankModel | Sequence[LowRankModel]
 """Trained networks: the results folder that holds one for each architecture, a network, or several."""
 
 
-def open_evaluation(features: Features, models: Models, archs: Sequence[str], rank: int | None) -> Evaluation:
+def open_evaluation(
+    features: Features, models: Models, archs: Sequence[str], rank: int | None, device: str
+) -> Evaluation:
     """The models that may be compared and the test pictures of their seed, normalised as the models were trained.
 
-    Without `rank` it is that of the first model. Raises ValueError when a model is of another rank, of other features,
-    or was trained with another seed or normalisation than the others: then there is no common test picture or no
-    common measure.
+    Without `rank` it is that of the first model. `device` mps means the CPU: the SVD needs float64. Raises ValueError
+    when a model is of another rank, of other features, or was trained with another seed or normalisation than the
+    others: then there is no common test picture or no common measure.
     """
+    place = float64_place(choose_device(device))
     features.require_whole()
     archs = [archs] if isinstance(archs, str) else archs
     models = [models] if isinstance(models, LowRankModel) else models
@@ -58,8 +64,14 @@ def open_evaluation(features: Features, models: Models, archs: Sequence[str], ra
     first = next(iter(named.values()))
     rank = rank or first.network.spec.rank
     require_comparable(features, named, rank)
-    by_arch = {model.network.spec.arch: model for model in named.values()}
-    return Evaluation(by_arch, rank, first.seed, features.split(first.seed)["test"], first.network.spec.normalisation)
+    by_arch = {model.network.spec.arch: _placed(model, place) for model in named.values()}
+    rows, normalisation = features.split(first.seed)["test"], first.network.spec.normalisation
+    return Evaluation(by_arch, rank, first.seed, rows, normalisation, place)
+
+
+def _placed(model: LowRankModel, device: torch.device) -> LowRankModel:
+    """The model on a device; one that the caller goes on with stays where it is."""
+    return model if device.type == "cpu" else replace(model, network=deepcopy(model.network).to(device))
 
 
 def read_models(results_dir: Path, archs: Sequence[str]) -> dict[str, LowRankModel]:
@@ -120,7 +132,7 @@ def num_power_steps(models: Mapping[str, LowRankModel]) -> int:
 
 
 def approximations(
-    models: Mapping[str, LowRankModel], basis: Float[Tensor, "dim dim"], rank: int, seed: int
+    models: Mapping[str, LowRankModel], basis: Float[Tensor, "dim k"], rank: int, seed: int
 ) -> dict[str, Approximate]:
     """Method to approximation of normalised features at `rank`: SVD in float64, the models, and four controls.
 
@@ -151,20 +163,28 @@ def random_basis(dim: int, rank: int, seed: int) -> Float[Tensor, "dim rank"]:
     return random_orthonormal(dim, rank, torch.Generator().manual_seed(seed))
 
 
-def train_basis(features: Features, seed: int, normalisation: Normalisation) -> Float[Tensor, "dim dim"]:
-    """PCA basis of the training pictures, strongest direction first."""
-    rows = features.split(seed)["train"]
-    return feature_statistics(features, rows, normalisation.kind).basis
+def train_basis(features: Features, evaluation: Evaluation) -> Float[Tensor, "dim k"]:
+    """PCA basis of the training pictures, strongest direction first, k at least the full rank.
+
+    It is that of the first network: a training begins with a pass over all of them, and keeps what it finds. Only
+    where none has it, or in another normalisation than theirs, they are read again.
+    """
+    for trained in evaluation.models.values():
+        if trained.basis is not None and trained.network.spec.normalisation == evaluation.normalisation:
+            return trained.basis.to(evaluation.device)
+    rows = features.split(evaluation.seed)["train"]
+    kind, device = evaluation.normalisation.kind, evaluation.device
+    return feature_statistics(features, rows, kind, device).basis.to(device)
 
 
-def untrained(trained: LowRankModel, basis: Float[Tensor, "dim dim"]) -> LowRankNet:
+def untrained(trained: LowRankModel, basis: Float[Tensor, "dim k"]) -> LowRankNet:
     """The network as it was before its first training step: what training is measured against.
 
     `basis` is that of `train_basis` in the network's own normalisation; a network that started at random draws again.
     """
     spec = trained.network.spec
     start = basis[:, : spec.rank].float() if spec.shortcut else None
-    return build_model(spec, seed=trained.seed, basis=start).eval()
+    return build_model(spec, seed=trained.seed, basis=start).to(basis.device).eval()
 
 
 def flops_per_picture(models: Mapping[str, LowRankModel], rank: int, tokens: int, dim: int) -> dict[str, int]:

@@ -1,178 +1,45 @@
-"""Vision features of many pictures, written shard by shard, continued where it was stopped."""
+"""The folder of a feature cache: whose it is, shards that are whole, and how a new cache takes an old one's place."""
 
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
-import torch
-from PIL import Image
 from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
-from subspacelab.checkpoints import Source, Weights, source_of, write_tensors
-from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
-from subspacelab.core.devices import choose_device, processes
+from subspacelab.checkpoints import write_tensors
 from subspacelab.core.files import (
     holds,
     read_json,
     remove_folder,
     remove_partials,
-    seen_from,
     sha256_file,
-    through_links,
     write_beside,
     write_if_changed,
     write_json,
 )
-from subspacelab.core.ownership import lock_of, require_apart, require_own_entries, require_same_job, sole_writer
-from subspacelab.data.pictures import (
-    Picture,
-    SquarePicture,
-    count_pictures,
-    looks_like_a_picture,
-    read_pictures,
-    square,
-)
-from subspacelab.data.references import resolve_pictures
+from subspacelab.core.ownership import lock_of, require_own_entries, require_same_job, sole_writer
+from subspacelab.data.pictures import Picture, SquarePicture
 from subspacelab.lowrank.features import (
     INDEX,
     JOB,
     META,
     TENSOR,
     FeatureMeta,
-    Features,
     pictures_name,
     read_header,
     shard_name,
 )
-from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 
-SHARD_PICTURES = 64
-UNREADABLE_SHARE = 0.01  # more than this is an error: it is the wrong path, or a broken data set
-JPEG_QUALITY = 90  # of the pictures kept for looking at
 PENDING = "pending"  # shards that are made, until all are: an earlier cache stays whole meanwhile
 _OWN = re.compile(rf"{JOB}|{PENDING}|{META}|{INDEX}|features-\d{{5,}}\.(json|safetensors)|pictures-\d{{5,}}\.parquet")
 
 
-@dataclass(frozen=True)
-class CachePlan:
-    """What is cached and how."""
-
-    pictures: Path
-    """A parquet file or folder, a .jsonl, or a folder of pictures."""
-    image_size: int = 448
-    """Pixels per side; a multiple of 28."""
-    limit: int | None = None
-    """Only the first pictures."""
-    batch_size: int = 8
-    """Pictures per pass of the tower."""
-    name: str | None = None
-    """Of the pictures, by which a cache of others is told from one of these; their path from the cache if left out."""
-
-
-def extract(
-    checkpoint: Weights,
-    pictures: Path | str,
-    *,
-    image_size: int = 448,
-    limit: int | None = None,
-    batch_size: int = 8,
-    output_dir: Path | str | None = None,
-    device: str = "auto",
-    progress: Progress = no_progress,
-) -> Features:
-    """The merged vision tokens of every picture, X [tokens, dim] each; the language model is never read.
-
-    `checkpoint`: a Qwen2.5-VL by reference, path or opened. `pictures`: a parquet file or folder, a .jsonl, a folder
-    of pictures, or a data set of the hub. `image_size`: pixels per side, 448 gives 256 tokens. With `output_dir` the
-    cache is kept there, and one that was cut short goes on; without, it goes with the object.
-
-    Raises CheckpointError or ValueError in one line, as `cache_features` does.
-
-        x = extract("Qwen/Qwen2.5-VL-3B-Instruct", "pictures", output_dir="features")
-        x.shape, x[0]
-    """
-    plan = CachePlan(resolve_pictures(str(pictures)), image_size, limit, batch_size)
-    temporary = None if output_dir is not None else TemporaryDirectory(prefix="subspacelab-")
-    folder = Path(output_dir if temporary is None else temporary.name)  # type: ignore[arg-type]
-    cache_features(source_of(checkpoint), plan, folder, device=choose_device(device), progress=progress)
-    return Features(folder, kept_by=temporary)
-
-
-class _Entry(BaseModel, extra="forbid"):
-    dataset_id: str
-    sha256: str
-
-
-class _Record(BaseModel, extra="forbid"):
-    """What a shard holds; written last, so that with it the shard is complete."""
-
-    made_from: str
-    """Digest of the weights, the size and the pictures."""
-    entries: list[_Entry]
-    """The pictures in it, row by row."""
-    unreadable: list[str]
-    """Those that were left out."""
-    digests: dict[str, str]
-    """Its files' SHA-256; no files if no picture could be read."""
-
-
-def cache_features(
-    source: Source,
-    plan: CachePlan,
-    output_dir: Path,
-    *,
-    device: torch.device,
-    log: Log = no_log,
-    progress: Progress = no_progress,
-) -> FeatureMeta:
-    """Writes the merged tokens of every picture to shards, with the pictures beside them, index.parquet and meta.json.
-
-    Whole shards of the same pictures are kept. An earlier cache of the same checkpoint, pictures and settings is
-    replaced when all is made; a folder that holds anything else is a ValueError. Started by `accelerate launch`, the
-    processes share the shards. A picture that cannot be read is left out and reported; more than 1 % of them is a
-    ValueError, as is an image size that is no multiple of 28.
-    """
-    if plan.image_size < 28 or plan.image_size % 28:
-        raise ValueError(f"image_size: {plan.image_size} is not a multiple of 28; 448 gives 256 tokens")
-    if plan.batch_size < 1:
-        raise ValueError(f"batch_size: {plan.batch_size} must be at least 1")
-    require_apart(output_dir, [plan.pictures, source.folder])
-    group = processes(cpu=device.type == "cpu")
-    total = count_pictures(plan.pictures, limit=plan.limit)
-    _require_pictures(plan, total)
-    tower = load_vision_tower(source, device, plan.image_size)
-    output_dir = through_links(output_dir)
-    # The lock lies within: a volume may be mounted where nothing can lie beside it.
-    with sole_writer(output_dir / JOB) if group.is_main else nullcontext():
-        if group.is_main:
-            job = _claim(output_dir, _job_of(source, plan, tower, output_dir))
-        group.wait()
-        identity = f"{tower.digest} {plan.image_size}"
-        with progress("vision features", total, "pictures") as advance:
-            for number, pictures in enumerate(_shards(plan)):
-                if number % group.count == group.rank:
-                    _cache_shard(output_dir, number, pictures, tower, plan, identity)
-                advance(len(pictures))
-        group.wait()
-        if group.is_main:
-            _finish(output_dir, -(-total // SHARD_PICTURES), job, plan)
-        group.wait()
-    meta = FeatureMeta(**read_json(output_dir / META))
-    if group.is_main:
-        log({"pictures": meta.count, "unreadable": len(meta.unreadable), "tokens": meta.tokens, "dim": meta.dim}, 0)
-    return meta
-
-
-class _Job(BaseModel, extra="forbid"):
+class CacheJob(BaseModel, extra="forbid"):
     """What a cache is made of."""
 
     model: str
@@ -184,23 +51,39 @@ class _Job(BaseModel, extra="forbid"):
     limit: int | None
 
 
-def _job_of(source: Source, plan: CachePlan, tower: VisionTower, folder: Path) -> _Job:
-    return _Job(
-        model=_model_name(source),
-        revision=source.revision,
-        weights=tower.digest,
-        pictures=plan.name or seen_from(folder, plan.pictures),
-        image_size=plan.image_size,
-        limit=plan.limit,
-    )
+class ShardEntry(BaseModel, extra="forbid"):
+    """A picture in a shard."""
+
+    dataset_id: str
+    sha256: str
 
 
-def _model_name(source: Source) -> str:
-    return source.name if Path(source.reference).is_absolute() else source.reference
+class ShardRecord(BaseModel, extra="forbid"):
+    """What a shard holds; written last, so that with it the shard is complete."""
+
+    made_from: str
+    """Digest of the weights, the size and the pictures."""
+    entries: list[ShardEntry]
+    """The pictures in it, row by row."""
+    unreadable: list[str]
+    """Those that were left out."""
+    digests: dict[str, str]
+    """Its files' SHA-256; no files if no picture could be read."""
 
 
-def _claim(folder: Path, job: _Job) -> _Job:
-    """Makes `folder` that of `job`, and returns it; a ValueError, before anything changes, if it is another's."""
+@contextmanager
+def sole_cache_writer(folder: Path, job: CacheJob, *, is_main: bool) -> Iterator[CacheJob]:
+    """Makes `folder` that of `job` and keeps other commands off it; in other than the main process nothing is done.
+
+    Yields the job under the name that the folder has for it. A ValueError, before anything changes, for a folder of
+    another job, and for one that others are writing to.
+    """
+    # The lock lies within: a volume may be mounted where nothing can lie beside it.
+    with sole_writer(folder / JOB) if is_main else nullcontext():
+        yield _claim(folder, job) if is_main else job
+
+
+def _claim(folder: Path, job: CacheJob) -> CacheJob:
     own = [lock_of(folder / JOB).name]
     if (folder / JOB).is_file():
         found = _read_job(folder / JOB)
@@ -220,7 +103,7 @@ def _claim(folder: Path, job: _Job) -> _Job:
     return job
 
 
-def _first_name(folder: Path, found: _Job) -> str | None:
+def _first_name(folder: Path, found: CacheJob) -> str | None:
     """What a cache calls its checkpoint: it keeps this name, on which trainings rely. None if it gives it two."""
     try:
         named = FeatureMeta(**read_json(folder / META)).model
@@ -235,31 +118,11 @@ def _own_names(folder: Path) -> list[str]:
     return [path.name for path in found if _OWN.fullmatch(path.name) and not path.is_symlink()]
 
 
-def _read_job(path: Path) -> _Job:
+def _read_job(path: Path) -> CacheJob:
     try:
-        return _Job.model_validate(read_json(path), strict=True)
+        return CacheJob.model_validate(read_json(path), strict=True)
     except ValidationError as e:
         raise ValueError(f"{path}: not the job of a feature cache; give another folder, or remove this one") from e
-
-
-def _require_pictures(plan: CachePlan, total: int) -> None:
-    """ValueError for a bad row or too many that are no pictures: found before an earlier cache is touched."""
-    found = read_pictures(plan.pictures, limit=plan.limit)
-    _require_few(plan, [picture.dataset_id for picture in found if not looks_like_a_picture(picture)], total)
-
-
-def _require_few(plan: CachePlan, unreadable: list[str], total: int) -> None:
-    if len(unreadable) > UNREADABLE_SHARE * total:
-        raise ValueError(
-            f"{plan.pictures}: {len(unreadable)} of {total} pictures cannot be read (first: {unreadable[0]});"
-            " more than 1 % is an error: restore them or drop their rows"
-        )
-
-
-def _shards(plan: CachePlan) -> Iterator[list[Picture]]:
-    found = read_pictures(plan.pictures, limit=plan.limit)
-    while pictures := list(islice(found, SHARD_PICTURES)):
-        yield pictures
 
 
 def _record_path(folder: Path, number: int) -> Path:
@@ -271,32 +134,37 @@ def _shard_files(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / shard, folder / pictures_name(shard)
 
 
-def _cache_shard(
-    folder: Path, number: int, pictures: list[Picture], tower: VisionTower, plan: CachePlan, identity: str
+def is_made(folder: Path, number: int, made_from: str) -> bool:
+    """Whether a shard of the same is whole, in its place or among the pending ones."""
+    if _is_complete(folder, number, made_from):
+        _record_path(folder / PENDING, number).unlink(missing_ok=True)
+        return True
+    return _is_complete(folder / PENDING, number, made_from)
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    made_from: str,
+    features: Tensor | None,
+    readable: Sequence[tuple[Picture, SquarePicture]],
+    unreadable: list[str],
 ) -> None:
-    described = [[p.dataset_id, p.digest, p.bbox] for p in pictures]
-    wanted = hashlib.sha256(json.dumps([identity, described]).encode()).hexdigest()
+    """Writes a shard [n, tokens, dim], its pictures and its record to the pending ones; `features` is None for n = 0.
+
+    The pictures themselves, small, with their boxes: `visualize` needs no more than the cache.
+    """
     pending = _record_path(folder / PENDING, number)
-    if _is_complete(folder, number, wanted):
-        pending.unlink(missing_ok=True)
-        return
-    if _is_complete(folder / PENDING, number, wanted):
-        return
     features_file, pictures_file = files = _shard_files(folder / PENDING, number)
     for file in (pending, *files):
         file.unlink(missing_ok=True)
-    squares, unreadable = _decoded(pictures, plan.image_size)
-    entries = [_Entry(dataset_id=picture.dataset_id, sha256=picture.digest) for picture, _ in squares]
-    if squares:
-        images = torch.stack([s.pixels for _, s in squares])
-        features = torch.cat([tower.features(batch) for batch in images.split(plan.batch_size)])
-        if not torch.isfinite(features).all():
-            bad = next(p for (p, _), x in zip(squares, features, strict=True) if not torch.isfinite(x).all())
-            raise ValueError(f"{bad.dataset_id}: the vision tower gives NaN or Inf for this picture; leave it out")
+    if features is not None:
         write_tensors(features_file, {TENSOR: features})
-        _write_pictures(pictures_file, [s for _, s in squares])
-    digests = {file.name: sha256_file(file) for file in files if squares}
-    record = _Record(made_from=wanted, entries=entries, unreadable=unreadable, digests=digests)
+        rows = [{"image": s.jpeg, "bbox": None if s.bbox is None else list(s.bbox)} for _, s in readable]
+        write_if_changed(pictures_file, _as_parquet(pd.DataFrame(rows)))
+    digests = {file.name: sha256_file(file) for file in files if features is not None}
+    entries = [ShardEntry(dataset_id=picture.dataset_id, sha256=picture.digest) for picture, _ in readable]
+    record = ShardRecord(made_from=made_from, entries=entries, unreadable=unreadable, digests=digests)
     write_json(pending, record.model_dump())
 
 
@@ -314,41 +182,28 @@ def _is_complete(folder: Path, number: int, wanted: str) -> bool:
     )
 
 
-def _read_record(folder: Path, number: int) -> _Record:
-    return _Record.model_validate(read_json(_record_path(folder, number)), strict=True)
+def _read_record(folder: Path, number: int) -> ShardRecord:
+    return ShardRecord.model_validate(read_json(_record_path(folder, number)), strict=True)
 
 
-def _decoded(pictures: list[Picture], size: int) -> tuple[list[tuple[Picture, SquarePicture]], list[str]]:
-    squares, unreadable = [], []
-    for picture in pictures:
-        try:
-            squares.append((picture, square(picture, size)))
-        except ValueError:
-            unreadable.append(picture.dataset_id)
-    return squares, unreadable
+def read_records(folder: Path, num_shards: int) -> list[ShardRecord]:
+    """What the shards of a new cache hold, those in their places and the pending ones."""
+    pending = _pending(folder, num_shards)
+    return [_read_record(folder / PENDING if n in pending else folder, n) for n in range(num_shards)]
 
 
-def _write_pictures(path: Path, squares: list[SquarePicture]) -> None:
-    """The pictures themselves, small, with their boxes: `visualize` needs no more than the cache."""
-    rows = []
-    for one in squares:
-        buffer = BytesIO()
-        Image.fromarray(one.pixels.numpy()).save(buffer, format="JPEG", quality=JPEG_QUALITY)
-        rows.append({"image": buffer.getvalue(), "bbox": None if one.bbox is None else list(one.bbox)})
-    write_if_changed(path, _as_parquet(pd.DataFrame(rows)))
+def _pending(folder: Path, num_shards: int) -> list[int]:
+    return [number for number in range(num_shards) if _record_path(folder / PENDING, number).is_file()]
 
 
-def _finish(folder: Path, num_shards: int, job: _Job, plan: CachePlan) -> None:
+def finish_cache(folder: Path, records: Sequence[ShardRecord], job: CacheJob) -> None:
     """Puts the new shards in their places, joins all to the index, and writes meta.json last: then it is complete."""
-    pending = [number for number in range(num_shards) if _record_path(folder / PENDING, number).is_file()]
-    records = [_read_record(folder / PENDING if n in pending else folder, n) for n in range(num_shards)]
-    unreadable = [name for record in records for name in record.unreadable]
+    pending = _pending(folder, len(records))
     rows = [
         {"dataset_id": entry.dataset_id, "sha256": entry.sha256, "shard": shard_name(number), "offset": offset}
         for number, record in enumerate(records)
         for offset, entry in enumerate(record.entries)
     ]
-    _require_few(plan, unreadable, len(rows) + len(unreadable))
     table = pd.DataFrame(rows)
     table.insert(0, "row", range(len(table)))
     index = _as_parquet(table)
@@ -356,11 +211,12 @@ def _finish(folder: Path, num_shards: int, job: _Job, plan: CachePlan) -> None:
         (folder / META).unlink(missing_ok=True)
     for number in pending:
         _take_over(folder, number)
-    _remove_leftovers(folder, num_shards)
+    _remove_leftovers(folder, len(records))
     write_if_changed(folder / INDEX, index)
     first = read_header(folder / table["shard"][0]).info
     _, tokens, dim = first.shape
-    meta = FeatureMeta(job.model, job.revision, plan.image_size, tokens, dim, first.dtype, len(table), unreadable)  # type: ignore[arg-type]
+    unreadable = [name for record in records for name in record.unreadable]
+    meta = FeatureMeta(job.model, job.revision, job.image_size, tokens, dim, first.dtype, len(table), unreadable)  # type: ignore[arg-type]
     write_json(folder / META, meta.as_json())
 
 

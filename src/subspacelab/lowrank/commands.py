@@ -1,6 +1,7 @@
 """`subspacelab lowrank ...`: the commands of lowrank."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,28 +42,24 @@ def cache(
 
     An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
     """
-    from subspacelab.checkpoints import resolve_reference
+    from subspacelab.checkpoints import open_checkpoint
     from subspacelab.core.devices import choose_device, is_main_process
-    from subspacelab.data.pictures import describe_skipped, skipped_files
     from subspacelab.data.references import resolve_pictures
-    from subspacelab.lowrank.cache import CachePlan, cache_features
-    from subspacelab.lowrank.display import print_cache
+    from subspacelab.lowrank.display import print_cache, print_skipped
+    from subspacelab.lowrank.extraction import CachePlan, cache_features
     from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
-    source = resolve_reference(model_id)
-    params = {"model_id": model_id, "revision": source.revision} | asdict(settings)
-    with open_run("lowrank", f"cache {source.name}", params=params, enabled=track) as tracker:
-        pictures = resolve_pictures(settings.images)
-        plan = CachePlan(pictures, settings.image_size, settings.limit, settings.batch_size)
-        device = choose_device(settings.device)
+    checkpoint, s = open_checkpoint(model_id), settings
+    params = {"model_id": model_id, "revision": checkpoint.source.revision} | asdict(s)
+    with open_run("lowrank", f"cache {checkpoint.source.name}", params=params, enabled=track) as tracker:
+        pictures, device = resolve_pictures(s.images), choose_device(s.device)
+        plan = CachePlan(pictures, s.image_size, s.limit, s.batch_size, decode_workers=s.decode_workers)
         log = tracker.log_metrics
-        meta = cache_features(source, plan, output_dir, device=device, log=log, progress=progress_bar)
+        cached = cache_features(checkpoint, plan, output_dir, device=device, log=log, progress=progress_bar)
     if is_main_process():
-        print_cache(meta)
-        skipped = skipped_files(plan.pictures)
-        if skipped:
-            typer.echo(f"not taken for pictures: {describe_skipped(skipped)}")
+        print_cache(cached)
+        print_skipped(pictures)
 
 
 @app.command()
@@ -87,53 +84,31 @@ def train(
     Writes best_model, last, history and pictures to <results-dir>/<arch>, and log/logs_<timestamp>.
     Several processes: accelerate launch -m subspacelab lowrank train ...
     """
-    from subspacelab.core.devices import is_main_process
     from subspacelab.lowrank.architectures import canonical_arch
     from subspacelab.lowrank.display import print_training
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import open_run_log, record_training
     from subspacelab.lowrank.plots import draw_training
-    from subspacelab.lowrank.training import resume_training, validation_errors
-    from subspacelab.lowrank.training import train_into as run
+    from subspacelab.lowrank.training import resume_training, train_into, validation_errors
     from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
-    name = canonical_arch(arch)
-    cached = Features(features)
+    name, cached, s = canonical_arch(arch), Features(features), settings
     asked = {flag: value for flag, value in context.params.items() if is_given(context, flag)}
-    params = dict(asked) if resume else asdict(settings) | {"rank": rank, "seed": seed}
+    params = dict(asked) if resume else asdict(s) | {"rank": rank, "seed": seed}
     params |= {"arch": name, "features": features, "resume": resume}
-    with open_run("lowrank", f"{'resume' if resume else 'train'} {name}", params=params, enabled=track) as tracker:
-        with open_run_log(params, tracker.log_metrics) as (hand, log):
-            if resume:
-                result = resume_training(
-                    cached,
-                    results_dir,
-                    arch=name,
-                    epochs=settings.epochs,
-                    asked=asked,
-                    device=settings.device,
-                    compile=settings.compile,
-                    log=log,
-                    progress=progress_bar,
-                )
-            else:
-                result = run(
-                    cached,
-                    results_dir,
-                    arch=name,
-                    rank=rank,
-                    seed=seed,
-                    settings=settings,
-                    log=log,
-                    progress=progress_bar,
-                )
-            if hand is not None:
-                hand.summary(result)
-        if is_main_process():
+    with (
+        open_run("lowrank", f"{'resume' if resume else 'train'} {name}", params=params, enabled=track) as tracker,
+        open_run_log(params, tracker.log_metrics) as (hand, log),
+    ):
+        job = partial(resume_training, epochs=s.epochs, asked=asked, device=s.device, compile=s.compile)
+        job = job if resume else partial(train_into, rank=rank, seed=seed, settings=s)
+        result = job(cached, results_dir, arch=name, log=log, progress=progress_bar)
+        if hand is not None:
+            hand.summary(result)
             pictures = draw_training(result, validation_errors(result, cached))
             record_training(result, cached, pictures, tracker)
-    if is_main_process():
+    if hand is not None:
         print_training(result)
 
 
@@ -172,14 +147,14 @@ def compare(
     from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
-    where, raw_inputs = output_dir or results_dir / "comparison", settings.raw_inputs
-    params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "raw_inputs": raw_inputs}
-    job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=raw_inputs)
+    where, s = output_dir or results_dir / "comparison", settings
+    params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir} | asdict(s)
+    job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=s.raw_inputs)
     with open_run("lowrank", f"compare r{rank}", params=params, enabled=track) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
         with report_folder(where, "lowrank compare", job, (*TABLES, COMPARISON)) as folder:
-            result = run(cached, results_dir, archs=arch or (), rank=rank, raw_inputs=raw_inputs, progress=progress_bar)
+            result = run(cached, results_dir, archs=arch or (), rank=rank, progress=progress_bar, **asdict(s))
             result.save(folder)
             draw_comparison(folder / COMPARISON, result)
             track_comparison(result, folder, folder / COMPARISON, tracker)
@@ -208,16 +183,16 @@ def visualize(
     from subspacelab.lowrank.visualization import visualize as run
     from subspacelab.tracking import open_run
 
-    where, image_idx, channels = output_dir or results_dir / "pictures", settings.image_idx, settings.channels
+    where, s = output_dir or results_dir / "pictures", settings
     # Not the picture: those of several stand side by side.
-    job = _job(where, features, results_dir, arch, rank=rank, channels=channels)
-    params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir, "image_idx": image_idx}
+    job = _job(where, features, results_dir, arch, rank=rank, channels=s.channels)
+    params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir} | asdict(s)
     with open_run("lowrank", f"visualize r{rank}", params=params, enabled=track) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
-        names = view_names(image_idx)
+        names = view_names(s.image_idx)
         with report_folder(where, "lowrank visualize", job, (*names, "rank_curve.json")) as folder:
-            views = run(cached, results_dir, archs=arch or (), rank=rank, image_idx=image_idx, channels=channels)
+            views = run(cached, results_dir, archs=arch or (), rank=rank, **asdict(s))
             views.save(folder)
             track_views(views, draw_views(folder, views), tracker)
     for name in names:

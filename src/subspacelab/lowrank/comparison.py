@@ -121,6 +121,7 @@ def compare(
     archs: Sequence[str] = (),
     rank: int | None = None,
     raw_inputs: bool = False,
+    device: str = "auto",
     progress: Progress = no_progress,
 ) -> Comparison:
     """Measures SVD, networks and controls at `rank`, in the space the networks were trained in.
@@ -130,13 +131,13 @@ def compare(
     `raw_inputs` is an ablation: networks are given, and everything is compared on, raw features, whatever they were
     trained on.
     """
-    evaluation = open_evaluation(features, models, archs, rank)
+    evaluation = open_evaluation(features, models, archs, rank, device)
     rank = evaluation.rank
-    basis = train_basis(features, evaluation.seed, evaluation.normalisation)
+    basis = train_basis(features, evaluation)
     starts = {name: untrained(trained, basis) for name, trained in evaluation.models.items()}
     if raw_inputs:
         evaluation = replace(evaluation, normalisation=Normalisation())
-        basis = train_basis(features, evaluation.seed, evaluation.normalisation)
+        basis = train_basis(features, evaluation)
     images, milliseconds = _measure(features, evaluation, basis, starts, progress)
     meta = features.meta
     by_method = {name: images[images["method"] == name] for name in images["method"].unique()}
@@ -161,7 +162,7 @@ def compare(
 def _measure(
     features: Features,
     evaluation: Evaluation,
-    basis: Float[Tensor, "dim dim"],
+    basis: Float[Tensor, "dim k"],
     starts: dict[str, LowRankNet],
     progress: Progress,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -171,15 +172,15 @@ def _measure(
     found: list[pd.DataFrame] = []
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     with progress("compare", len(evaluation.rows), "pictures") as advance:
-        read = read_batches(features, batches, evaluation.normalisation, torch.device("cpu"))
+        read = read_batches(features, batches, evaluation.normalisation, evaluation.device)
         for batch, x in zip(batches, read, strict=True):
             best = similarity(x, methods[SVD](x))
             least = best.mse.where(1 - best.explained_variance > ROUNDING, torch.nan)
             ids = features.index["dataset_id"][batch].tolist()
             for name, approximate in methods.items():
-                begin = perf_counter()
+                begin = _now(x.device)
                 approximation = approximate(x)
-                seconds[name].append((perf_counter() - begin) / len(batch))
+                seconds[name].append((_now(x.device) - begin) / len(batch))
                 near = similarity(x, approximation)
                 start = similarity(x, starts[name](x)[2]).cosine if name in starts else torch.nan
                 values = asdict(near) | {
@@ -191,6 +192,13 @@ def _measure(
                 found.append(pd.DataFrame({"method": name, "dataset_id": ids, **table}))
             advance(len(batch))
     return pd.concat(found, ignore_index=True), {name: 1000 * median(each) for name, each in seconds.items()}
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
 
 
 def _summary(images: pd.DataFrame) -> dict[str, dict[str, float]]:

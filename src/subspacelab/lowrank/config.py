@@ -24,6 +24,8 @@ class CacheFeaturesConfig:
     """Only the first pictures; all by default."""
     batch_size: Count = 8
     """Pictures per pass of the tower."""
+    decode_workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Processes that decode pictures while the tower computes, 0 for none; by default one for each core to spare."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
@@ -100,6 +102,8 @@ class CompareLowrankConfig:
 
     raw_inputs: bool = False
     """Ablation: compare on raw features, whatever the networks were trained on."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps; mps means the CPU, for the SVD needs float64."""
 
 
 @settings
@@ -110,6 +114,8 @@ class VisualizeLowrankConfig:
     """Which of the test pictures, from 0."""
     channels: Count = 8
     """How many channels, from the first."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps; mps means the CPU, for the SVD needs float64."""
 
 
 STAGES = {

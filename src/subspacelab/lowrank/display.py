@@ -1,11 +1,14 @@
 """What the commands of lowrank tell the person at the terminal."""
 
+from pathlib import Path
+
 import torch
 from rich.console import Console
 
 from subspacelab.core.errors import printable
+from subspacelab.data.pictures import describe_skipped, skipped_files
 from subspacelab.lowrank.comparison import BATCH, CHANGE, Comparison
-from subspacelab.lowrank.features import FeatureMeta
+from subspacelab.lowrank.extraction import Cached, Throughput
 from subspacelab.lowrank.training import TrainingResult
 from subspacelab.plotting.terminal import print_table, show_number
 
@@ -13,9 +16,9 @@ CHANGED = {"best_epoch": "d", CHANGE: "+.1e", f"{CHANGE}_se": ".1e"}
 """What is shown of a training, and how."""
 
 
-def print_cache(meta: FeatureMeta, console: Console | None = None) -> None:
-    """Prints what is in a cache, and which pictures are not."""
-    console = console or Console()
+def print_cache(cached: Cached, console: Console | None = None) -> None:
+    """Prints what is in a cache, which pictures are not, and how fast it was made."""
+    console, meta = console or Console(), cached.meta
     shape = f"[{meta.tokens}, {meta.dim}] {meta.dtype}"
     print_table(
         "Vision features",
@@ -25,6 +28,30 @@ def print_cache(meta: FeatureMeta, console: Console | None = None) -> None:
     )
     for name in meta.unreadable:
         console.print(f"left out, cannot be read: {printable(name)}", markup=False)
+    if cached.throughput is not None:
+        console.print(describe_throughput(cached.throughput), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_skipped(pictures: Path, console: Console | None = None) -> None:
+    """Prints which files of a folder were not taken for pictures, if any."""
+    if skipped := skipped_files(pictures):
+        text = f"not taken for pictures: {describe_skipped(skipped)}"
+        (console or Console()).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_throughput(found: Throughput) -> str:
+    """Pictures per second, and whether decoding or the tower holds them up."""
+
+    def rate(seconds: float) -> str:
+        return f"{found.pictures / max(seconds, 1e-9):.3g}"
+
+    bound = "decode-bound" if found.is_decode_bound else "model-bound"
+    decoders = "in this process"
+    if found.decode_workers:
+        decoders = f"{found.decode_workers} {'process' if found.decode_workers == 1 else 'processes'}"
+    alone = f"the tower alone {rate(found.tower_seconds)}, decoding alone ({decoders}) {rate(found.decode_seconds)}"
+    each = f" in each of {found.num_processes} processes" if found.num_processes > 1 else ""
+    return f"{rate(found.seconds)} pictures per second{each}, {bound}: {alone}"
 
 
 def print_training(result: TrainingResult, console: Console | None = None) -> None:

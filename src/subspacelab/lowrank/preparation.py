@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from subspacelab.core.devices import float64_place, solve
+from subspacelab.core.devices import float64_place, free_device_memory, solve
 from subspacelab.linalg.moments import gram
-from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.features import DTYPES, Features
 
 Kind = Literal["rms", "layernorm", "none"]
 
@@ -96,6 +96,36 @@ def read_batches(
     read = _read_pinned if device.type == "cuda" else _read_in_place
     for x in read(features, batches):
         yield normalisation.apply(x.to(device, non_blocking=True))
+
+
+RESIDENT_SHARE = 0.25
+"""Of a GPU's free memory, that features may take to stay there."""
+
+
+class BatchReader:
+    """Normalised batches of some rows on a device, epoch by epoch: out of its memory where they fit, else read anew."""
+
+    def __init__(
+        self, features: Features, rows: Sequence[int], normalisation: Normalisation, device: torch.device
+    ) -> None:
+        """Copies the rows to a GPU, as they are stored, where they take at most RESIDENT_SHARE of its free memory."""
+        self._features, self._normalisation, self._device = features, normalisation, device
+        dtype, (_, tokens, dim) = DTYPES[features.meta.dtype], features.shape
+        self.is_resident = len(rows) * tokens * dim * dtype.itemsize <= RESIDENT_SHARE * free_device_memory(device)
+        """Whether they fit."""
+        if self.is_resident:
+            self._place = {row: place for place, row in enumerate(rows)}
+            self._kept = torch.empty(len(rows), tokens, dim, dtype=dtype, device=device)
+            for kept, batch in zip(self._kept.split(BATCH), batches_of(rows, BATCH), strict=True):
+                kept.copy_(features.read(batch))
+
+    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Float[Tensor, "batch tokens dim"]]:
+        """What `read_batches` gives."""
+        if not self.is_resident:
+            yield from read_batches(self._features, batches, self._normalisation, self._device)
+            return
+        for batch in batches:
+            yield self._normalisation.apply(self._kept[[self._place[row] for row in batch]].float())
 
 
 def _read_in_place(features: Features, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:

@@ -58,6 +58,12 @@ class SavedTraining:
     snapshot: Snapshot
     """Weights, optimizer state, and those of the rank allocator."""
 
+    @property
+    def basis(self) -> Tensor | None:
+        """PCA basis of the training pictures [dim, full rank] in float64; None in states of earlier versions."""
+        directions = self.snapshot.part("pca").get("directions")
+        return None if directions is None else directions.mT
+
 
 def write_training(
     path: Path,
@@ -66,10 +72,13 @@ def write_training(
     model: LowRankNet,
     optimizer: torch.optim.Optimizer,
     allocator: dict[str, Tensor],
+    basis: Tensor | None,
 ) -> None:
-    """Writes everything that the next epoch needs, in one file, whole or not at all."""
+    """Writes everything that the next epoch needs, and `SavedTraining.basis`, in one file, whole or not at all."""
     record = {"job": job, "progress": asdict(progress), "spec": asdict(model.spec)}
-    write_snapshot(path, record, model, optimizer, allocator=allocator)
+    # As rows, which is how `eigh` gives columns: products by what is read again are then the same to the last bit.
+    pca = {} if basis is None else {"directions": basis.mT.contiguous()}
+    write_snapshot(path, record, model, optimizer, allocator=allocator, pca=pca)
 
 
 def read_training(path: Path) -> SavedTraining:
@@ -122,6 +131,8 @@ class LowRankModel:
     """`Features.digest` of what it was trained on; None where its files do not tell."""
     val_mse: float = math.inf
     """Of the validation pictures."""
+    basis: Tensor | None = None
+    """PCA basis [dim, full rank] of its training pictures, normalised as for it; None where its files do not tell."""
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "*batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +184,8 @@ def load_model(folder: Path) -> LowRankModel:
             if not torch.equal(tensor, tensors[name]):
                 raise ValueError(f"{weights}: {name} is not what was trained; run the same `lowrank train` again")
     digest = best.job["features"] if best else training.features
-    return LowRankModel(model.eval(), training.epoch, training.seed, digest, training.val_mse)
+    basis = best.basis if best else None
+    return LowRankModel(model.eval(), training.epoch, training.seed, digest, training.val_mse, basis)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from subspacelab.lowrank.architectures.adalora import RankAllocator, make_schedu
 from subspacelab.lowrank.config import TrainLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import orthogonality_of_a, size_of_b
-from subspacelab.lowrank.preparation import batches_of, epoch_order, feature_statistics, read_batches
+from subspacelab.lowrank.preparation import BatchReader, batches_of, epoch_order, feature_statistics
 from subspacelab.lowrank.state import (
     BEST_STATE,
     LAST,
@@ -55,6 +55,7 @@ class Trainer:
         self.rows = features.split(self.seed)
         require_even_shares(settings.batch_size, len(self.rows["train"]), self.group.count)
         self.progress = TrainingProgress()
+        self.basis: Tensor | None = None
         model = build_model(saved.spec, seed=self.seed) if saved else self._fresh_model()
         self.model = model.to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -65,6 +66,8 @@ class Trainer:
         if saved:
             self._take(saved)
         self.forward = self._wrapped()
+        rows = [*self.rows["train"], *self.rows["validation"]]
+        self.reader = BatchReader(features, rows, self.model.spec.normalisation, self.device)
 
     def _fresh_model(self) -> LowRankNet:
         s, meta = self.settings, self.features.meta
@@ -80,7 +83,8 @@ class Trainer:
             power_steps=s.power_steps,
             normalisation=statistics.normalisation,
         )
-        basis = statistics.basis[:, : spec.rank].float() if s.start == "pca" else None
+        self.basis = statistics.basis[:, : meta.full_rank]
+        basis = self.basis[:, : spec.rank].float() if s.start == "pca" else None
         return build_model(spec, seed=self.seed, basis=basis)
 
     def _allocator(self) -> RankAllocator | None:
@@ -90,20 +94,22 @@ class Trainer:
         schedule = make_schedule(self.settings.allocator, rank=self.job["rank"], total_steps=total)
         return RankAllocator(schedule, self.model.net.triplet())
 
-    def _wrapped(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """The model as it is called: data-parallel in several processes, compiled on a GPU."""
+    def _wrapped(self) -> "Factorise":
+        """The model as it is called: data-parallel in several processes, compiled for batches of one size on a GPU."""
         model: nn.Module = self.model
         if self.group.count > 1:  # not by accelerate, whose own configuration could change precision and more
             model = nn.parallel.DistributedDataParallel(model)
         # QR, which Sketch lives on, does not compile.
         if self.device.type == "cuda" and self.settings.compile and self.job["arch"] != "Sketch":
-            return compiled_or_eager(model, self.device)
+            size = self.settings.batch_size // self.group.count
+            return filled_up(compiled_or_eager(model, self.device), size)
         return model
 
     def _take(self, saved: SavedTraining) -> None:
         saved.snapshot.restore(self.model, self.optimizer)
         self.progress = replace(saved.progress, history=list(saved.progress.history))
         self.scheduler.load_state_dict(saved.progress.scheduler)
+        self.basis = saved.basis
         if self.allocator is not None and (scores := saved.snapshot.part("allocator")):
             self.allocator.load(scores)
 
@@ -112,7 +118,7 @@ class Trainer:
         p = self.progress
         if self.group.is_main:
             self._mend()
-        num_batches = len(batches_of(self.rows["train"], self.settings.batch_size))
+        num_batches = num_steps(len(self.rows["train"]), self.settings.batch_size, self.group.count)
         with progress(f"train {self.job['arch']}", (p.until - p.epoch) * num_batches, "steps") as advance:
             while not p.finished:
                 epoch = p.epoch + 1
@@ -133,7 +139,7 @@ class Trainer:
         self.model.train()
         batches = batches_of(epoch_order(self.rows["train"], self.seed, epoch), self.settings.batch_size)
         mine = _share_of(batches, self.group)
-        inputs = read_batches(self.features, mine, self.model.spec.normalisation, self.device)
+        inputs = self.reader.read(mine)
         rate, first = self.optimizer.param_groups[0]["lr"], self.progress.steps
         steps = take_steps(
             self.optimizer,
@@ -189,7 +195,7 @@ class Trainer:
         self.model.eval()
         batches = batches_of(self.rows["validation"], self.settings.batch_size)
         squares = cosines = torch.zeros((), dtype=torch.float64, device=self.place)
-        for x in read_batches(self.features, batches, self.model.spec.normalisation, self.device):
+        for x in self.reader.read(batches):
             approximation = self.model(x)[2]
             square = (approximation - x).square().mean(dim=(1, 2))
             cosine = F.cosine_similarity(approximation.flatten(1), x.flatten(1))
@@ -234,7 +240,7 @@ class Trainer:
 
     def _write(self, name: str) -> None:
         allocator = self.allocator.state() if self.allocator else {}
-        write_training(self.folder / name, self.job, self.progress, self.model, self.optimizer, allocator)
+        write_training(self.folder / name, self.job, self.progress, self.model, self.optimizer, allocator, self.basis)
 
 
 def require_even_shares(batch_size: int, num_pictures: int, num_processes: int) -> None:
@@ -244,6 +250,30 @@ def require_even_shares(batch_size: int, num_pictures: int, num_processes: int) 
             f"batch_size: {batch_size} pictures of {num_pictures} for training do not divide by {num_processes}"
             f" processes; choose a multiple of {num_processes}, or fewer processes"
         )
+
+
+def num_steps(num_pictures: int, batch_size: int, num_processes: int) -> int:
+    """Steps of an epoch: one for each batch, but for a last one that is smaller than the number of processes."""
+    whole, rest = divmod(num_pictures, batch_size)
+    return whole + (rest >= num_processes if rest else 0)
+
+
+Factorise = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def filled_up(model: Factorise, size: int) -> Factorise:
+    """The model, called with batches of one size only: a smaller one is filled up, and what comes of that is left out.
+
+    A compiled model would be compiled once more for another size. Pictures do not see each other, so nothing changes.
+    """
+
+    def call(x: Tensor) -> tuple[Tensor, ...]:
+        if len(x) == size:
+            return model(x)
+        filled = torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
+        return tuple(found[: len(x)] for found in model(filled))
+
+    return call
 
 
 def _share_of(batches: list[list[int]], group: Processes) -> list[list[int]]:

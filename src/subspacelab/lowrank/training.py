@@ -37,7 +37,7 @@ from subspacelab.lowrank.state import (
     load_model,
     read_training,
 )
-from subspacelab.lowrank.trainer import Trainer
+from subspacelab.lowrank.trainer import Trainer, num_steps
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def train_into(
     if not -MAX_SEED < seed < MAX_SEED:
         raise ValueError(f"seed: {seed} is not between -2^40 and 2^40")
     folder = results_dir / arch
-    job = training_job(features, arch, rank, seed, settings)
-    with _sole_training(folder, features, settings.device):
+    with _sole_training(folder, features, settings.device) as group:
+        job = training_job(features, arch, rank, seed, settings, group.count)
         begun = _begun(folder)
         if begun is None:
             require_own_entries(folder, (), "a training that can be continued")
@@ -259,7 +259,9 @@ def _best_to_resume(folder: Path, arch: str, asked: Mapping[str, Any]) -> SavedT
     return best
 
 
-def training_job(features: Features, arch: str, rank: int, seed: int, settings: TrainLowrankConfig) -> dict[str, Any]:
+def training_job(
+    features: Features, arch: str, rank: int, seed: int, settings: TrainLowrankConfig, num_processes: int = 1
+) -> dict[str, Any]:
     """What a training is, as JSON; where it runs is left out, and how long it is stands apart."""
     content = json.loads(json.dumps(asdict(settings)))
     epochs = content.pop("epochs")
@@ -273,7 +275,7 @@ def training_job(features: Features, arch: str, rank: int, seed: int, settings: 
         "epochs": epochs,
         "resumed_from": None,
         # Of the first training: the allocator stays at its final budget when it is continued.
-        "allocator_steps": epochs * len(batches_of(rows, settings.batch_size)),
+        "allocator_steps": epochs * num_steps(len(rows), settings.batch_size, num_processes),
         "settings": content,
         "features": features.digest(),
     }

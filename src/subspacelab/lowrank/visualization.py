@@ -82,27 +82,28 @@ def visualize(
     rank: int | None = None,
     image_idx: int = 0,
     channels: int = 8,
+    device: str = "auto",
 ) -> Views:
     """One test picture's channels, |errors| and summed error by method, and the rank curve of all test pictures.
 
     `image_idx` counts the test pictures from 0. Raises ValueError for a picture or a number of channels there is not.
     """
-    evaluation = open_evaluation(features, models, archs, rank)
+    evaluation = open_evaluation(features, models, archs, rank, device)
     if not 0 <= image_idx < len(evaluation.rows):
         raise ValueError(f"image_idx: {image_idx}, there are test pictures 0 to {len(evaluation.rows) - 1}")
     if not 1 <= channels <= features.meta.dim:
         raise ValueError(f"channels: {channels}, the features have 1 to {features.meta.dim}")
-    basis = train_basis(features, evaluation.seed, evaluation.normalisation)
+    basis = train_basis(features, evaluation)
     row, side = evaluation.rows[image_idx], features.meta.side
-    x = evaluation.normalisation.apply(features.read([row]))
+    x = evaluation.normalisation.apply(features.read([row]).to(evaluation.device))
     methods = approximations(evaluation.models, basis, evaluation.rank, evaluation.seed)
     approximated = {name: approximate(x) for name, approximate in methods.items() if name not in CONTROLS}
 
     def maps(y: Tensor) -> np.ndarray:
-        return y[0, :, :channels].float().T.reshape(channels, side, side).numpy()
+        return y[0, :, :channels].float().T.reshape(channels, side, side).cpu().numpy()
 
     def summed(y: Tensor) -> np.ndarray:
-        return (y - x)[0].float().abs().sum(dim=1).reshape(side, side).numpy()
+        return (y - x)[0].float().abs().sum(dim=1).reshape(side, side).cpu().numpy()
 
     curves, points = _rank_curves(features, evaluation, basis)
     return Views(
@@ -119,14 +120,15 @@ def visualize(
 
 
 def _rank_curves(
-    features: Features, evaluation: Evaluation, basis: Float[Tensor, "dim dim"]
+    features: Features, evaluation: Evaluation, basis: Float[Tensor, "dim k"]
 ) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
     """Mean cosine over the test pictures: SVD and controls at every rank, networks at theirs."""
     ranks = [r for r in CURVE if r <= features.meta.full_rank] or [evaluation.rank]
     methods = {r: approximations(evaluation.models, basis, r, evaluation.seed) for r in ranks}
     sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, *CONTROLS)}
     points = dict.fromkeys(evaluation.models, 0.0)
-    for x in read_batches(features, batches_of(evaluation.rows, BATCH), evaluation.normalisation, torch.device("cpu")):
+    batches = batches_of(evaluation.rows, BATCH)
+    for x in read_batches(features, batches, evaluation.normalisation, evaluation.device):
         optimum = token_svd(x).cosines()
         for r in ranks:
             sums[SVD][r] += optimum[:, r - 1].sum().item()

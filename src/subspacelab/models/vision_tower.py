@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from subspacelab.checkpoints import Checkpoint, Source, canonical_name, config_errors, open_source, require_finite
+from subspacelab.checkpoints import (
+    Checkpoint,
+    Weights,
+    canonical_name,
+    config_errors,
+    open_checkpoint,
+    require_finite,
+    tensor_digest,
+)
+from subspacelab.checkpoints.safetensors_file import TORCH_DTYPES
 from subspacelab.core.files import read_json
 from subspacelab.data.pictures import FRAMES, MEAN, MERGE, PATCH, STD, patchify
 
@@ -43,36 +52,52 @@ class VisionTower:
         return pooled.view(len(images), -1, pooled.shape[-1]).to("cpu", self.storage_dtype)
 
 
-def load_vision_tower(source: Source, device: torch.device, image_size: int | None = None) -> VisionTower:
-    """Reads `visual.*` from the shards that hold it, in float32 on a CPU (bfloat16 is slower there), else as stored.
+def load_vision_tower(weights: Weights, device: torch.device, image_size: int | None = None) -> VisionTower:
+    """Reads `visual.*` and nothing else, each tensor once, in float32 on a CPU (bfloat16 is slower there), else as
+    stored. Of a reference on the hub these tensors are fetched by byte ranges.
 
     Raises ValueError for another family, a picture processor with other settings or none for `image_size`, missing
     weights, and weights that the tower has no place for.
     """
-    with open_source(source) as checkpoint:
-        if checkpoint.config.get("model_type") != "qwen2_5_vl":
-            got = checkpoint.config.get("model_type", "no model_type")
-            raise ValueError(f"{source.reference}: config.json says {got!r}; features need a 'qwen2_5_vl' checkpoint")
-        _require_processor(source, image_size)
-        raw = {canonical_name(name): name for name in checkpoint.names}
-        names = {name.removeprefix(PREFIX): file for name, file in raw.items() if name.startswith(PREFIX)}
-        for file in names.values():
-            checkpoint.require_floating(file)
+    with open_checkpoint(weights) as checkpoint:
+        names = _names_of_tower(checkpoint)
+        _require_processor(checkpoint, image_size)
         config = _vision_config(checkpoint)
         _require_sizes(checkpoint, config, names)
         module = _empty_tower(checkpoint, config)
         expected = dict(module.named_parameters())
-        first = checkpoint.read(names[next(iter(expected))]).dtype
-        storage = torch.float32 if first == torch.float64 else first
+        storage = _storage_dtype(checkpoint, names[next(iter(expected))])
         compute = torch.float32 if device.type == "cpu" else storage
-        state = {name: checkpoint.read(names[name]).to(device, compute, copy=True) for name in expected}
+        of_file = {names[name]: name for name in expected}
+        state, digests = {}, {}
+        for file, stored in checkpoint.read_many([f for f in checkpoint.names_in_file_order() if f in of_file]):
+            require_finite(f"{checkpoint.source.reference}: {file}", stored)
+            digests[of_file[file]] = tensor_digest(stored)
+            state[of_file[file]] = stored.to(compute, copy=True).to(device)  # mps takes no float64
         parts = [json.dumps(checkpoint.config.get("vision_config"), sort_keys=True)]
-        parts += [f"{name} {checkpoint.digest(names[name])}" for name in sorted(expected)]
-    for name, weight in state.items():
-        require_finite(f"{source.reference}: {names[name]}", weight)
+        parts += [f"{name} {digests[name]}" for name in sorted(expected)]
     module.load_state_dict(state, assign=True, strict=True)
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return VisionTower(module.to(device).eval(), storage, digest)
+
+
+def _names_of_tower(checkpoint: Checkpoint) -> dict[str, str]:
+    """Name of each weight in the tower -> its name in the files; ValueError for another family."""
+    if checkpoint.config.get("model_type") != "qwen2_5_vl":
+        got = checkpoint.config.get("model_type", "no model_type")
+        raise ValueError(
+            f"{checkpoint.source.reference}: config.json says {got!r}; features need a 'qwen2_5_vl' checkpoint"
+        )
+    raw = {canonical_name(name): name for name in checkpoint.names}
+    names = {name.removeprefix(PREFIX): file for name, file in raw.items() if name.startswith(PREFIX)}
+    for file in names.values():
+        checkpoint.require_floating(file)
+    return names
+
+
+def _storage_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
+    stored = TORCH_DTYPES[checkpoint.info(name).dtype]
+    return torch.float32 if stored == torch.float64 else stored
 
 
 def _vision_config(checkpoint: Checkpoint) -> Qwen2_5_VLVisionConfig:
@@ -146,13 +171,13 @@ def _no_tower(reference: str, e: Exception) -> ValueError:
     return ValueError(f"{reference}: config.json describes no vision tower ({reason}); restore it")
 
 
-def _require_processor(source: Source, image_size: int | None) -> None:
+def _require_processor(checkpoint: Checkpoint, image_size: int | None) -> None:
     """The pixels are prepared by `patchify`: a checkpoint that wants them otherwise is refused."""
-    nested = _read_settings(source.folder / NESTED_PROCESSOR_NAME)
-    place, settings = source.folder / NESTED_PROCESSOR_NAME, nested.get("image_processor")
+    name, nested = NESTED_PROCESSOR_NAME, _read_settings(checkpoint, NESTED_PROCESSOR_NAME)
+    settings = nested.get("image_processor")
     if settings is None:  # transformers looks for it there first
-        place = source.folder / PROCESSOR_NAME
-        settings = _read_settings(place)
+        name, settings = PROCESSOR_NAME, _read_settings(checkpoint, PROCESSOR_NAME)
+    place = checkpoint.source.folder / name
     if not isinstance(settings, dict):
         raise ValueError(f"{place}: image_processor is a {type(settings).__name__}, not a JSON object; restore it")
     ours = {"image_mean": list(MEAN), "image_std": list(STD), "patch_size": PATCH, "merge_size": MERGE}
@@ -176,8 +201,9 @@ def _require_pixels(place: Path, settings: dict[str, Any], image_size: int) -> N
         )
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    settings = read_json(path) if path.is_file() else {}
+def _read_settings(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    path = checkpoint.find_file(name)
+    settings = read_json(path) if path is not None else {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: holds a {type(settings).__name__}, not a JSON object; restore it")
     return settings

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "lab/tiny"
 PIECE = 1 << 16
@@ -137,3 +139,16 @@ def serving(root: Path) -> Iterator[RangeHub]:
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+@contextmanager
+def served_repository(root: Path, cache: Path, patch: pytest.MonkeyPatch) -> Iterator[RangeHub]:
+    """Yields the hub while the hub's client is pointed to it, with an empty `cache`."""
+    patch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(root) as server:
+        constants = "huggingface_hub.constants"
+        patch.setattr(f"{constants}.ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(f"{constants}.HF_HUB_CACHE", str(cache))
+        yield server

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import hf_hub_download
 from tests.tiny import tiny_qwen_vl_tensors, write_tiny_qwen_vl
-from tests.unit.checkpoints.range_hub import COMMIT, REPO, RangeHub, serving
+from tests.unit.checkpoints.range_hub import COMMIT, REPO, RangeHub, served_repository
 from tests.unit.checkpoints.refusal import refusal
 
 from subspacelab.checkpoints import Source, open_reference, open_source, write_reference
@@ -19,15 +20,9 @@ from subspacelab.checkpoints import hub as ranges
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeHub]:
     """The tiny checkpoint in two shards, served; the hub's client is pointed there."""
     root = write_tiny_qwen_vl(tmp_path / "repo", sharded=True, dtype=torch.bfloat16)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(ranges, "TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(ranges, "WAITS", (0.01, 0.01))
-    with serving(root) as server:
-        constants = "huggingface_hub.constants"
-        monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with served_repository(root, tmp_path / "cache", monkeypatch) as server:
         yield server
 
 
@@ -62,6 +57,17 @@ def test_tensors_and_rows_are_those_of_the_file_and_cost_their_own_bytes(hub: Ra
         assert torch.equal(rows, expected["visual.patch_embed.proj.weight"][3:7])
         assert remote.read_rows("model.norm.weight", 2, 2).shape == (0,)
         assert remote.digest("model.norm.weight") == open_source(hub.root).digest("model.norm.weight")
+
+
+def test_a_shard_that_the_cache_holds_is_not_fetched_again(hub: RangeHub) -> None:
+    name = "model-00002-of-00002.safetensors"
+    hf_hub_download(REPO, name, revision=COMMIT)
+    hub.sent.clear()
+    expected = tiny_qwen_vl_tensors(dtype=torch.bfloat16)
+    with open_reference(REPO) as remote:
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in remote.read_many(list(expected)))
+    assert hub.sent[name] == 0
+    assert hub.sent["model-00001-of-00002.safetensors"] > 0
 
 
 def test_breaks_on_the_way_are_mended(hub: RangeHub) -> None:

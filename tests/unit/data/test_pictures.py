@@ -2,6 +2,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,18 @@ def test_the_image_of_a_row_may_be_a_plain_name_and_its_box_missing(tmp_path: Pa
     rows = [{"image": "0.png"}, {"image": "0.png", "response": "in the corner"}, {"image": "0.png", "response": "{}"}]
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     assert list(read_pictures(tmp_path / "x.jsonl")) == [Picture("0.png", random_png(0))] * 3
+
+
+def test_the_kept_square_is_the_picture_without_what_its_file_says() -> None:
+    content = encode(random_image(0), "JPEG", comment=b"taken at home", icc_profile=b"x" * 200)
+    result = square(Picture("p", content), 56)
+    assert b"home" in content
+    assert b"home" not in result.jpeg
+    kept = Image.open(BytesIO(result.jpeg))
+    assert (kept.format, kept.size, kept.info.get("icc_profile")) == ("JPEG", (56, 56), None)
+    # JPEG at quality 90, of noise whose colours it halves: brightness alone.
+    brightness = [np.asarray(each).astype(float).mean(2).ravel() for each in (kept, result.pixels.numpy())]
+    assert np.corrcoef(*brightness)[0, 1] > 0.9
 
 
 def test_square_is_lanczos_and_scales_the_box() -> None:

@@ -4,7 +4,7 @@ import pytest
 from tests.tiny import write_tiny_qwen_vl
 
 from subspacelab.checkpoints import Source, resolve_reference
-from subspacelab.lowrank import cache
+from subspacelab.lowrank import extraction
 
 
 @pytest.fixture(scope="module")
@@ -16,4 +16,4 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 @pytest.fixture
 def two_pictures_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of a few pictures."""
-    monkeypatch.setattr(cache, "SHARD_PICTURES", 2)
+    monkeypatch.setattr(extraction, "SHARD_PICTURES", 2)

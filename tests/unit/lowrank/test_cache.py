@@ -1,13 +1,15 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.tiny import write_tiny_qwen_vl
+from tests.tiny import tiny_qwen_vl_tensors, write_tiny_qwen_vl
+from tests.unit.checkpoints.range_hub import COMMIT, REPO, served_repository
 from tests.unit.lowrank.caches import write_pictures
 from tests.unit.lowrank.trainings import contents, train_tiny
 from torch import Tensor
@@ -15,22 +17,22 @@ from torch import Tensor
 from subspacelab.checkpoints import Source, read_tensors, resolve_reference
 from subspacelab.core.ownership import sole_writer
 from subspacelab.data.pictures import read_pictures, square
-from subspacelab.lowrank.cache import JOB, CachePlan, cache_features
-from subspacelab.lowrank.features import META, FeatureMeta, Features, shard_name
+from subspacelab.lowrank.extraction import CachePlan, cache_features
+from subspacelab.lowrank.features import JOB, META, FeatureMeta, Features, shard_name
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("two_pictures_a_shard")
 
 
-def _cache(source: Source, pictures: Path, out: Path, **plan: int) -> FeatureMeta:
-    return cache_features(source, CachePlan(pictures, image_size=56, **plan), out, device=CPU)
+def _cache(source: Source | str, pictures: Path, out: Path, **plan: int) -> FeatureMeta:
+    return cache_features(source, CachePlan(pictures, image_size=56, **plan), out, device=CPU).meta
 
 
 def test_the_cache_holds_the_features_of_every_picture(source: Source, tmp_path: Path) -> None:
     folder, curve = write_pictures(tmp_path / "in", 5), []
     plan = CachePlan(folder, image_size=56, batch_size=1)
-    meta = cache_features(source, plan, tmp_path / "out", device=CPU, log=lambda *line: curve.append(line))
+    meta = cache_features(source, plan, tmp_path / "out", device=CPU, log=lambda *line: curve.append(line)).meta
     assert meta == Features(tmp_path / "out").meta == FeatureMeta("tiny", None, 56, 4, 48, "F32", 5, [])
     assert curve == [({"pictures": 5, "unreadable": 0, "tokens": 4, "dim": 48}, 0)]
     index = pd.read_parquet(tmp_path / "out" / "index.parquet")
@@ -210,3 +212,36 @@ def test_a_file_of_a_shards_name_that_no_record_proves_stays(source: Source, tmp
     assert (out / shard_name(2)).read_bytes() == changed
     assert not (out / "features-00002.json").exists()
     assert Features(out).meta.count == 4
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_decoding_processes_changes_no_byte(source: Source, tmp_path: Path, workers: int) -> None:
+    folder = write_pictures(tmp_path / "in", 101)
+    (folder / "050.png").write_bytes((folder / "050.png").read_bytes()[:200])  # looks like a picture
+    plan = CachePlan(folder, image_size=56, decode_workers=0)
+    for name, each in (("serial", plan), ("pool", replace(plan, decode_workers=workers))):
+        cached = cache_features(source, each, tmp_path / name, device=CPU)
+        assert cached.meta.unreadable == ["050.png"]
+        assert cached.throughput
+        assert (cached.throughput.pictures, cached.throughput.decode_workers) == (101, each.decode_workers)
+        assert cache_features(source, each, tmp_path / name, device=CPU).throughput is None  # nothing was left to do
+    assert contents(tmp_path / "pool") == contents(tmp_path / "serial")
+
+
+def test_of_a_checkpoint_on_the_hub_only_the_tower_is_fetched(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, root = write_pictures(tmp_path / "in", 3), write_tiny_qwen_vl(tmp_path / "repo", sharded=True)
+    with served_repository(root, tmp_path / "hub", monkeypatch) as hub:
+        meta = _cache(REPO, folder, tmp_path / "out")
+        sent = sum(count for name, count in hub.sent.items() if name.endswith(".safetensors"))
+    tensors = tiny_qwen_vl_tensors()
+    tower = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("visual."))
+    headers = sum(8 + int.from_bytes(file.read_bytes()[:8], "little") for file in root.glob("*.safetensors"))
+    assert tower <= sent <= tower + headers  # each tensor once
+    assert sent < 0.75 * sum(tensor.nbytes for tensor in tensors.values())
+    assert (meta.model, meta.revision) == (REPO, COMMIT)
+    _cache(source, folder, tmp_path / "local")
+    local, remote = (contents(tmp_path / name) for name in ("local", "out"))
+    assert remote[shard_name(0)] == local[shard_name(0)]
+    assert json.loads(remote[JOB])["weights"] == json.loads(local[JOB])["weights"]

@@ -2,10 +2,15 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tests.tiny import write_tiny_qwen_vl
@@ -15,8 +20,8 @@ from torch import Tensor
 
 from subspacelab.checkpoints import Source, resolve_reference
 from subspacelab.lowrank import cache
-from subspacelab.lowrank.cache import CachePlan, cache_features
-from subspacelab.lowrank.features import Features, shard_name
+from subspacelab.lowrank.extraction import CachePlan, cache_features
+from subspacelab.lowrank.features import META, Features, shard_name
 from subspacelab.models.vision_tower import VisionTower
 
 CPU = torch.device("cpu")
@@ -61,6 +66,30 @@ def test_an_interrupted_cache_is_continued_to_the_same_bytes(source: Source, tmp
     _cache(source, folder, tmp_path / "out")
     assert calls.count == 3  # of five shards two were there
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_a_ctrl_c_leaves_one_line_and_no_process(source: Source, tmp_path: Path) -> None:
+    """And what was done: the same command goes on, to the bytes of a run without a pool."""
+    folder = write_pictures(tmp_path / "in", 200)
+    words = ["lowrank", "cache", "--no-track", "--device", "cpu", "--image-size", "56", "--images", str(folder)]
+    words += ["--model-id", str(source.folder), "--output-dir", "out", "--decode-workers", "2"]
+    command = [sys.executable, "-m", "subspacelab", *words]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        while not list((tmp_path / "out" / "pending").glob("*.json")):
+            assert program.poll() is None
+            time.sleep(0.001)
+        decoders = psutil.Process(program.pid).children()
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert b"Traceback" not in said
+    assert len(decoders) == 2
+    assert not any(decoder.is_running() for decoder in decoders)
+    assert not (tmp_path / "out" / META).exists()
+    for name in ("out", "fresh"):
+        cache_features(source, CachePlan(folder, image_size=56), tmp_path / name, device=CPU)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
 def test_a_complete_cache_is_not_computed_again(source: Source, tmp_path: Path, calls: Calls) -> None:

@@ -6,6 +6,8 @@ from tests.tiny import write_tiny_qwen_vl
 from tests.unit.lowrank.caches import encoded_picture
 
 from subspacelab.cli import main
+from subspacelab.lowrank.display import describe_throughput
+from subspacelab.lowrank.extraction import Throughput
 from subspacelab.lowrank.features import Features
 
 
@@ -43,6 +45,13 @@ def test_both_spellings_cache_pictures(capsys, tmp_path, model, images, spelt) -
     assert (len(features), features.meta.image_size, features.meta.model) == (2, 56, "tiny")
 
 
+@pytest.mark.parametrize(("tower", "bound"), [(2.0, "decode-bound"), (8.0, "model-bound")])
+def test_what_holds_the_pictures_up_is_said(tower: float, bound: str) -> None:
+    said = describe_throughput(Throughput(100, 10.0, tower, 5.0, 3))
+    assert said.startswith(f"10 pictures per second, {bound}: the tower alone {100 / tower:.3g}, decoding alone (3 pr")
+    assert said.endswith(") 20")
+
+
 def test_what_was_left_out_is_printed(capsys, tmp_path, model, images) -> None:
     rng = np.random.default_rng(1)
     for i in range(98):
@@ -52,6 +61,7 @@ def test_what_was_left_out_is_printed(capsys, tmp_path, model, images) -> None:
     code, out, _ = _run(capsys, *flags, "--device", "cpu", "--no-track")
     assert code == 0
     assert "left out, cannot be read: 0.png" in out
+    assert "pictures per second, " in out
     assert len(Features(tmp_path / "out")) == 100
 
 

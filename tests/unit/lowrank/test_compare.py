@@ -1,6 +1,7 @@
 """The table of the methods, against numpy, and what cannot be compared."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.unit.lowrank.caches import write_random_cache
 from tests.unit.lowrank.trainings import train_tiny
 
 from subspacelab.core.files import read_json, write_json
+from subspacelab.lowrank import baselines
 from subspacelab.lowrank.architectures import ALIASES
 from subspacelab.lowrank.baselines import CONTROLS, PCA_BASIS, PCA_SKETCH, RANDOM_SKETCH, SVD, random_basis
 from subspacelab.lowrank.comparison import CHANGE, MEASURES, TABLES, Comparison, compare
@@ -264,3 +266,28 @@ def test_weights_that_were_damaged_since_are_told(features: Features, copied: Pa
     weights.write_bytes(weights.read_bytes()[:-40] + bytes(40))
     with pytest.raises(ValueError, match="is not what was trained; run the same `lowrank train` again"):
         compare(features, copied, rank=RANK)
+
+
+def test_the_basis_of_the_training_is_not_computed_again(
+    features: Features, comparison: Comparison, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [load_model(results / arch) for arch in ALIASES]
+    assert all(model.basis is not None and model.basis.shape == (20, 16) for model in models)
+    older = [replace(model, basis=None) for model in models]  # as of an earlier version: the same, computed
+    pd.testing.assert_frame_equal(compare(features, older).images, comparison.images, check_exact=True)
+    raw = compare(features, older, raw_inputs=True)  # of other features than those of the training
+    pd.testing.assert_frame_equal(compare(features, models, raw_inputs=True).images, raw.images, check_exact=True)
+    monkeypatch.setattr(baselines, "feature_statistics", None)
+    pd.testing.assert_frame_equal(compare(features, models).images, comparison.images, check_exact=True)
+
+
+def test_on_a_mac_it_is_computed_where_float64_is(
+    features: Features, comparison: Comparison, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("auto", "mps"):
+        found = compare(features, results, device=device)
+        pd.testing.assert_frame_equal(found.images, comparison.images, check_exact=True)
+    with pytest.raises(ValueError, match="device='cuda': not available"):
+        compare(features, results, device="cuda")

@@ -5,9 +5,10 @@ import pytest
 import torch
 from tests.unit.lowrank.caches import random_features, write_cache, write_random_cache
 
+from subspacelab.lowrank import preparation
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.metrics import similarity
-from subspacelab.lowrank.preparation import Normalisation, feature_statistics
+from subspacelab.lowrank.preparation import BatchReader, Normalisation, feature_statistics
 
 ROWS = list(range(1, 23))  # more than one batch, and neither first nor last picture
 
@@ -85,3 +86,31 @@ def test_pictures_of_zeros_are_refused(tmp_path: Path) -> None:
     write_cache(tmp_path, [torch.zeros(4, 4, 3)])
     with pytest.raises(ValueError, match="features are all zero; cache them again"):
         feature_statistics(Features(tmp_path), range(4), "rms")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["rms", "layernorm", "none"])
+def test_features_that_stay_on_the_device_are_those_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: str
+) -> None:
+    write_cache(tmp_path, list(random_features(24, 16, 12).to(dtype).split(8)))
+    features, cpu = Features(tmp_path), torch.device("cpu")
+    normalisation = feature_statistics(features, ROWS, kind).normalisation
+    needed = len(ROWS) * 16 * 12 * dtype.itemsize
+    batches = [[5, 1, 22], [3], ROWS, [2, 2]]
+    found = {}
+    for free in (0, 4 * needed - 1, 4 * needed):  # a GPU's, of which a quarter is taken
+        monkeypatch.setattr(preparation, "free_device_memory", lambda device, free=free: free)
+        reader = BatchReader(features, ROWS, normalisation, cpu)
+        assert reader.is_resident == (free == 4 * needed)
+        with monkeypatch.context() as patch:
+            if reader.is_resident:
+                patch.setattr(Features, "read", None)  # nothing is read any more
+            found[free] = [list(reader.read(batches)) for _ in range(2)]
+    assert all(
+        torch.equal(x, y)
+        for epochs in found.values()
+        for each, first in zip(epochs, found[0], strict=True)
+        for x, y in zip(each, first, strict=True)
+    )
+    assert found[0][0][1].dtype == torch.float32

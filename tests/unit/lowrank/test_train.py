@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from tests.unit.lowrank.caches import write_random_cache
-from tests.unit.lowrank.trainings import ALLOCATOR, RANK, SEED, settings_of, train_tiny
+from tests.unit.lowrank.trainings import ALLOCATOR, RANK, SEED, contents, settings_of, train_tiny
 
 from subspacelab.core.devices import Processes, compiled_or_eager
 from subspacelab.core.files import read_json
 from subspacelab.core.settings import validate
-from subspacelab.lowrank import trainer
-from subspacelab.lowrank.architectures import ALIASES
+from subspacelab.lowrank import preparation, trainer
+from subspacelab.lowrank.architectures import ALIASES, ModelSpec, build_model
 from subspacelab.lowrank.config import ContinueLowrankConfig, TrainLowrankConfig
 from subspacelab.lowrank.features import Features, split_rows
 from subspacelab.lowrank.preparation import feature_statistics
 from subspacelab.lowrank.state import load_model
-from subspacelab.lowrank.trainer import require_even_shares
+from subspacelab.lowrank.trainer import filled_up, require_even_shares
 
 KEYS = {"epoch", "train_loss", "train_mse", "learning_rate", "val_mse", "val_cosine"}
 STILL = 1e-30  # a learning rate that leaves every float32 parameter as it is
@@ -195,6 +195,64 @@ def test_a_gpu_without_a_compiler_trains_eagerly_and_says_so(
     err = capsys.readouterr().err
     assert "torch.compile does not work here (Failed to find C compiler. Please set CC.)" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["ResMLP", "MLP", "AdaLoRA"])
+def test_a_network_is_compiled_once_and_as_a_whole(arch: str) -> None:
+    """On the meta device, which stands for a GPU: no graph breaks at what is asked of a CPU, and none is of another
+    size."""
+    graphs = []
+
+    def compile(graph: torch.fx.GraphModule, inputs: list) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    network = build_model(ModelSpec(arch, 16, 12, RANK), seed=0, basis=torch.eye(12)[:, :RANK]).to("meta")
+    call = filled_up(torch.compile(network, backend=compile), 4)
+    for count in (4, 1, 3, 4):
+        a, b, approximation = call(torch.empty(count, 16, 12, device="meta"))
+        assert (a.shape, b.shape, approximation.shape) == ((count, 16, RANK), (count, RANK, 12), (count, 16, 12))
+        approximation.sum().backward()
+    assert len(graphs) == 1
+
+
+def test_a_batch_that_is_filled_up_gives_values_and_gradients_of_the_batch_alone(features: Features) -> None:
+    spec, sizes = ModelSpec("ResMLP", 16, 12, RANK, dropout=0.0), []
+    plain, filled = (build_model(spec, seed=0, basis=torch.eye(12)[:, :RANK]) for _ in range(2))
+
+    def compiled(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes.append(len(x))
+        return filled(x)
+
+    call = filled_up(compiled, 4)
+    for rows in ([0, 1, 2, 3], [8], [9, 10, 11]):
+        x = features.read(rows)
+        for found, expected in zip(call(x), plain(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # products of another height
+        for network in (call, plain):
+            (network(x)[2] - x).square().mean().backward()
+    assert set(sizes) == {4}
+    for one, other in zip(filled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_whose_features_stay_on_the_device_is_the_same(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_tiny(features, tmp_path / "read")
+    monkeypatch.setattr(preparation, "free_device_memory", lambda device: 1 << 30)
+    train_tiny(features, tmp_path / "kept")
+    assert contents(tmp_path / "kept") == contents(tmp_path / "read")
+
+
+@pytest.mark.parametrize(("pictures", "processes", "steps"), [(8, 1, 2), (9, 1, 3), (9, 2, 2), (10, 2, 3), (3, 2, 1)])
+def test_steps_are_counted_as_they_are_taken(pictures: int, processes: int, steps: int) -> None:
+    assert trainer.num_steps(pictures, 4, processes) == steps
+    for rank in range(processes):
+        batches = trainer.batches_of(range(pictures), 4)
+        assert len(trainer._share_of(batches, Processes(rank, processes))) == steps
 
 
 def test_rank_and_architecture_are_checked_first(features: Features, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x W^T + b for x [..., in], weight [out, in] and bias [out]."""
-    one_dnn = _OPERATOR is not None and torch.backends.mkldnn.is_available() and x.device.type == "cpu"
-    if not (one_dnn and x.dtype == weight.dtype == torch.float32):
+    # The device first: torch.compile, which a GPU has, breaks its graph at the question for oneDNN.
+    may = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if not (may and _OPERATOR is not None and torch.backends.mkldnn.is_available()):
         return F.linear(x, weight, bias)
     y: Tensor = _OneDNN.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return y.view(*x.shape[:-1], -1)
