@@ -69,6 +69,13 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: to
     return model
 
 
+def kept_dtype(folder: Path) -> torch.dtype | None:
+    """bfloat16 for a checkpoint stored in nothing else, whose training needs no more; None: `load_causal_lm`'s own."""
+    with open_source(folder) as checkpoint:
+        stored = {checkpoint.info(name).dtype for name in checkpoint.names if checkpoint.info(name).is_floating}
+    return torch.bfloat16 if stored == {"BF16"} else None
+
+
 def _require_whole_model(folder: Path) -> None:
     """ValueError for a folder without config.json, or with an adapter in the place of weights."""
     if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).exists() for name in PREFERENCE):

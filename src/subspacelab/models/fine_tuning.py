@@ -70,6 +70,8 @@ class FineTuning:
     """Steps between checkpoints."""
     seed: int
     """Of the order of the examples."""
+    checkpointing: bool = False
+    """Whether activations are computed again for the backward pass and not kept."""
 
 
 def encode_example(prompt: Sequence[int], response: Sequence[int], eos: int | None, max_length: int) -> Example | None:
@@ -153,6 +155,9 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if how.batch_size % count:
         raise ValueError(f"batch_size {how.batch_size} is no multiple of the {count} processes; choose one")
+    if how.checkpointing and not live.model.get_base_model().supports_gradient_checkpointing:
+        kind = type(live.model.get_base_model()).__name__
+        raise ValueError(f"gradient_checkpointing: {kind} cannot compute its activations again; leave it out")
     return _Arguments(
         output_dir=str(work_dir),
         max_steps=how.steps,
@@ -161,6 +166,8 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
         warmup_steps=how.warmup_steps,
         weight_decay=how.weight_decay,
         max_grad_norm=1.0,
+        activation_checkpointing=how.checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if how.checkpointing else None,
         per_device_train_batch_size=how.batch_size // count,
         gradient_accumulation_steps=how.gradient_accumulation,
         seed=how.seed,

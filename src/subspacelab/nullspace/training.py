@@ -18,7 +18,7 @@ from subspacelab.core.devices import choose_device, processes
 from subspacelab.core.files import read_json, remove_folder, remove_partials_of, sha256_file, through_links, write_json
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.data.instructions import Instruction
-from subspacelab.models.causal_lm import load_tokenizer
+from subspacelab.models.causal_lm import kept_dtype, load_tokenizer
 from subspacelab.models.fine_tuning import (
     STATE,
     FineTuning,
@@ -50,7 +50,7 @@ from subspacelab.nullspace.paths import CHECKPOINTS, TRAINED, require_adapter
 
 JOB = "job.json"
 # Settings that change nothing in the result, or that are told apart.
-ELSEWHERE = ("data", "device", "save_steps", "knowledge", "lr_by_method", "rate_factors")
+ELSEWHERE = ("data", "device", "save_steps", "gradient_checkpointing", "knowledge", "lr_by_method", "rate_factors")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def train_adapter(
             tokenizer = load_tokenizer(source.folder)
             given = encode_rows(tokenizer, rows, settings.max_length)
             how = _fine_tuning(len(given.examples), meta["method"], settings, seed)
-            live = open_adapter(adapter, base=base, trainable=True, device=device)
+            live = open_adapter(adapter, base=base, trainable=True, device=device, dtype=kept_dtype(source.folder))
             ids = [example.input_ids for example in given.examples]
             require_readable(live.model.config, tokenizer, ids, remedy="lower --max-length")
             if group.is_main:
@@ -211,6 +211,7 @@ def _fine_tuning(num_rows: int, method: str, settings: TrainSettings, seed: int)
         weight_decay=decay,
         save_steps=settings.save_steps,
         seed=seed,
+        checkpointing=settings.gradient_checkpointing,
     )
 
 
