@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from subspacelab.core.callbacks import Log
+from subspacelab.core.devices import lost_processes_named
 from subspacelab.core.files import read_json, sha256_file, write_json
 from subspacelab.models.causal_lm import quiet
 from subspacelab.models.lora_model import LiveAdapter, require_trainable, set_trainable
@@ -115,7 +116,8 @@ def fine_tune(
         if live.down_frozen:
             trainer.add_callback(_BitEqual(live))
         begun = newest_checkpoint(work_dir)
-        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        with lost_processes_named():
+            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     return work_dir / f"checkpoint-{how.steps}"
 
 
