@@ -339,12 +339,19 @@ class Reach:
         """Of the parameters, those reached."""
         return self.reached / self.parameters
 
+    @property
+    def share_of_blocks(self) -> float:
+        """Of the parameters in the model's blocks, those reached: embeddings, head and last norm do not count."""
+        rest = sum(size for kind, size in self.left_out.items() if ".*" in kind)
+        return self.reached / (self.reached + rest)
+
     def said(self) -> str:
         """One line."""
         largest = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))[:3]
         parts = [(kind, 100 * size / self.parameters) for kind, size in largest]
         named = ", ".join(f"{kind} ({part:.0f} %)" for kind, part in parts if part >= 1)
-        rest = f"; the largest others: {named}" if named else ""
+        rest = f", and {100 * self.share_of_blocks:.0f} % of those in its blocks"
+        rest += f"; the largest others: {named}" if named else ""
         share = f"{100 * self.share:.0f}" if self.share >= 0.01 else "less than 1"
         reached = f"adapters reach {share} % of {self.parameters:,} parameters"
         return f"{reached}{rest}" if self.share >= FEW else f"warning: {reached}, less than a third{rest}"
