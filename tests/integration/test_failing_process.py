@@ -1,13 +1,10 @@
 """Two gloo processes of which one fails: the other ends too, within a minute and without a launcher's help."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.integration.two_processes import start_two
 from tests.unit.nullspace.trainings import contents, write_adapter_of, write_base
 
 pytestmark = pytest.mark.slow
@@ -31,16 +28,7 @@ with one_line_errors():
 def test_a_process_that_fails_in_a_step_ends_the_other(tmp_path: Path) -> None:
     write_base(tmp_path)
     adapter = write_adapter_of(tmp_path, tmp_path / "adapter")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    root = Path(__file__).parents[2]
-    both = []
-    for rank in "01":
-        environment = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": f"{root / 'src'}:{root}"}
-        command = [sys.executable, "-c", SCRIPT, str(adapter), str(tmp_path / "out")]
-        both.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path))
+    both = start_two(SCRIPT, adapter, tmp_path / "out", cwd=tmp_path)
     said = [both[1].communicate(timeout=300)[1]]
     start = time.monotonic()
     said.insert(0, both[0].communicate(timeout=60)[1])

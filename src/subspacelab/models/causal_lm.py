@@ -34,13 +34,16 @@ FEW = 1 / 3
 """Below this share of the parameters, what is said of a model's null spaces is said of little of it."""
 
 
-def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device) -> Any:
+def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device, shares: int = 1) -> Any:
     """Reads a folder in evaluation mode; without `dtype` as it is stored, but in float32 on the CPU.
 
     The folder's own weights: an adapter beside them is not looked at. Nothing is downloaded and no code of the folder
     runs. ValueError for a quantised checkpoint, one that lacks weights (transformers would fill them with random
     numbers) or stores some that the model has no place for, one that announces sizes far beyond what is stored, and
     a model that looks ahead.
+
+    `shares` > 1 is the number of processes, all of which call this: each reads and keeps its part of every weight,
+    frozen, and a block's weights are whole in a process only while it computes with them (FSDP2).
     """
     from transformers import AutoModelForCausalLM
 
@@ -58,15 +61,31 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: to
             adapter_kwargs=NO_ADAPTER,
             ignore_mismatched_sizes=True,  # they are told below
             output_loading_info=True,
+            **_spread(shares),
         )
     for name, stored, wanted in sorted(found["mismatched_keys"]):
         raise ValueError(
             f"{folder}: {name} is {list(stored)}, config.json says {list(wanted)}; download the checkpoint again"
         )
     _require_all_placed(folder, model, checkpoint, found)
-    _take_indexed(folder, model, checkpoint)
-    _require_causal(folder, model.to(device).eval())
+    if shares == 1:
+        _take_indexed(folder, model, checkpoint)
+        model.to(device)
+    else:  # frozen before the first pass, in which FSDP asks what trains
+        model.requires_grad_(False)
+    _require_causal(folder, model.eval())
     return model
+
+
+def _spread(shares: int) -> dict[str, Any]:
+    """What transformers is told of a model that several processes share."""
+    if shares == 1:
+        return {}
+    try:
+        from transformers.distributed import DistributedConfig
+    except ImportError as e:
+        raise ValueError("fsdp: this transformers cannot spread a model as it loads it; install 5.23 or newer") from e
+    return {"distributed_config": DistributedConfig(fsdp_size=shares)}
 
 
 def kept_dtype(folder: Path) -> torch.dtype | None:

@@ -19,7 +19,7 @@ from subspacelab.core.callbacks import Log
 from subspacelab.core.devices import lost_processes_named
 from subspacelab.core.files import read_json, sha256_file, write_json
 from subspacelab.models.causal_lm import quiet
-from subspacelab.models.lora_model import LiveAdapter, require_trainable, set_trainable
+from subspacelab.models.lora_model import ADAPTER, LiveAdapter, require_trainable, set_trainable
 
 IGNORED = -100  # label of a position that has no loss
 STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint
@@ -73,6 +73,9 @@ class FineTuning:
     """Of the order of the examples."""
     checkpointing: bool = False
     """Whether activations are computed again for the backward pass and not kept."""
+    shared_base: bool = False
+    """Whether the processes share the base (FSDP). The Trainer then saves the adapter at the end and nothing to go on
+    from: a training that was killed begins anew."""
 
 
 def encode_example(prompt: Sequence[int], response: Sequence[int], eos: int | None, max_length: int) -> Example | None:
@@ -115,7 +118,7 @@ def fine_tune(
         trainer.add_callback(_Curves(log))
         if live.down_frozen:
             trainer.add_callback(_BitEqual(live))
-        begun = newest_checkpoint(work_dir)
+        begun = None if how.shared_base else newest_checkpoint(work_dir)
         with lost_processes_named():
             trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     return work_dir / f"checkpoint-{how.steps}"
@@ -175,7 +178,8 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
         seed=how.seed,
         data_seed=how.seed,
         save_strategy="steps",
-        save_steps=how.save_steps,
+        save_steps=how.steps if how.shared_base else how.save_steps,
+        save_only_model=how.shared_base,
         save_total_limit=2,  # one may be half-written when the process dies
         logging_strategy="steps",
         logging_steps=1,
@@ -233,6 +237,11 @@ class _AdapterTrainer(Trainer):
         require_trainable(self._live.model, up=True, down=down)
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The adapter alone, which is whole in every process: a base that they share is never gathered to be saved."""
+        adapter = {name: tensor for name, tensor in self.model.named_parameters() if ADAPTER in name.split(".")}
+        super()._save(output_dir, state_dict=adapter)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:

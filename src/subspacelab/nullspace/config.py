@@ -67,6 +67,9 @@ class TrainSettings:
     """Steps between checkpoints, from which a killed training goes on."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
+    fsdp: bool = False
+    """Spread the frozen base over the processes of `accelerate launch`, each with its part of every weight: for a base
+    that is too large for one GPU, and for methods that leave its weights as they are."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
