@@ -74,7 +74,8 @@ def train(
     """Trains what the adapter's method lets train; the loss is that of the response alone.
 
     A training that was cut short goes on from its last checkpoint by the same command; a finished one is left as it
-    is. Several processes, each with the whole model: accelerate launch --multi_gpu -m subspacelab nullspace train ...
+    is. Several processes, each with the whole model, or a part of it by --fsdp:
+    accelerate launch --multi_gpu -m subspacelab nullspace train ...
     """
     from subspacelab.core.devices import is_main_process
     from subspacelab.data.instructions import read_instructions

@@ -69,7 +69,7 @@ class TrainSettings:
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
     fsdp: bool = False
     """Spread the frozen base over the processes of `accelerate launch`, each with its part of every weight: for a base
-    that is too large for one GPU, and for methods that leave its weights as they are."""
+    too large for one GPU, with a method that leaves its weights as they are. A killed training begins anew."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 

@@ -144,9 +144,7 @@ def _shares(settings: TrainSettings, method: str, num_processes: int) -> int:
     if num_processes == 1:
         raise ValueError("fsdp: one process has nobody to share the base with; start several by `accelerate launch`")
     if method_of(method).moves_weight:
-        raise ValueError(
-            f"fsdp: {method} takes its start out of the base's weights, which are then whole; leave it out"
-        )
+        raise ValueError(f"fsdp: {method} takes its start out of the base's weights and needs them whole; leave it out")
     return num_processes
 
 
