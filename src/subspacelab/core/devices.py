@@ -1,8 +1,10 @@
 """Which device and how many processes and threads a computation runs on, and from which seed."""
 
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -71,6 +73,21 @@ def compiled_or_eager(model: nn.Module, device: torch.device) -> Callable[..., A
 PATIENCE = timedelta(hours=12)  # one process may still be at its largest matrix when the others are done
 
 
+LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|NCCL.*remote", re.IGNORECASE)
+"""What gloo and NCCL say where another process is gone."""
+
+
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Says in one line that another process is gone, whose own message has the reason; other errors pass."""
+    try:
+        yield
+    except RuntimeError as e:
+        if LOST.search(str(e)) is None:
+            raise
+        raise ConnectionError("another of the processes has ended, so this one ends too; its message says why") from e
+
+
 def _nobody_to_wait_for() -> None:
     return None
 
@@ -98,7 +115,8 @@ class Processes:
         from torch.distributed import broadcast_object_list
 
         values = [value]
-        broadcast_object_list(values, src=0)
+        with lost_processes_named():
+            broadcast_object_list(values, src=0)
         return values[0]
 
     def any_of(self, value: bool) -> bool:
@@ -108,7 +126,8 @@ class Processes:
         from torch.distributed import all_gather_object
 
         values = [False] * self.count
-        all_gather_object(values, value)
+        with lost_processes_named():
+            all_gather_object(values, value)
         return any(values)
 
 
@@ -134,7 +153,7 @@ def processes(*, cpu: bool) -> Processes:
     from accelerate import PartialState
 
     state = PartialState(cpu=cpu, timeout=PATIENCE)
-    return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+    return Processes(state.process_index, state.num_processes, lost_processes_named()(state.wait_for_everyone))
 
 
 def split_by_cost(costs: Sequence[float], num_processes: int) -> list[list[int]]:

@@ -34,13 +34,16 @@ FEW = 1 / 3
 """Below this share of the parameters, what is said of a model's null spaces is said of little of it."""
 
 
-def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device) -> Any:
+def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device, shares: int = 1) -> Any:
     """Reads a folder in evaluation mode; without `dtype` as it is stored, but in float32 on the CPU.
 
     The folder's own weights: an adapter beside them is not looked at. Nothing is downloaded and no code of the folder
     runs. ValueError for a quantised checkpoint, one that lacks weights (transformers would fill them with random
     numbers) or stores some that the model has no place for, one that announces sizes far beyond what is stored, and
     a model that looks ahead.
+
+    `shares` > 1 is the number of processes, all of which call this: each reads and keeps its part of every weight,
+    frozen, and a block's weights are whole in a process only while it computes with them (FSDP2).
     """
     from transformers import AutoModelForCausalLM
 
@@ -55,11 +58,16 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: to
             adapter_kwargs=NO_ADAPTER,
             ignore_mismatched_sizes=True,  # they are told below
             output_loading_info=True,
+            **_spread(shares),
         )
     with open_source(folder) as checkpoint:
         require_placed(folder, model, checkpoint, found)
-        _take_indexed(folder, model, checkpoint)
-    _require_causal(folder, model.to(device).eval())
+        if shares == 1:
+            _take_indexed(folder, model, checkpoint)
+            model.to(device)
+        else:  # frozen before the first pass, in which FSDP asks what trains
+            model.requires_grad_(False)
+    _require_causal(folder, model.eval())
     return model
 
 
@@ -69,6 +77,24 @@ def require_causal_lm(folder: Path) -> tuple[Any, Any]:
     with open_source(folder) as checkpoint:  # refuses files that are missing, damaged, or more than tensors
         _require_own_settings(checkpoint, folder / CONFIG_NAME)
         return _described(checkpoint, folder)
+
+
+def _spread(shares: int) -> dict[str, Any]:
+    """What transformers is told of a model that several processes share."""
+    if shares == 1:
+        return {}
+    try:
+        from transformers.distributed import DistributedConfig
+    except ImportError as e:
+        raise ValueError("fsdp: this transformers cannot spread a model as it loads it; install 5.23 or newer") from e
+    return {"distributed_config": DistributedConfig(fsdp_size=shares)}
+
+
+def kept_dtype(folder: Path) -> torch.dtype | None:
+    """bfloat16 for a checkpoint stored in nothing else, whose training needs no more; None: `load_causal_lm`'s own."""
+    with open_source(folder) as checkpoint:
+        stored = {checkpoint.info(name).dtype for name in checkpoint.names if checkpoint.info(name).is_floating}
+    return torch.bfloat16 if stored == {"BF16"} else None
 
 
 def _require_whole_model(folder: Path) -> None:
@@ -349,12 +375,19 @@ class Reach:
         """Of the parameters, those reached."""
         return self.reached / self.parameters
 
+    @property
+    def share_of_blocks(self) -> float:
+        """Of the parameters in the model's blocks, those reached: embeddings, head and last norm do not count."""
+        rest = sum(size for kind, size in self.left_out.items() if ".*" in kind)
+        return self.reached / (self.reached + rest)
+
     def said(self) -> str:
         """One line."""
         largest = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))[:3]
         parts = [(kind, 100 * size / self.parameters) for kind, size in largest]
         named = ", ".join(f"{kind} ({part:.0f} %)" for kind, part in parts if part >= 1)
-        rest = f"; the largest others: {named}" if named else ""
+        rest = f", and {100 * self.share_of_blocks:.0f} % of those in its blocks"
+        rest += f"; the largest others: {named}" if named else ""
         share = f"{100 * self.share:.0f}" if self.share >= 0.01 else "less than 1"
         reached = f"adapters reach {share} % of {self.parameters:,} parameters"
         return f"{reached}{rest}" if self.share >= FEW else f"warning: {reached}, less than a third{rest}"

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from subspacelab.core.callbacks import Log
+from subspacelab.core.devices import lost_processes_named
 from subspacelab.core.files import read_json, sha256_file, write_json
 from subspacelab.models.causal_lm import quiet
-from subspacelab.models.lora_model import LiveAdapter, require_trainable, set_trainable
+from subspacelab.models.lora_model import ADAPTER, LiveAdapter, require_trainable, set_trainable
 
 IGNORED = -100  # label of a position that has no loss
 STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint
@@ -70,6 +71,11 @@ class FineTuning:
     """Steps between checkpoints."""
     seed: int
     """Of the order of the examples."""
+    checkpointing: bool = False
+    """Whether activations are computed again for the backward pass and not kept."""
+    shared_base: bool = False
+    """Whether the processes share the base (FSDP). The Trainer then saves the adapter at the end and nothing to go on
+    from: a training that was killed begins anew."""
 
 
 def encode_example(prompt: Sequence[int], response: Sequence[int], eos: int | None, max_length: int) -> Example | None:
@@ -112,8 +118,9 @@ def fine_tune(
         trainer.add_callback(_Curves(log))
         if live.down_frozen:
             trainer.add_callback(_BitEqual(live))
-        begun = newest_checkpoint(work_dir)
-        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        begun = None if how.shared_base else newest_checkpoint(work_dir)
+        with lost_processes_named():
+            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
     return work_dir / f"checkpoint-{how.steps}"
 
 
@@ -153,6 +160,9 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if how.batch_size % count:
         raise ValueError(f"batch_size {how.batch_size} is no multiple of the {count} processes; choose one")
+    if how.checkpointing and not live.model.get_base_model().supports_gradient_checkpointing:
+        kind = type(live.model.get_base_model()).__name__
+        raise ValueError(f"gradient_checkpointing: {kind} cannot compute its activations again; leave it out")
     return _Arguments(
         output_dir=str(work_dir),
         max_steps=how.steps,
@@ -161,12 +171,15 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
         warmup_steps=how.warmup_steps,
         weight_decay=how.weight_decay,
         max_grad_norm=1.0,
+        activation_checkpointing=how.checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if how.checkpointing else None,
         per_device_train_batch_size=how.batch_size // count,
         gradient_accumulation_steps=how.gradient_accumulation,
         seed=how.seed,
         data_seed=how.seed,
         save_strategy="steps",
-        save_steps=how.save_steps,
+        save_steps=how.steps if how.shared_base else how.save_steps,
+        save_only_model=how.shared_base,
         save_total_limit=2,  # one may be half-written when the process dies
         logging_strategy="steps",
         logging_steps=1,
@@ -189,7 +202,7 @@ def require_plain_launch() -> None:
         if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() in ("true", "1"):
             raise ValueError(
                 f"accelerate is configured for {way}, which does not train an adapter on a frozen base; launch with"
-                " `accelerate launch --multi_gpu`, each process with the whole model"
+                " `accelerate launch --multi_gpu`, each process with the whole model, or --fsdp with a part of it"
             )
 
 
@@ -224,6 +237,11 @@ class _AdapterTrainer(Trainer):
         require_trainable(self._live.model, up=True, down=down)
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The adapter alone, which is whole in every process: a base that they share is never gathered to be saved."""
+        adapter = {name: tensor for name, tensor in self.model.named_parameters() if ADAPTER in name.split(".")}
+        super()._save(output_dir, state_dict=adapter)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:

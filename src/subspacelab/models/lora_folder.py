@@ -169,7 +169,9 @@ def is_intact(folder: Path, meta: Mapping[str, Any]) -> bool:
 
 def base_digest(weight: Float[Tensor, "out in"]) -> str:
     """SHA-256 of a weight's entries in float32: tells two checkpoints of one architecture apart."""
-    entries = weight.detach().float().cpu().contiguous().view(torch.uint8)
+    whole: Any = weight.detach()
+    whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole  # of a model that processes share
+    entries = whole.float().cpu().contiguous().view(torch.uint8)
     return hashlib.sha256(entries.numpy().data).hexdigest()
 
 

@@ -151,7 +151,8 @@ def attach_adapter(model: Any, factors: Mapping[str, Factors], meta: dict[str, A
     # PEFT's random start is overwritten: it must not move the caller's generator.
     with torch.no_grad(), torch.random.fork_rng():
         for name, f in factors.items():
-            linears[name].weight.copy_(residual(linears[name].weight, f))
+            if f.A0 is not None:
+                linears[name].weight.copy_(residual(linears[name].weight, f))
         with quiet_peft():
             live: Any = get_peft_model(model, lora_config(list(factors), meta["rank"]))
         for name, layer in lora_layers(live):
@@ -166,17 +167,24 @@ def attach_adapter(model: Any, factors: Mapping[str, Factors], meta: dict[str, A
 
 
 def open_adapter(
-    folder: Path, *, base: str | None = None, trainable: bool = False, device: torch.device | None = None
+    folder: Path,
+    *,
+    base: str | None = None,
+    trainable: bool = False,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    shares: int = 1,
 ) -> LiveAdapter:
     """The adapter of `folder` on its base, which `nullspace.json` names unless `base` does.
 
     `trainable` lets A train, and B where the method says so; otherwise everything is frozen. ValueError, in one line,
-    for a folder that is incomplete, holds NaN or wrong shapes, or belongs to another base.
+    for a folder that is incomplete, holds NaN or wrong shapes, or belongs to another base. `dtype` is the base's; the
+    adapter's factors are in float32 whatever it is. `shares` as in `load_causal_lm`; the adapter is whole everywhere.
     """
     meta = read_meta(folder)
     source = base_of(meta, base)
     factors = read_factors(folder, meta)
-    model = load_causal_lm(source.folder, device=device or torch.device("cpu"))
+    model = load_causal_lm(source.folder, dtype=dtype, device=device or torch.device("cpu"), shares=shares)
     require_base(model, factors, meta, source.reference, folder)
     if "files" in meta and not is_intact(folder, meta):
         raise ValueError(f"{folder}: its tensors are not those that {META} was written with; build the adapter again")

@@ -74,17 +74,22 @@ def train(
     """Trains what the adapter's method lets train; the loss is that of the response alone.
 
     A training that was cut short goes on from its last checkpoint by the same command; a finished one is left as it
-    is. Several processes, each with the whole model: accelerate launch --multi_gpu -m subspacelab nullspace train ...
+    is. Several processes, each with the whole model, or a part of it by --fsdp:
+    accelerate launch --multi_gpu -m subspacelab nullspace train ...
     """
     from subspacelab.core.devices import is_main_process
     from subspacelab.data.instructions import read_instructions
     from subspacelab.models.causal_lm import Reach
+    from subspacelab.models.lora_folder import read_meta
     from subspacelab.nullspace.display import print_training
     from subspacelab.nullspace.logging import record_training
+    from subspacelab.nullspace.paths import require_adapter
     from subspacelab.nullspace.training import train_adapter
     from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
+    if is_main_process() and (found := read_meta(require_adapter(adapter)).get("reach")):
+        typer.echo(Reach(**found).said())  # before the hours, not after them
     params = asdict(settings) | {"adapter": adapter, "seed": seed, "base": base}
     with open_run("nullspace", f"train {adapter.name}", params=params, enabled=track) as tracker:
         result = train_adapter(
@@ -101,8 +106,6 @@ def train(
             record_training(result, None, tracker, base=base)
     if is_main_process():
         print_training(result)
-        if "reach" in result.meta:
-            typer.echo(Reach(**result.meta["reach"]).said())
 
 
 @app.command()

@@ -67,6 +67,11 @@ class TrainSettings:
     """AdamW's decoupled weight decay; null takes the method's own (0.3 of lora_decay, else 0)."""
     save_steps: Count = 200
     """Steps between checkpoints, from which a killed training goes on."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
+    fsdp: bool = False
+    """Spread the frozen base over the processes of `accelerate launch`, each with its part of every weight: for a base
+    too large for one GPU, with a method that leaves its weights as they are. A killed training begins anew."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 

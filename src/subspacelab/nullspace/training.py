@@ -18,7 +18,7 @@ from subspacelab.core.devices import choose_device, processes
 from subspacelab.core.files import read_json, remove_folder, remove_partials_of, sha256_file, through_links, write_json
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.data.instructions import Instruction
-from subspacelab.models.causal_lm import load_tokenizer
+from subspacelab.models.causal_lm import kept_dtype, load_tokenizer
 from subspacelab.models.fine_tuning import (
     STATE,
     FineTuning,
@@ -50,7 +50,16 @@ from subspacelab.nullspace.paths import CHECKPOINTS, TRAINED, require_adapter
 
 JOB = "job.json"
 # Settings that change nothing in the result, or that are told apart.
-ELSEWHERE = ("data", "device", "save_steps", "knowledge", "lr_by_method", "rate_factors")
+ELSEWHERE = (
+    "data",
+    "device",
+    "save_steps",
+    "gradient_checkpointing",
+    "fsdp",
+    "knowledge",
+    "lr_by_method",
+    "rate_factors",
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ def train_adapter(
     job = _job(adapter, rows, settings, seed)
     device = choose_device(settings.device)
     group = processes(cpu=device.type == "cpu")
+    shares = _shares(settings, meta["method"], group.count)
     with sole_writer(finished) if group.is_main else nullcontext():
         if group.is_main:
             _require_own(finished, work_dir, job)
@@ -108,7 +118,8 @@ def train_adapter(
             tokenizer = load_tokenizer(source.folder)
             given = encode_rows(tokenizer, rows, settings.max_length)
             how = _fine_tuning(len(given.examples), meta["method"], settings, seed)
-            live = open_adapter(adapter, base=base, trainable=True, device=device)
+            dtype = kept_dtype(source.folder)
+            live = open_adapter(adapter, base=base, trainable=True, device=device, dtype=dtype, shares=shares)
             ids = [example.input_ids for example in given.examples]
             require_readable(live.model.config, tokenizer, ids, remedy="lower --max-length")
             if group.is_main:
@@ -124,6 +135,17 @@ def train_adapter(
             remove_folder(work_dir)
         group.wait()
     return TrainedAdapter(finished, read_meta(finished))
+
+
+def _shares(settings: TrainSettings, method: str, num_processes: int) -> int:
+    """How many processes share the base; ValueError for one alone, and for a method that moves the base's weights."""
+    if not settings.fsdp:
+        return 1
+    if num_processes == 1:
+        raise ValueError("fsdp: one process has nobody to share the base with; start several by `accelerate launch`")
+    if method_of(method).moves_weight:
+        raise ValueError(f"fsdp: {method} takes its start out of the base's weights and needs them whole; leave it out")
+    return num_processes
 
 
 def _job(adapter: Path, rows: Sequence[Instruction], settings: TrainSettings, seed: int) -> "_Job":
@@ -211,6 +233,8 @@ def _fine_tuning(num_rows: int, method: str, settings: TrainSettings, seed: int)
         weight_decay=decay,
         save_steps=settings.save_steps,
         seed=seed,
+        checkpointing=settings.gradient_checkpointing,
+        shared_base=settings.fsdp,
     )
 
 
@@ -227,7 +251,9 @@ def _counting(log: Log, advance: Advance) -> Log:
 
 
 def _count_parameters(live: LiveAdapter) -> dict[str, int]:
-    parameters = list(live.model.parameters())
+    tied = live.model.get_base_model().all_tied_weights_keys  # of a shared base they are counted as others
+    named = live.model.get_base_model().named_parameters()
+    parameters = [parameter for name, parameter in named if name not in tied]
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     return {"trainable_parameters": trainable, "all_parameters": sum(p.numel() for p in parameters)}
 

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from subspacelab.core.devices import is_main_process, processes, split_by_cost
+from subspacelab.core.devices import is_main_process, lost_processes_named, processes, split_by_cost
 
 
 def test_longest_first_gives_each_item_once_and_balances() -> None:
@@ -51,3 +51,10 @@ def test_a_rank_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"^{name}='{value}' in the environment is no whole number; unset it"):
         is_main_process() if name == "RANK" else processes(cpu=True)
+
+
+def test_only_what_says_that_a_process_is_gone_is_told_so() -> None:
+    with pytest.raises(ConnectionError, match="another of the processes has ended"), lost_processes_named():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:19842. GLHF!")
+    with pytest.raises(RuntimeError, match="^size mismatch$"), lost_processes_named():
+        raise RuntimeError("size mismatch")

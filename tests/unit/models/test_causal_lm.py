@@ -311,7 +311,20 @@ def test_a_weight_that_two_layers_share_is_counted_once() -> None:
 
 
 def test_a_share_below_one_in_a_hundred_is_not_nothing() -> None:
-    assert Reach(1000, 1, {}).said() == "warning: adapters reach less than 1 % of 1,000 parameters, less than a third"
+    said = (
+        "warning: adapters reach less than 1 % of 1,000 parameters, less than a third, and 20 % of those in its blocks"
+    )
+    assert Reach(1000, 1, {"layers.*.norm.weight": 4}).said() == said
+
+
+def test_the_share_of_the_blocks_counts_neither_embeddings_nor_head() -> None:
+    config = transformers.LlamaConfig(**INNER | {"vocab_size": 4096})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    found = reach(model, target_linears(model))
+    norms = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 1)
+    blocks = sum(p.numel() for p in model.model.layers.parameters())
+    assert found.share < 0.1
+    assert found.share_of_blocks == (blocks - norms) / blocks
 
 
 def test_a_model_of_other_layers_says_of_which() -> None:

@@ -1,5 +1,6 @@
 """Rows as the Trainer gets them, and which checkpoint is taken up."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,16 @@ def test_accelerates_configuration_does_not_change_the_precision(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
     trainer = _AdapterTrainer(live, [Example([5, 8], [IGNORED, 8])], _arguments(live, tmp_path, HOW), 0)
     assert trainer.accelerator.mixed_precision == "no"
+
+
+def test_a_model_that_cannot_compute_activations_again_is_named(
+    live: LiveAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = replace(HOW, checkpointing=True)
+    assert _arguments(live, tmp_path, how).activation_checkpointing
+    monkeypatch.setattr(live.model.get_base_model(), "supports_gradient_checkpointing", False)
+    with pytest.raises(ValueError, match="gradient_checkpointing: LlamaForCausalLM cannot"):
+        _arguments(live, tmp_path, how)
 
 
 def test_a_launch_that_would_spread_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

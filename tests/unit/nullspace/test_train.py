@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.unit.nullspace.trainings import (
+    RANK,
     ROWS,
     SETTINGS,
     STEPS,
@@ -282,6 +283,57 @@ def test_what_cannot_be_trained_is_refused_in_one_line(place: Path, tmp_path: Pa
     assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="lower the learning rate"):
         train_tiny(place / "lora", tmp_path, lr=1e30)
+
+
+def test_activations_that_are_computed_again_come_to_the_same_curve(place: Path, tmp_path: Path) -> None:
+    """The MLPs' forward passes are counted: two of each for a backward pass, where nothing of them is kept."""
+    curves, passes = [], []
+    for again in (False, True):
+        curve: list[float] = []
+        calls = 0
+
+        def count(module: Any, args: Any) -> None:
+            nonlocal calls
+            calls += type(module).__name__ == "LlamaMLP"
+
+        with torch.nn.modules.module.register_module_forward_pre_hook(count):
+            train_tiny(
+                place / "lora_null_v2",
+                tmp_path / str(again),
+                gradient_checkpointing=again,
+                log=lambda m, _, to=curve: to.extend([m["train_loss"]] if "train_loss" in m else []),
+            )
+        curves.append(curve)
+        passes.append(calls)
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert len(curves[0]) == STEPS
+    assert passes[1] - passes[0] == 2 * STEPS
+    assert contents(tmp_path / "True") == contents(tmp_path / "False")
+
+
+@pytest.mark.parametrize(("stored", "kept"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+def test_a_base_in_bfloat16_stays_in_it_and_its_adapter_is_trained_in_float32(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, kept: torch.dtype
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(place / "lm", base / "lm")
+    shutil.copy(place / "text.txt", base)
+    load_causal_lm(place / "lm", device=CPU).to(stored).save_pretrained(base / "lm")
+    adapter = write_adapter_of(base, base / "adapter")
+    seen: list[tuple[set[torch.dtype], set[torch.dtype]]] = []
+    original = fine_tuning._AdapterTrainer.create_optimizer
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        parameters = list(self.model.parameters())
+        seen.append(({p.dtype for p in parameters if not p.requires_grad and p.ndim > 1 and len(p) > RANK}, set()))
+        seen[-1][1].update(p.dtype for p in parameters if p.requires_grad)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(fine_tuning._AdapterTrainer, "create_optimizer", watched)
+    losses: list[float] = []
+    train_tiny(adapter, tmp_path / "out", log=lambda m, _: losses.append(m.get("train_loss", losses[-1:] and 0.0)))
+    assert seen == [({kept}, {torch.float32})]
+    assert losses[STEPS - 1] < losses[0]
 
 
 def test_no_pickle_is_left_and_none_is_trusted_on_the_way(
