@@ -20,7 +20,7 @@ from subspacelab.checkpoints import (
     read_tensors,
     write_tensors,
 )
-from subspacelab.checkpoints.tensors import canonical_keys, canonical_name
+from subspacelab.checkpoints.tensors import canonical_keys
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.core.errors import CheckpointError, SettingError
@@ -30,6 +30,7 @@ from subspacelab.rotation.groups import layer_index, make_groups
 from subspacelab.rotation.measuring import say_cost
 from subspacelab.rotation.metrics import Value
 from subspacelab.rotation.null_model import Null, stands_out
+from subspacelab.rotation.pairing import find_weight
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,14 +184,11 @@ def _match(adapter: Adapter, base: Checkpoint) -> tuple[dict[str, str], list[str
     found: dict[str, str] = {}
     absent = []
     for module in adapter.layers:
-        name = canonical_name(f"{module}.weight")
-        # The bare model has been saved, or the adapter was trained on it: one name ends with the other.
-        near = [key for key in keys if key.endswith(f".{name}") or name.endswith(f".{key}")]
-        key = name if name in keys else near[0] if len(near) == 1 else None
+        key = find_weight(keys, module)
         if key is None:
             absent.append(module)
         else:
-            found[module] = keys[key]
+            found[module] = key
     if not found:
         raise CheckpointError(
             f"{adapter.reference}: adapts {absent[0]!r}, which {base.source.reference} does not have; "
