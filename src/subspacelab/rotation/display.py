@@ -139,9 +139,13 @@ def print_extraction(extracted: Extracted, console: Console | None = None) -> No
         f"the update as an adapter: {extracted.folder}",
         ["weight", "m", "n", "rank", "||D||", "energy kept"],
         [
-            [str(r.weight), str(r.m), str(r.n), str(r.rank), show_number(r.update_norm, 3), f"{r.energy_kept:.2%}"]
-            for r in extracted.layers.itertuples()
-        ][:MOST_WEIGHTS],
+            [
+                *(str(row[c]) for c in ("weight", "m", "n", "rank")),
+                show_number(row["update_norm"], 3),
+                f"{row['energy_kept']:.2%}",
+            ]
+            for row in extracted.layers.head(MOST_WEIGHTS).to_dict("records")
+        ],
         console=console,
     )
     for row in extracted.left_out.head(3).itertuples():
