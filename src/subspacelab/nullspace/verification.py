@@ -20,6 +20,7 @@ from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_factors import Factors
 from subspacelab.models.lora_folder import base_of, read_factors, read_meta
 from subspacelab.models.lora_model import LiveAdapter, open_adapter, require_base
+from subspacelab.models.text_windows import text_windows
 from subspacelab.nullspace.calibration import (
     Inputs,
     SharedInput,
@@ -30,7 +31,6 @@ from subspacelab.nullspace.calibration import (
     shared_inputs,
 )
 from subspacelab.nullspace.config import VerifyAdapterConfig
-from subspacelab.nullspace.encoding import text_windows
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.metrics import Layer, layer_stats
 from subspacelab.nullspace.paths import require_adapter

@@ -150,7 +150,8 @@ def audit(
     Per weight: exact spectrum of the update, relative norm, stable and effective
     rank, energy in the base's leading and trailing directions, turn of the
     leading directions, intruder dimensions; beside random updates of the same
-    singular values. The base is read weight by weight.
+    singular values. The base is read weight by weight. With --calib-dataset it
+    is also run: how large are the update's outputs on real inputs?
     """
     from contextlib import ExitStack
 
@@ -172,6 +173,8 @@ def audit(
         params = {"adapter": adapter, "base": base, "seed": seed} | asdict(settings)
         with ExitStack() as stack:
             job = {"adapter": name, "base": base and Path(base).name, "seed": seed, "k": settings.k}
+            if settings.calib_dataset is not None:
+                job["calibration"] = f"{settings.calib_dataset} {settings.calib_loader_size} {settings.seq_len}"
             place = output_dir if output_dir is None or len(adapters) == 1 else output_dir / name
             files = (*FILES, *PICTURES.values())
             folder = place and stack.enter_context(

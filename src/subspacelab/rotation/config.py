@@ -54,6 +54,13 @@ class AuditConfig:
     """Leading, and trailing, directions of the base; the smaller of its rank and 64 by default."""
     null_draws: Annotated[Natural, Flag("--null")] = 3
     """Random updates drawn per weight for angles and intruders, one decomposition each; 0: none. Energies need none."""
+    calib_dataset: str | None = None
+    """Text on which the update is compared with the weight's own outputs: wikitext2, c4, ptb, pipeline:corpus or a
+    file; the base must then be a causal language model, and is loaded."""
+    calib_loader_size: Count = 16
+    """Windows of it."""
+    seq_len: Count = 512
+    """Tokens in a window."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
