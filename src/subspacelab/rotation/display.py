@@ -168,14 +168,13 @@ def print_judgement(judgement: Judgement, console: Console | None = None) -> Non
     """Prints a row per checkpoint."""
     rows: list[dict[str, Any]] = [dict(row) for _, row in judgement.table.iterrows()]
     numbers = ("relative_norm", "distance", "score", "gain", "gain_se")
-    shown = ["family", "part", "rank", "scale", "step", "random", "norm", "distance", "score", "gain", "+-"]
+    shown = ["base +", "norm", "distance", "score", "gain", "+-"]
     print_table(
         "updates judged as models: base + scale * part",
         shown,
         [
             [
-                *(str(row[c]) if pd.notna(row[c]) else "" for c in ("family", "part", "rank", "scale", "step")),
-                "random" if row["is_random"] else "",
+                str(row["variant"]),
                 *(show_number(row[c], 3) for c in numbers),
             ]
             for row in rows

@@ -26,7 +26,9 @@ def draw_judgement(judgement: Judgement, path: Path | None = None, score: str = 
     Dotted: the base, dashed: the tuned checkpoint. Bars are standard errors over the items, not paired.
     """
     with open_figure(path, (12.5, 3.6)) as figure:
-        panels = figure.subplots(1, 4, sharey=True)
+        panels = figure.subplots(1, 4)
+        for axes in panels[1:3]:  # predictions fall far below what parts do
+            axes.sharey(panels[0])
         for axes, draw in zip(panels, (_draw_ranks, _draw_scales, _draw_parts, _draw_predictions), strict=True):
             if judgement.table.empty:
                 say(axes, "nothing to judge")
@@ -62,6 +64,8 @@ def _draw_ranks(axes: Axes, table: pd.DataFrame) -> None:
         rows = rows[rows["rank"] > 0].sort_values("rank")
         _draw_points(axes, map(float, rows["rank"]), rows, look)
     axes.set_xscale("log", base=2)
+    ranks = sorted({int(k) for k in _rows(table, "rank")["rank"] if k > 0})
+    axes.set_xticks(ranks, [str(k) for k in ranks])
     axes.set_xlabel("rank k")
     axes.set_title("best approximation of rank k")
     axes.legend()

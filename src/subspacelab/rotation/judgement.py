@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TABLE, PICTURE = "judged.csv", "judged_updates.png"
-COLUMNS = ("family", "part", "rank", "scale", "step", "is_random", "relative_norm", "distance")
+COLUMNS = ("variant", "family", "part", "rank", "scale", "step", "is_random", "relative_norm", "distance")
 SCORES = ("score", "score_se", "gain", "gain_se", "behind", "behind_se")
 
 Score: TypeAlias = Callable[[Path], Float[Tensor, " items"]]
@@ -50,6 +50,13 @@ class Variant:
     """What is added to the base."""
     step: int | None = None
     """After how many steps the earlier checkpoint was saved."""
+
+    @property
+    def label(self) -> str:
+        """What it is called in the table: `rank 4`, `rotation random`, `predicted 30`."""
+        values = {"scale": f" {self.recipe.scale:g}", "rank": f" {self.recipe.rank}", "part": ""}
+        name = self.recipe.part if self.family == "part" else self.family
+        return name + values.get(self.family, f" {self.step}") + (" random" if self.recipe.random is not None else "")
 
     @property
     def name(self) -> str:
@@ -124,8 +131,9 @@ def judge(
                 write_tensors(kept, _judge_one(pairs[variant.step], pair, variant, score, work_dir, device))
             found, _ = read_tensors(kept)
             recipe = variant.recipe
-            row = {"family": variant.family, "part": recipe.part, "rank": recipe.rank, "scale": recipe.scale}
-            row |= {"step": variant.step, "is_random": recipe.random is not None}
+            row: dict[str, Any] = {"variant": variant.label, "family": variant.family}
+            row |= {"part": recipe.part, "rank": recipe.rank, "scale": recipe.scale, "step": variant.step}
+            row |= {"is_random": recipe.random is not None}
             rows.append(row | {name: found[name].item() for name in ("relative_norm", "distance")})
             scores.append(found["scores"].double())
             advance(1)

@@ -53,6 +53,12 @@ def test_scores_of_a_linear_task_are_on_the_line(pair: tuple[Path, Path], tmp_pa
     assert row_of(table, "rank", rank=0)["relative_norm"] == 0
     ranked = row_of(table, "rank", rank=1)
     assert ranked["relative_norm"] ** 2 + ranked["distance"] ** 2 == pytest.approx(1, rel=1e-4)
+    labels = ["scale 0", "scale 1", "rank 0", "scale 1 random", "scale 0.5", "scale 0.5 random"]
+    assert list(table["variant"][:6]) == labels
+    assert {"rotation", "spectrum random", "rank 24 random", "snapshot 30", "predicted_by_rate 30"} < {
+        *table["variant"]
+    }
+    assert table["variant"].is_unique
     assert row_of(table, "snapshot")["distance"] == pytest.approx(0.75, rel=1e-3)
     assert row_of(table, "predicted")["distance"] == pytest.approx(0, abs=1e-3)
     assert row_of(table, "predicted_by_rate")["distance"] == pytest.approx(0.5, rel=1e-3)
