@@ -23,7 +23,7 @@ PREDICTIONS = {
 def draw_judgement(judgement: Judgement, path: Path | None = None, score: str = "mean score") -> Figure:
     """Score against rank and scale, of the parts, and of predictions; written to `path` if that is given.
 
-    Dotted: the base, dashed: the tuned checkpoint. Bars are standard errors over the items, not paired.
+    Dotted: the base, dashed: the tuned checkpoint. Bars: standard error of the paired gain over the base.
     """
     with open_figure(path, (12.5, 3.6)) as figure:
         panels = figure.subplots(1, 4)
@@ -54,7 +54,7 @@ def _draw_points(
     axes: Axes, x: Iterable[float], rows: pd.DataFrame, look: tuple[str, str, str], line: str = "-"
 ) -> None:
     colour, marker, label = look
-    bars = rows["score_se"]
+    bars = rows["gain_se"]
     axes.errorbar(list(x), rows["score"], bars, color=colour, marker=marker, label=label, linestyle=line, capsize=2)
 
 
