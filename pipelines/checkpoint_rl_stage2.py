@@ -1,6 +1,7 @@
 """Stage `checkpoint_rl_stage2`: rl_stage1 continued by GRPO with a stricter reward; in a hub study, which commit.
 
-In: data/checkpoints/rl_stage1. Out: data/checkpoints/rl_stage2, reports/checkpoints/rl_stage2.json.
+In: data/checkpoints/rl_stage1. Out: data/checkpoints/rl_stage2, reports/checkpoints/rl_stage2.json, and in
+data/checkpoints_path/rl_stage2 the weights after a quarter, a half and three quarters of the steps.
 Time: about 2 minutes on 2 cores. A killed training continues to the same bytes.
 """
 
@@ -13,18 +14,20 @@ from subspacelab.synthetic.display import print_checkpoint
 from subspacelab.synthetic.grounding.evaluation import evaluate_checkpoint
 from subspacelab.synthetic.logging import record_checkpoint
 from subspacelab.synthetic.grounding.plots import draw_checkpoint
-from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl
+from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl, write_training_path
 from subspacelab.pipeline.process import run_stage_script
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.terminal import progress_bar
 
 BEFORE = Path("data/checkpoints/rl_stage1")
 OUT = Path("data/checkpoints/rl_stage2")
+PATH = Path("data/checkpoints_path/rl_stage2")
 
 
 def main() -> None:
     with open_stage("checkpoint_rl_stage2", RlTraining, experiment="demo") as stage:
         if take_from_hub(stage.study.reference("rl_stage2"), OUT):
+            write_training_path(PATH, stage.work_dir, [])
             return
         trained = train_rl(
             BEFORE,
@@ -34,8 +37,10 @@ def main() -> None:
             seed=stage.seed,
             log=stage.tracker.log_metrics,
             progress=progress_bar,
+            path=stage.work_dir / "path",
         )
         trained.save(OUT)
+        write_training_path(PATH, stage.work_dir / "path", stage.params.passed())
         evaluation = evaluate_checkpoint(
             OUT, seed=stage.seed, num_scenes=stage.params.evaluated, before=BEFORE, progress=progress_bar
         )

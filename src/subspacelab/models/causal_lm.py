@@ -75,7 +75,7 @@ def require_causal_lm(folder: Path) -> tuple[Any, Any]:
     """The model in a folder on the meta device, and its config; ValueError unless it is a causal language model."""
     _require_whole_model(folder)
     with open_source(folder) as checkpoint:  # refuses files that are missing, damaged, or more than tensors
-        _require_own_settings(checkpoint, folder / CONFIG_NAME)
+        require_own_settings(checkpoint, folder / CONFIG_NAME)
         return _described(checkpoint, folder)
 
 
@@ -113,7 +113,7 @@ def _require_whole_model(folder: Path) -> None:
         raise ValueError(f"{folder / weights}: holds no mapping `metadata`, as transformers wants; download it again")
 
 
-def _require_own_settings(checkpoint: Checkpoint, path: Path) -> None:
+def require_own_settings(checkpoint: Checkpoint, path: Path) -> None:
     """ValueError if config.json calls for code or weights of elsewhere, quantised weights, or endless loops.
 
     Looked at before transformers makes anything of it: a config builds lists as long as it says.
@@ -325,7 +325,7 @@ def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str
         and module is not head
         and module.weight is not embedding.weight
     }
-    known = _known_to_peft(model, list(linears))
+    known = known_to_peft(model, list(linears))
     linears = {name: linear for name, linear in linears.items() if name in known}
     if not linears:
         kinds = sorted({type(m).__name__ for m in model.modules() if getattr(m, "weight", None) is not None})
@@ -339,7 +339,7 @@ def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str
     return {name: module for name, module in linears.items() if any(re.search(target, name) for target in targets)}
 
 
-def _known_to_peft(model: Any, names: Sequence[str]) -> set[str]:
+def known_to_peft(model: Any, names: Sequence[str]) -> set[str]:
     """The names that PEFT leaves as they are: of some families it turns `gate_proj` and the like into experts."""
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers

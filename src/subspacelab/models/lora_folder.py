@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -92,6 +93,30 @@ def write_adapter(folder: Path, factors: Mapping[str, Factors], meta: Mapping[st
         write_json(partial / CONFIG, _config_json(list(factors), rank, meta["base"]))
         files = {name: sha256_file(partial / name) for name in (WEIGHTS, INITIAL) if (partial / name).exists()}
         write_json(partial / META, {**meta, "files": files})
+
+
+def write_lora(
+    folder: Path,
+    factors: Mapping[str, tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]],
+    base: Mapping[str, Any],
+    *,
+    fan_in_fan_out: bool = False,
+) -> None:
+    """Writes module -> (lora_A, lora_B) of any ranks as an ordinary LoRA adapter of scaling 1 into `folder`.
+
+    `base` has `reference` and `revision`. Patterns are whole names: `^` keeps one from matching the end of another.
+    """
+    ranks = {name: len(down) for name, (down, _) in factors.items()}
+    most = max(ranks.values())
+    patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
+    tensors = {
+        f"{PREFIX}{name}.lora_{part}.weight": tensor
+        for name, (down, up) in factors.items()
+        for part, tensor in (("A", down), ("B", up))
+    }
+    write_tensors(folder / WEIGHTS, tensors)
+    config = _config_json(list(factors), most, base) | {"rank_pattern": patterns, "alpha_pattern": patterns}
+    write_json(folder / CONFIG, config | {"task_type": None, "fan_in_fan_out": fan_in_fan_out})
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def _require_same_base(folder: Path, source: Source, digest: str) -> None:
 
 
 def _windows(source: Source, settings: BuildSettings, seed: int) -> Windows:
-    from subspacelab.nullspace.encoding import text_windows
+    from subspacelab.models.text_windows import text_windows
 
     assert settings.calib_dataset is not None
     texts = read_texts(settings.calib_dataset)

@@ -1,72 +1,15 @@
 """Text for a model by its own tokenizer: windows of documents, and rows {query, response}."""
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from subspacelab.data.instructions import Instruction, prompt_of
-from subspacelab.data.windows import Windows, cut_windows, join
-from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import Example, encode_example
 from subspacelab.models.tokens import (
-    encode,
     encode_prompts,
     encode_responses,
-    prefix_of,
-    read_model_config,
-    require_readable,
 )
-
-CHARACTERS_PER_TOKEN = 8
-"""Characters of text taken at first for each token that is asked for: twice what English needs. Four times as many
-are taken where they do not suffice."""
-
-
-def text_windows(model: Path, texts: Sequence[str], num_windows: int, seq_len: int, seed: int) -> Windows:
-    """Windows of `texts` by the tokenizer in the folder `model`, as `cut_windows` draws them.
-
-    Each begins with what the tokenizer puts before a text; its end token stands after each document. Of a text much
-    longer than what is asked for, stretches are drawn by `seed` first, and only they are tokenised. ValueError for
-    a window that is longer than the model's positions, and for a token that it has no embedding of.
-    """
-    config, tokenizer = read_model_config(model), load_tokenizer(model)
-    prefix = prefix_of(tokenizer, texts[0])
-    total, length = sum(map(len, texts)), CHARACTERS_PER_TOKEN * seq_len
-    while True:
-        stretches = [_encode(tokenizer, documents) for documents in _draw(texts, num_windows, length, seed)]
-        windows = cut_windows(stretches, num_windows=num_windows, seq_len=seq_len, seed=seed, prefix=prefix)
-        if not windows.shortage or num_windows * length >= total:
-            break
-        length *= 4
-    require_readable(config, tokenizer, windows.input_ids.tolist(), remedy="shorten --seq-len")
-    return replace(windows, prefix=tuple(tokenizer.convert_ids_to_tokens(prefix)))
-
-
-def _encode(tokenizer: Any, documents: Sequence[str]) -> list[int]:
-    return join(encode(tokenizer, documents), tokenizer.eos_token_id)
-
-
-def _draw(texts: Sequence[str], num_windows: int, length: int, seed: int) -> Iterator[Sequence[str]]:
-    """Stretches that do not overlap, in the text's order, of `num_windows` times `length` characters together, each
-    twice as long as that; or all of the text as one, where it is no longer.
-    """
-    ends = list(accumulate(map(len, texts)))
-    if ends[-1] <= num_windows * length:
-        yield texts
-        return
-    order = torch.randperm(-(-ends[-1] // (2 * length)), generator=torch.Generator().manual_seed(seed))
-    for number in sorted(order[: -(-num_windows // 2)].tolist()):
-        start, end = 2 * length * number, 2 * length * (number + 1)
-        documents, i = [], bisect_right(ends, start)
-        while i < len(ends) and (begin := ends[i] - len(texts[i])) < end:
-            documents.append(texts[i][max(start - begin, 0) : end - begin])
-            i += 1
-        yield documents
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from subspacelab.data.windows import Windows
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, trunk_of
 from subspacelab.models.generation import greedy_answers
 from subspacelab.models.lora_folder import PREFIX, WEIGHTS, base_of, read_meta
+from subspacelab.models.text_windows import text_windows
 from subspacelab.models.tokens import encode
 from subspacelab.nullspace.config import KnowledgeSettings
-from subspacelab.nullspace.encoding import text_windows
 from subspacelab.nullspace.paths import require_adapter
 
 BASE = "base"

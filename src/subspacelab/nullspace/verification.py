@@ -23,9 +23,9 @@ from subspacelab.models.hidden_states import HiddenStates
 from subspacelab.models.lora_factors import Factors, original
 from subspacelab.models.lora_folder import META, base_of, is_intact, read_factors, read_meta
 from subspacelab.models.lora_model import require_base
+from subspacelab.models.text_windows import text_windows
 from subspacelab.nullspace.calibration import Batches, Inputs, choose_tokens, collect_block, shared_inputs
 from subspacelab.nullspace.config import VerifyAdapterConfig
-from subspacelab.nullspace.encoding import text_windows
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.metrics import Layer, layer_stats
 from subspacelab.nullspace.paths import require_adapter

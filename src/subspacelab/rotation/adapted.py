@@ -1,5 +1,6 @@
 """One weight that an adapter changes: size of the update, where it lies, what it does, beside random updates."""
 
+import math
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -20,11 +21,13 @@ from subspacelab.linalg.updates import (
     product_svd,
     random_frames_deviation,
 )
+from subspacelab.models.update_on_inputs import OnInputs
 from subspacelab.rotation.metrics import LARGEST_DEFAULT_K, Value, finite, generator_for
 from subspacelab.rotation.null_model import Null, with_null
 from subspacelab.rotation.plan import gflop
 
 ENERGIES = ("leading_energy", "trailing_energy")
+INPUTS = ("input_ratio", "input_ratio_random")
 TURNS = ("angle_mean", "intruders")
 AFFORDABLE = 2000.0
 """GFLOP of a decomposition (4096 x 4096: 1,237) beyond which angles and intruders are left out."""
@@ -92,6 +95,17 @@ def measure_adapted(
         row |= dict.fromkeys(TURNS)
     row |= {"magnitude_change": _magnitude_change(weight, w, left, right)}
     return with_null(row, nulls, (*ENERGIES, *TURNS)), update.S.cpu()
+
+
+def columns_on_inputs(row: dict[str, Value], width: int, found: OnInputs | None) -> dict[str, Value]:
+    """`INPUTS` of a weight with inputs of `width`: ||D X||_F / ||W X||_F over all tokens, and a random update's.
+
+    A Gaussian G of norm ||D||_F has E ||G X||_F^2 = ||G||_F^2 ||X||_F^2 / n for any X. None without inputs.
+    """
+    if found is None or found.output == 0:
+        return dict.fromkeys(INPUTS)
+    random = float(row["norm"] or 0) * math.sqrt(found.inputs / width / found.output)
+    return {"input_ratio": math.sqrt(found.update / found.output), "input_ratio_random": random}
 
 
 def _sizes(update: FactoredSVD, before: SVD) -> dict[str, Value]:

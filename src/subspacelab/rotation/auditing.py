@@ -18,18 +18,33 @@ from subspacelab.checkpoints import (
     open_adapter,
     open_checkpoint,
     read_tensors,
+    source_of,
     write_tensors,
 )
-from subspacelab.checkpoints.tensors import canonical_keys, canonical_name
+from subspacelab.checkpoints.tensors import canonical_keys
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.core.errors import CheckpointError, SettingError
 from subspacelab.core.files import read_json, write_csv, write_json
-from subspacelab.rotation.adapted import AFFORDABLE, ENERGIES, TURNS, AdaptedWeight, audit_gflop, measure_adapted
+from subspacelab.data.text import read_texts
+from subspacelab.models.causal_lm import load_causal_lm
+from subspacelab.models.text_windows import text_windows
+from subspacelab.models.update_on_inputs import OnInputs, measure_on_inputs
+from subspacelab.rotation.adapted import (
+    AFFORDABLE,
+    ENERGIES,
+    INPUTS,
+    TURNS,
+    AdaptedWeight,
+    audit_gflop,
+    columns_on_inputs,
+    measure_adapted,
+)
 from subspacelab.rotation.groups import layer_index, make_groups
 from subspacelab.rotation.measuring import say_cost
 from subspacelab.rotation.metrics import Value
 from subspacelab.rotation.null_model import Null, stands_out
+from subspacelab.rotation.pairing import find_weight
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +52,7 @@ if TYPE_CHECKING:
 LAYERS, METRICS, SPECTRA = FILES = ("layers.csv", "metrics.json", "spectra.safetensors")
 """What `Audit.save` writes."""
 TEXTS = ("weight", "module")
-MEANS = ("relative_norm", "stable_rank", "effective_rank", *ENERGIES, *TURNS, "magnitude_change")
+MEANS = ("relative_norm", "stable_rank", "effective_rank", *ENERGIES, *TURNS, *INPUTS, "magnitude_change")
 """The columns whose means over the weights are in metrics.json."""
 
 
@@ -100,6 +115,9 @@ def audit(
     k: int | None = None,
     seed: int = 42,
     null_draws: int = 3,
+    calib_dataset: str | None = None,
+    calib_loader_size: int = 16,
+    seq_len: int = 512,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Audit:
@@ -111,9 +129,11 @@ def audit(
     frame of the k leading, or trailing, singular directions of W over that of a random update, which is 1;
     `angle_mean`: mean principal angle (degrees) by which W + D turns the leading k directions; `intruders`: leading
     directions of W + D, of 10, near none of W (2410.21228). The random updates have the singular values of D in uniform
-    frames: of energies their deviation is exact (`linalg.factored.random_frames_deviation`), of angles and intruders it
-    is that of `null_draws` draws. `magnitude_change`: root mean square of DoRA's factor of each output, less 1; D is
-    the update before that factor.
+    frames: of energies their deviation is exact (`linalg.updates.random_frames_deviation`), of angles and intruders it
+    is that of `null_draws` draws. With `calib_dataset`, for a causal language model, which is loaded: `input_ratio`,
+    ||D X||_F / ||W X||_F over the tokens X of `calib_loader_size` windows of `seq_len`, and `input_ratio_random`, that
+    of a Gaussian update of equal norm, exact. `magnitude_change`: root mean square of DoRA's factor of each output,
+    less 1; D is the update before that factor.
 
     >>> audit("org/some-lora", base="org/base").layers[["weight", "relative_norm", "leading_energy"]]
 
@@ -135,6 +155,9 @@ def audit(
     costs = [audit_gflop(weight.shape, null_draws) for weight in adapted]
     if progress is not no_progress:
         say_cost(sum(costs), sum(costs) - sum(audit_gflop(weight.shape, 0) for weight in adapted))
+    inputs = (
+        None if calib_dataset is None else _on_inputs(adapted, calib_dataset, calib_loader_size, seq_len, seed, device)
+    )
     labels = {name: group.label for group in make_groups([w.name for w in adapted]) for name in group.members}
     rows: list[dict[str, Value]] = []
     spectra: dict[str, Tensor] = {}
@@ -142,6 +165,8 @@ def audit(
         for weight, cost in zip(adapted, costs, strict=True):
             name = weight.name
             found, spectra[name] = measure_adapted(weight, k=k, seed=seed, null_draws=null_draws, device=place)
+            if inputs is not None:
+                found |= columns_on_inputs(found, weight.shape[0 if weight.transposed else 1], inputs.get(name))
             rows.append({"weight": name, "module": labels[name], "layer": layer_index(name), **found})
             advance(cost)
     layers = _typed(pd.DataFrame(rows))
@@ -152,11 +177,28 @@ def audit(
         "k": k,
         "seed": seed,
         "null_draws": null_draws,
+        "calibration": calib_dataset
+        and {"text": _reference(calib_dataset), "windows": calib_loader_size, "length": seq_len},
         "notes": [*_notes(opened, layers, absent), *_doubtful(adapted)],
-        "means": {c: float(layers[c].mean()) for c in MEANS if layers[c].notna().any()},
+        "means": {c: float(layers[c].mean()) for c in MEANS if c in layers and layers[c].notna().any()},
         "standing_out": _standing_out(layers),
     }
     return Audit(layers, metrics | {"summary": _summary(metrics, layers)}, spectra)
+
+
+def _on_inputs(
+    adapted: Sequence[AdaptedWeight], calib_dataset: str, num_windows: int, seq_len: int, seed: int, device: str
+) -> dict[str, OnInputs]:
+    """What each update does to the inputs that the base feeds it; of embeddings, which take no vectors, nothing."""
+    folder = source_of(adapted[0].base).folder
+    windows = text_windows(folder, read_texts(calib_dataset), num_windows, seq_len, seed)
+    model = load_causal_lm(folder, device=choose_device(device))
+    factors = {}
+    for weight in adapted:
+        if not weight.layer.is_embedding:
+            left, right = weight.adapter.factors(weight.layer, False)
+            factors[weight.name] = (left, right)
+    return measure_on_inputs(model, factors, windows)
 
 
 def _reference(reference: str) -> str:
@@ -183,14 +225,11 @@ def _match(adapter: Adapter, base: Checkpoint) -> tuple[dict[str, str], list[str
     found: dict[str, str] = {}
     absent = []
     for module in adapter.layers:
-        name = canonical_name(f"{module}.weight")
-        # The bare model has been saved, or the adapter was trained on it: one name ends with the other.
-        near = [key for key in keys if key.endswith(f".{name}") or name.endswith(f".{key}")]
-        key = name if name in keys else near[0] if len(near) == 1 else None
+        key = find_weight(keys, module)
         if key is None:
             absent.append(module)
         else:
-            found[module] = keys[key]
+            found[module] = key
     if not found:
         raise CheckpointError(
             f"{adapter.reference}: adapts {absent[0]!r}, which {base.source.reference} does not have; "
@@ -263,8 +302,15 @@ def _summary(metrics: Mapping[str, Any], layers: pd.DataFrame) -> str:
         f"{parts.max() / (parts.sum() or 1):.0%} of the squared norm is in {parts.idxmax()}; stable rank "
         f"{layers['stable_rank'].median():.3g}; energy in the base's leading directions is "
         f"{layers['leading_energy'].median():.3g} times that of random updates of the same singular values, from which "
-        f"{outstanding} of {len(layers)} weights stand out"
+        f"{outstanding} of {len(layers)} weights stand out{_said_of_inputs(layers)}"
     )
+
+
+def _said_of_inputs(layers: pd.DataFrame) -> str:
+    if "input_ratio" not in layers or layers["input_ratio"].isna().all():
+        return ""
+    real, random = (layers[column].median() for column in INPUTS)
+    return f"; on the text's inputs ||D X|| / ||W X|| is {real:.2g} in the median, {random:.2g} for random updates"
 
 
 def _read_layers(path: Path) -> pd.DataFrame:

@@ -8,7 +8,13 @@ import typer
 
 from subspacelab.core.errors import SettingError
 from subspacelab.core.flags import Seed, Track, with_settings
-from subspacelab.rotation.config import AuditConfig, CompareRotationsConfig, DecomposeConfig
+from subspacelab.rotation.config import (
+    ApplyConfig,
+    AuditConfig,
+    CompareRotationsConfig,
+    DecomposeConfig,
+    ExtractConfig,
+)
 
 app = typer.Typer(no_args_is_help=True, help="How training turns the singular directions of the weights.")
 
@@ -151,7 +157,8 @@ def audit(
     Per weight: exact spectrum of the update, relative norm, stable and effective
     rank, energy in the base's leading and trailing directions, turn of the
     leading directions, intruder dimensions; beside random updates of the same
-    singular values. The base is read weight by weight.
+    singular values. The base is read weight by weight. With --calib-dataset it
+    is also run: how large are the update's outputs on real inputs?
     """
     from contextlib import ExitStack
 
@@ -173,6 +180,8 @@ def audit(
         params = {"adapter": adapter, "base": base, "seed": seed} | asdict(settings)
         with ExitStack() as stack:
             job = {"adapter": name, "base": base and Path(base).name, "seed": seed, "k": settings.k}
+            if settings.calib_dataset is not None:
+                job["calibration"] = f"{settings.calib_dataset} {settings.calib_loader_size} {settings.seq_len}"
             place = output_dir if output_dir is None or len(adapters) == 1 else output_dir / name
             files = (*FILES, *PICTURES.values())
             folder = place and stack.enter_context(
@@ -186,6 +195,61 @@ def audit(
                 pictures = draw_audit_pictures(folder, result)
             track_audit(result, pictures, tracker)
         print_audit(result)
+
+
+Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before.")]
+Tuned = Annotated[str, typer.Argument(metavar="TUNED", help="The checkpoint after, trained from the base.")]
+
+
+@app.command()
+@with_settings(ExtractConfig)
+def extract(
+    base: Base,
+    tuned: Tuned,
+    output_dir: Annotated[Path, typer.Option(help="A new folder for the adapter.")],
+    *,
+    settings: ExtractConfig,
+) -> None:
+    """What training did to the linear layers, as a plain PEFT LoRA adapter on the base.
+
+    Per weight the best approximation of tuned - base of one --rank, or of the
+    smallest rank that keeps the share --energy of its squared norm. Embeddings,
+    tied heads, norms, biases and convolutions are left out, and listed with
+    their share of the update. The weights are read one at a time.
+    """
+    from subspacelab.core.ownership import require_apart
+    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.rotation.display import print_extraction
+    from subspacelab.rotation.extraction import extract as run
+
+    require_apart(output_dir, [Path(place) for place in (base, tuned) if Path(place).exists()])
+    print_extraction(run(base, tuned, output_dir, **asdict(settings), progress=progress_bar))
+
+
+@app.command()
+@with_settings(ApplyConfig)
+def apply(
+    base: Base,
+    tuned: Tuned,
+    output_dir: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
+    *,
+    settings: ApplyConfig,
+) -> None:
+    """The base plus a part of what training did to it, as an ordinary Hugging Face folder.
+
+    Base + S * part, weight by weight: the update's best approximation of rank
+    --rank, what that leaves, or only its change of directions, or of singular
+    values. --random SEED is the control: Gaussian matrices of the same norms.
+    Norms and biases are base + S * their whole update. Config, tokenizer and
+    types are those of the tuned checkpoint.
+    """
+    from subspacelab.core.ownership import require_apart
+    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.rotation.application import apply as run
+    from subspacelab.rotation.display import print_application
+
+    require_apart(output_dir, [Path(place) for place in (base, tuned) if Path(place).exists()])
+    print_application(run(base, tuned, output_dir, **asdict(settings), progress=progress_bar))
 
 
 def three_folders(checkpoints: list[str] | None, *folders: Path | None) -> list[Path]:

@@ -3,7 +3,9 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from subspacelab.core.settings import Count, Flag, Natural, settings
+from pydantic import Field
+
+from subspacelab.core.settings import Count, Flag, Natural, Positive, Seed, settings
 
 Method = Literal["auto", "gram", "lapack"]
 Format = Literal["float32", "float16", "bfloat16"]
@@ -55,9 +57,65 @@ class AuditConfig:
     """Leading, and trailing, directions of the base; the smaller of its rank and 64 by default."""
     null_draws: Annotated[Natural, Flag("--null")] = 3
     """Random updates drawn per weight for angles and intruders, one decomposition each; 0: none. Energies need none."""
+    calib_dataset: str | None = None
+    """Text on which the update is compared with the weight's own outputs: wikitext2, c4, ptb, pipeline:corpus or a
+    file; the base must then be a causal language model, and is loaded."""
+    calib_loader_size: Count = 16
+    """Windows of it."""
+    seq_len: Count = 512
+    """Tokens in a window."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
 
-STAGES = {"decompose": DecomposeConfig, "compare_rotations": CompareRotationsConfig}
+@settings
+class ExtractConfig:
+    """`extract`: the update of the linear layers as a LoRA adapter."""
+
+    rank: Count | None = None
+    """Rank of every weight's update; this or energy."""
+    energy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of each weight's squared norm that is kept, by the smallest rank that does; this or rank."""
+    include: str | None = None
+    """Only weights whose name this regular expression finds."""
+    exclude: str | None = None
+    """Not the weights whose name this regular expression finds."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@settings
+class ApplyConfig:
+    """`apply`: the base plus a part of an update."""
+
+    rank: Natural | None = None
+    """Terms of each weight's update that are leading: all by default; with 0 only norms and biases move."""
+    part: Literal["leading", "trailing", "rotation", "spectrum"] = "leading"
+    """leading (best approximation of that rank), trailing (the rest), rotation (tuned directions, the base's singular
+    values) or spectrum (the base's directions, tuned singular values)."""
+    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """Times which the part is added: above 1 extrapolates, below 1 goes back."""
+    random: Seed | None = None
+    """The control: a Gaussian matrix of each part's norm in its place, drawn from this seed."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@settings
+class JudgeUpdatesConfig:
+    """`judge_updates`: parts of stage 2's update, and predictions of it, as models."""
+
+    ranks: list[Count] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 128])
+    """Ranks of the update's best approximations."""
+    scales: list[Positive] = field(default_factory=lambda: [0.5, 1.5, 2.0])
+    """Times which the update is added; 0 and 1 come by themselves."""
+    evaluated: Count = 512
+    """Held-out scenes on which each checkpoint is judged."""
+
+
+STAGES = {
+    "decompose": DecomposeConfig,
+    "compare_rotations": CompareRotationsConfig,
+    "judge_updates": JudgeUpdatesConfig,
+}
 """Stage to what can be set for it in params.yaml and in a study."""

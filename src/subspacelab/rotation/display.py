@@ -9,9 +9,12 @@ from rich.console import Console
 
 from subspacelab.core.errors import printable
 from subspacelab.plotting.terminal import print_table, show_number
+from subspacelab.rotation.application import Applied, total_sizes
 from subspacelab.rotation.auditing import Audit
 from subspacelab.rotation.comparison import Comparison
+from subspacelab.rotation.extraction import Extracted
 from subspacelab.rotation.factors import Decomposition, FactorRecord
+from subspacelab.rotation.judgement import Judgement
 from subspacelab.rotation.metrics import PAIRS
 from subspacelab.rotation.null_model import LARGE_COSINE, LARGE_Z, LINK_MEASURES, MEASURES, RATIOS, Null, stands_out
 
@@ -129,6 +132,57 @@ def print_audit(audit: Audit, console: Console | None = None) -> None:
     console.print(printable(audit.summary), markup=False, highlight=False)
     for note in audit.notes:
         console.print(f"note: {printable(note)}", markup=False)
+
+
+def print_extraction(extracted: Extracted, console: Console | None = None) -> None:
+    """Prints a row per adapted weight, the largest that are left out, and the sentence."""
+    console = console or Console()
+    print_table(
+        f"the update as an adapter: {extracted.folder}",
+        ["weight", "m", "n", "rank", "||D||", "energy kept"],
+        [
+            [
+                *(str(row[c]) for c in ("weight", "m", "n", "rank")),
+                show_number(row["update_norm"], 3),
+                f"{row['energy_kept']:.2%}",
+            ]
+            for row in extracted.layers.head(MOST_WEIGHTS).to_dict("records")
+        ],
+        console=console,
+    )
+    for row in extracted.left_out.head(3).itertuples():
+        told = f"left out: {row.weight}, {row.share:.2%} of the update's energy ({row.reason})"
+        console.print(printable(told), markup=False, highlight=False)
+    console.print(printable(extracted.summary), markup=False, highlight=False)
+
+
+def print_application(applied: Applied, console: Console | None = None) -> None:
+    """Prints how large the part is, and the notes."""
+    console = console or Console()
+    sizes = total_sizes(applied.layers)
+    told = f"{applied.folder}: {len(applied.layers)} matrices; ||part|| / ||update|| is {sizes['relative_norm']:.4g}"
+    console.print(printable(told), markup=False, highlight=False)
+    for note in applied.notes:
+        console.print(f"note: {printable(note)}", markup=False)
+
+
+def print_judgement(judgement: Judgement, console: Console | None = None) -> None:
+    """Prints a row per checkpoint."""
+    rows: list[dict[str, Any]] = [dict(row) for _, row in judgement.table.iterrows()]
+    numbers = ("relative_norm", "distance", "score", "gain", "gain_se")
+    shown = ["base +", "norm", "distance", "score", "gain", "+-"]
+    print_table(
+        "updates judged as models: base + scale * part",
+        shown,
+        [
+            [
+                str(row["variant"]),
+                *(show_number(row[c], 3) for c in numbers),
+            ]
+            for row in rows
+        ],
+        console=console or Console(),
+    )
 
 
 def _shown_mean(values: pd.Series) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 from subspacelab.rotation.aggregate import metric_columns
 from subspacelab.rotation.auditing import Audit
 from subspacelab.rotation.comparison import LINKS, TABLES, Comparison
+from subspacelab.rotation.judgement import Judgement
 from subspacelab.rotation.measuring import link_pairs, wide_column, wide_of
 from subspacelab.tracking.protocol import trackable
 
@@ -45,6 +46,12 @@ def track_audit(audit: Audit, pictures: Sequence[Path], tracker: "Tracker") -> N
     tracker.log_table(audit.layers, "layers")
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
+
+
+def track_judgement(judgement: Judgement, picture: Path, tracker: "Tracker") -> None:
+    """Records the score of each checkpoint, the table and the picture."""
+    tracker.log_table(judgement.table, "judged")
+    tracker.log_artifact(picture, "pictures")
 
 
 def _over_all_weights(comparison: Comparison) -> dict[str, Any]:

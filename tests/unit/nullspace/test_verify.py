@@ -13,10 +13,10 @@ from torch import Tensor
 from subspacelab.data.text import read_texts
 from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_model import open_adapter
+from subspacelab.models.text_windows import text_windows
 from subspacelab.nullspace.calibration import choose_tokens
 from subspacelab.nullspace.config import VerifyAdapterConfig
 from subspacelab.nullspace.display import print_verification
-from subspacelab.nullspace.encoding import text_windows
 from subspacelab.nullspace.logging import track_verification
 from subspacelab.nullspace.results import Verification
 from subspacelab.nullspace.verification import verify_adapter

@@ -8,19 +8,25 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.language_models import write_text, write_tiny_lm
 from tests.unit.rotation.adapters import PATTERNS, TARGETS, Model, save_adapter
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from subspacelab.checkpoints import canonical_name, open_adapter
 from subspacelab.core.errors import CheckpointError, SettingError
+from subspacelab.data.text import read_texts
 from subspacelab.linalg.svd import svd
 from subspacelab.linalg.updates import principal_energy
+from subspacelab.models.text_windows import text_windows
 from subspacelab.rotation.auditing import FILES, Audit, audit
 from subspacelab.rotation.commands import audit as command
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::RuntimeWarning:peft")
 SETTINGS: dict[str, Any] = {"k": 4, "null_draws": 2, "device": "cpu"}
+UNCALIBRATED = {"calib_dataset": None, "calib_loader_size": 16, "seq_len": 512}
 PLAIN: dict[str, Any] = {"r": 2, "lora_alpha": 2, "peft_type": "LORA", "base_model_name_or_path": None}
 
 
@@ -250,7 +256,9 @@ def test_the_command_writes_a_folder_per_adapter(
 ) -> None:
     save_file(base, tmp_path / "base.safetensors")
     folders = [write(tmp_path / name, pair(64, 48, seed=i)) for i, name in enumerate(("one", "two"))]
-    given: dict[str, Any] = {"base": str(tmp_path / "base.safetensors"), "seed": 42, "track": False} | SETTINGS
+    given: dict[str, Any] = (
+        {"base": str(tmp_path / "base.safetensors"), "seed": 42, "track": False} | SETTINGS | UNCALIBRATED
+    )
     command(adapters=[str(folder) for folder in folders], output_dir=tmp_path / "out", **given)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"one", "two"}
     assert (tmp_path / "out" / "one" / "audit_updates.png").exists()
@@ -258,6 +266,33 @@ def test_the_command_writes_a_folder_per_adapter(
     command(adapters=[str(folders[0])], output_dir=None, **given)
     with pytest.raises(SettingError, match="two adapters of one name"):
         command(adapters=[str(folders[0])] * 2, output_dir=tmp_path / "out", **given)
+
+
+def test_the_ratio_on_inputs_is_that_of_the_model_itself(tmp_path: Path) -> None:
+    """Against hooks on PEFT's own model: the adapter's part of each layer's output over the base's."""
+    write_tiny_lm(tmp_path / "base")
+    text = write_text(tmp_path / "text.txt")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    peft_model: Any = get_peft_model(model, config)
+    peft_model.save_pretrained(tmp_path / "lora")
+    given = {"calib_dataset": str(text), "calib_loader_size": 4, "seq_len": 16}
+    found = audit(tmp_path / "lora", tmp_path / "base", **SETTINGS, **given).layers.set_index("weight")
+    windows = text_windows(tmp_path / "base", read_texts(str(text)), 4, 16, 42)
+    for name, row in found.iterrows():
+        layer = peft_model.get_submodule(f"base_model.model.{str(name).removesuffix('.weight')}")
+        seen: list[Tensor] = []
+        with layer.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0].detach())), torch.no_grad():
+            peft_model.disable_adapter_layers()
+            peft_model(input_ids=windows.input_ids, attention_mask=windows.attention_mask.long())
+            peft_model.enable_adapter_layers()
+        x, w = seen[0].flatten(0, 1).double(), layer.base_layer.weight.detach().double()
+        delta = layer.get_delta_weight("default").detach().double()
+        assert row["input_ratio"] == pytest.approx(((x @ delta.T).norm() / (x @ w.T).norm()).item(), rel=1e-4)
+        drawn = torch.randn(50, *delta.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        sizes = torch.stack([(x @ g.T).norm() * delta.norm() / g.norm() / (x @ w.T).norm() for g in drawn])
+        assert row["input_ratio_random"] == pytest.approx(sizes.square().mean().sqrt().item(), rel=0.1)
 
 
 def test_targets_cover_all_kinds_of_modules() -> None:

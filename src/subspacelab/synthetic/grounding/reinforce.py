@@ -1,14 +1,17 @@
 """The reinforcement stages: a checkpoint continued by GRPO on rendered scenes; its boxes earn the reward."""
 
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
-from subspacelab.core.files import sha256_file
+from subspacelab.core.files import read_json, replace_folder, sha256_file, write_json
 from subspacelab.core.settings import Count, NotNegative, Positive, settings
 from subspacelab.models.qwen_vl import load_qwen_vl
 from subspacelab.synthetic.grounding.evaluation import Evaluation, evaluate, mean_and_error
@@ -53,6 +56,44 @@ class RlTraining(GroundingTraining):
     snapshot_every: Count = 20
     """Steps between snapshots."""
 
+    def passed(self) -> "list[Passed]":
+        """How far the training is after a quarter, a half and three quarters of its steps, fewer if it has not four."""
+        rates = [self.plan(Path(), name="").learning_rate(step) for step in range(self.steps)]
+        steps = sorted({quarter * self.steps // 4 for quarter in (1, 2, 3)} - {0})
+        return [Passed(step, step / self.steps, sum(rates[:step]) / sum(rates)) for step in steps]
+
+
+PATH = "path.json"
+"""In a folder of checkpoints that a training passed: how far it was at each."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """How far a training is after some of its steps."""
+
+    step: int
+    """Steps taken."""
+    of_steps: float
+    """Share of all steps."""
+    of_rates: float
+    """Share of the sum of all learning rates: how far, if each step goes as far as its rate says."""
+
+
+def write_training_path(folder: Path, saved: Path, passed: Sequence[Passed]) -> None:
+    """Copies the checkpoints that `train_rl` left in `saved` to `folder`, with `path.json`: how far it was at each.
+
+    Of a checkpoint that was not trained here `passed` is empty.
+    """
+    with replace_folder(folder) as partial:
+        for entry in passed:
+            shutil.copytree(saved / f"step{entry.step}", partial / f"step{entry.step}")
+        write_json(partial / PATH, [asdict(entry) for entry in passed])
+
+
+def read_training_path(folder: Path) -> list[Passed]:
+    """What `write_training_path` wrote; the checkpoints are `folder/step<n>`."""
+    return TypeAdapter(list[Passed]).validate_python(read_json(folder / PATH))
+
 
 def train_rl(
     base_folder: Path,
@@ -63,6 +104,7 @@ def train_rl(
     seed: int,
     log: Log = no_log,
     progress: Progress = no_progress,
+    path: Path | None = None,
 ) -> GroundingModel:
     """Continues the checkpoint `base_folder` by GRPO.
 
@@ -83,6 +125,8 @@ def train_rl(
     def after_step(done: int) -> None:
         if training.is_due(training.held_out_every, done):
             log(_held_out_curves(before, evaluate(model, tokenizer, held_out)), done)
+        if path is not None and done in {entry.step for entry in training.passed()}:
+            start.save(path / f"step{done}")
 
     fit(
         model,

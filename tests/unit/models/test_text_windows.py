@@ -9,8 +9,8 @@ from tests.language_models import write_text, write_tiny_lm
 from tokenizers import Tokenizer, processors
 
 from subspacelab.data.text import read_texts
-from subspacelab.nullspace import encoding as module
-from subspacelab.nullspace.encoding import text_windows
+from subspacelab.models import text_windows as module
+from subspacelab.models.text_windows import text_windows
 from subspacelab.nullspace.verification import unseen_texts
 
 
