@@ -19,6 +19,7 @@ from subspacelab.rotation.chain import Weight, open_chain, subtract
 from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, Comparison, compare
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.groups import layer_index, make_groups
+from subspacelab.rotation.logging import log_curves
 from subspacelab.rotation.measuring import COMMON, MEASURED, Settings, typed
 from subspacelab.rotation.metrics import measure_weight
 from subspacelab.rotation.null_model import null_columns, with_null
@@ -287,6 +288,14 @@ def test_the_picture_of_scores(four: Comparison, comparison: Comparison) -> None
                 assert marked[i, at] == bool(out & set(members))
     for found in (four, comparison):
         assert isinstance(found.plot("null_scores"), Figure)
+
+
+def test_weights_outside_all_layers_are_drawn_and_tracked(tmp_path: Path) -> None:
+    w = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    found = compare({"x.weight": w, "y.weight": 0 * w}, {"x.weight": 1.1 * w, "y.weight": w}, k=2, null_draws=1)
+    found.save(tmp_path)
+    log_curves(found, lambda metrics, step: pytest.fail("there is no curve"))
+    assert Comparison.load(tmp_path).curves.empty
 
 
 def test_long_chains_are_summarised_link_by_link(four: Comparison) -> None:
