@@ -146,7 +146,9 @@ def test_links_of_three_are_those_of_two_and_of_four(
 
 def test_equal_neighbours_have_no_update(chain: list[dict[str, Tensor]]) -> None:
     same = {name: tensor.clone() for name, tensor in chain[0].items()}
-    row = compare(chain[0], same, include="v_proj", **SETTINGS).layers
+    found = compare(chain[0], same, include="v_proj", **SETTINGS)
+    assert found.summary == ["state_dict (1) -> state_dict (2): no weight moved"]
+    row = found.layers
     assert (row[["update_norm", "nss", "principal_energy", "intruders"]] == 0).all().all()
     assert (row["unchanged"] == 1).all()
     assert row["angle_mean"].max() < 1e-12
