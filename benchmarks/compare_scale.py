@@ -6,7 +6,8 @@ its own, with the same columns:
 - weights: `compare` of the two checkpoints; nothing is written.
 - factors: `decompose` of both, then `compare` of the two folders.
 Told of each: seconds, seconds of the CPU, peak of anonymous memory over what was there before the work, as a multiple
-of the largest matrix in float64, and bytes of factors. The claim: less CPU time, without a byte of factors, within 4 times that matrix.
+of the largest matrix in float64, and bytes of factors. The claim: less CPU time, without a byte of factors, within 4
+times that matrix.
 
 Seconds of one run are comparable with each other alone; those of the CPU, of one thread, hardly change with what else
 runs. Exits with 1 when the claim fails. `--tiny` is a trial of the
@@ -135,7 +136,8 @@ def main() -> int:
             results[way] = found | {"peak_of_largest": found["peak_bytes"] / unit}
             print(
                 f"{way:8s} {found['seconds']:7.1f} s, CPU {found['cpu_seconds']:7.1f} s   "
-                f"peak {found['peak_bytes'] / 1e6:7.0f} MB ({results[way]['peak_of_largest']:.2f} of the largest matrix)   "
+                f"peak {found['peak_bytes'] / 1e6:7.0f} MB "
+                f"({results[way]['peak_of_largest']:.2f} of the largest matrix)   "
                 f"factors {found['factor_bytes'] / 1e6:.0f} MB"
             )
     results["ratio"] = results["factors"]["cpu_seconds"] / results["weights"]["cpu_seconds"]
