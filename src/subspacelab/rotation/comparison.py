@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import read_tensors, write_tensors
 from subspacelab.core.callbacks import Progress, no_progress
-from subspacelab.core.errors import SettingError
+from subspacelab.core.devices import Processes
 from subspacelab.core.files import read_json, write_csv, write_json
 from subspacelab.rotation.aggregate import (
     curve_table,
@@ -24,11 +24,14 @@ from subspacelab.rotation.aggregate import (
     link_headline,
     module_table,
     note_limits,
+    say_findings,
     standing_out,
 )
 from subspacelab.rotation.chain import Chain, Place, open_chain
 from subspacelab.rotation.groups import Group, make_groups
-from subspacelab.rotation.measuring import ENDS, Settings, links_of, measure_chain, typed
+from subspacelab.rotation.measuring import ENDS, Draws, Settings, links_of, measure_chain, typed
+from subspacelab.rotation.null_model import LINK_MEASURES, MEASURES
+from subspacelab.rotation.unfinished import KeptRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,6 +100,19 @@ class Comparison:
         return list(self.metrics["notes"])
 
     @property
+    def summary(self) -> list[str]:
+        """A sentence, of other than three checkpoints one per link, that speaks of what is unlike random updates."""
+        if not self.metrics["null"]["draws"]:
+            return []
+        if self.is_chain_of_three:
+            columns = [c for c in MEASURES if "_02" in c or c.startswith(("cosine", "rotation_mse"))]
+            return [f"base -> stage2: {say_findings(self.metrics['all'], _both_sides(columns))}"]
+        columns = _both_sides(LINK_MEASURES)
+        return [
+            f"{link['from']} -> {link['to']}: {say_findings(link['all'], columns)}" for link in self.metrics["links"]
+        ]
+
+    @property
     def headline(self) -> dict[str, float]:
         """The few metrics that a person compares: `aggregate.headline` of three checkpoints, else `link_headline`."""
         return headline(self.layers) if self.is_chain_of_three else link_headline(self.layers)
@@ -157,7 +173,8 @@ def compare(
     include: str | None = None,
     exclude: str | None = None,
     seed: int = 42,
-    null_draws: int = 3,
+    null_draws: Draws = 3,
+    null_models: Sequence[str] | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Comparison:
@@ -167,8 +184,10 @@ def compare(
     read, decomposed and measured one at a time; no factors are written. `k` leading directions are compared, or all a
     weight has if fewer (None: min(rank, 64)). `modules` adds groups, label to comma-separated names or patterns.
     `include` and `exclude` are regular expressions of the tensors' keys. `null_draws` random updates of each weight and
-    pair make the null model (0: none). The columns are those of `rotation.metrics.Change` (angles in degrees), each
-    with its null model (`rotation.null_model`); of three checkpoints also whether the rotations compose.
+    pair make a null model (0: none; "auto": 3, of large checkpoints 1). `null_models` adds to the Gaussian one
+    "spectrum" (the update's singular values in random frames) and "permuted" (its entries shuffled). The columns are
+    those of `rotation.metrics.Change` (angles in degrees), each with its null models (`rotation.null_model`); of three
+    checkpoints also whether the rotations compose.
 
     >>> found = compare("org/base", "org/tuned", include="q_proj")
     >>> found.layers.sort_values("principal_energy_z")[["weight", "principal_energy"]]
@@ -177,31 +196,46 @@ def compare(
     finite, a pattern that means nothing, settings out of range.
     """
     chain = open_chain(*checkpoints, include=include, exclude=exclude)
-    settings = Settings(k, seed, null_draws, device)
+    settings = Settings(k, seed, null_draws, device, tuple(null_models or ()))
     return compare_chain(chain, settings, modules=modules, progress=progress)
 
 
 def compare_chain(
-    chain: Chain, settings: Settings, *, modules: Mapping[str, str] | None = None, progress: Progress = no_progress
+    chain: Chain,
+    settings: Settings,
+    *,
+    modules: Mapping[str, str] | None = None,
+    progress: Progress = no_progress,
+    kept: KeptRows | None = None,
+    group: Processes | None = None,
 ) -> Comparison:
-    """`compare` of checkpoints that are open."""
-    if settings.k is not None and settings.k < 1:
-        raise SettingError(f"k={settings.k}: at least 1 leading direction")
-    if settings.null_draws < 0:
-        raise SettingError(f"null_draws={settings.null_draws}: 0 or more")
+    """`compare` of checkpoints that are open; `kept` and `group` as in `measuring.measure_chain`."""
+    settings = settings.for_chain(chain)
     groups = make_groups(chain.names, modules)
-    measured = measure_chain(chain, groups, settings, progress)
+    measured = measure_chain(chain, groups, settings, progress, kept, group)
     layers = measured.layers
     metrics: dict[str, Any] = {
         "unmatched": [{"weight": name, "reason": reason} for name, reason in chain.unmatched.items()],
-        "notes": note_limits(layers, chain, settings.null_draws),
-        "null": {"model": "gaussian", "draws": settings.null_draws, "standing_out": standing_out(layers)},
+        "notes": note_limits(layers, chain, int(settings.null_draws)),
+        "null": _null(layers, settings),
         "k": settings.k,
         "seed": settings.seed,
     }
     summarise = _summarise_three if len(chain.checkpoints) == 3 else _summarise_links
     found, modules_table, curves = summarise(layers, groups, chain)
     return Comparison(layers, typed(modules_table), typed(curves), metrics | found, tuple(groups), measured.spectra)
+
+
+def _both_sides(columns: Iterable[str]) -> list[str]:
+    """Those that are not of one side alone; the composition error is of the tall one."""
+    return [c for c in columns if c.startswith("rotation_mse") or not c.endswith(("_U", "_Vh"))]
+
+
+def _null(layers: pd.DataFrame, settings: Settings) -> dict[str, Any]:
+    """The null model, further ones where there are any, and what stands out."""
+    others = list(settings.models[1:]) if settings.null_draws else []
+    found = {"model": "gaussian", "draws": settings.null_draws} | ({"further_models": others} if others else {})
+    return found | {"standing_out": standing_out(layers, others)}
 
 
 def _summarise_three(
