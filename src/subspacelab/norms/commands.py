@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from subspacelab.core.flags import Track, with_settings
-from subspacelab.norms.config import AnalyzeNormsConfig
+from subspacelab.norms.config import AnalyzeSettings
 
 app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors and parameters of norm layers.")
 
@@ -19,7 +19,7 @@ def norms() -> None:
 
 
 @app.command()
-@with_settings(AnalyzeNormsConfig)
+@with_settings(AnalyzeSettings)
 def analyze(
     model: Annotated[
         list[str],
@@ -32,7 +32,7 @@ def analyze(
         Path | None, typer.Option(help="Pictures and the comparison's CSV; left out: beside the JSON, by its name.")
     ] = None,
     *,
-    settings: AnalyzeNormsConfig,
+    settings: AnalyzeSettings,
     track: Track = True,
 ) -> None:
     """Families are found, not asked for; only config.json and the tensors concerned are read, from the hub too.
@@ -40,7 +40,7 @@ def analyze(
     Qwen2.5, Qwen2.5-VL, ViT, SigLIP, Molmo, MoonViT and Kimi-VL are known; others are analysed by names alone.
     """
     from contextlib import ExitStack
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from subspacelab.checkpoints import open_reference
     from subspacelab.checkpoints.references import locate_reference
@@ -60,8 +60,8 @@ def analyze(
         raise ValueError(
             f"--output {output}: give it a suffix, {output}.json; the pictures go to a folder of that name"
         )
-    device, all_norms = settings.device, settings.all_norms
-    choose_device(device)
+    chosen = asdict(settings)
+    choose_device(settings.device)
     for reference in model:
         locate_reference(reference)  # one that means nothing is found before the first is read
     folder = output_dir or output.with_suffix("")
@@ -77,17 +77,18 @@ def analyze(
         drawn = [f"{name}/{picture}" for name in names for picture in PICTURES] if several else []
         models = [s.reference if s.revision else seen_from(output.parent, s.folder) for s in sources]
         job: dict[str, Any] = {"models": models}
-        job |= {"revisions": [s.revision for s in sources], "device": device, "all_norms": all_norms}
+        job |= {"revisions": [s.revision for s in sources], "device": settings.device, "all_norms": settings.all_norms}
+        job |= {name: False for name in ("embeddings", "curves") if not chosen[name]}
         if output_dir is None:
             require_free_or_own(output, folder)
         places = reserved(output, folder, job, [*drawn, *COMPARISON] if several else PICTURES)
         report, pictures = stack.enter_context(places)
         analyses = []
         for reference, name, checkpoint in zip(model, names, opened, strict=True):
-            params = {"model": reference, "revision": checkpoint.source.revision, "device": device}
-            params |= {"all_norms": str(all_norms)}
+            params = {"model": reference, "revision": checkpoint.source.revision}
+            params |= {name: str(value) for name, value in chosen.items()}
             with open_run("norms", f"analyze {name}", params=params, enabled=track) as tracker:
-                analysis = run(checkpoint, device=device, all_norms=all_norms, progress=progress_bar)
+                analysis = run(checkpoint, **chosen, progress=progress_bar)
                 analysis = replace(analysis, name=name)
                 paths = draw_pictures(pictures / name if several else pictures, analysis)
                 track_analysis(analysis, paths, tracker)

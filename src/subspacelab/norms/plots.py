@@ -90,7 +90,7 @@ def draw_embedding_norms(path: Path | None, analysis: Analysis) -> Figure:
         columns=2,
         size=(5.5, 3.2),
         title=f"{drawn_name(analysis.model_name)}: norms of embedding vectors",
-        none="no embedding is analysed in this family",
+        none="no embedding was analysed",
     )
 
 

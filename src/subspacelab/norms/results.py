@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 from torch import Tensor
 
-from subspacelab.norms.families import EmbeddingKind
+from subspacelab.norms.families import Detected, EmbeddingKind
 from subspacelab.norms.moments import Moments, VectorStatistics, moments
-from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey
+from subspacelab.norms.survey import EmbeddingLayer, NormLayer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,8 +121,8 @@ class Analysis:
     """The commit, for a checkpoint of the hub."""
     device: str
     """Where the statistics were computed."""
-    survey: Survey
-    """Family, and what was looked for."""
+    detected: Detected
+    """The family."""
     embedding_layers: tuple[Embedding, ...]
     """Every embedding that could be read."""
     norm_layers: tuple[Norm, ...]
@@ -160,7 +160,7 @@ class Analysis:
         """The report as it is written."""
         return {
             "model_name": self.model_name,
-            "model_type": self.survey.detected.model_type,
+            "model_type": self.detected.model_type,
             "device": self.device,
             "embedding_layers": {e.layer.name: e.to_json() for e in self.embedding_layers},
             "norm_layers": {n.layer.name.layer: n.to_json() for n in self.reported},

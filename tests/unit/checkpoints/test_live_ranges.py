@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny import tiny_qwen_vl_tensors, write_tiny_qwen_vl
-from tests.unit.checkpoints.range_hub import COMMIT, REPO, RangeHub, serving
+from tests.unit.checkpoints.range_hub import COMMIT, REPO, RangeHub, point_client_at, serving
 from tests.unit.checkpoints.refusal import refusal
 
 from subspacelab.checkpoints import Source, open_reference, open_source, write_reference
@@ -19,15 +19,11 @@ from subspacelab.checkpoints import hub as ranges
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeHub]:
     """The tiny checkpoint in two shards, served; the hub's client is pointed there."""
     root = write_tiny_qwen_vl(tmp_path / "repo", sharded=True, dtype=torch.bfloat16)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(ranges, "TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(ranges, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(ranges, "HEAD_BYTES", 256)  # less than the headers: not a byte of data comes with them
     with serving(root) as server:
-        constants = "huggingface_hub.constants"
-        monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+        point_client_at(server, tmp_path / "cache", monkeypatch)
         yield server
 
 
@@ -62,6 +58,35 @@ def test_tensors_and_rows_are_those_of_the_file_and_cost_their_own_bytes(hub: Ra
         assert torch.equal(rows, expected["visual.patch_embed.proj.weight"][3:7])
         assert remote.read_rows("model.norm.weight", 2, 2).shape == (0,)
         assert remote.digest("model.norm.weight") == open_source(hub.root).digest("model.norm.weight")
+
+
+def test_neighbours_are_one_request_and_come_in_the_order_they_were_asked_for(hub: RangeHub) -> None:
+    expected = tiny_qwen_vl_tensors(dtype=torch.bfloat16)
+    with open_reference(REPO) as remote:
+        hub.requests.clear()
+        names = remote.names[::-3]
+        read = list(remote.read_many(names))
+        assert [name for name, _ in read] == names
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in read)
+        assert len(hub.requests) == len({remote.info(name).shard for name in names}) == 2
+        hub.requests.clear()
+        assert torch.equal(remote.read(names[0]), expected[names[0]])  # nothing is kept
+        assert len(hub.requests) == 1
+        hub.faults += ["404"] * 9
+        assert "no such file" in refusal(lambda: list(remote.read_many(names)))
+        hub.faults.clear()
+        assert "no such tensor" in refusal(lambda: list(remote.read_many([*names, "ghost"])))
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 1000])
+def test_chunks_are_the_rows_in_their_order(hub: RangeHub, num_rows: int) -> None:
+    expected = tiny_qwen_vl_tensors(dtype=torch.bfloat16)["model.embed_tokens.weight"]
+    for reference in (REPO, str(hub.root)):
+        with open_reference(reference) as opened:
+            chunks = list(opened.read_chunks("model.embed_tokens.weight", num_rows))
+            assert [len(chunk) for chunk in chunks[:-1]] == [num_rows] * (len(chunks) - 1)
+            assert torch.equal(torch.cat(chunks), expected)
+            assert len(next(iter(opened.read_chunks("model.embed_tokens.weight", num_rows)))) == len(chunks[0])
 
 
 def test_breaks_on_the_way_are_mended(hub: RangeHub) -> None:
