@@ -295,7 +295,7 @@ def write_sparse(folder: Path, model: Model, shard_bytes: int = 1 << 30) -> Path
         start = max((entry["data_offsets"][1] for entry in shards[-1].values()), default=0)
         end = start + num_bytes
         shards[-1][name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, entries in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(entries, file)
