@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 from torch import Tensor
 
-from subspacelab.norms.families import Detected, EmbeddingKind
+from subspacelab.norms.detection import Detected
+from subspacelab.norms.families import EmbeddingKind
 from subspacelab.norms.moments import Moments, VectorStatistics, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer
 

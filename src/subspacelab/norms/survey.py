@@ -5,17 +5,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from subspacelab.checkpoints import Checkpoint
 from subspacelab.checkpoints.tensors import canonical_keys, unmerged_adapter
-from subspacelab.norms.families import Detected, EmbeddingKind, EmbeddingName, Extra, Family, Tower, detect_family
+from subspacelab.norms.detection import Detected, detect_family
+from subspacelab.norms.families import EmbeddingKind, EmbeddingName, Extra, Family, Section, Tower, value_of
 from subspacelab.norms.names import NormName, is_zero_centred, parse_norm, split_block, zero_centred_type
 
 
-def expected_norms(
-    family: Family, config: Mapping[str, Any], found_depths: Mapping[str, int] | None = None
-) -> dict[str, int]:
+def expected_norms(family: Family, config: Section, found_depths: Mapping[str, int] | None = None) -> dict[str, int]:
     """Tower -> number of norm layers, per_block * depth + outside.
 
     The depth is config.json's, else the family's default; `found_depths` (tower -> depth) counts where config.json does
@@ -24,45 +23,40 @@ def expected_norms(
     return {tower.name: _expected(tower, config, found_depths or {}) for tower in family.towers}
 
 
-def _expected(tower: Tower, config: Mapping[str, Any], found_depths: Mapping[str, int]) -> int:
+def _expected(tower: Tower, config: Section, found_depths: Mapping[str, int]) -> int:
     per_block, outside = tower.per_block, tower.outside
     for extra in tower.extras:
-        if _is_on(extra, config):
+        if _is_on(extra, tower.section, config):
             per_block, outside = per_block + extra.per_block, outside + extra.outside
     if per_block == 0:
         return outside
-    depth = next((d for d in (lookup(config, key) for key in tower.depth_keys) if d is not None), None)
+    values = (value_of(config, tower.section, key) for key in tower.depth_keys)
+    depth = next((value for value in values if value is not None), None)
     if depth is None:
         depth = found_depths.get(tower.name, tower.default_depth)
     if not isinstance(depth, int):
         keys = " or ".join(tower.depth_keys)
         raise ValueError(f"config.json: {keys} is {depth!r}, needed the number of {tower.name} blocks; restore it")
-    return per_block * depth + outside
+    inner = config.get(tower.section)
+    section = inner if isinstance(inner, Mapping) else config
+    return per_block * depth + outside + (tower.more(section, depth) if tower.more else 0)
 
 
-def _is_on(extra: Extra, config: Mapping[str, Any]) -> bool:
-    values = [lookup(config, key, extra) for key in extra.keys]
+def _is_on(extra: Extra, section: str, config: Section) -> bool:
+    values = [value_of(config, section, key, extra) for key in extra.keys]
     return bool(next((v for v in values if v is not extra), extra.default))
 
 
-def lookup(config: Mapping[str, Any], key: str, missing: Any = None) -> Any:
-    """The value of a dotted key, `missing` where there is none."""
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return missing
-        value = value[part]
-    return value
-
-
-# For families outside the table: lookup tables and patch projections by their usual names.
+# For families whose embeddings are found by name: lookup tables and patch projections by their usual names.
 GENERAL_EMBEDDING = re.compile(
     r"(?:.*\.)?(?P<part>wte|wpe|shared|(?:cls|class|register|reg|storage)_tokens?|"
     r"(?!embed_out|embed\w*_(?:proj|mapp))\w*emb(?:ed\w*)?)"
-    r"(?:\.(?:proj|projection))?(?:\.weight)?",
+    r"(?:\.(?:proj|projection|linear))?(?:\.weight)?",
     re.IGNORECASE,
 )
-ROUTER = re.compile(r"(?:.*\.)?(?:(?P<experts>\w+)\.gate(?:\.wg)?|\w*router\w*(?:\.\w+)?)(?:\.weight)?", re.IGNORECASE)
+ROUTER = re.compile(
+    r"(?:.*\.)?(?:(?P<experts>\w+)\.gate(?:\.wg)?|(?!modality)\w*router\w*(?:\.\w+)?)(?:\.weight)?", re.IGNORECASE
+)
 GENERAL_KINDS: tuple[tuple[str, EmbeddingKind], ...] = (
     ("expert", "expert router"),
     ("(^|_)(reg(ister)?|storage)s?(_|$)", "register"),
@@ -164,6 +158,8 @@ def _find_norms(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detec
             kind = "RMSNorm" if parsed.bias not in keys else "LayerNorm"
             kind = "BatchNorm" if f"{parsed.layer}.running_mean" in keys else kind
             tower = _tower_of(detected, name)
+            if tower and not tower.biases and kind == "RMSNorm":
+                kind = tower.norm_type
             part = tower.name if tower else parsed.kind.partition(".{}")[0] if parsed.block is not None else "outside"
             zero_centred = is_zero_centred(model_type, parsed.layer, kind)
             found.append(NormLayer(parsed, key, keys.get(parsed.bias), kind, part, zero_centred))
@@ -184,8 +180,9 @@ def _tower_of(detected: Detected, name: str) -> Tower | None:
 
 
 def _find_embeddings(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detected) -> list[EmbeddingLayer]:
-    if detected.family is not None:
-        pairs = [(e, name) for e in detected.family.embeddings for name in keys if re.fullmatch(e.pattern, name)]
+    family = detected.family
+    if family is not None and not family.kinds:
+        pairs = [(e, name) for e in family.embeddings for name in keys if re.fullmatch(e.pattern, name)]
     else:
         general = sorted(_general_embeddings(keys), key=lambda pair: get_args(EmbeddingKind).index(pair[1]))
         pairs = [(EmbeddingName(kind, name), name) for name, kind in general]
@@ -230,9 +227,13 @@ def _unmerged(checkpoint: Checkpoint) -> list[str]:
 
 
 def _missing_embeddings(detected: Detected, embeddings: list[EmbeddingLayer]) -> list[str]:
-    known = detected.family.embeddings if detected.family else ()
+    known, kinds = (detected.family.embeddings, detected.family.kinds) if detected.family else ((), ())
     missing = [e for e in known if not any(re.fullmatch(e.pattern, layer.name) for layer in embeddings)]
-    return [f"{detected.model_type}: no {e.kind} embedding under a name like {e.pattern}" for e in missing]
+    absent = [kind for kind in kinds if kind not in {layer.kind for layer in embeddings}]
+    return [
+        *(f"{detected.model_type}: no {e.kind} embedding under a name like {e.pattern}" for e in missing),
+        *(f"{detected.model_type}: no {kind} embedding under any of the usual names" for kind in absent),
+    ]
 
 
 def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLayer]) -> list[str]:
@@ -246,7 +247,9 @@ def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLa
         expected = expected_norms(detected.family, checkpoint.config, depths)
     except ValueError as e:
         return [f"the count of norm layers cannot be checked: {e}"]
-    found = Counter(norm.tower for norm in norms)
+    uncounted = {tower.name: tower.uncounted for tower in detected.family.towers if tower.uncounted}
+    counted = (n for n in norms if not re.fullmatch(uncounted.get(n.tower, r"\0"), n.name.layer))
+    found = Counter(norm.tower for norm in counted)
     names = list(dict.fromkeys([*expected, *found]))
     return [
         f"{name}: {found[name]} norm layers, expected {expected.get(name, 0)} of {detected.family.label} by config.json"
@@ -257,7 +260,8 @@ def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLa
 
 def _type_doubts(detected: Detected, norms: list[NormLayer]) -> list[str]:
     towers = detected.family.towers if detected.family else ()
-    wrong = [(tower, n) for tower in towers for n in norms if n.tower == tower.name and n.type != tower.norm_type]
+    stream = [n for n in norms if not n.name.is_inner]  # those of an attention may be of another type
+    wrong = [(tower, n) for tower in towers for n in stream if n.tower == tower.name and n.type != tower.norm_type]
     counts = Counter((tower.name, tower.norm_type, n.type) for tower, n in wrong)
     return [
         f"{name}: {count} norm layers are {found} by their stored parameters, where this family has {known}"

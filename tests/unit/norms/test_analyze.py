@@ -151,7 +151,7 @@ def test_an_unknown_family_goes_by_the_general_rule(tmp_path: Path) -> None:
         "stem_bn.bias": (8,),
         "stem_bn.running_mean": (8,),
     }
-    analysis = run(zoo.write_model(tmp_path, zoo.Model({"model_type": "gpt2"}, shapes, torch.float32)))
+    analysis = run(zoo.write_model(tmp_path, zoo.Model({"model_type": "gpt9"}, shapes, torch.float32)))
     report = analysis.to_json()
     assert report["model_type"] == "unknown"
     assert {k: e["kind"] for k, e in report["embedding_layers"].items()} == {
@@ -165,7 +165,7 @@ def test_an_unknown_family_goes_by_the_general_rule(tmp_path: Path) -> None:
         "stem_bn": "BatchNorm",
     }
     assert len(analysis.norm_layers) == 4
-    assert analysis.warnings[0].startswith("unknown family (model_type gpt2)")
+    assert analysis.warnings[0].startswith("unknown family (model_type gpt9)")
 
 
 KINDS = {
