@@ -1,4 +1,5 @@
 from .analysis import analyze
-from .results import Analysis
+from .massive import massive
+from .results import Analysis, Massive
 
-__all__ = ["Analysis", "analyze"]
+__all__ = ["Analysis", "Massive", "analyze", "massive"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from subspacelab.core.flags import Track, with_settings
-from subspacelab.norms.config import AnalyzeSettings
+from subspacelab.norms.config import AnalyzeSettings, MassiveSettings
 
 app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors and parameters of norm layers.")
 
@@ -103,6 +103,52 @@ def analyze(
         print_analysis(analysis)
     if several:
         print_comparison(analyses)
+
+
+@app.command()
+@with_settings(MassiveSettings)
+def massive(
+    model: Annotated[
+        str, typer.Option(help="A causal language model: local folder, org/name@revision on the hub, or pipeline:NAME.")
+    ],
+    text: Annotated[str, typer.Option(help="wikitext2, c4, ptb, pipeline:corpus, or a file or folder of text.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the tables and the picture.")],
+    *,
+    settings: MassiveSettings,
+    track: Track = True,
+) -> None:
+    """Dimensions of the residual stream with massive activations, layer by layer, beside their norm scales.
+
+    Massive: larger than 100 and than 1000 times the median of its window (arXiv 2402.17762). Random dimensions stand
+    beside them as a control. The model is loaded and reads the text; `analyze` loads none.
+    """
+    from dataclasses import asdict
+
+    from subspacelab.checkpoints import resolve_reference
+    from subspacelab.core.files import seen_from
+    from subspacelab.core.ownership import report_folder, require_apart
+    from subspacelab.norms.display import print_massive
+    from subspacelab.norms.logging import track_massive
+    from subspacelab.norms.massive import massive as run
+    from subspacelab.norms.plots import MASSIVE, draw_massive
+    from subspacelab.norms.results import FILES
+    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.tracking import open_run
+
+    source = resolve_reference(model)
+    require_apart(output_dir, [source.folder])
+    given = source.reference if source.revision else seen_from(output_dir, source.folder)
+    job = asdict(settings) | {"model": given, "revision": source.revision, "text": text}
+    params = job | {"model": model}
+    with (
+        report_folder(output_dir, "norms massive", job, [*FILES, MASSIVE]) as folder,
+        open_run("norms", f"massive {source.name}", params=params, enabled=track) as tracker,
+    ):
+        found = run(source, text, **asdict(settings), progress=progress_bar)
+        found.save(folder)
+        draw_massive(folder / MASSIVE, found)
+        track_massive(found, [folder / MASSIVE], tracker)
+    print_massive(found)
 
 
 def require_free_or_own(output: Path, folder: Path) -> None:

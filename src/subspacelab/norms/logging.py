@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from subspacelab.core.files import write_csv
 from subspacelab.norms.comparison import comparison_table, depth_curves
 from subspacelab.norms.plots import COMPARISON, draw_comparison
-from subspacelab.norms.results import Analysis
+from subspacelab.norms.results import Analysis, Massive
 from subspacelab.tracking.protocol import trackable
 
 if TYPE_CHECKING:
@@ -34,6 +34,22 @@ def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Track
     tracker.log_metrics(
         {trackable(f"{analysis.name}_{kind}_norm"): float(e.vectors.norms.mean()) for kind, e in first.items()}
     )
+    for picture in pictures:
+        tracker.log_artifact(picture, "pictures")
+
+
+def track_massive(found: Massive, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Records the headline figures, the largest ratio and the median over the layers as curves, and the pictures."""
+    tracker.set_tags({"summary": found.summary})
+    numbers = {key: value for key, value in found.metrics.items() if isinstance(value, int | float)}
+    tracker.log_metrics({f"massive/{key}": float(value) for key, value in numbers.items()})
+    tracker.log_metrics({"massive/num_massive_dims": float(len(found.metrics["massive_dims"]))})
+    ranks = {
+        f"massive/rank_{norm}_{kind}": v for norm, of in found.metrics["scale_ranks"].items() for kind, v in of.items()
+    }
+    tracker.log_metrics({trackable(name): value for name, value in ranks.items()})
+    for row in found.layers.to_dict("records"):
+        tracker.log_metrics({"massive/ratio": row["ratio"], "massive/median": row["median"]}, row["layer"])
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from subspacelab.norms.comparison import Curve, depth_curves, outside_blocks, short_name, towers_of
-from subspacelab.norms.results import Analysis, Embedding, Norm, by_group, kinds_of
+from subspacelab.norms.results import MAGNITUDE, Analysis, Embedding, Massive, Norm, by_group, kinds_of
 from subspacelab.plotting.figures import (
     COLOURS,
     GREY,
@@ -227,6 +227,53 @@ def _draw_curves(axes: Axes, of_model: Sequence[Sequence[Curve]]) -> None:
     if same:
         count_along(axes)
     axes.set(xlabel="block" if same else "relative depth", ylabel="mean |scale|")
+
+
+MASSIVE = "massive.png"
+
+
+def draw_massive(path: Path | None, found: Massive) -> Figure:
+    """Largest |x| over the layers, then a panel per norm with its scales over the blocks; random dimensions in grey."""
+    in_blocks = found.scales[found.scales["block"].notna()]
+    items = ["", *in_blocks["norm"].unique()]
+    kinds: list[tuple[str, int]] = list(dict.fromkeys(zip(found.dims["kind"], found.dims["dim"], strict=True)))
+    leading = [dim for kind, dim in kinds if kind != "random"]
+
+    def line_of(kind: str, dim: int) -> dict[str, Any]:
+        return {"color": GREY, "linewidth": 0.8} if kind == "random" else style(leading.index(dim)) | {"marker": "."}
+
+    def draw(axes: Axes, norm: str) -> None:
+        table, x, y = (
+            (in_blocks[in_blocks["norm"] == norm], "block", "scale") if norm else (found.dims, "layer", "largest")
+        )
+        for kind, dim in kinds:
+            rows = table[table["dim"] == dim]
+            axes.plot(rows[x].astype(int), rows[y].abs(), **line_of(kind, dim))
+        if norm:
+            typical = table.drop_duplicates("block")
+            axes.plot(typical["block"].astype(int), typical["typical"], color="black", linestyle="--", linewidth=1)
+        else:
+            axes.plot(found.layers["layer"], found.layers["median"], color="black", linestyle="--", linewidth=1)
+            axes.axhline(MAGNITUDE, color="black", linestyle=":", linewidth=1)
+        log_if_positive(axes, table[y].abs(), plain=True)
+        count_along(axes)
+        axes.set_title(drawn_name(norm) if norm else "residual stream")
+        axes.set(xlabel=x, ylabel="|scale|" if norm else "largest |x|")
+
+    legend = [(f"{kind} {dim}", line_of(kind, dim)) for kind, dim in kinds if kind != "random"]
+    legend += [("random dimensions", line_of("random", -1))]
+    legend += [("median of all", {"color": "black", "linestyle": "--", "linewidth": 1})]
+    legend += [(f"{MAGNITUDE:g}", {"color": "black", "linestyle": ":", "linewidth": 1})]
+    return draw_panels(
+        path,
+        items,
+        draw,
+        columns=3,
+        size=(4.2, 2.9),
+        title=f"{drawn_name(found.metrics['model'])}: massive activations and the norm scales of their dimensions",
+        none="",
+        legend=legend,
+    )
 
 
 KINDS = {"embedding_norms": draw_embedding_norms, "norm_scales": draw_norm_scales}

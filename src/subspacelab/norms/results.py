@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 from torch import Tensor
 
+from subspacelab.core.files import read_json, write_csv, write_json
 from subspacelab.norms.detection import Detected
 from subspacelab.norms.families import EmbeddingKind
 from subspacelab.norms.moments import Moments, VectorStatistics, moments
@@ -168,6 +170,74 @@ class Analysis:
             "total_embedding_layers": len(self.embedding_layers),
             "total_norm_layers": len(self.reported),
         }
+
+
+MAGNITUDE, RATIO = 100.0, 1000.0
+"""An activation is massive if it is larger than the first, and larger than the second times the median (2402.17762)."""
+LAYERS, DIMS, SCALES, SUMMARY = FILES = ("layers.csv", "dims.csv", "scales.csv", "massive.json")
+"""What `Massive.save` writes."""
+
+
+@dataclass(frozen=True)
+class Massive:
+    """What `massive` found. Layer 0 is the embedding, layer i what block i - 1 leaves in the residual stream.
+
+    >>> found = massive("org/model", "text.txt")
+    >>> found.summary
+    >>> found.dims[found.dims["kind"] == "massive"]
+    """
+
+    layers: pd.DataFrame
+    """A row a layer: `median` |x|, `largest` |x|, its `ratio` to the median of its window, its `dim`, `position` and
+    `token`; `massive` activations, how many of them are at the `first` token of a window; `typical_largest`: the median
+    over the dimensions of their largest |x|, which is what a random dimension has."""
+    dims: pd.DataFrame
+    """A row a layer and followed dimension: `kind` (massive; largest: of the largest ratios, but not massive; random:
+    the control), `dim`, `layer`, `largest` |x|, its `ratio`, `massive` activations."""
+    scales: pd.DataFrame
+    """A row a norm layer and followed dimension: `kind`, `dim`, `norm` (its name within a block), `block` (none outside
+    the blocks), `scale` as it multiplies, `typical`: the median |scale| of the layer, `rank`: share of the dimensions
+    whose |scale| is smaller, 0.5 in the mean of random ones."""
+    metrics: dict[str, Any]
+    """Model, settings, number of tokens, headline figures, notes."""
+
+    @property
+    def summary(self) -> str:
+        """One sentence: which dimensions, where, how large."""
+        return str(self.metrics["summary"])
+
+    def save(self, folder: Path | str) -> None:
+        """Writes layers.csv, dims.csv, scales.csv and massive.json; `load` reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in zip(FILES, (self.layers, self.dims, self.scales), strict=False):
+            write_csv(folder / name, table)
+        write_json(folder / SUMMARY, self.metrics)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Massive":
+        """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
+        folder = Path(folder)
+        metrics = read_json(folder / SUMMARY)
+        if not isinstance(metrics, dict) or "summary" not in metrics:
+            raise ValueError(f"{folder / SUMMARY}: not what `norms massive` writes; measure again")
+        layers, dims, scales = (_read_table(folder / name) for name in (LAYERS, DIMS, SCALES))
+        return cls(layers, dims, scales, metrics)
+
+    def plot(self, kind: str = "massive") -> "Figure":
+        """A matplotlib Figure: "massive", largest |x| over the layers and scales over the blocks; SettingError else."""
+        from subspacelab.norms.plots import draw_massive
+        from subspacelab.plotting.figures import draw_kind
+
+        return draw_kind({"massive": draw_massive}, kind, self)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"token": str}, encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path}: not a table of `norms massive` ({e}); measure again") from e
+    return table.astype({"block": "Int64"}) if "block" in table else table
 
 
 def by_group(embeddings: Sequence[Embedding]) -> list[list[Embedding]]:
