@@ -76,7 +76,9 @@ def _analyze(
         name=source.name,
         revision=source.revision,
         device=place.type,
-        detected=found.detected,
+        family=found.detected.family.label if found.detected.family else None,
+        model_type=found.detected.model_type,
+        found_by=found.detected.found_by,
         embedding_layers=embeddings,
         norm_layers=norms,
         all_norms=all_norms,
@@ -100,7 +102,7 @@ def _measure_embedding(
     vectors = measure_vectors(chunks(), layer.num_vectors)
     _require_finite_norms(layer.key, vectors.norms)
     _require_finite_moments(layer.key, vectors.weights, moments(vectors.norms))
-    return Embedding(layer, vectors, vocabulary)
+    return Embedding.of(layer, vectors, vocabulary)
 
 
 def _require_finite_norms(key: str, norms: Tensor) -> None:

@@ -127,9 +127,9 @@ def massive(
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.files import seen_from
     from subspacelab.core.ownership import report_folder, require_apart
+    from subspacelab.norms.activations import massive as run
     from subspacelab.norms.display import print_massive
     from subspacelab.norms.logging import track_massive
-    from subspacelab.norms.massive import massive as run
     from subspacelab.norms.plots import MASSIVE, draw_massive
     from subspacelab.norms.results import FILES
     from subspacelab.plotting.terminal import progress_bar

@@ -110,7 +110,7 @@ def comparison_table(analyses: Sequence[Analysis]) -> "pd.DataFrame":
 
 def comparison_rows(analyses: Sequence[Analysis]) -> Iterator[list[str]]:
     """For the terminal: a line per kind, a column per model; several tables or norms of a kind are a range."""
-    yield ["family", *(a.detected.model_type for a in analyses)]
+    yield ["family", *(a.model_type for a in analyses)]
     yield ["embeddings", *(str(len(a.embedding_layers)) for a in analyses)]
     yield ["norm layers", *(str(len(a.norm_layers)) for a in analyses)]
     for kind in kinds_of(analyses):
@@ -157,7 +157,7 @@ def _norm_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
 
 
 def _model(analysis: Analysis) -> dict[str, str]:
-    return {"model": analysis.name, "model_type": analysis.detected.model_type}
+    return {"model": analysis.name, "model_type": analysis.model_type}
 
 
 def _shape(shape: Sequence[int]) -> dict[str, str]:

@@ -18,11 +18,10 @@ COUNTED = {
 def print_analysis(analysis: Analysis, console: Console | None = None) -> None:
     """Prints family, each embedding, how many norm layers, each of them, and every doubt."""
     console = console or Console()
-    family = analysis.detected.family
-    label = f"{family.label} ({analysis.detected.model_type})" if family else "unknown"
+    label = f"{analysis.family} ({analysis.model_type})" if analysis.family else "unknown"
     commit = f" at {analysis.revision[:12]}" if analysis.revision else ""
     _say(console, f"{analysis.model_name}{commit}")
-    _say(console, f"family: {label}, by {analysis.detected.found_by}; device: {analysis.device}")
+    _say(console, f"family: {label}, by {analysis.found_by}; device: {analysis.device}")
     _say(console, f"Embedding layers: {len(analysis.embedding_layers)}", above=True)
     for group in by_group(analysis.embedding_layers):
         _print_embedding(group[0], console)

@@ -24,8 +24,7 @@ def write_comparison(folder: Path, analyses: Sequence[Analysis]) -> tuple[Path, 
 
 def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Tracker") -> None:
     """Records every statistic as a metric, abs_mean of every kind of norm over the block as a curve, the pictures."""
-    detected = analysis.detected
-    tracker.set_tags({"model_type": detected.model_type, "warnings": len(analysis.warnings)})
+    tracker.set_tags({"model_type": analysis.model_type, "warnings": len(analysis.warnings)})
     tracker.log_metrics(flat_metrics(analysis))
     for curve in depth_curves(analysis.norm_layers):
         for block, abs_mean in zip(curve.blocks, curve.abs_means, strict=True):

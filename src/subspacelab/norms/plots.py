@@ -35,6 +35,19 @@ def style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
 
 
+LEGEND_LETTERS = 54
+"""What fits beside the lines of a legend below a panel."""
+
+
+def columns_of(lengths: Sequence[int], most: int) -> int:
+    """Columns of a legend, 3 at most, whose labels of these lengths have `most` letters side by side."""
+    for columns in (3, 2):
+        rows = -(-len(lengths) // columns)
+        if sum(max(lengths[i : i + rows]) for i in range(0, len(lengths), rows or 1)) <= most:
+            return columns
+    return 1
+
+
 def draw_panels(
     path: Path | None,
     items: Sequence[T],
@@ -139,7 +152,9 @@ def draw_norm_scales(path: Path | None, analysis: Analysis) -> Figure:
             line.set_linestyle(levels[norm.layer.key])
         axes.set_title(drawn_name(tower))
         _finish(axes, [*(v for c in curves if c.tower == tower for v in c.abs_means), *_means(single[tower])])
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, handlelength=3, frameon=False)
+        labels = axes.get_legend_handles_labels()[1]
+        columns = columns_of([len(label) for label in labels], LEGEND_LETTERS)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns, handlelength=3, frameon=False)
 
     def draw_kind(axes: Axes, kind: Curve | list[Norm]) -> None:
         if isinstance(kind, list):

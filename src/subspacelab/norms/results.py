@@ -1,15 +1,18 @@
 """What an analysis finds, and the JSON it is written as."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
+from subspacelab.checkpoints import read_tensors, write_tensors
+from subspacelab.checkpoints.validation import read_checked
 from subspacelab.core.files import read_json, write_csv, write_json
-from subspacelab.norms.detection import Detected
+from subspacelab.core.ownership import require_own_entries
 from subspacelab.norms.families import EmbeddingKind
 from subspacelab.norms.moments import Moments, VectorStatistics, moments
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer
@@ -28,8 +31,19 @@ class Embedding:
     """Where it is."""
     vectors: VectorStatistics
     """Norms and moments."""
-    vocabulary: Mapping[int, str] | None
-    """Id -> token; None for what is no token embedding, and without a tokenizer.json."""
+    num_padding: int | None = None
+    """Rows at the end that no token has; None for what is no token embedding, and without a tokenizer.json."""
+    tokens: Mapping[int, str] | None = None
+    """Id -> token of the shortest and longest vectors, where the tokens are known."""
+
+    @classmethod
+    def of(cls, layer: EmbeddingLayer, vectors: VectorStatistics, vocabulary: Mapping[int, str] | None) -> "Embedding":
+        """With what the vocabulary, id -> token, says of it."""
+        if vocabulary is None:
+            return cls(layer, vectors)
+        bare = cls(layer, vectors, num_padding(vocabulary, layer.first_id, layer.num_vectors), {})
+        ids = [entry["id"] for descending in (False, True) for entry in bare._extremes(descending=descending)]
+        return replace(bare, tokens={i: vocabulary[i] for i in sorted(ids) if i in vocabulary})
 
     def to_json(self) -> dict[str, Any]:
         """Its entry under `embedding_layers`."""
@@ -51,14 +65,11 @@ class Embedding:
     @property
     def num_tokens(self) -> int:
         """Vectors that are not padding; all of them where the tokens are not known."""
-        if self.vocabulary is None:
-            return self.layer.num_vectors
-        padding = num_padding(dict(self.vocabulary), self.layer.first_id, self.layer.num_vectors)
-        return self.layer.num_vectors - padding
+        return self.layer.num_vectors - (self.num_padding or 0)
 
     def _padding(self) -> dict[str, Any]:
         """Statistics with and without the rows beyond the tokenizer, where there are such rows and a tokenizer."""
-        if self.vocabulary is None:
+        if self.num_padding is None:
             return {}
         parts = {"tokens": self.vectors.norms[: self.num_tokens], "padding": self.vectors.norms[self.num_tokens :]}
         return {
@@ -73,8 +84,8 @@ class Embedding:
         found = []
         for i in order:
             entry: dict[str, Any] = {"id": self.layer.first_id + i, "norm": float(norms[i])}
-            if self.vocabulary is not None:
-                entry["token"] = self.vocabulary.get(self.layer.first_id + i)
+            if self.tokens is not None:
+                entry["token"] = self.tokens.get(self.layer.first_id + i)
             found.append(entry)
         return found
 
@@ -124,8 +135,12 @@ class Analysis:
     """The commit, for a checkpoint of the hub."""
     device: str
     """Where the statistics were computed."""
-    detected: Detected
-    """The family."""
+    family: str | None
+    """What people call its family; None outside the table."""
+    model_type: str
+    """The `model_type` of the family; `unknown` outside the table."""
+    found_by: str
+    """By what the family was found."""
     embedding_layers: tuple[Embedding, ...]
     """Every embedding that could be read."""
     norm_layers: tuple[Norm, ...]
@@ -152,6 +167,30 @@ class Analysis:
         """One row per embedding: its name, kind, shape and the moments of its vectors' norms and of its entries."""
         return _table({e.layer.name: e.to_json() for e in self.embedding_layers})
 
+    def save(self, folder: Path | str) -> None:
+        """Writes analysis.json and the norm of every vector, vectors.safetensors; ValueError for a folder of others."""
+        require_own_entries(Path(folder), PARTS, "an analysis")
+        write_tensors(Path(folder) / PARTS[1], {e.layer.key: e.vectors.norms for e in self.embedding_layers})
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_layers")}
+        embeddings = [_StoredEmbedding.of(e).model_dump() for e in self.embedding_layers]
+        norms = [asdict(norm) for norm in self.norm_layers]
+        write_json(Path(folder) / PARTS[0], {**plain, "embedding_layers": embeddings, "norm_layers": norms})
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Analysis":
+        """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
+        path, vectors = (Path(folder) / name for name in PARTS)
+        if not path.is_file():
+            raise ValueError(f"{path}: no analysis here; save one, or analyze again")
+        stored = read_checked(path, _STORED, "an analysis")
+        norms, _ = read_tensors(vectors)
+        absent = next((e.layer.key for e in stored.embedding_layers if e.layer.key not in norms), None)
+        if absent is not None:
+            raise ValueError(f"{vectors}: {absent} is not in it; analyze again")
+        embeddings = tuple(e.measured(norms[e.layer.key]) for e in stored.embedding_layers)
+        plain = {name: value for name, value in stored if not name.endswith("_layers")}
+        return cls(**plain, embedding_layers=embeddings, norm_layers=stored.norm_layers)
+
     def plot(self, kind: str = "embedding_norms") -> "Figure":
         """A matplotlib Figure: "embedding_norms" or "norm_scales"; SettingError for others."""
         from subspacelab.norms.plots import KINDS
@@ -163,7 +202,7 @@ class Analysis:
         """The report as it is written."""
         return {
             "model_name": self.model_name,
-            "model_type": self.detected.model_type,
+            "model_type": self.model_type,
             "device": self.device,
             "embedding_layers": {e.layer.name: e.to_json() for e in self.embedding_layers},
             "norm_layers": {n.layer.name.layer: n.to_json() for n in self.reported},
@@ -171,6 +210,47 @@ class Analysis:
             "total_norm_layers": len(self.reported),
         }
 
+
+PARTS = ("analysis.json", "vectors.safetensors")
+"""What `Analysis.save` writes."""
+
+
+class _StoredEmbedding(BaseModel):
+    """An embedding in analysis.json; its vectors' norms lie in vectors.safetensors."""
+
+    layer: EmbeddingLayer
+    weights: Moments
+    num_padding: int | None
+    tokens: list[tuple[int, str]] | None
+
+    @classmethod
+    def of(cls, e: Embedding) -> "_StoredEmbedding":
+        tokens = None if e.tokens is None else list(e.tokens.items())
+        return cls(layer=e.layer, weights=e.vectors.weights, num_padding=e.num_padding, tokens=tokens)
+
+    def measured(self, norms: Tensor) -> Embedding:
+        tokens = None if self.tokens is None else dict(self.tokens)
+        return Embedding(self.layer, VectorStatistics(norms, self.weights), self.num_padding, tokens)
+
+
+class _Stored(BaseModel):
+    """analysis.json."""
+
+    model_name: str
+    name: str
+    revision: str | None
+    device: str
+    family: str | None
+    model_type: str
+    found_by: str
+    embedding_layers: list[_StoredEmbedding]
+    norm_layers: tuple[Norm, ...]
+    all_norms: bool
+    warnings: tuple[str, ...]
+    bytes_read: int
+
+
+_STORED = TypeAdapter(_Stored)
 
 MAGNITUDE, RATIO = 100.0, 1000.0
 """An activation is massive if it is larger than the first, and larger than the second times the median (2402.17762)."""
@@ -267,7 +347,7 @@ def _table(entries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.json_normalize(rows, sep="_")
 
 
-def num_padding(vocabulary: dict[int, str], first_id: int, num_rows: int) -> int:
+def num_padding(vocabulary: Mapping[int, str], first_id: int, num_rows: int) -> int:
     """Rows at the end of a table, ids first_id ... first_id + num_rows - 1, that no token of the vocabulary has."""
     last = max((i for i in vocabulary if i < first_id + num_rows), default=-1)
     return min(num_rows, first_id + num_rows - 1 - last)

@@ -157,7 +157,7 @@ def test_like_stands_beside_like_in_table_picture_and_terminal(tmp_path: Path, a
     draw_comparison(tmp_path / "x.png", both)
     titles = [panel.get_title() for panel in axes if panel.axison]
     kinds = ["token embedding", "position embedding", "token type embedding"]
-    assert titles == [*kinds, "h.part0.norm", "layers.ln_1"]
+    assert titles == [*kinds, "h.part0.norm", "text.ln_1"]
     assert [len(panel.get_lines()) for panel in axes if panel.axison][-2:] == [1, 2]
     rows = {row[0]: row[1:] for row in comparison_rows(both)}
     assert rows["family"] == ["unknown", "unknown"]

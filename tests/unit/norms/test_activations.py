@@ -15,7 +15,7 @@ from torch import Tensor
 from subspacelab.cli import main
 from subspacelab.core.errors import SettingError
 from subspacelab.models.residual_stream import run_trunk, watched_stream
-from subspacelab.norms.massive import massive
+from subspacelab.norms.activations import massive
 from subspacelab.norms.results import FILES, Massive
 
 
