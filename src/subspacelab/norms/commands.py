@@ -10,12 +10,12 @@ import typer
 from subspacelab.core.flags import Track, with_settings
 from subspacelab.norms.config import AnalyzeSettings, MassiveSettings
 
-app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors and parameters of norm layers.")
+app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors, norm layers, massive activations.")
 
 
 @app.callback()
 def norms() -> None:
-    """Norms of embedding vectors and parameters of norm layers."""
+    """Norms of embedding vectors, parameters of norm layers, massive activations."""
 
 
 @app.command()
@@ -37,7 +37,7 @@ def analyze(
 ) -> None:
     """Families are found, not asked for; only config.json and the tensors concerned are read, from the hub too.
 
-    Qwen2.5, Qwen2.5-VL, ViT, SigLIP, Molmo, MoonViT and Kimi-VL are known; others are analysed by names alone.
+    Some 40 families are known (docs/your-models.md lists them); others are analysed by names alone, with a warning.
     """
     from contextlib import ExitStack
     from dataclasses import asdict, replace

@@ -51,6 +51,8 @@ class Tower:
     """Of families whose blocks differ: how many more there are, by the section and the number of blocks."""
     uncounted: str | None = None
     """Regular expression of norm layers that are in some files of one and the same model only."""
+    predicts_ahead: bool = False
+    """Whether files may hold blocks beyond the model's, which predict tokens ahead (MTP); they are not counted."""
     biases: bool = True
     """Whether its LayerNorms have biases; of those without the file alone would say RMSNorm."""
     follows: bool = False

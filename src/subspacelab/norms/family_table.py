@@ -12,9 +12,14 @@ PROJECTOR = Tower("projector", r"(?:.*\.)?multi_modal_projector\.", LAYER, per_b
 MOONVIT_ROOT = r"(?:vision_tower\.|vision_model\.)?"
 
 
-def only(norm_type: str, per_block: int, outside: int = 1, extras: tuple[Extra, ...] = ()) -> tuple[Tower, ...]:
+def only(norm_type: str, per_block: int) -> tuple[Tower, ...]:
     """The one tower of a language model."""
-    return (Tower("text", "", norm_type, per_block, outside, extras=extras),)
+    return (Tower("text", "", norm_type, per_block),)
+
+
+def with_mtp(per_block: int, extra: Extra) -> tuple[Tower, ...]:
+    """The same of a model whose files may hold blocks that predict ahead."""
+    return (Tower("text", "", RMS, per_block, extras=(extra,), predicts_ahead=True),)
 
 
 def text(norm_type: str, per_block: int, *, follows: bool = False) -> Tower:
@@ -46,8 +51,8 @@ WORDS: tuple[EmbeddingKind, ...] = ("token",)
 ROUTED: tuple[EmbeddingKind, ...] = ("token", "expert router")
 SEEN: tuple[EmbeddingKind, ...] = ("token", "patch")
 PLACED: tuple[EmbeddingKind, ...] = ("token", "position", "patch")
-QUERY_COMPRESSED = (Extra(("q_lora_rank",), per_block=1, default=True),)
-QK_NORMS = (Extra(("use_qk_norm",), per_block=2),)
+QUERY_COMPRESSED = Extra(("q_lora_rank",), per_block=1, default=True)
+QK_NORMS = Extra(("use_qk_norm",), per_block=2)
 HYBRID = Tower("text", TEXT_ROOT, RMS, 3, section="text_config", more=_full_attention, uncounted=r"mtp\..*")
 SIGLIP_VISION = Tower(
     "vision",
@@ -191,12 +196,12 @@ LANGUAGE = (
     ),
     Family("phi3", "Phi-3/4", only(RMS, 2), (), WORDS),
     Family("phimoe", "Phi-3.5-MoE", only(LAYER, 2), (), ROUTED),
-    Family("deepseek_v3", "DeepSeek-V2/V3", only(RMS, 3, extras=QUERY_COMPRESSED), ("deepseek_v2",), ROUTED),
+    Family("deepseek_v3", "DeepSeek-V2/V3", with_mtp(3, QUERY_COMPRESSED), ("deepseek_v2",), ROUTED),
     Family("gpt_oss", "gpt-oss", only(RMS, 2), (), ROUTED),
     Family("mixtral", "Mixtral", only(RMS, 2), (), ROUTED),
     Family("glm", "GLM-4", only(RMS, 2), (), WORDS),
     Family("glm4", "GLM-4-0414", only(RMS, 4), (), WORDS),
-    Family("glm4_moe", "GLM-4.5", only(RMS, 2, extras=QK_NORMS), (), ROUTED),
+    Family("glm4_moe", "GLM-4.5", with_mtp(2, QK_NORMS), (), ROUTED),
     Family("olmo2", "OLMo 2/3", only(RMS, 4), ("olmo3",), WORDS),
     Family("olmoe", "OLMoE", only(RMS, 4), (), ROUTED),
     Family("falcon", "Falcon", (Tower("text", "", LAYER, 1, more=_falcon),), (), WORDS),
@@ -316,7 +321,7 @@ VISION_LANGUAGE = (
             text(RMS, 2, follows=True),
             Tower(
                 *("vision", VISION_ROOT, LAYER, 2, 0, "vision_config", ("num_hidden_layers",), 24),
-                extras=QK_NORMS,
+                extras=(QK_NORMS,),
                 more=lambda section, depth: int(not section.get("use_mean_pooling", True)),
             ),
             PROJECTOR,

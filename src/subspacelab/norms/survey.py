@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from subspacelab.checkpoints import Checkpoint
 from subspacelab.checkpoints.tensors import canonical_keys, unmerged_adapter
@@ -30,8 +30,7 @@ def _expected(tower: Tower, config: Section, found_depths: Mapping[str, int]) ->
             per_block, outside = per_block + extra.per_block, outside + extra.outside
     if per_block == 0:
         return outside
-    values = (value_of(config, tower.section, key) for key in tower.depth_keys)
-    depth = next((value for value in values if value is not None), None)
+    depth = _depth(tower, config)
     if depth is None:
         depth = found_depths.get(tower.name, tower.default_depth)
     if not isinstance(depth, int):
@@ -40,6 +39,11 @@ def _expected(tower: Tower, config: Section, found_depths: Mapping[str, int]) ->
     inner = config.get(tower.section)
     section = inner if isinstance(inner, Mapping) else config
     return per_block * depth + outside + (tower.more(section, depth) if tower.more else 0)
+
+
+def _depth(tower: Tower, config: Section) -> Any:
+    values = (value_of(config, tower.section, key) for key in tower.depth_keys)
+    return next((value for value in values if value is not None), None)
 
 
 def _is_on(extra: Extra, section: str, config: Section) -> bool:
@@ -247,15 +251,22 @@ def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLa
         expected = expected_norms(detected.family, checkpoint.config, depths)
     except ValueError as e:
         return [f"the count of norm layers cannot be checked: {e}"]
-    uncounted = {tower.name: tower.uncounted for tower in detected.family.towers if tower.uncounted}
-    counted = (n for n in norms if not re.fullmatch(uncounted.get(n.tower, r"\0"), n.name.layer))
-    found = Counter(norm.tower for norm in counted)
+    towers = {tower.name: tower for tower in detected.family.towers}
+    found = Counter(n.tower for n in norms if n.tower not in towers or _counts(n, towers[n.tower], checkpoint.config))
     names = list(dict.fromkeys([*expected, *found]))
     return [
         f"{name}: {found[name]} norm layers, expected {expected.get(name, 0)} of {detected.family.label} by config.json"
         for name in names
         if found[name] != expected.get(name, 0)
     ]
+
+
+def _counts(norm: NormLayer, tower: Tower, config: Section) -> bool:
+    """Whether every file of the model holds this norm layer."""
+    if tower.uncounted is not None and re.fullmatch(tower.uncounted, norm.name.layer):
+        return False
+    depth = _depth(tower, config)
+    return not (tower.predicts_ahead and isinstance(depth, int) and (norm.name.block or 0) >= depth)
 
 
 def _type_doubts(detected: Detected, norms: list[NormLayer]) -> list[str]:

@@ -159,6 +159,24 @@ def test_what_a_known_family_lacks_is_said(missing: str, tmp_path: Path) -> None
     }[missing] == warning
 
 
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "qwen3_next", "gemma3n_text"])
+def test_what_only_some_files_hold_is_found_and_not_counted(model_type: str, tmp_path: Path) -> None:
+    """Blocks that predict ahead, as the hub's files have them and transformers' do not; unused norms of old files."""
+    build(model_type, {}).save_pretrained(tmp_path)
+    with open_source(tmp_path) as checkpoint:
+        before = len(survey(checkpoint).norms)
+    tensors = read_tensors(tmp_path / "model.safetensors")[0]
+    more = {
+        "deepseek_v3": ("model.layers.3.enorm", "model.layers.3.shared_head.norm", "model.layers.3.input_layernorm"),
+        "qwen3_next": ("mtp.norm", "mtp.layers.0.input_layernorm", "mtp.pre_fc_norm_embedding"),
+        "gemma3n_text": ("model.layers.2.self_attn.k_norm",),
+    }[model_type]
+    write_tensors(tmp_path / "model.safetensors", tensors | {f"{name}.weight": torch.ones(32) for name in more})
+    with open_source(tmp_path) as checkpoint:
+        found = survey(checkpoint)
+    assert (len(found.norms), found.warnings) == (before + len(more), ())
+
+
 def test_a_config_of_the_hub_that_leaves_out_what_is_usual_is_counted_too() -> None:
     def expected(config: dict[str, Any]) -> dict[str, int]:
         family = detect_family(config, ()).family
@@ -178,3 +196,11 @@ def test_a_config_of_the_hub_that_leaves_out_what_is_usual_is_counted_too() -> N
 def test_the_table_has_no_type_twice() -> None:
     types = [model_type for family in FAMILIES for model_type in family.model_types]
     assert len(types) == len(set(types))
+
+
+def test_the_page_lists_every_row() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "your-models.md").read_text()
+    for family in FAMILIES:
+        types = ", ".join(f"`{model_type}`" for model_type in family.model_types)
+        kinds = dict.fromkeys([*family.kinds, *(e.kind for e in family.embeddings)])
+        assert f"| {family.label} ({types}) | {', '.join(kinds) or 'none'} |" in page

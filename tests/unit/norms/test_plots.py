@@ -25,7 +25,7 @@ from subspacelab.norms.comparison import (
 )
 from subspacelab.norms.display import print_analysis
 from subspacelab.norms.logging import flat_metrics, track_analysis, write_comparison
-from subspacelab.norms.plots import draw_comparison, draw_norm_scales, draw_pictures
+from subspacelab.norms.plots import LEGEND_LETTERS, columns_of, draw_comparison, draw_norm_scales, draw_pictures
 from subspacelab.norms.results import Analysis
 from subspacelab.plotting.figures import open_figure
 from subspacelab.tracking import MemoryTracker
@@ -149,7 +149,7 @@ def test_like_stands_beside_like_in_table_picture_and_terminal(tmp_path: Path, a
 
     bert: zoo.Shapes = {"e.position_embeddings.weight": (9, 8), "e.token_type_embeddings.weight": (2, 8)}
     bert |= {"layers.0.ln_1.weight": (8,), "e.word_embeddings.weight": (40, 8)}
-    model = zoo.Model({"model_type": "bert"}, bert, torch.float32)
+    model = zoo.Model({"model_type": "bert9"}, bert, torch.float32)
     both = [unknown(tmp_path / "a", 1), run(zoo.write_model(tmp_path / "b", model))]
     table = comparison_table(both)
     assert table["what"].tolist()[:5] == [f"{k} embedding" for k in ("token", "token", *["position"] * 2, "token type")]
@@ -157,7 +157,7 @@ def test_like_stands_beside_like_in_table_picture_and_terminal(tmp_path: Path, a
     draw_comparison(tmp_path / "x.png", both)
     titles = [panel.get_title() for panel in axes if panel.axison]
     kinds = ["token embedding", "position embedding", "token type embedding"]
-    assert titles == [*kinds, "h.part0.norm", "text.ln_1"]
+    assert titles == [*kinds, "h.part0.norm", "layers.ln_1"]
     assert [len(panel.get_lines()) for panel in axes if panel.axison][-2:] == [1, 2]
     rows = {row[0]: row[1:] for row in comparison_rows(both)}
     assert rows["family"] == ["unknown", "unknown"]
@@ -208,3 +208,17 @@ def test_a_model_of_neither_norms_nor_embeddings_can_be_drawn_and_compared(tmp_p
     assert analysis.to_json()["total_norm_layers"] == 0
     draw_pictures(tmp_path, analysis)
     write_comparison(tmp_path, [analysis, analysis])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "columns"),
+    [
+        ([15, 24, 10], 3),
+        ([15, 24, 26, 25, 16, 16, 10], 2),  # Gemma 3: three columns ran out of the picture
+        ([40, 5, 40, 5], 1),
+        ([100], 1),
+        ([], 3),
+    ],
+)
+def test_a_legend_is_as_wide_as_its_picture(lengths: list[int], columns: int) -> None:
+    assert columns_of(lengths, LEGEND_LETTERS) == columns
