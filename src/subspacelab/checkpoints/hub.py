@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from subspacelab.checkpoints.index import PREFERENCE, find_weights, read_weight_map
 from subspacelab.core.errors import CheckpointError
@@ -160,8 +161,8 @@ HEAD_BYTES = 1 << 16
 class RemoteFile:
     """One file at a URL; its size is known after the first range.
 
-    The hub answers with a redirect to where the file lies. That address is kept, so that a range is one request; where
-    it is refused (it is signed, and ends), the URL is asked again.
+    The hub answers with a redirect to where the file lies. That address is kept, so that a range is one request; when
+    it is refused (it is signed, and ends), the URL is asked again. One that works for no second range is not kept.
     """
 
     def __init__(self, url: str, name: str) -> None:
@@ -171,6 +172,7 @@ class RemoteFile:
         """Bytes of the whole file, as the server says with each range."""
         self._url = url
         self._address: str | None = None
+        self._keeps, self._reused = True, False
         self._head = bytearray()
 
     def read(self, start: int, stop: int) -> bytearray:
@@ -209,18 +211,21 @@ class RemoteFile:
             stop = min(stop, self.size)
         if first >= stop:
             return
-        # Compressed on the way, a range would be one of the compressed bytes. A signed address takes no token.
-        headers = build_hf_headers(token=False if address else None)
+        elsewhere = address is not None and urlsplit(address).netloc != urlsplit(self._url).netloc
+        headers = build_hf_headers(token=False if elsewhere else None)
+        # Compressed on the way, a range would be one of the compressed bytes.
         headers |= {"Range": f"bytes={first}-{stop - 1}", "Accept-Encoding": "identity"}
         deadline = time.monotonic() + TIMEOUT_SECONDS + (stop - first) / MIN_BYTES_PER_SECOND
         try:
             request = get_session().stream("GET", address or self._url, headers=headers, timeout=TIMEOUT_SECONDS)
             with request as response:
                 if address and response.status_code != 206:
-                    self._address = None
+                    self._address, self._keeps = None, self._reused
                     raise Interrupted(f"the server answered {response.status_code}")
                 stop = self._ranged(response, first, stop, to_end)
-                self._address = str(response.url) if response.history else address
+                self._reused = address is not None
+                if self._keeps and response.history:
+                    self._address = str(response.url)
                 for piece in response.iter_bytes():
                     received += piece
                     if len(received) > stop - start:

@@ -13,6 +13,8 @@ from subspacelab.models.causal_lm import trunk_of
 
 def blocks_of(model: Any) -> nn.ModuleList:
     """The blocks in their order; ValueError for a model that keeps them in no list of its own."""
+    if not hasattr(model, "config"):
+        raise ValueError(f"{type(model).__name__}: no model of transformers; give a causal language model")
     depth = model.config.get_text_config().num_hidden_layers
     lists = (m for m in trunk_of(model).modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
     found = next(lists, None)

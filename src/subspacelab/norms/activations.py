@@ -18,7 +18,7 @@ from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows, cut_windows, join
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer
 from subspacelab.models.residual_stream import blocks_of, run_trunk, watched_stream
-from subspacelab.models.tokens import encode, prefix_of, read_model_config, require_readable
+from subspacelab.models.tokens import encode, max_positions, prefix_of, read_model_config, require_readable
 from subspacelab.norms.results import MAGNITUDE, RATIO, Massive
 from subspacelab.norms.survey import NormLayer, survey
 
@@ -78,20 +78,30 @@ def _opened(
     model: Weights, text: Any, num_windows: int, seq_len: int, seed: int, place: torch.device
 ) -> tuple[Any, Checkpoint, Windows, Any]:
     """The live model, its checkpoint, the windows, and the tokenizer where there is one."""
-    if isinstance(text, Tensor) and (text.ndim != 2 or text.numel() == 0 or text.is_floating_point()):
-        raise SettingError(f"text: a tensor {list(text.shape)} of {text.dtype}; token ids [n, length] are needed")
     if isinstance(model, nn.Module):
         if not isinstance(text, Tensor):
             raise SettingError("text: of a live model the tokenizer is not known; give token ids [n, length]")
-        return model, open_checkpoint(model), Windows(text, torch.ones_like(text, dtype=torch.bool)), None
+        blocks_of(model)  # refuses what is no language model
+        return model, open_checkpoint(model), _given(text, model), None
     source = source_of(model)
     live = load_causal_lm(source.folder, device=place)
     if isinstance(text, Tensor):
-        windows, tokenizer = Windows(text, torch.ones_like(text, dtype=torch.bool)), None
-    else:
-        tokenizer = load_tokenizer(source.folder)
-        windows = _encoded(source.folder, tokenizer, read_texts(str(text)), num_windows, seq_len, seed)
+        return live, open_source(source), _given(text, live), None
+    tokenizer = load_tokenizer(source.folder)
+    windows = _encoded(source.folder, tokenizer, read_texts(str(text)), num_windows, seq_len, seed)
     return live, open_source(source), windows, tokenizer
+
+
+def _given(ids: Tensor, model: Any) -> Windows:
+    """Token ids of the caller as windows; SettingError for what the model cannot read."""
+    if ids.ndim != 2 or ids.numel() == 0 or ids.dtype not in (torch.int32, torch.int64):
+        raise SettingError(f"text: a tensor {list(ids.shape)} of {ids.dtype}; token ids [n, length] are needed")
+    size, limit = model.get_input_embeddings().num_embeddings, max_positions(model.config)
+    if int(ids.min()) < 0 or int(ids.max()) >= size:
+        raise SettingError(f"text: token ids {int(ids.min())} to {int(ids.max())}, the model has 0 to {size - 1}")
+    if limit and ids.shape[1] > limit:
+        raise SettingError(f"text: windows of {ids.shape[1]} tokens, the model has {limit} positions; cut them")
+    return Windows(ids.cpu(), torch.ones_like(ids, dtype=torch.bool, device="cpu"))
 
 
 def _encoded(folder: Path, tokenizer: Any, texts: Sequence[str], num_windows: int, seq_len: int, seed: int) -> Windows:
@@ -198,7 +208,7 @@ def _layer_table(stream: _Stream, windows: Windows, tokenizer: Any) -> pd.DataFr
                 "ratio": float(stream.ratio[layer, dim]),
                 "dim": dim,
                 "position": position,
-                "token": tokenizer.convert_ids_to_tokens(token) if tokenizer else str(token),
+                "token": (tokenizer.convert_ids_to_tokens(token) if tokenizer else None) or str(token),
                 "massive": int(stream.count[layer].sum()),
                 "massive_dims": int((stream.count[layer] > 0).sum()),
                 "first": int(stream.first[layer].sum()),

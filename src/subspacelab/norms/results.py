@@ -298,6 +298,8 @@ class Massive:
     def load(cls, folder: Path | str) -> "Massive":
         """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
         folder = Path(folder)
+        if not (folder / SUMMARY).is_file():
+            raise ValueError(f"{folder / SUMMARY}: no measurement here; save one, or measure again")
         metrics = read_json(folder / SUMMARY)
         if not isinstance(metrics, dict) or "summary" not in metrics:
             raise ValueError(f"{folder / SUMMARY}: not what `norms massive` writes; measure again")

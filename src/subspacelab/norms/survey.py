@@ -36,9 +36,18 @@ def _expected(tower: Tower, config: Section, found_depths: Mapping[str, int]) ->
     if not isinstance(depth, int):
         keys = " or ".join(tower.depth_keys)
         raise ValueError(f"config.json: {keys} is {depth!r}, needed the number of {tower.name} blocks; restore it")
+    return per_block * depth + outside + _more(tower, config, depth)
+
+
+def _more(tower: Tower, config: Section, depth: int) -> int:
+    """What blocks that differ have more; ValueError for a config of which that cannot be told."""
+    if tower.more is None:
+        return 0
     inner = config.get(tower.section)
-    section = inner if isinstance(inner, Mapping) else config
-    return per_block * depth + outside + (tower.more(section, depth) if tower.more else 0)
+    try:
+        return tower.more(inner if isinstance(inner, Mapping) else config, depth)
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise ValueError(f"config.json: the {tower.name} blocks cannot be told apart ({e}); restore it") from e
 
 
 def _depth(tower: Tower, config: Section) -> Any:

@@ -71,6 +71,16 @@ def test_the_address_behind_the_redirect_is_kept_until_it_is_refused(hub: RangeH
     assert "refuses it" in refusal(file.read, 0, 9)
 
 
+def test_an_address_that_is_of_one_range_only_is_not_kept(hub: RangeHub) -> None:
+    file = remote(hub)
+    assert file.read(10, 15) == CONTENT[10:15]
+    hub.faults.append("403")
+    for i, start in enumerate((20, 30, 40)):
+        assert file.read(start, start + 5) == CONTENT[start : start + 5]
+        assert hub.redirects == 2 + i
+    assert len(hub.requests) == 5  # one was refused, and none after it
+
+
 @pytest.mark.parametrize("fault", ["500", "503", "429", "drop", "stall"])
 def test_a_failure_is_tried_again(hub: RangeHub, fault: str) -> None:
     hub.faults += [fault, fault]

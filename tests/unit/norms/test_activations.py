@@ -149,8 +149,24 @@ def test_what_cannot_be_measured_is_one_line() -> None:
         massive(model, IDS, num_dims=0)
     with pytest.raises(SettingError, match="of a live model the tokenizer is not known"):
         massive(model, "text.txt")
-    with pytest.raises(SettingError, match="token ids"):
-        massive(model, torch.ones(2, 3))
+    for ids in (torch.ones(2, 3), torch.ones(3, dtype=torch.long), IDS > 0, IDS[:0], IDS - 9, IDS * 10**6):
+        with pytest.raises(SettingError, match="token ids"):
+            massive(tiny_model(), ids)
+    with pytest.raises(SettingError, match="windows of 70 tokens, the model has 64 positions"):
+        massive(build("gpt2", {}), torch.ones(1, 70, dtype=torch.long))
+    assert (
+        refusal(massive, torch.nn.Linear(2, 2), IDS) == "Linear: no model of transformers; give a causal language model"
+    )
+    assert "has no folder" in refusal(massive, {"a": torch.ones(2)}, IDS)
+
+
+def test_all_zero_and_half_precision_are_models_too() -> None:
+    model = tiny_model()
+    assert massive(model.bfloat16(), IDS).layers["ratio"].notna().all()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert massive(model, IDS).metrics["largest_ratio"] == 0
 
 
 @pytest.fixture
@@ -183,6 +199,7 @@ def test_the_command_writes_tables_and_a_picture_that_load_again(folder: Path, c
     assert run(*flags, "--output-dir", "out") == 0  # the same job again: the same bytes
     assert {p.name: p.read_bytes() for p in (folder / "out").iterdir()} == before
     assert run(*flags, "--seed", "1", "--output-dir", "out") == 1
+    assert "massive.json: no measurement here" in refusal(Massive.load, folder)
     (folder / "out" / "layers.csv").write_text("")
     assert "layers.csv" in refusal(Massive.load, folder / "out")
     loaded.save(folder / "copy")

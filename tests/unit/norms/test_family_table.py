@@ -193,6 +193,26 @@ def test_a_config_of_the_hub_that_leaves_out_what_is_usual_is_counted_too() -> N
     assert expected(gemma) == {"text": 6 * 34 + 1, "vision": 55, "projector": 1}
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "model_type": "qwen3_vl",
+            "num_hidden_layers": 3,
+            "vision_config": {"depth": 2, "deepstack_visual_indexes": 5},
+        },
+        {"model_type": "qwen3_next", "num_hidden_layers": 3, "full_attention_interval": "x"},
+        {"model_type": "gemma3", "text_config": {"model_type": ["x"]}},
+        {"model_type": "llama", "num_hidden_layers": "two"},
+    ],
+)
+def test_a_config_that_makes_no_sense_is_said_in_one_line(config: dict[str, Any]) -> None:
+    family = detect_family(config, ()).family
+    assert family is not None
+    with pytest.raises(ValueError, match=r"^config\.json: .*; restore it$"):
+        expected_norms(family, config)
+
+
 def test_the_table_has_no_type_twice() -> None:
     types = [model_type for family in FAMILIES for model_type in family.model_types]
     assert len(types) == len(set(types))
