@@ -38,17 +38,16 @@ def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Track
 
 
 def track_massive(found: Massive, pictures: Sequence[Path], tracker: "Tracker") -> None:
-    """Records the headline figures, the largest ratio and the median over the layers as curves, and the pictures."""
+    """Records the headline figures, the largest ratio and the median over the layers as curves, tables and pictures."""
     tracker.set_tags({"summary": found.summary})
-    numbers = {key: value for key, value in found.metrics.items() if isinstance(value, int | float)}
-    tracker.log_metrics({f"massive/{key}": float(value) for key, value in numbers.items()})
-    tracker.log_metrics({"massive/num_massive_dims": float(len(found.metrics["massive_dims"]))})
-    ranks = {
-        f"massive/rank_{norm}_{kind}": v for norm, of in found.metrics["scale_ranks"].items() for kind, v in of.items()
-    }
-    tracker.log_metrics({trackable(name): value for name, value in ranks.items()})
+    numbers = {key: float(value) for key, value in found.metrics.items() if isinstance(value, int | float)}
+    ranks = {f"rank_{norm}_{kind}": v for norm, of in found.metrics["scale_ranks"].items() for kind, v in of.items()}
+    numbers |= ranks | {"num_massive_dims": float(len(found.metrics["massive_dims"]))}
+    tracker.log_metrics({trackable(f"massive/{name}"): value for name, value in numbers.items()})
     for row in found.layers.to_dict("records"):
         tracker.log_metrics({"massive/ratio": row["ratio"], "massive/median": row["median"]}, row["layer"])
+    for name in ("layers", "dims", "scales"):
+        tracker.log_table(getattr(found, name), name)
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
 

@@ -16,7 +16,9 @@ from subspacelab.cli import main
 from subspacelab.core.errors import SettingError
 from subspacelab.models.residual_stream import run_trunk, watched_stream
 from subspacelab.norms.activations import massive
+from subspacelab.norms.logging import track_massive
 from subspacelab.norms.results import FILES, Massive
+from subspacelab.tracking import MemoryTracker
 
 
 def open_pipe(planted: dict[tuple[int, int], float], seed: int = 0) -> torch.nn.Module:
@@ -167,6 +169,19 @@ def test_all_zero_and_half_precision_are_models_too() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert massive(model, IDS).metrics["largest_ratio"] == 0
+
+
+def test_a_tracker_gets_figures_curves_tables_and_the_picture(tmp_path: Path) -> None:
+    found, tracker = massive(open_pipe({(7, 5): 900.0}), IDS, num_dims=2), MemoryTracker()
+    track_massive(found, [tmp_path / "massive.png"], tracker)
+    assert tracker.metrics["massive/num_massive_dims"] == [(0, 1.0)]
+    assert tracker.metrics["massive/ratio"] == list(enumerate(found.layers["ratio"]))
+    assert tracker.metrics["massive/rank_input_layernorm_random"][0][1] == pytest.approx(
+        found.scales.query("norm == 'input_layernorm' and kind == 'random'")["rank"].mean()
+    )
+    assert set(tracker.tables) == {"layers", "dims", "scales"}
+    assert tracker.artifacts == ["pictures/massive.png"]
+    assert tracker.tags["summary"] == found.summary
 
 
 @pytest.fixture
