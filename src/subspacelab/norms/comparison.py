@@ -44,6 +44,19 @@ def depth_curves(norms: Iterable[Norm]) -> list[Curve]:
     return curves
 
 
+def compared_curves(norms: Iterable[Norm]) -> dict[tuple[str, str], Curve]:
+    """(tower, what the layers do) -> curve: what may stand beside the same of another model.
+
+    That is the label, but for one name of two roles: a `post_attention_layernorm` is read by the MLP (Llama and most
+    others), or put on what the attention writes (Gemma 2/3, OLMo 2/3), where the MLP has a norm after it too.
+    """
+    curves = depth_curves(norms)
+    after_mlp = {curve.tower for curve in curves if curve.label == "post_feedforward_layernorm"}
+    on_output = {(tower, "post_attention_layernorm") for tower in after_mlp}
+    said = {key: (key[0], f"{key[1]} (of the output)") for key in on_output}
+    return {said.get(key, key): curve for curve in curves for key in [(curve.tower, curve.label)]}
+
+
 def short_name(norm: Norm) -> str:
     """The last two parts of the name of a norm outside the blocks."""
     return ".".join(norm.layer.name.layer.split(".")[-2:])
@@ -115,7 +128,7 @@ def comparison_rows(analyses: Sequence[Analysis]) -> Iterator[list[str]]:
     yield ["norm layers", *(str(len(a.norm_layers)) for a in analyses)]
     for kind in kinds_of(analyses):
         yield [f"{kind}: mean norm", *(_range(_mean_norms(a.embedding_layers, kind)) for a in analyses)]
-    curves = [{f"{c.tower}.{c.label}": c.abs_means for c in depth_curves(a.norm_layers)} for a in analyses]
+    curves = [{".".join(k): c.abs_means for k, c in compared_curves(a.norm_layers).items()} for a in analyses]
     single = [_outside(a.norm_layers) for a in analyses]
     for found in (curves, single):
         for name in dict.fromkeys(name for each in found for name in each):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from subspacelab.norms.comparison import Curve, depth_curves, outside_blocks, short_name, towers_of
+from subspacelab.norms.comparison import Curve, compared_curves, depth_curves, outside_blocks, short_name, towers_of
 from subspacelab.norms.results import MAGNITUDE, Analysis, Embedding, Massive, Norm, by_group, kinds_of
 from subspacelab.plotting.figures import (
     COLOURS,
@@ -193,12 +193,12 @@ def _finish(axes: Axes, values: Sequence[float]) -> None:
 
 def draw_comparison(path: Path | None, analyses: Sequence[Analysis]) -> Figure:
     """A panel per kind of embedding and per kind of norm, so that like stands beside like; a line per model."""
-    curves = [depth_curves(analysis.norm_layers) for analysis in analyses]
-    kinds = list(dict.fromkeys((curve.tower, curve.label) for found in curves for curve in found))
+    curves = [compared_curves(analysis.norm_layers) for analysis in analyses]
+    kinds = list(dict.fromkeys(kind for found in curves for kind in found))
 
     def draw(axes: Axes, item: tuple[str, ...]) -> None:
         if item in kinds:
-            _draw_curves(axes, [[c for c in found if (c.tower, c.label) == item] for found in curves])
+            _draw_curves(axes, [[c for kind, c in found.items() if kind == item] for found in curves])
             axes.set_title(drawn_name(".".join(item)))
         else:
             _draw_embeddings(axes, [[e for e in a.embedding_layers if (e.layer.kind,) == item] for a in analyses])

@@ -15,6 +15,7 @@ from subspacelab.norms import plots as depth
 from subspacelab.norms import plots as figures
 from subspacelab.norms.comparison import (
     COLUMNS,
+    compared_curves,
     comparison_rows,
     comparison_table,
     depth_curves,
@@ -222,3 +223,21 @@ def test_a_model_of_neither_norms_nor_embeddings_can_be_drawn_and_compared(tmp_p
 )
 def test_a_legend_is_as_wide_as_its_picture(lengths: list[int], columns: int) -> None:
     assert columns_of(lengths, LEGEND_LETTERS) == columns
+
+
+def test_one_name_of_two_roles_is_never_compared(tmp_path: Path) -> None:
+    from tests.unit.norms.test_family_table import build
+
+    keys = {}
+    for family in ("llama", "gemma2", "olmo2", "glm4"):
+        build(family, {}).save_pretrained(tmp_path / family)
+        keys[family] = {label for _, label in compared_curves(run(tmp_path / family).norm_layers)}
+    read, written = "post_attention_layernorm", "post_attention_layernorm (of the output)"
+    assert [(read in keys[f], written in keys[f]) for f in keys] == [
+        (True, False),
+        (False, True),
+        (False, True),
+        (True, False),
+    ]
+    lines = [row[0] for row in comparison_rows([run(tmp_path / "llama"), run(tmp_path / "gemma2")])]
+    assert {f"text.{read}: |scale|", f"text.{written}: |scale|"} <= set(lines)
