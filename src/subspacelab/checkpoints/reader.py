@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -121,17 +120,15 @@ class Checkpoint:
     def read_chunks(self, name: str, num_rows: int) -> Iterator[Tensor]:
         """The rows of the first axis in order, `num_rows` at a time; from the hub some chunks are asked for ahead."""
         end = self.info(name).shape[0]
-        starts = iter(range(0, end, num_rows))
+        asked: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(self._files.num_workers) as pool:
-
-            def ask(start: int) -> Future[Tensor]:
-                return pool.submit(self.read_rows, name, start, min(start + num_rows, end))
-
-            waiting = deque(ask(start) for start in islice(starts, self._files.num_workers))
             try:
-                while waiting:
-                    yield waiting.popleft().result()
-                    waiting.extend(ask(start) for start in islice(starts, 1))
+                for start in range(0, end, num_rows):
+                    asked.append(pool.submit(self.read_rows, name, start, min(start + num_rows, end)))
+                    if len(asked) == self._files.num_workers:
+                        yield asked.popleft().result()
+                while asked:
+                    yield asked.popleft().result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
