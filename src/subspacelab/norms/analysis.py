@@ -14,9 +14,10 @@ from subspacelab.checkpoints import Checkpoint, Weights, open_checkpoint, requir
 from subspacelab.checkpoints.validation import read_checked
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
+from subspacelab.norms.measured import Embedding, Norm
 from subspacelab.norms.moments import Moments, measure_vectors, moments
 from subspacelab.norms.names import NEAR_ZERO, is_known
-from subspacelab.norms.results import Analysis, Embedding, Norm
+from subspacelab.norms.results import Analysis
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey, survey
 
 CHUNK_ENTRIES = 1 << 23

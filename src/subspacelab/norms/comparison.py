@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from subspacelab.norms.measured import Embedding, Norm
 from subspacelab.norms.names import split_block
-from subspacelab.norms.results import Analysis, Embedding, Norm, kinds_of
+from subspacelab.norms.results import Analysis, kinds_of
 
 if TYPE_CHECKING:
     import pandas as pd

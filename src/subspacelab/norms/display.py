@@ -6,7 +6,8 @@ from rich.console import Console
 
 from subspacelab.core.errors import printable
 from subspacelab.norms.comparison import comparison_rows
-from subspacelab.norms.results import Analysis, Embedding, Massive, Norm, by_group
+from subspacelab.norms.measured import Embedding, Norm, by_group
+from subspacelab.norms.results import Analysis, Massive
 from subspacelab.plotting.terminal import print_table, show_number
 
 COUNTED = {

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from subspacelab.norms.comparison import Curve, compared_curves, depth_curves, outside_blocks, short_name, towers_of
-from subspacelab.norms.results import MAGNITUDE, Analysis, Embedding, Massive, Norm, by_group, kinds_of
+from subspacelab.norms.measured import Embedding, Norm, by_group
+from subspacelab.norms.results import MAGNITUDE, Analysis, Massive, kinds_of
 from subspacelab.plotting.figures import (
     COLOURS,
     GREY,
