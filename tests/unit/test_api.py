@@ -38,7 +38,11 @@ def test_every_public_name_is_there_and_says_what_it_is(module: ModuleType) -> N
 
 
 def test_a_package_s_function_is_no_module_once_that_is_imported() -> None:
-    for study, names in (("rotation", ["compare", "decompose"]), ("lowrank", ["compare", "train", "visualize"])):
+    for study, names in (
+        ("rotation", ["compare", "decompose"]),
+        ("lowrank", ["compare", "train", "visualize"]),
+        ("norms", ["massive"]),
+    ):
         for name in importlib.import_module(f"subspacelab.{study}").__all__:
             home = getattr(importlib.import_module(f"subspacelab.{study}"), name).__module__
             importlib.import_module(home)

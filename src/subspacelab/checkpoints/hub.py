@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from subspacelab.checkpoints.index import PREFERENCE, find_weights, read_weight_map
 from subspacelab.core.errors import CheckpointError
@@ -153,8 +154,16 @@ class Interrupted(Exception):
     """An attempt that failed for now; the message says how."""
 
 
+HEAD_BYTES = 1 << 16
+"""What the first look at a file asks for: of most files the whole safetensors header, in one answer."""
+
+
 class RemoteFile:
-    """One file at a URL; its size is known after the first range."""
+    """One file at a URL; its size is known after the first range.
+
+    The hub answers with a redirect to where the file lies. That address is kept, so that a range is one request; when
+    it is refused (it is signed, and ends), the URL is asked again. One that works for no second range is not kept.
+    """
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
@@ -162,16 +171,25 @@ class RemoteFile:
         self.size: int | None = None
         """Bytes of the whole file, as the server says with each range."""
         self._url = url
+        self._address: str | None = None
+        self._keeps, self._reused = True, False
+        self._head = bytearray()
 
     def read(self, start: int, stop: int) -> bytearray:
         """Bytes start:stop. ValueError, in one line, when they cannot be had.
 
-        What arrived before a failure is kept, and only the rest is asked for again.
+        What arrived before a failure is kept, and only the rest is asked for again. A short first read from the start
+        takes `HEAD_BYTES` of the file, which later reads need not ask for.
         """
-        received = bytearray()
+        if self.size is None and start == 0 < stop < HEAD_BYTES:
+            self._head = self._fetch(0, HEAD_BYTES, bytearray(), to_end=True)
+        return self._fetch(start, stop, self._head[start:stop])
+
+    def _fetch(self, start: int, stop: int, received: bytearray, *, to_end: bool = False) -> bytearray:
+        """Bytes start:stop, of which the first are `received`; `to_end`: or to the end of a shorter file."""
         for wait in (*WAITS, None):
             try:
-                self._receive(start, stop, received)
+                self._receive(start, stop, received, to_end)
                 return received
             except Interrupted as e:
                 if wait is None:
@@ -182,21 +200,32 @@ class RemoteFile:
             time.sleep(wait)
         raise AssertionError("unreachable")
 
-    def _receive(self, start: int, stop: int, received: bytearray) -> None:
+    def _receive(self, start: int, stop: int, received: bytearray, to_end: bool) -> None:
         """One attempt: appends what of start:stop is still missing."""
         from huggingface_hub import get_session
         from huggingface_hub.errors import HTTPError
         from huggingface_hub.utils import build_hf_headers
 
-        first = start + len(received)
+        first, address = start + len(received), self._address
+        if to_end and self.size is not None:
+            stop = min(stop, self.size)
         if first >= stop:
             return
+        elsewhere = address is not None and urlsplit(address).netloc != urlsplit(self._url).netloc
+        headers = build_hf_headers(token=False if elsewhere else None)
         # Compressed on the way, a range would be one of the compressed bytes.
-        headers = build_hf_headers() | {"Range": f"bytes={first}-{stop - 1}", "Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={first}-{stop - 1}", "Accept-Encoding": "identity"}
         deadline = time.monotonic() + TIMEOUT_SECONDS + (stop - first) / MIN_BYTES_PER_SECOND
         try:
-            with get_session().stream("GET", self._url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
-                self._require_range(response, first, stop)
+            request = get_session().stream("GET", address or self._url, headers=headers, timeout=TIMEOUT_SECONDS)
+            with request as response:
+                if address and response.status_code != 206:
+                    self._address, self._keeps = None, self._reused
+                    raise Interrupted(f"the server answered {response.status_code}")
+                stop = self._ranged(response, first, stop, to_end)
+                self._reused = address is not None
+                if self._keeps and response.history:
+                    self._address = str(response.url)
                 for piece in response.iter_bytes():
                     received += piece
                     if len(received) > stop - start:
@@ -208,15 +237,18 @@ class RemoteFile:
         if len(received) != stop - start:
             raise Interrupted(f"{len(received)} of {stop - start} bytes arrived")
 
-    def _require_range(self, response: Any, first: int, stop: int) -> None:
-        """Whether the answer is the range that was asked for, before any of it is read."""
+    def _ranged(self, response: Any, first: int, stop: int, to_end: bool) -> int:
+        """Where the answer ends; refuses, before any of it is read, one that is not the range that was asked for."""
         status = response.status_code
         if status in RETRIED:
             raise Interrupted(f"the server answered {status}")
         found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if status == 206 and found and (int(found["start"]), int(found["last"])) == (first, stop - 1):
-            self.size = int(found["size"])
-            return
+        if status == 206 and found:
+            size = int(found["size"])
+            end = min(stop, size) if to_end else stop
+            if (int(found["start"]), int(found["last"])) == (first, end - 1):
+                self.size = size
+                return end
         raise CheckpointError(f"{self.name}: {_refusal(status, first, stop)}; {REMEDY}")
 
 

@@ -1,7 +1,8 @@
 """One way to open weights wherever they are: a reference, a path, an open checkpoint, a state dict, a live model."""
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from subspacelab.checkpoints.hub import Listing, RemoteFile, cached_or_refused, 
 from subspacelab.checkpoints.index import CONFIG_NAME, INDEX_NAME, located, read_weight_map
 from subspacelab.checkpoints.reader import Checkpoint, open_source, read_config
 from subspacelab.checkpoints.references import DEMO_ROOT, Repository, Source, locate_reference, resolve_reference
-from subspacelab.checkpoints.safetensors_file import DiskFile, RangedShard, RangeFile, read_header
+from subspacelab.checkpoints.safetensors_file import DiskFile, RangedShard, RangeFile, joined, read_header, read_joined
 from subspacelab.checkpoints.tensors import TensorInfo, dtype_code
 from subspacelab.core.errors import CheckpointError
 
@@ -25,6 +26,10 @@ class LiveFiles:
 
     num_workers = 1
     """Nothing is waited for."""
+
+    def ahead(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """They are here."""
+        return nullcontext()
 
     def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
         for key, tensor in tensors.items():
@@ -135,7 +140,7 @@ class RangedFiles:
     """The safetensors files of a checkpoint on the hub, their headers read; made by `open_reference`."""
 
     num_workers = HUB_WORKERS
-    """How many tensors are worth asking for at once."""
+    """How many ranges are worth asking for at once."""
 
     def __init__(
         self,
@@ -151,10 +156,29 @@ class RangedFiles:
         listed = (placed.info for _, header in self._shards.values() for placed in header)
         self.infos = located(listed, weight_map, lambda shard: files[shard].name)
         """Name -> info in file order, checked against the index if there is one."""
+        self._ahead: dict[str, Future[dict[str, Tensor]]] = {}
 
     def open(self, shard: str) -> RangedShard:
         """The named shard."""
-        return RangedShard(*self._shards[shard])
+        return RangedShard(*self._shards[shard], self._ahead)
+
+    @contextmanager
+    def ahead(self, names: Sequence[str]) -> Iterator[None]:
+        """Within the block the tensors are on their way: neighbours in one range, several ranges at a time.
+
+        All are held until it ends: this is for small ones.
+        """
+        wanted = {(name, self.infos[name].shard) for name in names}
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            for file, header in self._shards.values():
+                for group in joined(p for p in header if (p.info.name, p.info.shard) in wanted):
+                    answer = pool.submit(read_joined, file, group)
+                    self._ahead |= {p.info.name: answer for p in group}
+            try:
+                yield
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._ahead.clear()
 
 
 def open_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Checkpoint:

@@ -1,8 +1,10 @@
 """A checkpoint read lazily: headers when it is opened, then one shard open at a time."""
 
 import difflib
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -28,7 +30,10 @@ class Files(Protocol):
     infos: dict[str, TensorInfo]
     """Name -> info in file order, known without reading data."""
     num_workers: int
-    """How many tensors are worth asking for at once."""
+    """How many pieces are worth asking for at once."""
+
+    def ahead(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Within the block these tensors are asked for before they are read."""
 
     def open(self, shard: str) -> Shard:
         """The named weight file."""
@@ -122,9 +127,26 @@ class Checkpoint:
         return stored if scale is None else self._dequantised(stored, scale, start)
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each name with its tensor, in the order given; from the hub several are asked for at once."""
+        """Each name with its tensor, in the order given, for small ones: from the hub all are asked for at once."""
+        for name in names:
+            self.info(name)
+        with self._files.ahead(names):
+            yield from ((name, self.read(name)) for name in names)
+
+    def read_chunks(self, name: str, num_rows: int) -> Iterator[Tensor]:
+        """The rows of the first axis in order, `num_rows` at a time; from the hub some chunks are asked for ahead."""
+        end = self.info(name).shape[0]
+        asked: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(self._files.num_workers) as pool:
-            yield from zip(names, pool.map(self.read, names), strict=True)
+            try:
+                for start in range(0, end, num_rows):
+                    asked.append(pool.submit(self.read_rows, name, start, min(start + num_rows, end)))
+                    if len(asked) == self._files.num_workers:
+                        yield asked.popleft().result()
+                while asked:
+                    yield asked.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def find_file(self, name: str) -> Path | None:
         """The path of a small file beside the weights, such as tokenizer.json; None if there is none."""

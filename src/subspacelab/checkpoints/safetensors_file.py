@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -144,32 +145,66 @@ class DiskFile:
         return content
 
 
+JOINED_GAP = 1 << 18
+"""Bytes between two tensors that are rather read than asked around: they take no longer than another request."""
+JOINED_BYTES = 1 << 24
+"""Neighbours are joined up to this size."""
+
+
+def joined(placed: Iterable[TensorLocation]) -> list[list[TensorLocation]]:
+    """The tensors in the order of the file, neighbours together: each group is worth one request."""
+    groups: list[list[TensorLocation]] = []
+    for tensor in sorted(placed, key=lambda p: p.start):
+        last = groups[-1] if groups else []
+        if last and tensor.start - last[-1].stop <= JOINED_GAP and tensor.stop - last[0].start <= JOINED_BYTES:
+            last.append(tensor)
+        else:
+            groups.append([tensor])
+    return groups
+
+
+def read_joined(file: RangeFile, group: Sequence[TensorLocation]) -> dict[str, Tensor]:
+    """Name -> tensor of a group of neighbours, by one range."""
+    start = group[0].start
+    content = file.read(start, group[-1].stop)
+    return {p.info.name: _tensor(p, content[p.start - start : p.stop - start], p.info.shape) for p in group}
+
+
+def _tensor(placed: TensorLocation, content: bytearray, shape: Sequence[int]) -> Tensor:
+    """The bytes of a tensor, or of some of its rows, as one of its dtype; ValueError for a dtype that torch lacks."""
+    dtype = TORCH_DTYPES.get(placed.info.dtype)
+    if dtype is None:
+        raise CheckpointError(f"{placed.info.name}: dtype {placed.info.dtype} cannot be read; leave it out")
+    return torch.frombuffer(content, dtype=dtype).reshape(shape) if content else torch.empty(shape, dtype=dtype)
+
+
 class RangedShard:
     """An open file whose header is known; every read is a range, nothing is kept."""
 
-    def __init__(self, file: RangeFile, placed: Sequence[TensorLocation]) -> None:
+    def __init__(
+        self,
+        file: RangeFile,
+        placed: Sequence[TensorLocation],
+        ahead: Mapping[str, Future[dict[str, Tensor]]] | None = None,
+    ) -> None:
         self._file = file
         self._placed = {p.info.name: p for p in placed}
+        self._ahead = ahead or {}
 
     def read(self, name: str) -> Tensor:
-        """The tensor in its stored dtype."""
+        """The tensor in its stored dtype; of one that was asked for `ahead`, what has come."""
+        if name in self._ahead:
+            return self._ahead[name].result()[name]
         placed = self._placed[name]
-        return self._read(placed, placed.start, placed.stop, placed.info.shape)
+        return _tensor(placed, self._file.read(placed.start, placed.stop), placed.info.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start:stop of the first axis."""
         placed = self._placed[name]
         num_rows, *rest = placed.info.shape
         row = placed.info.nbytes // num_rows if num_rows else 0
-        return self._read(placed, placed.start + start * row, placed.start + stop * row, (stop - start, *rest))
-
-    def _read(self, placed: TensorLocation, start: int, stop: int, shape: Sequence[int]) -> Tensor:
-        dtype = TORCH_DTYPES.get(placed.info.dtype)
-        if dtype is None:
-            raise CheckpointError(f"{placed.info.name}: dtype {placed.info.dtype} cannot be read; leave it out")
-        if start == stop:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(self._file.read(start, stop), dtype=dtype).reshape(shape)
+        content = self._file.read(placed.start + start * row, placed.start + stop * row)
+        return _tensor(placed, content, (stop - start, *rest))
 
 
 def read_header(file: RangeFile, shard: str) -> list[TensorLocation]:

@@ -4,6 +4,8 @@ import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -149,6 +151,10 @@ class LocalFiles:
 
     num_workers = 1
     """Reading from a disk is not waiting for answers."""
+
+    def ahead(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Nothing is to be asked for."""
+        return nullcontext()
 
     def __init__(self, files: WeightFiles) -> None:
         listed = (info for shard in files.shards for info in list_tensors(files.folder / shard))

@@ -1,4 +1,5 @@
+from .activations import massive
 from .analysis import analyze
-from .results import Analysis
+from .results import Analysis, Massive
 
-__all__ = ["Analysis", "analyze"]
+__all__ = ["Analysis", "Massive", "analyze", "massive"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,11 @@ from subspacelab.checkpoints import Checkpoint, Weights, open_checkpoint, requir
 from subspacelab.checkpoints.validation import read_checked
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device, float64_place
+from subspacelab.norms.measured import Embedding, Norm
 from subspacelab.norms.moments import Moments, measure_vectors, moments
 from subspacelab.norms.names import NEAR_ZERO, is_known
-from subspacelab.norms.results import Analysis, Embedding, Norm
-from subspacelab.norms.survey import EmbeddingLayer, NormLayer, survey
+from subspacelab.norms.results import Analysis
+from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey, survey
 
 CHUNK_ENTRIES = 1 << 23
 """Entries read at once: 16 MB of bf16, a request to the hub."""
@@ -25,12 +27,19 @@ AROUND_ZERO = "stored around zero; if this model multiplies by 1 + w, its scales
 
 
 def analyze(
-    checkpoint: Weights, *, device: str = "auto", all_norms: bool = False, progress: Progress = no_progress
+    checkpoint: Weights,
+    *,
+    device: str = "auto",
+    all_norms: bool = False,
+    embeddings: bool = True,
+    curves: bool = True,
+    progress: Progress = no_progress,
 ) -> Analysis:
     """Norms of every embedding vector and moments of every norm layer; no model is loaded, nothing else is read.
 
     `checkpoint`: a reference, a path, an opened checkpoint, a state dict or a module; of one on the hub only these
-    tensors are fetched. `all_norms` reports every norm layer, not only those that read the embedding stream.
+    tensors are fetched. `all_norms` reports every norm layer, not only those that read the embedding stream; without
+    `curves` no others are read. Without `embeddings` the norm layers alone are.
 
     Quantised tensors are left out one by one, with a warning each; ValueError, naming the tensor, for NaN or infinity.
     "mps" has no float64 and means the CPU.
@@ -38,12 +47,18 @@ def analyze(
         found = analyze("google/siglip-base-patch16-224")
         found.norms, found.embeddings
     """
+    place = float64_place(choose_device(device))
     with open_checkpoint(checkpoint) as opened:
-        return _analyze(opened, float64_place(choose_device(device)), all_norms, progress)
+        found = survey(opened)
+        all_norms = all_norms or (found.detected.family is not None and found.detected.family.all_norms)
+        wanted = tuple(n for n in found.norms if curves or all_norms or n.name.reads_embedding)
+        asked = replace(found, norms=wanted, embeddings=found.embeddings if embeddings else ())
+        return _analyze(opened, asked, place, all_norms, progress)
 
 
-def _analyze(checkpoint: Checkpoint, place: torch.device, all_norms: bool, progress: Progress) -> Analysis:
-    found = survey(checkpoint)
+def _analyze(
+    checkpoint: Checkpoint, found: Survey, place: torch.device, all_norms: bool, progress: Progress
+) -> Analysis:
     refused: dict[str, str] = {}
     vocabulary = _vocabulary(checkpoint) if any(e.kind == "token" for e in found.embeddings) else None
     layers = [e for e in found.embeddings if _readable(checkpoint, [e.key], refused)]
@@ -53,8 +68,8 @@ def _analyze(checkpoint: Checkpoint, place: torch.device, all_norms: bool, progr
             _measure_embedding(checkpoint, layer, place, vocabulary if layer.kind == "token" else None, advance)
             for layer in layers
         )
-    source, family = checkpoint.source, found.detected.family
-    doubtful = family is None and not is_known(checkpoint.config)
+    source = checkpoint.source
+    doubtful = found.detected.family is None and not is_known(checkpoint.config)
     norms = _measure_norms(checkpoint, found.norms, doubtful, refused)
     read = [e.layer.key for e in embeddings] + [k for n in norms for k in _keys(n.layer)]
     return Analysis(
@@ -62,10 +77,12 @@ def _analyze(checkpoint: Checkpoint, place: torch.device, all_norms: bool, progr
         name=source.name,
         revision=source.revision,
         device=place.type,
-        survey=found,
+        family=found.detected.family.label if found.detected.family else None,
+        model_type=found.detected.model_type,
+        found_by=found.detected.found_by,
         embedding_layers=embeddings,
         norm_layers=norms,
-        all_norms=all_norms or (family is not None and family.all_norms),
+        all_norms=all_norms,
         warnings=(*found.warnings, *_doubts(norms), *_torch_files(checkpoint), *refused.values()),
         bytes_read=sum(checkpoint.info(key).nbytes for key in read),
     )
@@ -86,7 +103,7 @@ def _measure_embedding(
     vectors = measure_vectors(chunks(), layer.num_vectors)
     _require_finite_norms(layer.key, vectors.norms)
     _require_finite_moments(layer.key, vectors.weights, moments(vectors.norms))
-    return Embedding(layer, vectors, vocabulary)
+    return Embedding.of(layer, vectors, vocabulary)
 
 
 def _require_finite_norms(key: str, norms: Tensor) -> None:
@@ -109,9 +126,8 @@ def _read_chunks(checkpoint: Checkpoint, layer: EmbeddingLayer) -> Iterator[Tens
     """The vectors as rows [rows, width], so many at a time as `CHUNK_ENTRIES` holds."""
     num_rows = layer.shape[0]
     step = max(1, CHUNK_ENTRIES // max(1, layer.num_vectors * layer.width // max(1, num_rows)))
-    for start in range(0, num_rows, step):
-        stop = min(start + step, num_rows)
-        yield checkpoint.read_rows(layer.key, start, stop).reshape(-1, layer.width)
+    for chunk in checkpoint.read_chunks(layer.key, step):
+        yield chunk.reshape(-1, layer.width)
 
 
 def _measure_norms(

@@ -8,18 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from subspacelab.core.flags import Track, with_settings
-from subspacelab.norms.config import AnalyzeNormsConfig
+from subspacelab.norms.config import AnalyzeSettings, MassiveSettings
 
-app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors and parameters of norm layers.")
+app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors, norm layers, massive activations.")
 
 
 @app.callback()
 def norms() -> None:
-    """Norms of embedding vectors and parameters of norm layers."""
+    """Norms of embedding vectors, parameters of norm layers, massive activations."""
 
 
 @app.command()
-@with_settings(AnalyzeNormsConfig)
+@with_settings(AnalyzeSettings)
 def analyze(
     model: Annotated[
         list[str],
@@ -32,15 +32,15 @@ def analyze(
         Path | None, typer.Option(help="Pictures and the comparison's CSV; left out: beside the JSON, by its name.")
     ] = None,
     *,
-    settings: AnalyzeNormsConfig,
+    settings: AnalyzeSettings,
     track: Track = True,
 ) -> None:
     """Families are found, not asked for; only config.json and the tensors concerned are read, from the hub too.
 
-    Qwen2.5, Qwen2.5-VL, ViT, SigLIP, Molmo, MoonViT and Kimi-VL are known; others are analysed by names alone.
+    Some 40 families are known (docs/your-models.md lists them); others are analysed by names alone, with a warning.
     """
     from contextlib import ExitStack
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from subspacelab.checkpoints import open_reference
     from subspacelab.checkpoints.references import locate_reference
@@ -60,8 +60,8 @@ def analyze(
         raise ValueError(
             f"--output {output}: give it a suffix, {output}.json; the pictures go to a folder of that name"
         )
-    device, all_norms = settings.device, settings.all_norms
-    choose_device(device)
+    chosen = asdict(settings)
+    choose_device(settings.device)
     for reference in model:
         locate_reference(reference)  # one that means nothing is found before the first is read
     folder = output_dir or output.with_suffix("")
@@ -77,17 +77,18 @@ def analyze(
         drawn = [f"{name}/{picture}" for name in names for picture in PICTURES] if several else []
         models = [s.reference if s.revision else seen_from(output.parent, s.folder) for s in sources]
         job: dict[str, Any] = {"models": models}
-        job |= {"revisions": [s.revision for s in sources], "device": device, "all_norms": all_norms}
+        job |= {"revisions": [s.revision for s in sources], "device": settings.device, "all_norms": settings.all_norms}
+        job |= {name: False for name in ("embeddings", "curves") if not chosen[name]}
         if output_dir is None:
             require_free_or_own(output, folder)
         places = reserved(output, folder, job, [*drawn, *COMPARISON] if several else PICTURES)
         report, pictures = stack.enter_context(places)
         analyses = []
         for reference, name, checkpoint in zip(model, names, opened, strict=True):
-            params = {"model": reference, "revision": checkpoint.source.revision, "device": device}
-            params |= {"all_norms": str(all_norms)}
+            params = {"model": reference, "revision": checkpoint.source.revision}
+            params |= {name: str(value) for name, value in chosen.items()}
             with open_run("norms", f"analyze {name}", params=params, enabled=track) as tracker:
-                analysis = run(checkpoint, device=device, all_norms=all_norms, progress=progress_bar)
+                analysis = run(checkpoint, **chosen, progress=progress_bar)
                 analysis = replace(analysis, name=name)
                 paths = draw_pictures(pictures / name if several else pictures, analysis)
                 track_analysis(analysis, paths, tracker)
@@ -102,6 +103,52 @@ def analyze(
         print_analysis(analysis)
     if several:
         print_comparison(analyses)
+
+
+@app.command()
+@with_settings(MassiveSettings)
+def massive(
+    model: Annotated[
+        str, typer.Option(help="A causal language model: local folder, org/name@revision on the hub, or pipeline:NAME.")
+    ],
+    text: Annotated[str, typer.Option(help="wikitext2, c4, ptb, pipeline:corpus, or a file or folder of text.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the tables and the picture.")],
+    *,
+    settings: MassiveSettings,
+    track: Track = True,
+) -> None:
+    """Dimensions of the residual stream with massive activations, layer by layer, beside their norm scales.
+
+    Massive: larger than 100 and than 1000 times the median of its window (arXiv 2402.17762). Random dimensions stand
+    beside them as a control. The model is loaded and reads the text; `analyze` loads none.
+    """
+    from dataclasses import asdict
+
+    from subspacelab.checkpoints import resolve_reference
+    from subspacelab.core.files import seen_from
+    from subspacelab.core.ownership import report_folder, require_apart
+    from subspacelab.norms.activations import massive as run
+    from subspacelab.norms.display import print_massive
+    from subspacelab.norms.logging import track_massive
+    from subspacelab.norms.plots import MASSIVE, draw_massive
+    from subspacelab.norms.results import FILES
+    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.tracking import open_run
+
+    source = resolve_reference(model)
+    require_apart(output_dir, [source.folder])
+    given = source.reference if source.revision else seen_from(output_dir, source.folder)
+    job = asdict(settings) | {"model": given, "revision": source.revision, "text": text}
+    params = job | {"model": model}
+    with (
+        report_folder(output_dir, "norms massive", job, [*FILES, MASSIVE]) as folder,
+        open_run("norms", f"massive {source.name}", params=params, enabled=track) as tracker,
+    ):
+        found = run(source, text, **asdict(settings), progress=progress_bar)
+        found.save(folder)
+        draw_massive(folder / MASSIVE, found)
+        track_massive(found, [folder / MASSIVE], tracker)
+    print_massive(found)
 
 
 def require_free_or_own(output: Path, folder: Path) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from subspacelab.norms.measured import Embedding, Norm
 from subspacelab.norms.names import split_block
-from subspacelab.norms.results import Analysis, Embedding, Norm, kinds_of
+from subspacelab.norms.results import Analysis, kinds_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,19 @@ def depth_curves(norms: Iterable[Norm]) -> list[Curve]:
         label = kind.partition("{}.")[2]
         curves.append(Curve(tower, label, tuple(b for b, _ in points), tuple(m for _, m in points)))
     return curves
+
+
+def compared_curves(norms: Iterable[Norm]) -> dict[tuple[str, str], Curve]:
+    """(tower, what the layers do) -> curve: what may stand beside the same of another model.
+
+    That is the label, but for one name of two roles: a `post_attention_layernorm` is read by the MLP (Llama and most
+    others), or put on what the attention writes (Gemma 2/3, OLMo 2/3), where the MLP has a norm after it too.
+    """
+    curves = depth_curves(norms)
+    after_mlp = {curve.tower for curve in curves if curve.label == "post_feedforward_layernorm"}
+    on_output = {(tower, "post_attention_layernorm") for tower in after_mlp}
+    said = {key: (key[0], f"{key[1]} (of the output)") for key in on_output}
+    return {said.get(key, key): curve for curve in curves for key in [(curve.tower, curve.label)]}
 
 
 def short_name(norm: Norm) -> str:
@@ -110,12 +124,12 @@ def comparison_table(analyses: Sequence[Analysis]) -> "pd.DataFrame":
 
 def comparison_rows(analyses: Sequence[Analysis]) -> Iterator[list[str]]:
     """For the terminal: a line per kind, a column per model; several tables or norms of a kind are a range."""
-    yield ["family", *(a.survey.detected.model_type for a in analyses)]
+    yield ["family", *(a.model_type for a in analyses)]
     yield ["embeddings", *(str(len(a.embedding_layers)) for a in analyses)]
     yield ["norm layers", *(str(len(a.norm_layers)) for a in analyses)]
     for kind in kinds_of(analyses):
         yield [f"{kind}: mean norm", *(_range(_mean_norms(a.embedding_layers, kind)) for a in analyses)]
-    curves = [{f"{c.tower}.{c.label}": c.abs_means for c in depth_curves(a.norm_layers)} for a in analyses]
+    curves = [{".".join(k): c.abs_means for k, c in compared_curves(a.norm_layers).items()} for a in analyses]
     single = [_outside(a.norm_layers) for a in analyses]
     for found in (curves, single):
         for name in dict.fromkeys(name for each in found for name in each):
@@ -157,7 +171,7 @@ def _norm_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
 
 
 def _model(analysis: Analysis) -> dict[str, str]:
-    return {"model": analysis.name, "model_type": analysis.survey.detected.model_type}
+    return {"model": analysis.name, "model_type": analysis.model_type}
 
 
 def _shape(shape: Sequence[int]) -> dict[str, str]:

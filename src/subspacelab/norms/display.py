@@ -6,8 +6,9 @@ from rich.console import Console
 
 from subspacelab.core.errors import printable
 from subspacelab.norms.comparison import comparison_rows
-from subspacelab.norms.results import Analysis, Embedding, Norm, by_group
-from subspacelab.plotting.terminal import print_table
+from subspacelab.norms.measured import Embedding, Norm, by_group
+from subspacelab.norms.results import Analysis, Massive
+from subspacelab.plotting.terminal import print_table, show_number
 
 COUNTED = {
     **{"token": "vocabulary", "position": "positions", "token type": "types", "patch": "features"},
@@ -18,11 +19,10 @@ COUNTED = {
 def print_analysis(analysis: Analysis, console: Console | None = None) -> None:
     """Prints family, each embedding, how many norm layers, each of them, and every doubt."""
     console = console or Console()
-    family = analysis.survey.detected.family
-    label = f"{family.label} ({analysis.survey.detected.model_type})" if family else "unknown"
+    label = f"{analysis.family} ({analysis.model_type})" if analysis.family else "unknown"
     commit = f" at {analysis.revision[:12]}" if analysis.revision else ""
     _say(console, f"{analysis.model_name}{commit}")
-    _say(console, f"family: {label}, by {analysis.survey.detected.found_by}; device: {analysis.device}")
+    _say(console, f"family: {label}, by {analysis.found_by}; device: {analysis.device}")
     _say(console, f"Embedding layers: {len(analysis.embedding_layers)}", above=True)
     for group in by_group(analysis.embedding_layers):
         _print_embedding(group[0], console)
@@ -41,6 +41,27 @@ def print_comparison(analyses: Sequence[Analysis], console: Console | None = Non
     """Prints a column per model, and a line per kind of embedding and of norm."""
     rows = [[printable(cell) for cell in row] for row in comparison_rows(analyses)]
     print_table("Comparison", ["", *(printable(a.name) for a in analyses)], rows, console=console or Console())
+
+
+def print_massive(found: Massive, console: Console | None = None) -> None:
+    """Prints a line a layer, the scales of the followed dimensions, and what it comes to."""
+    console = console or Console()
+    columns = ["layer", "median", "typical_largest", "largest", "ratio", "dim", "position", "token", "massive"]
+    rows = [
+        [show_number(v, 4) if isinstance(v, float) else str(v) for v in row] for row in found.layers[columns].values
+    ]
+    print_table("Residual stream", [c.replace("_", " ") for c in columns], map(_printable, rows), console=console)
+    in_blocks = found.scales[found.scales["block"].notna()]
+    means = in_blocks.groupby(["norm", "kind", "dim"], sort=False)[["scale", "typical", "rank"]].mean().reset_index()
+    rows = [[show_number(v) if isinstance(v, float) else str(v) for v in row] for row in means.values]
+    print_table("Norm scales, mean over the blocks", list(means.columns), map(_printable, rows), console=console)
+    for note in found.metrics["notes"]:
+        _say(console, f"note: {note}")
+    _say(console, found.summary)
+
+
+def _printable(row: Sequence[str]) -> list[str]:
+    return [printable(cell) for cell in row]
 
 
 def _print_embedding(embedding: Embedding, console: Console) -> None:

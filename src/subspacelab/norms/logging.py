@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from subspacelab.core.files import write_csv
 from subspacelab.norms.comparison import comparison_table, depth_curves
 from subspacelab.norms.plots import COMPARISON, draw_comparison
-from subspacelab.norms.results import Analysis
+from subspacelab.norms.results import Analysis, Massive
 from subspacelab.tracking.protocol import trackable
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ def write_comparison(folder: Path, analyses: Sequence[Analysis]) -> tuple[Path, 
 
 def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Tracker") -> None:
     """Records every statistic as a metric, abs_mean of every kind of norm over the block as a curve, the pictures."""
-    detected = analysis.survey.detected
-    tracker.set_tags({"model_type": detected.model_type, "warnings": len(analysis.warnings)})
+    tracker.set_tags({"model_type": analysis.model_type, "warnings": len(analysis.warnings)})
     tracker.log_metrics(flat_metrics(analysis))
     for curve in depth_curves(analysis.norm_layers):
         for block, abs_mean in zip(curve.blocks, curve.abs_means, strict=True):
@@ -34,6 +33,21 @@ def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Track
     tracker.log_metrics(
         {trackable(f"{analysis.name}_{kind}_norm"): float(e.vectors.norms.mean()) for kind, e in first.items()}
     )
+    for picture in pictures:
+        tracker.log_artifact(picture, "pictures")
+
+
+def track_massive(found: Massive, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Records the headline figures, the largest ratio and the median over the layers as curves, tables and pictures."""
+    tracker.set_tags({"summary": found.summary})
+    numbers = {key: float(value) for key, value in found.metrics.items() if isinstance(value, int | float)}
+    ranks = {f"rank_{norm}_{kind}": v for norm, of in found.metrics["scale_ranks"].items() for kind, v in of.items()}
+    numbers |= ranks | {"num_massive_dims": float(len(found.metrics["massive_dims"]))}
+    tracker.log_metrics({trackable(f"massive/{name}"): value for name, value in numbers.items()})
+    for row in found.layers.to_dict("records"):
+        tracker.log_metrics({"massive/ratio": row["ratio"], "massive/median": row["median"]}, row["layer"])
+    for name in ("layers", "dims", "scales"):
+        tracker.log_table(getattr(found, name), name)
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
 

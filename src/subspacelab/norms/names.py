@@ -30,9 +30,14 @@ class NormName:
     """The layer's name with `{}` for the block index: layers of one kind make a curve over depth."""
 
     @property
+    def is_inner(self) -> bool:
+        """Whether it lies within an attention."""
+        return self.layer.rpartition(".")[2] in INNER
+
+    @property
     def reads_embedding(self) -> bool:
         """Whether it reads the embedding stream at its beginning or end: outside the blocks, or in block 0."""
-        return self.block is None or (self.block == 0 and self.layer.rpartition(".")[2] not in INNER)
+        return self.block is None or (self.block == 0 and not self.is_inner)
 
 
 def parse_norm(name: str, num_dims: int) -> NormName | None:
@@ -114,9 +119,20 @@ def _type_among(table: Collection[str], config: Mapping[str, Any]) -> str | None
             return _type_among(table, inner)
     if config.get("model_type"):
         return next((known for known in table if known == config["model_type"]), None)
-    plain = {model_type.replace("_", ""): model_type for model_type in table}
-    classes = [re.sub(r"(?:For[A-Z]\w*|Model)$", "", str(name)).lower() for name in config.get("architectures") or ()]
+    plain = {type_stem(model_type): model_type for model_type in table}
+    classes = map(class_stem, config.get("architectures") or ())
     return next((plain[name] for name in classes if name in plain), None)
+
+
+def class_stem(name: object) -> str:
+    """What a class of `architectures` is of: "Gemma3ForCausalLM" -> "gemma3"; the `type_stem` of its model_type."""
+    stem = re.sub(r"(?:For[A-Z]\w*|(?:LMHead|Pretrained|PreTrained)?Model)$", "", str(name))
+    return stem.replace("_", "").lower()
+
+
+def type_stem(model_type: str) -> str:
+    """A `model_type` without what its classes' names leave out."""
+    return re.sub(r"[_-]", "", model_type.removesuffix("_model"))
 
 
 def is_zero_centred(model_type: str | None, layer: str, norm_type: str) -> bool:

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from subspacelab.norms.comparison import Curve, depth_curves, outside_blocks, short_name, towers_of
-from subspacelab.norms.results import Analysis, Embedding, Norm, by_group, kinds_of
+from subspacelab.norms.comparison import Curve, compared_curves, depth_curves, outside_blocks, short_name, towers_of
+from subspacelab.norms.measured import Embedding, Norm, by_group
+from subspacelab.norms.results import MAGNITUDE, Analysis, Massive, kinds_of
 from subspacelab.plotting.figures import (
     COLOURS,
     GREY,
@@ -33,6 +34,19 @@ MAX_PANELS = 40
 def style(i: int) -> dict[str, Any]:
     """Colour and dash of the i-th kind: no two of the first `NUM_STYLES` share both."""
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
+
+
+LEGEND_LETTERS = 54
+"""What fits beside the lines of a legend below a panel."""
+
+
+def columns_of(lengths: Sequence[int], most: int) -> int:
+    """Columns of a legend, 3 at most, whose labels of these lengths have `most` letters side by side."""
+    for columns in (3, 2):
+        rows = -(-len(lengths) // columns)
+        if sum(max(lengths[i : i + rows]) for i in range(0, len(lengths), rows or 1)) <= most:
+            return columns
+    return 1
 
 
 def draw_panels(
@@ -90,7 +104,7 @@ def draw_embedding_norms(path: Path | None, analysis: Analysis) -> Figure:
         columns=2,
         size=(5.5, 3.2),
         title=f"{drawn_name(analysis.model_name)}: norms of embedding vectors",
-        none="no embedding is analysed in this family",
+        none="no embedding was analysed",
     )
 
 
@@ -139,7 +153,9 @@ def draw_norm_scales(path: Path | None, analysis: Analysis) -> Figure:
             line.set_linestyle(levels[norm.layer.key])
         axes.set_title(drawn_name(tower))
         _finish(axes, [*(v for c in curves if c.tower == tower for v in c.abs_means), *_means(single[tower])])
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, handlelength=3, frameon=False)
+        labels = axes.get_legend_handles_labels()[1]
+        columns = columns_of([len(label) for label in labels], LEGEND_LETTERS)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=columns, handlelength=3, frameon=False)
 
     def draw_kind(axes: Axes, kind: Curve | list[Norm]) -> None:
         if isinstance(kind, list):
@@ -178,12 +194,12 @@ def _finish(axes: Axes, values: Sequence[float]) -> None:
 
 def draw_comparison(path: Path | None, analyses: Sequence[Analysis]) -> Figure:
     """A panel per kind of embedding and per kind of norm, so that like stands beside like; a line per model."""
-    curves = [depth_curves(analysis.norm_layers) for analysis in analyses]
-    kinds = list(dict.fromkeys((curve.tower, curve.label) for found in curves for curve in found))
+    curves = [compared_curves(analysis.norm_layers) for analysis in analyses]
+    kinds = list(dict.fromkeys(kind for found in curves for kind in found))
 
     def draw(axes: Axes, item: tuple[str, ...]) -> None:
         if item in kinds:
-            _draw_curves(axes, [[c for c in found if (c.tower, c.label) == item] for found in curves])
+            _draw_curves(axes, [[c for kind, c in found.items() if kind == item] for found in curves])
             axes.set_title(drawn_name(".".join(item)))
         else:
             _draw_embeddings(axes, [[e for e in a.embedding_layers if (e.layer.kind,) == item] for a in analyses])
@@ -227,6 +243,53 @@ def _draw_curves(axes: Axes, of_model: Sequence[Sequence[Curve]]) -> None:
     if same:
         count_along(axes)
     axes.set(xlabel="block" if same else "relative depth", ylabel="mean |scale|")
+
+
+MASSIVE = "massive.png"
+
+
+def draw_massive(path: Path | None, found: Massive) -> Figure:
+    """Largest |x| over the layers, then a panel per norm with its scales over the blocks; random dimensions in grey."""
+    in_blocks = found.scales[found.scales["block"].notna()]
+    items = ["", *in_blocks["norm"].unique()]
+    kinds: list[tuple[str, int]] = list(dict.fromkeys(zip(found.dims["kind"], found.dims["dim"], strict=True)))
+    leading = [dim for kind, dim in kinds if kind != "random"]
+
+    def line_of(kind: str, dim: int) -> dict[str, Any]:
+        return {"color": GREY, "linewidth": 0.8} if kind == "random" else style(leading.index(dim)) | {"marker": "."}
+
+    def draw(axes: Axes, norm: str) -> None:
+        table, x, y = (
+            (in_blocks[in_blocks["norm"] == norm], "block", "scale") if norm else (found.dims, "layer", "largest")
+        )
+        for kind, dim in kinds:
+            rows = table[table["dim"] == dim]
+            axes.plot(rows[x].astype(int), rows[y].abs(), **line_of(kind, dim))
+        if norm:
+            typical = table.drop_duplicates("block")
+            axes.plot(typical["block"].astype(int), typical["typical"], color="black", linestyle="--", linewidth=1)
+        else:
+            axes.plot(found.layers["layer"], found.layers["median"], color="black", linestyle="--", linewidth=1)
+            axes.axhline(MAGNITUDE, color="black", linestyle=":", linewidth=1)
+        log_if_positive(axes, table[y].abs(), plain=True)
+        count_along(axes)
+        axes.set_title(drawn_name(norm) if norm else "residual stream")
+        axes.set(xlabel=x, ylabel="|scale|" if norm else "largest |x|")
+
+    legend = [(f"{kind} {dim}", line_of(kind, dim)) for kind, dim in kinds if kind != "random"]
+    legend += [("random dimensions", line_of("random", -1))]
+    legend += [("median of all", {"color": "black", "linestyle": "--", "linewidth": 1})]
+    legend += [(f"{MAGNITUDE:g}", {"color": "black", "linestyle": ":", "linewidth": 1})]
+    return draw_panels(
+        path,
+        items,
+        draw,
+        columns=3,
+        size=(4.2, 2.9),
+        title=f"{drawn_name(found.metrics['model'])}: massive activations and the norm scales of their dimensions",
+        none="",
+        legend=legend,
+    )
 
 
 KINDS = {"embedding_norms": draw_embedding_norms, "norm_scales": draw_norm_scales}

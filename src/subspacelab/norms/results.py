@@ -1,112 +1,25 @@
 """What an analysis finds, and the JSON it is written as."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
+from subspacelab.checkpoints import read_tensors, write_tensors
+from subspacelab.checkpoints.validation import read_checked
+from subspacelab.core.files import read_json, write_csv, write_json
+from subspacelab.core.ownership import require_own_entries
 from subspacelab.norms.families import EmbeddingKind
-from subspacelab.norms.moments import Moments, VectorStatistics, moments
-from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey
+from subspacelab.norms.measured import Embedding, Norm
+from subspacelab.norms.moments import Moments, VectorStatistics
+from subspacelab.norms.survey import EmbeddingLayer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-NUM_EXTREMES = 10
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """An embedding, measured."""
-
-    layer: EmbeddingLayer
-    """Where it is."""
-    vectors: VectorStatistics
-    """Norms and moments."""
-    vocabulary: Mapping[int, str] | None
-    """Id -> token; None for what is no token embedding, and without a tokenizer.json."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Its entry under `embedding_layers`."""
-        norms, weights = moments(self.vectors.norms), self.vectors.weights
-        return {
-            "kind": self.layer.kind,
-            "embedding_shape": list(self.layer.shape),
-            "vocab_size": self.layer.num_vectors,
-            "embedding_dim": self.layer.width,
-            **_norm_keys(norms),
-            "weight_mean": weights.mean,
-            "weight_abs_mean": weights.abs_mean,
-            "weight_std": weights.std,
-            **self._padding(),
-            "smallest": self._extremes(descending=False),
-            "largest": self._extremes(descending=True),
-        }
-
-    @property
-    def num_tokens(self) -> int:
-        """Vectors that are not padding; all of them where the tokens are not known."""
-        if self.vocabulary is None:
-            return self.layer.num_vectors
-        padding = num_padding(dict(self.vocabulary), self.layer.first_id, self.layer.num_vectors)
-        return self.layer.num_vectors - padding
-
-    def _padding(self) -> dict[str, Any]:
-        """Statistics with and without the rows beyond the tokenizer, where there are such rows and a tokenizer."""
-        if self.vocabulary is None:
-            return {}
-        parts = {"tokens": self.vectors.norms[: self.num_tokens], "padding": self.vectors.norms[self.num_tokens :]}
-        return {
-            "padding_rows": len(parts["padding"]),
-            **{name: _norm_keys(moments(norms)) for name, norms in parts.items() if len(norms)},
-        }
-
-    def _extremes(self, *, descending: bool) -> list[dict[str, Any]]:
-        """The shortest or longest vectors that are no padding, by id, with their tokens."""
-        norms: Tensor = self.vectors.norms[: self.num_tokens]
-        order = norms.argsort(descending=descending, stable=True)[:NUM_EXTREMES].tolist()
-        found = []
-        for i in order:
-            entry: dict[str, Any] = {"id": self.layer.first_id + i, "norm": float(norms[i])}
-            if self.vocabulary is not None:
-                entry["token"] = self.vocabulary.get(self.layer.first_id + i)
-            found.append(entry)
-        return found
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm layer, measured."""
-
-    layer: NormLayer
-    """Where it is."""
-    shape: tuple[int, ...]
-    """Of the scale."""
-    scale: Moments
-    """Of the scale that multiplies: what is stored, or 1 + it (`layer.zero_centred`)."""
-    stored_mean: float
-    """Mean of what is stored."""
-    bias: Moments | None
-    """Of the bias alone; None without one."""
-    doubt: str | None = None
-    """Why the statistics may not be those of the scale that multiplies."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Its entry under `norm_layers`; the keys of zero-centred norms and of doubts where there is such a thing."""
-        scale = asdict(self.scale)
-        return {
-            "type": self.layer.type,
-            "tower": self.layer.tower,
-            "block": self.layer.name.block,
-            "shape": list(self.shape),
-            "param_count": scale.pop("count"),
-            **scale,
-            "bias": asdict(self.bias) if self.bias else None,
-            **({"stored_mean": self.stored_mean, "zero_centered": True} if self.layer.zero_centred else {}),
-            **({"warning": self.doubt} if self.doubt else {}),
-        }
 
 
 @dataclass(frozen=True)
@@ -121,8 +34,12 @@ class Analysis:
     """The commit, for a checkpoint of the hub."""
     device: str
     """Where the statistics were computed."""
-    survey: Survey
-    """Family, and what was looked for."""
+    family: str | None
+    """What people call its family; None outside the table."""
+    model_type: str
+    """The `model_type` of the family; `unknown` outside the table."""
+    found_by: str
+    """By what the family was found."""
     embedding_layers: tuple[Embedding, ...]
     """Every embedding that could be read."""
     norm_layers: tuple[Norm, ...]
@@ -149,6 +66,30 @@ class Analysis:
         """One row per embedding: its name, kind, shape and the moments of its vectors' norms and of its entries."""
         return _table({e.layer.name: e.to_json() for e in self.embedding_layers})
 
+    def save(self, folder: Path | str) -> None:
+        """Writes analysis.json and the norm of every vector, vectors.safetensors; ValueError for a folder of others."""
+        require_own_entries(Path(folder), PARTS, "an analysis")
+        write_tensors(Path(folder) / PARTS[1], {e.layer.key: e.vectors.norms for e in self.embedding_layers})
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_layers")}
+        embeddings = [_StoredEmbedding.of(e).model_dump() for e in self.embedding_layers]
+        norms = [asdict(norm) for norm in self.norm_layers]
+        write_json(Path(folder) / PARTS[0], {**plain, "embedding_layers": embeddings, "norm_layers": norms})
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Analysis":
+        """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
+        path, vectors = (Path(folder) / name for name in PARTS)
+        if not path.is_file():
+            raise ValueError(f"{path}: no analysis here; save one, or analyze again")
+        stored = read_checked(path, _STORED, "an analysis")
+        norms, _ = read_tensors(vectors)
+        absent = next((e.layer.key for e in stored.embedding_layers if e.layer.key not in norms), None)
+        if absent is not None:
+            raise ValueError(f"{vectors}: {absent} is not in it; analyze again")
+        embeddings = tuple(e.measured(norms[e.layer.key]) for e in stored.embedding_layers)
+        plain = {name: value for name, value in stored if not name.endswith("_layers")}
+        return cls(**plain, embedding_layers=embeddings, norm_layers=stored.norm_layers)
+
     def plot(self, kind: str = "embedding_norms") -> "Figure":
         """A matplotlib Figure: "embedding_norms" or "norm_scales"; SettingError for others."""
         from subspacelab.norms.plots import KINDS
@@ -160,7 +101,7 @@ class Analysis:
         """The report as it is written."""
         return {
             "model_name": self.model_name,
-            "model_type": self.survey.detected.model_type,
+            "model_type": self.model_type,
             "device": self.device,
             "embedding_layers": {e.layer.name: e.to_json() for e in self.embedding_layers},
             "norm_layers": {n.layer.name.layer: n.to_json() for n in self.reported},
@@ -169,22 +110,121 @@ class Analysis:
         }
 
 
-def by_group(embeddings: Sequence[Embedding]) -> list[list[Embedding]]:
-    """The embeddings, those of all blocks together that differ in the block alone."""
-    groups: dict[str, list[Embedding]] = {}
-    for embedding in embeddings:
-        groups.setdefault(embedding.layer.group, []).append(embedding)
-    return list(groups.values())
+PARTS = ("analysis.json", "vectors.safetensors")
+"""What `Analysis.save` writes."""
+
+
+class _StoredEmbedding(BaseModel):
+    """An embedding in analysis.json; its vectors' norms lie in vectors.safetensors."""
+
+    layer: EmbeddingLayer
+    weights: Moments
+    num_padding: int | None
+    tokens: list[tuple[int, str]] | None
+
+    @classmethod
+    def of(cls, e: Embedding) -> "_StoredEmbedding":
+        tokens = None if e.tokens is None else list(e.tokens.items())
+        return cls(layer=e.layer, weights=e.vectors.weights, num_padding=e.num_padding, tokens=tokens)
+
+    def measured(self, norms: Tensor) -> Embedding:
+        tokens = None if self.tokens is None else dict(self.tokens)
+        return Embedding(self.layer, VectorStatistics(norms, self.weights), self.num_padding, tokens)
+
+
+class _Stored(BaseModel):
+    """analysis.json."""
+
+    model_name: str
+    name: str
+    revision: str | None
+    device: str
+    family: str | None
+    model_type: str
+    found_by: str
+    embedding_layers: list[_StoredEmbedding]
+    norm_layers: tuple[Norm, ...]
+    all_norms: bool
+    warnings: tuple[str, ...]
+    bytes_read: int
+
+
+_STORED = TypeAdapter(_Stored)
+
+MAGNITUDE, RATIO = 100.0, 1000.0
+"""An activation is massive if it is larger than the first, and larger than the second times the median (2402.17762)."""
+LAYERS, DIMS, SCALES, SUMMARY = FILES = ("layers.csv", "dims.csv", "scales.csv", "massive.json")
+"""What `Massive.save` writes."""
+
+
+@dataclass(frozen=True)
+class Massive:
+    """What `massive` found. Layer 0 is the embedding, layer i what block i - 1 leaves in the residual stream.
+
+    >>> found = massive("org/model", "text.txt")
+    >>> found.summary
+    >>> found.dims[found.dims["kind"] == "massive"]
+    """
+
+    layers: pd.DataFrame
+    """A row a layer: `median` |x|, `largest` |x|, its `ratio` to the median of its window, its `dim`, `position` and
+    `token`; `massive` activations, how many of them are at the `first` token of a window; `typical_largest`: the median
+    over the dimensions of their largest |x|, which is what a random dimension has."""
+    dims: pd.DataFrame
+    """A row a layer and followed dimension: `kind` (massive; largest: of the largest ratios, but not massive; random:
+    the control), `dim`, `layer`, `largest` |x|, its `ratio`, `massive` activations."""
+    scales: pd.DataFrame
+    """A row a norm layer and followed dimension: `kind`, `dim`, `norm` (its name within a block), `block` (none outside
+    the blocks), `scale` as it multiplies, `typical`: the median |scale| of the layer, `rank`: share of the dimensions
+    whose |scale| is smaller, 0.5 in the mean of random ones."""
+    metrics: dict[str, Any]
+    """Model, settings, number of tokens, headline figures, notes."""
+
+    @property
+    def summary(self) -> str:
+        """One sentence: which dimensions, where, how large."""
+        return str(self.metrics["summary"])
+
+    def save(self, folder: Path | str) -> None:
+        """Writes layers.csv, dims.csv, scales.csv and massive.json; `load` reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in zip(FILES, (self.layers, self.dims, self.scales), strict=False):
+            write_csv(folder / name, table)
+        write_json(folder / SUMMARY, self.metrics)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Massive":
+        """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
+        folder = Path(folder)
+        if not (folder / SUMMARY).is_file():
+            raise ValueError(f"{folder / SUMMARY}: no measurement here; save one, or measure again")
+        metrics = read_json(folder / SUMMARY)
+        if not isinstance(metrics, dict) or "summary" not in metrics:
+            raise ValueError(f"{folder / SUMMARY}: not what `norms massive` writes; measure again")
+        layers, dims, scales = (_read_table(folder / name) for name in (LAYERS, DIMS, SCALES))
+        return cls(layers, dims, scales, metrics)
+
+    def plot(self, kind: str = "massive") -> "Figure":
+        """A matplotlib Figure: "massive", largest |x| over the layers and scales over the blocks; SettingError else."""
+        from subspacelab.norms.plots import draw_massive
+        from subspacelab.plotting.figures import draw_kind
+
+        return draw_kind({"massive": draw_massive}, kind, self)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"token": str}, encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path}: not a table of `norms massive` ({e}); measure again") from e
+    return table.astype({"block": "Int64"}) if "block" in table else table
 
 
 def kinds_of(analyses: Sequence[Analysis]) -> list[str]:
     """The kinds of embedding that any of the models has, in one order everywhere."""
     found = {e.layer.kind for analysis in analyses for e in analysis.embedding_layers}
     return [kind for kind in get_args(EmbeddingKind) if kind in found]
-
-
-def _norm_keys(norms: Moments) -> dict[str, float]:
-    return {"norm_mean": norms.mean, "norm_std": norms.std, "norm_min": norms.min, "norm_max": norms.max}
 
 
 def _table(entries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -194,9 +234,3 @@ def _table(entries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         for name, e in entries.items()
     ]
     return pd.json_normalize(rows, sep="_")
-
-
-def num_padding(vocabulary: dict[int, str], first_id: int, num_rows: int) -> int:
-    """Rows at the end of a table, ids first_id ... first_id + num_rows - 1, that no token of the vocabulary has."""
-    last = max((i for i in vocabulary if i < first_id + num_rows), default=-1)
-    return min(num_rows, first_id + num_rows - 1 - last)

@@ -9,13 +9,12 @@ from typing import Any, get_args
 
 from subspacelab.checkpoints import Checkpoint
 from subspacelab.checkpoints.tensors import canonical_keys, unmerged_adapter
-from subspacelab.norms.families import Detected, EmbeddingKind, EmbeddingName, Extra, Family, Tower, detect_family
+from subspacelab.norms.detection import Detected, detect_family
+from subspacelab.norms.families import EmbeddingKind, EmbeddingName, Extra, Family, Section, Tower, value_of
 from subspacelab.norms.names import NormName, is_zero_centred, parse_norm, split_block, zero_centred_type
 
 
-def expected_norms(
-    family: Family, config: Mapping[str, Any], found_depths: Mapping[str, int] | None = None
-) -> dict[str, int]:
+def expected_norms(family: Family, config: Section, found_depths: Mapping[str, int] | None = None) -> dict[str, int]:
     """Tower -> number of norm layers, per_block * depth + outside.
 
     The depth is config.json's, else the family's default; `found_depths` (tower -> depth) counts where config.json does
@@ -24,45 +23,53 @@ def expected_norms(
     return {tower.name: _expected(tower, config, found_depths or {}) for tower in family.towers}
 
 
-def _expected(tower: Tower, config: Mapping[str, Any], found_depths: Mapping[str, int]) -> int:
+def _expected(tower: Tower, config: Section, found_depths: Mapping[str, int]) -> int:
     per_block, outside = tower.per_block, tower.outside
     for extra in tower.extras:
-        if _is_on(extra, config):
+        if _is_on(extra, tower.section, config):
             per_block, outside = per_block + extra.per_block, outside + extra.outside
     if per_block == 0:
         return outside
-    depth = next((d for d in (lookup(config, key) for key in tower.depth_keys) if d is not None), None)
+    depth = _depth(tower, config)
     if depth is None:
         depth = found_depths.get(tower.name, tower.default_depth)
     if not isinstance(depth, int):
         keys = " or ".join(tower.depth_keys)
         raise ValueError(f"config.json: {keys} is {depth!r}, needed the number of {tower.name} blocks; restore it")
-    return per_block * depth + outside
+    return per_block * depth + outside + _more(tower, config, depth)
 
 
-def _is_on(extra: Extra, config: Mapping[str, Any]) -> bool:
-    values = [lookup(config, key, extra) for key in extra.keys]
+def _more(tower: Tower, config: Section, depth: int) -> int:
+    """What blocks that differ have more; ValueError for a config of which that cannot be told."""
+    if tower.more is None:
+        return 0
+    inner = config.get(tower.section)
+    try:
+        return tower.more(inner if isinstance(inner, Mapping) else config, depth)
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise ValueError(f"config.json: the {tower.name} blocks cannot be told apart ({e}); restore it") from e
+
+
+def _depth(tower: Tower, config: Section) -> Any:
+    values = (value_of(config, tower.section, key) for key in tower.depth_keys)
+    return next((value for value in values if value is not None), None)
+
+
+def _is_on(extra: Extra, section: str, config: Section) -> bool:
+    values = [value_of(config, section, key, extra) for key in extra.keys]
     return bool(next((v for v in values if v is not extra), extra.default))
 
 
-def lookup(config: Mapping[str, Any], key: str, missing: Any = None) -> Any:
-    """The value of a dotted key, `missing` where there is none."""
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return missing
-        value = value[part]
-    return value
-
-
-# For families outside the table: lookup tables and patch projections by their usual names.
+# For families whose embeddings are found by name: lookup tables and patch projections by their usual names.
 GENERAL_EMBEDDING = re.compile(
     r"(?:.*\.)?(?P<part>wte|wpe|shared|(?:cls|class|register|reg|storage)_tokens?|"
     r"(?!embed_out|embed\w*_(?:proj|mapp))\w*emb(?:ed\w*)?)"
-    r"(?:\.(?:proj|projection))?(?:\.weight)?",
+    r"(?:\.(?:proj|projection|linear))?(?:\.weight)?",
     re.IGNORECASE,
 )
-ROUTER = re.compile(r"(?:.*\.)?(?:(?P<experts>\w+)\.gate(?:\.wg)?|\w*router\w*(?:\.\w+)?)(?:\.weight)?", re.IGNORECASE)
+ROUTER = re.compile(
+    r"(?:.*\.)?(?:(?P<experts>\w+)\.gate(?:\.wg)?|(?!modality)\w*router\w*(?:\.\w+)?)(?:\.weight)?", re.IGNORECASE
+)
 GENERAL_KINDS: tuple[tuple[str, EmbeddingKind], ...] = (
     ("expert", "expert router"),
     ("(^|_)(reg(ister)?|storage)s?(_|$)", "register"),
@@ -164,6 +171,8 @@ def _find_norms(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detec
             kind = "RMSNorm" if parsed.bias not in keys else "LayerNorm"
             kind = "BatchNorm" if f"{parsed.layer}.running_mean" in keys else kind
             tower = _tower_of(detected, name)
+            if tower and not tower.biases and kind == "RMSNorm":
+                kind = tower.norm_type
             part = tower.name if tower else parsed.kind.partition(".{}")[0] if parsed.block is not None else "outside"
             zero_centred = is_zero_centred(model_type, parsed.layer, kind)
             found.append(NormLayer(parsed, key, keys.get(parsed.bias), kind, part, zero_centred))
@@ -184,8 +193,9 @@ def _tower_of(detected: Detected, name: str) -> Tower | None:
 
 
 def _find_embeddings(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detected) -> list[EmbeddingLayer]:
-    if detected.family is not None:
-        pairs = [(e, name) for e in detected.family.embeddings for name in keys if re.fullmatch(e.pattern, name)]
+    family = detected.family
+    if family is not None and not family.kinds:
+        pairs = [(e, name) for e in family.embeddings for name in keys if re.fullmatch(e.pattern, name)]
     else:
         general = sorted(_general_embeddings(keys), key=lambda pair: get_args(EmbeddingKind).index(pair[1]))
         pairs = [(EmbeddingName(kind, name), name) for name, kind in general]
@@ -230,9 +240,13 @@ def _unmerged(checkpoint: Checkpoint) -> list[str]:
 
 
 def _missing_embeddings(detected: Detected, embeddings: list[EmbeddingLayer]) -> list[str]:
-    known = detected.family.embeddings if detected.family else ()
+    known, kinds = (detected.family.embeddings, detected.family.kinds) if detected.family else ((), ())
     missing = [e for e in known if not any(re.fullmatch(e.pattern, layer.name) for layer in embeddings)]
-    return [f"{detected.model_type}: no {e.kind} embedding under a name like {e.pattern}" for e in missing]
+    absent = [kind for kind in kinds if kind not in {layer.kind for layer in embeddings}]
+    return [
+        *(f"{detected.model_type}: no {e.kind} embedding under a name like {e.pattern}" for e in missing),
+        *(f"{detected.model_type}: no {kind} embedding under any of the usual names" for kind in absent),
+    ]
 
 
 def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLayer]) -> list[str]:
@@ -246,7 +260,8 @@ def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLa
         expected = expected_norms(detected.family, checkpoint.config, depths)
     except ValueError as e:
         return [f"the count of norm layers cannot be checked: {e}"]
-    found = Counter(norm.tower for norm in norms)
+    towers = {tower.name: tower for tower in detected.family.towers}
+    found = Counter(n.tower for n in norms if n.tower not in towers or _counts(n, towers[n.tower], checkpoint.config))
     names = list(dict.fromkeys([*expected, *found]))
     return [
         f"{name}: {found[name]} norm layers, expected {expected.get(name, 0)} of {detected.family.label} by config.json"
@@ -255,9 +270,18 @@ def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLa
     ]
 
 
+def _counts(norm: NormLayer, tower: Tower, config: Section) -> bool:
+    """Whether every file of the model holds this norm layer."""
+    if tower.uncounted is not None and re.fullmatch(tower.uncounted, norm.name.layer):
+        return False
+    depth = _depth(tower, config)
+    return not (tower.predicts_ahead and isinstance(depth, int) and (norm.name.block or 0) >= depth)
+
+
 def _type_doubts(detected: Detected, norms: list[NormLayer]) -> list[str]:
     towers = detected.family.towers if detected.family else ()
-    wrong = [(tower, n) for tower in towers for n in norms if n.tower == tower.name and n.type != tower.norm_type]
+    stream = [n for n in norms if not n.name.is_inner]  # those of an attention may be of another type
+    wrong = [(tower, n) for tower in towers for n in stream if n.tower == tower.name and n.type != tower.norm_type]
     counts = Counter((tower.name, tower.norm_type, n.type) for tower, n in wrong)
     return [
         f"{name}: {count} norm layers are {found} by their stored parameters, where this family has {known}"

@@ -29,8 +29,12 @@ class RangeHub(ThreadingHTTPServer):
         """File -> bytes of it that were sent."""
         self.requests: list[tuple[str, str | None]] = []
         """File and Range of every request for a file."""
+        self.redirects = 0
+        """Requests that were sent on to where a file lies."""
         self.faults: list[str] = []
         """What goes wrong with the next requests: 500, 429, drop, stall, trickle, short, more, whole, 404."""
+        self.delay = 0.0
+        """Seconds before each answer, as of a hub that is far away."""
         self.lock = threading.Lock()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -48,7 +52,15 @@ class Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: RangeHub
 
+    def do_POST(self) -> None:
+        """What `HfFileSystem` asks first: the sizes of files."""
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        named = [p for p in self.server.root.iterdir() if p.name in body]
+        entries = [{"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name} for p in named]
+        self.answer(200, json.dumps(entries).encode())
+
     def do_GET(self) -> None:
+        time.sleep(self.server.delay)
         path = self.path.partition("?")[0]
         if path.startswith(f"/api/models/{REPO}"):
             files = sorted(self.server.root.iterdir())
@@ -62,6 +74,8 @@ class Answer(BaseHTTPRequestHandler):
         if not file.is_file():
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         if name.endswith(".safetensors") and not path.startswith("/cdn/"):
+            with self.server.lock:
+                self.server.redirects += 1
             return self.answer(302, b"", {"Location": f"{self.server.url}/cdn/{name}"})
         with self.server.lock:
             fault = self.server.faults.pop(0) if self.server.faults and path.startswith("/cdn/") else ""
@@ -127,6 +141,16 @@ class Answer(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def point_client_at(server: RangeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client in this process takes `server` for the hub."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(cache))
+
+
 @contextmanager
 def serving(root: Path) -> Iterator[RangeHub]:
     """Yields the hub while it answers."""
@@ -142,13 +166,8 @@ def serving(root: Path) -> Iterator[RangeHub]:
 
 
 @contextmanager
-def served_repository(root: Path, cache: Path, patch: pytest.MonkeyPatch) -> Iterator[RangeHub]:
+def served_repository(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeHub]:
     """Yields the hub while the hub's client is pointed to it, with an empty `cache`."""
-    patch.setenv("NO_PROXY", "127.0.0.1")
     with serving(root) as server:
-        constants = "huggingface_hub.constants"
-        patch.setattr(f"{constants}.ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patch.setattr(f"{constants}.HF_HUB_CACHE", str(cache))
+        point_client_at(server, cache, monkeypatch)
         yield server

@@ -22,6 +22,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeHub]:
     root = write_tiny_qwen_vl(tmp_path / "repo", sharded=True, dtype=torch.bfloat16)
     monkeypatch.setattr(ranges, "TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr(ranges, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(ranges, "HEAD_BYTES", 256)  # less than the headers: not a byte of data comes with them
     with served_repository(root, tmp_path / "cache", monkeypatch) as server:
         yield server
 
@@ -68,6 +69,35 @@ def test_a_shard_that_the_cache_holds_is_not_fetched_again(hub: RangeHub) -> Non
         assert all(torch.equal(tensor, expected[name]) for name, tensor in remote.read_many(list(expected)))
     assert hub.sent[name] == 0
     assert hub.sent["model-00001-of-00002.safetensors"] > 0
+
+
+def test_neighbours_are_one_request_and_come_in_the_order_they_were_asked_for(hub: RangeHub) -> None:
+    expected = tiny_qwen_vl_tensors(dtype=torch.bfloat16)
+    with open_reference(REPO) as remote:
+        hub.requests.clear()
+        names = remote.names[::-3]
+        read = list(remote.read_many(names))
+        assert [name for name, _ in read] == names
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in read)
+        assert len(hub.requests) == len({remote.info(name).shard for name in names}) == 2
+        hub.requests.clear()
+        assert torch.equal(remote.read(names[0]), expected[names[0]])  # nothing is kept
+        assert len(hub.requests) == 1
+        hub.faults += ["404"] * 9
+        assert "no such file" in refusal(lambda: list(remote.read_many(names)))
+        hub.faults.clear()
+        assert "no such tensor" in refusal(lambda: list(remote.read_many([*names, "ghost"])))
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 1000])
+def test_chunks_are_the_rows_in_their_order(hub: RangeHub, num_rows: int) -> None:
+    expected = tiny_qwen_vl_tensors(dtype=torch.bfloat16)["model.embed_tokens.weight"]
+    for reference in (REPO, str(hub.root)):
+        with open_reference(reference) as opened:
+            chunks = list(opened.read_chunks("model.embed_tokens.weight", num_rows))
+            assert [len(chunk) for chunk in chunks[:-1]] == [num_rows] * (len(chunks) - 1)
+            assert torch.equal(torch.cat(chunks), expected)
+            assert len(next(iter(opened.read_chunks("model.embed_tokens.weight", num_rows)))) == len(chunks[0])
 
 
 def test_breaks_on_the_way_are_mended(hub: RangeHub) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_an_unknown_family_goes_by_the_general_rule(tmp_path: Path) -> None:
         "stem_bn.bias": (8,),
         "stem_bn.running_mean": (8,),
     }
-    analysis = run(zoo.write_model(tmp_path, zoo.Model({"model_type": "gpt2"}, shapes, torch.float32)))
+    analysis = run(zoo.write_model(tmp_path, zoo.Model({"model_type": "gpt9"}, shapes, torch.float32)))
     report = analysis.to_json()
     assert report["model_type"] == "unknown"
     assert {k: e["kind"] for k, e in report["embedding_layers"].items()} == {
@@ -165,7 +166,7 @@ def test_an_unknown_family_goes_by_the_general_rule(tmp_path: Path) -> None:
         "stem_bn": "BatchNorm",
     }
     assert len(analysis.norm_layers) == 4
-    assert analysis.warnings[0].startswith("unknown family (model_type gpt2)")
+    assert analysis.warnings[0].startswith("unknown family (model_type gpt9)")
 
 
 KINDS = {
@@ -349,3 +350,40 @@ def test_only_embeddings_and_norms_are_read(name: str, tmp_path: Path, asked: li
     assert set(asked) == {e.layer.key for e in analysis.embedding_layers} | norms
     with open_source(tmp_path) as checkpoint:
         assert analysis.bytes_read == sum(checkpoint.info(key).nbytes for key in set(asked))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "siglip", "molmo", "novel"])
+def test_an_analysis_is_saved_and_loads_again(name: str, tmp_path: Path) -> None:
+    model = zoo.TINY[name]() if name in zoo.TINY else zoo.qwen2()
+    model.config["model_type"] = name
+    folder = zoo.write_model(tmp_path / "model", model)
+    if name == "molmo":
+        write_tokenizer(folder, 70)
+    found = run(folder)
+    found.save(tmp_path / "saved")
+    loaded = Analysis.load(tmp_path / "saved")
+    assert loaded.to_json() == found.to_json()
+    assert loaded.norm_layers == found.norm_layers
+    same = {f.name for f in fields(Analysis)} - {"embedding_layers"}
+    assert all(getattr(loaded, field) == getattr(found, field) for field in same)
+    for a, b in zip(loaded.embedding_layers, found.embedding_layers, strict=True):
+        assert torch.equal(a.vectors.norms, b.vectors.norms)
+        assert replace(a, vectors=b.vectors) == b
+    assert (
+        loaded.plot("embedding_norms").get_size_inches().tolist()
+        == found.plot("embedding_norms").get_size_inches().tolist()
+    )
+    before = {p.name: p.read_bytes() for p in (tmp_path / "saved").iterdir()}
+    loaded.save(tmp_path / "saved")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "saved").iterdir()} == before
+
+
+def test_what_is_no_saved_analysis_is_one_line(tmp_path: Path) -> None:
+    assert "analysis.json: no analysis here" in refusal(Analysis.load, tmp_path)
+    found = run(zoo.write_model(tmp_path / "model", zoo.qwen2()))
+    found.save(tmp_path / "saved")
+    (tmp_path / "saved" / "vectors.safetensors").unlink()
+    assert "vectors.safetensors" in refusal(Analysis.load, tmp_path / "saved")
+    (tmp_path / "saved" / "analysis.json").write_text('{"model_name": 3}')
+    assert "analysis.json: not an analysis" in refusal(Analysis.load, tmp_path / "saved")
+    assert "holds 'config.json'" in refusal(found.save, tmp_path / "model")

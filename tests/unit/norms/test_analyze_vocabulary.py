@@ -5,7 +5,7 @@ import pytest
 from tests.unit.checkpoints.refusal import refusal
 
 from subspacelab.norms.analysis import read_vocabulary
-from subspacelab.norms.results import num_padding
+from subspacelab.norms.measured import num_padding
 
 
 def write(path: Path, vocab: object, added: list | None = None) -> Path:

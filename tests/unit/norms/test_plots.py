@@ -15,6 +15,7 @@ from subspacelab.norms import plots as depth
 from subspacelab.norms import plots as figures
 from subspacelab.norms.comparison import (
     COLUMNS,
+    compared_curves,
     comparison_rows,
     comparison_table,
     depth_curves,
@@ -25,7 +26,7 @@ from subspacelab.norms.comparison import (
 )
 from subspacelab.norms.display import print_analysis
 from subspacelab.norms.logging import flat_metrics, track_analysis, write_comparison
-from subspacelab.norms.plots import draw_comparison, draw_norm_scales, draw_pictures
+from subspacelab.norms.plots import LEGEND_LETTERS, columns_of, draw_comparison, draw_norm_scales, draw_pictures
 from subspacelab.norms.results import Analysis
 from subspacelab.plotting.figures import open_figure
 from subspacelab.tracking import MemoryTracker
@@ -149,7 +150,7 @@ def test_like_stands_beside_like_in_table_picture_and_terminal(tmp_path: Path, a
 
     bert: zoo.Shapes = {"e.position_embeddings.weight": (9, 8), "e.token_type_embeddings.weight": (2, 8)}
     bert |= {"layers.0.ln_1.weight": (8,), "e.word_embeddings.weight": (40, 8)}
-    model = zoo.Model({"model_type": "bert"}, bert, torch.float32)
+    model = zoo.Model({"model_type": "bert9"}, bert, torch.float32)
     both = [unknown(tmp_path / "a", 1), run(zoo.write_model(tmp_path / "b", model))]
     table = comparison_table(both)
     assert table["what"].tolist()[:5] == [f"{k} embedding" for k in ("token", "token", *["position"] * 2, "token type")]
@@ -208,3 +209,35 @@ def test_a_model_of_neither_norms_nor_embeddings_can_be_drawn_and_compared(tmp_p
     assert analysis.to_json()["total_norm_layers"] == 0
     draw_pictures(tmp_path, analysis)
     write_comparison(tmp_path, [analysis, analysis])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "columns"),
+    [
+        ([15, 24, 10], 3),
+        ([15, 24, 26, 25, 16, 16, 10], 2),  # Gemma 3: three columns ran out of the picture
+        ([40, 5, 40, 5], 1),
+        ([100], 1),
+        ([], 3),
+    ],
+)
+def test_a_legend_is_as_wide_as_its_picture(lengths: list[int], columns: int) -> None:
+    assert columns_of(lengths, LEGEND_LETTERS) == columns
+
+
+def test_one_name_of_two_roles_is_never_compared(tmp_path: Path) -> None:
+    from tests.unit.norms.test_family_table import build
+
+    keys = {}
+    for family in ("llama", "gemma2", "olmo2", "glm4"):
+        build(family, {}).save_pretrained(tmp_path / family)
+        keys[family] = {label for _, label in compared_curves(run(tmp_path / family).norm_layers)}
+    read, written = "post_attention_layernorm", "post_attention_layernorm (of the output)"
+    assert [(read in keys[f], written in keys[f]) for f in keys] == [
+        (True, False),
+        (False, True),
+        (False, True),
+        (True, False),
+    ]
+    lines = [row[0] for row in comparison_rows([run(tmp_path / "llama"), run(tmp_path / "gemma2")])]
+    assert {f"text.{read}: |scale|", f"text.{written}: |scale|"} <= set(lines)

@@ -76,6 +76,12 @@ def qwen2(width: int = 24, depth: int = 3, kv: int = 8, inner: int = 40, vocab: 
     return Model(config, qwen2_text(width, depth, kv, inner, vocab, tied), torch.bfloat16)
 
 
+def qwen2_72b() -> Model:
+    """Qwen2.5-72B, its tensors by name, as safetensors writes them and the hub has them."""
+    model = qwen2(8192, 80, 1024, 29568, 152064, tied=False)
+    return Model(model.config, dict(sorted(model.shapes.items())), model.dtype)
+
+
 def qwen2_5_vl(
     width: int = 24, depth: int = 3, vision: int = 16, blocks: int = 2, sizes: tuple[int, ...] = (8, 40, 64, 20)
 ) -> Model:
@@ -289,7 +295,7 @@ def write_sparse(folder: Path, model: Model, shard_bytes: int = 1 << 30) -> Path
         start = max((entry["data_offsets"][1] for entry in shards[-1].values()), default=0)
         end = start + num_bytes
         shards[-1][name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, entries in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(entries, file)
