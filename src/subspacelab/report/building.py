@@ -33,20 +33,27 @@ def build_report(
 
     `root` is a project: its reports/, and for the channel maps its data/. A study without results is said to have none.
     `commit` is what `tracking.context.git_tags` says; a stage leaves it out, since its result must not depend on it.
-    Raises ValueError for an unknown study, a malformed result and a page that is too large.
+    Raises ValueError for an unknown study, a malformed result, a project without any, and a page that is too large.
     """
     require_plotly()
+    root = Path(root)
+    params = read_parameters(root)
+    chosen = [name for name in require_known(studies) or STUDIES if _is_there(name)]
+    sections = [_section(name, root, settings or ReportConfig(), params) for name in chosen]
+    if not any(section.blocks for section in sections):
+        raise ValueError(
+            f"{root / 'reports'}: no results of {', '.join(chosen)}; run from the project's root, after make repro"
+        )
+    title = f"subspacelab: results of the study {params.study.name}" if params else "subspacelab: results"
+    return render(Page(title, sections, page_origin(params, commit or {})))
+
+
+def require_known(studies: Sequence[str]) -> list[str]:
+    """The studies in the order of the page, each once; a ValueError names one that there is not."""
     unknown = [name for name in studies if name not in STUDIES]
     if unknown:
         raise ValueError(f"study: {unknown[0]!r} is none that is reported; allowed are {', '.join(STUDIES)}")
-    root = Path(root)
-    params = read_parameters(root)
-    sections = []
-    for name in [name for name in STUDIES if name in studies or not studies]:
-        if _is_there(name):
-            sections.append(_section(name, root, settings or ReportConfig(), params))
-    title = f"subspacelab: results of the study {params.study.name}" if params else "subspacelab: results"
-    return render(Page(title, sections, page_origin(params, commit or {})))
+    return [name for name in STUDIES if name in studies]
 
 
 def _is_there(name: str) -> bool:
@@ -58,7 +65,11 @@ def _section(name: str, root: Path, settings: ReportConfig, params: object) -> S
     module = importlib.import_module(f"subspacelab.report.{name}")
     results = Results(root)
     section: Section = module.section(results)
-    missing = [] if section.blocks or section.headlines else [f"There are no results of {name} here; dvc repro {module.STAGES[-1]} makes them."]
+    missing = (
+        []
+        if section.blocks or section.headlines
+        else [f"There are no results of {name} here; dvc repro {module.STAGES[-1]} makes them."]
+    )
     if name == "lowrank":
         section, more = _with_maps(section, root, settings)
         missing += more
@@ -71,5 +82,7 @@ def _with_maps(section: Section, root: Path, settings: ReportConfig) -> tuple[Se
 
     maps = channel_maps(root, pictures=settings.pictures, channels=settings.channels)
     if maps is None:
-        return section, [f"No channel maps: {FEATURES} or {MODELS} is not here; dvc pull or dvc repro compare_lowrank brings them."]
+        return section, [
+            f"No channel maps: {FEATURES} or {MODELS} is not here; dvc pull or dvc repro compare_lowrank brings them."
+        ]
     return replace(section, blocks=[maps, *section.blocks]), []

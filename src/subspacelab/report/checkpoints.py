@@ -8,10 +8,8 @@ from subspacelab.report.results import Results
 
 FOLDER = "reports/checkpoints"
 QUESTION = "Did the models that the pipeline trains learn their tasks?"
-STAGES = (
-    "scenes", "corpus", "checkpoint_base", "checkpoint_rl_stage1", "checkpoint_rl_stage2", "checkpoint_llm", "compare_checkpoints",
-)  # fmt: skip
 CHAIN = ("base", "rl_stage1", "rl_stage2")
+STAGES = ("scenes", "corpus", *(f"checkpoint_{name}" for name in (*CHAIN, "llm")), "compare_checkpoints")
 Values = dict[str, float | None]
 
 
@@ -26,13 +24,26 @@ def section(results: Results) -> Section:
         blocks.append(_iou(chain, found))
     if found:
         table = pd.DataFrame([{"checkpoint": name, **values} for name, values in found.items()])
-        blocks.append(Table("What each checkpoint can do", table, note="_se: standard error over the held-out pictures or facts.", folded=True))
+        blocks.append(
+            Table(
+                "What each checkpoint can do",
+                table,
+                note="_se: standard error over the held-out pictures or facts.",
+                folded=True,
+            )
+        )
     return Section("checkpoints", QUESTION, _sentences(metrics), _headlines(metrics), blocks)
 
 
 def _headlines(metrics: dict[str, float]) -> list[Headline]:
-    beside = f"best constant box: {metrics['constant_iou']:.3f}" if "constant_iou" in metrics else "mean over held-out pictures"
-    boxes = [Headline(f"IoU, {name}", f"{metrics[f'{name}_iou']:.3f}", beside) for name in CHAIN if f"{name}_iou" in metrics]
+    beside = (
+        f"best constant box: {metrics['constant_iou']:.3f}"
+        if "constant_iou" in metrics
+        else "mean over held-out pictures"
+    )
+    boxes = [
+        Headline(f"IoU, {name}", f"{metrics[f'{name}_iou']:.3f}", beside) for name in CHAIN if f"{name}_iou" in metrics
+    ]
     if "llm_recall" in metrics:
         boxes.append(Headline("recall, llm", f"{metrics['llm_recall']:.3f}", "1: it knows every fact"))
     return boxes
@@ -43,9 +54,13 @@ def _sentences(metrics: dict[str, float]) -> list[str]:
     found = []
     if len(chain) > 1:
         how = "rises" if chain == sorted(chain) else "does not rise at every stage"
-        found.append(f"The mean IoU of the boxes {how} along the chain: {', '.join(f'{value:.3f}' for value in chain)}.")
+        found.append(
+            f"The mean IoU of the boxes {how} along the chain: {', '.join(f'{value:.3f}' for value in chain)}."
+        )
     if "llm_recall" in metrics:
-        found.append(f"The language model recalls {100 * metrics['llm_recall']:.0f} % of its facts before any adapter is trained.")
+        found.append(
+            f"Before any adapter is trained, the language model recalls {metrics['llm_recall']:.1%} of its facts."
+        )
     return found
 
 
@@ -56,7 +71,18 @@ def _iou(chain: list[str], found: dict[str, Values]) -> Figure:
     drawn = [
         Line("boxes by greedy decoding", chain, column("mean_iou"), "greedy", error=column("mean_iou_se")),
         Line("sampled boxes", chain, column("sampled_iou"), "sampled", error=column("sampled_iou_se")),
-        Line("best constant box", chain, column("constant_iou"), "constant", 1, dash="dash", mode="lines", error=column("constant_iou_se")),
+        Line(
+            "best constant box",
+            chain,
+            column("constant_iou"),
+            "constant",
+            1,
+            dash="dash",
+            mode="lines",
+            error=column("constant_iou_se"),
+        ),
     ]
-    figure = lines([line for line in drawn if any(line.y)], "", "mean IoU on held-out pictures", yaxis_rangemode="tozero")
+    figure = lines(
+        [line for line in drawn if any(line.y)], "", "mean IoU on held-out pictures", yaxis_rangemode="tozero"
+    )
     return Figure("checkpoints-iou", "IoU along the chain", "Bars: one standard error over the pictures.", figure)

@@ -1,7 +1,7 @@
 """Figures of plotly in one style that reads on light and dark paper: lines with controls, points, heat maps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from subspacelab.plotting.figures import COLOURS, GREY
-from subspacelab.report.page import text_in_figure
+from subspacelab.report.page import Choice, Figure, text_in_figure
 
 PALETTE = (*COLOURS[:-1], GREY, "#9467bd", "#a0713f")
 """Black is the paper of dark mode."""
@@ -53,7 +53,13 @@ class Line:
 @cache
 def template() -> go.layout.Template:
     """No paper of its own; text and grids take the page's colours from the style sheet."""
-    axis = {"gridcolor": "#e3e7eb", "zeroline": False, "automargin": True, "title": {"standoff": 8}, "exponentformat": "power"}
+    axis = {
+        "gridcolor": "#e3e7eb",
+        "zeroline": False,
+        "automargin": True,
+        "title": {"standoff": 8},
+        "exponentformat": "power",
+    }
     return go.layout.Template(
         layout={
             "paper_bgcolor": CLEAR,
@@ -77,6 +83,25 @@ def lines(found: Sequence[Line], x: str, y: str, **layout: Any) -> go.Figure:
     return figure
 
 
+def choosable(
+    id: str,
+    title: str,
+    note: str,
+    views: Mapping[str, Sequence[Line]],
+    x: str,
+    *,
+    grouped: bool = False,
+    controls: Sequence[str] = (),
+    **layout: Any,
+) -> list[Figure]:
+    """A figure that shows one of several measures, `views`, and a list to choose it from; none without a measure."""
+    if not views:
+        return []
+    first = next(iter(views))
+    drawn, choice = lines(views[first], x, text_in_figure(first), **layout), Choice("measure", "measure", list(views))
+    return [Figure(id, title, note, drawn, frames_of(views), [choice], ["{measure}"], grouped, controls, free=True)]
+
+
 def frames_of(views: Mapping[str, Sequence[Line]]) -> list[dict[str, Any]]:
     """A frame of plotly, named by its index, for each view; all views have the same lines in the same order."""
     return [
@@ -90,9 +115,9 @@ def frames_of(views: Mapping[str, Sequence[Line]]) -> list[dict[str, Any]]:
     ]
 
 
-def whole_numbers(x: Sequence[Any]) -> dict[str, Any]:
+def whole_numbers(x: Iterable[Any]) -> dict[str, Any]:
     """The layout whose x axis has whole numbers alone as ticks: layers, blocks, epochs."""
-    numbers = [float(value) for value in x]
+    numbers = [float(value) for value in x if value == value]
     return {"xaxis_dtick": max(1, math.ceil((max(numbers) - min(numbers)) / 20)) if numbers else 1}
 
 

@@ -30,6 +30,10 @@ PIXELS = 224
 COLUMNS = 4
 LARGEST_CODE = 32000
 SHOWN = ("features", "errors")
+ABOUT = (
+    "Each map is one channel of a test picture's tokens on its plane. Errors are approximation minus features, on one "
+    "scale for all methods. The slider of ranks moves the SVD alone: networks have the rank they were trained for"
+)
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,19 @@ def draw(found: Sequence[PictureMaps], rank: int, kind: str) -> Figure:
     hover = f"%{{z}} x {unit:g}<extra></extra>"
     for i, codes in enumerate(_first(found[0], ranks[start], unit)):
         axis = "coloraxis" if i == 0 else "coloraxis2"
-        figure.add_trace(go.Heatmap(z=codes, coloraxis=axis, hovertemplate=hover), (i + 1) // COLUMNS + 1, (i + 1) % COLUMNS + 1)
-    scale, spread = "Viridis", f"in {unit:g}" + {"rms": " of the features' RMS", "layernorm": " of a token's deviation"}.get(kind, "")
-    figure.update_layout(template=template(), margin={"t": 30, "b": 50}, coloraxis=_axis(scale, spread, 0.0), coloraxis2=_axis(scale, spread, 0.55))
+        figure.add_trace(
+            go.Heatmap(z=codes, coloraxis=axis, hovertemplate=hover), (i + 1) // COLUMNS + 1, (i + 1) % COLUMNS + 1
+        )
+    scale, spread = (
+        "Viridis",
+        f"in {unit:g}" + {"rms": " of the features' RMS", "layernorm": " of a token's deviation"}.get(kind, ""),
+    )
+    figure.update_layout(
+        template=template(),
+        margin={"t": 54, "b": 50},
+        coloraxis=_axis(scale, spread, 0.0),
+        coloraxis2=_axis(scale, spread, 0.55),
+    )
     figure.update_layout(_limits(found[0].original[0] / unit, "features"))
     figure.update_xaxes(visible=False, constrain="domain")
     figure.update_yaxes(visible=False, scaleanchor="x", constrain="domain", autorange="reversed")
@@ -101,8 +115,7 @@ def draw(found: Sequence[PictureMaps], rank: int, kind: str) -> Figure:
     return Figure(
         "lowrank-maps",
         "Channel maps",
-        f"Each map is one channel of a test picture's tokens on its plane. Errors are approximation minus features, on one scale for all methods. "
-        f"The slider of ranks moves the SVD alone: networks have the rank they were trained for ({rank}).",
+        f"{ABOUT} ({rank}).",
         figure,
         list(_frames(found, unit)),
         [
@@ -125,7 +138,9 @@ def _frames(found: Sequence[PictureMaps], unit: float) -> Iterator[dict[str, Any
                 base = 0.0 if kind == "features" else original
                 layout = _limits(original / unit, "features")
                 if kind == "errors":
-                    layout |= _limits(np.stack([m[c] - base for m in (*maps.networks.values(), maps.svd[max(maps.svd)])]) / unit, kind)
+                    layout |= _limits(
+                        np.stack([m[c] - base for m in (*maps.networks.values(), maps.svd[max(maps.svd)])]) / unit, kind
+                    )
                 data = [_trace(original, unit), *(_trace(m[c] - base, unit) for m in maps.networks.values())]
                 traces = [1, *range(3, 3 + len(maps.networks))]
                 yield {"name": f"{p}|{c}|{s}", "data": data, "traces": traces, "layout": layout}
@@ -147,12 +162,17 @@ def _trace(values: Float[ndarray, "side side"], unit: float) -> dict[str, Any]:
     """A map in a frame: plotly.js reads arrays of numbers as base64."""
     code = encode(values, unit)
     shape = ", ".join(map(str, code.shape))
-    return {"type": "heatmap", "z": {"dtype": "i2", "bdata": base64.b64encode(code.astype("<i2")).decode(), "shape": shape}}
+    return {
+        "type": "heatmap",
+        "z": {"dtype": "i2", "bdata": base64.b64encode(code.astype("<i2").tobytes()).decode(), "shape": shape},
+    }
 
 
 def _unit(found: Sequence[PictureMaps]) -> float:
     """The smallest power of ten in which all values fit into 16 bits."""
-    largest = max(float(np.abs(m).max()) for maps in found for m in (maps.original, *maps.networks.values(), *maps.svd.values()))
+    largest = max(
+        float(np.abs(m).max()) for maps in found for m in (maps.original, *maps.networks.values(), *maps.svd.values())
+    )
     if not math.isfinite(largest):
         raise ValueError(f"{FEATURES}: NaN or infinity in the features or an approximation; cache or train again")
     return 10.0 ** math.ceil(math.log10(max(largest, 1e-300) * 2 / LARGEST_CODE))
@@ -167,7 +187,7 @@ def _limits(codes: Float[ndarray, "*any"], kind: str) -> dict[str, object]:
     """Colour scales: the features' own range for all maps; for errors, one around 0 beside it."""
     if kind == "errors":
         limit = max(1.0, float(np.abs(codes).max()))
-        return {"coloraxis2": {"cmin": -limit, "cmax": limit, "colorscale": "RdBu_r"}}
+        return {"coloraxis2": {"cmin": -limit, "cmax": limit, "colorscale": "RdBu"}}
     own = {"cmin": float(codes.min()), "cmax": float(max(codes.max(), codes.min() + 1)), "colorscale": "Viridis"}
     return {"coloraxis": own, "coloraxis2": own}
 

@@ -12,8 +12,32 @@ from subspacelab.report.results import Results
 FOLDER = "reports/norms"
 QUESTION = "How long are the embedding vectors, and what are the scales of the norm layers over depth?"
 STAGES = ("analyze_norms", "compare_norms")
-EMBEDDING = ("checkpoint", "weight", "kind", "vocab_size", "embedding_dim", "norm_mean", "norm_std", "norm_min", "norm_max", "padding_rows")
-NORM = ("checkpoint", "weight", "type", "tower", "block", "abs_mean", "mean", "std", "min", "max", "param_count", "warning")
+EMBEDDING = (
+    "checkpoint",
+    "weight",
+    "kind",
+    "vocab_size",
+    "embedding_dim",
+    "norm_mean",
+    "norm_std",
+    "norm_min",
+    "norm_max",
+    "padding_rows",
+)
+NORM = (
+    "checkpoint",
+    "weight",
+    "type",
+    "tower",
+    "block",
+    "abs_mean",
+    "mean",
+    "std",
+    "min",
+    "max",
+    "param_count",
+    "warning",
+)
 
 
 class Report(BaseModel):
@@ -33,7 +57,9 @@ def section(results: Results) -> Section:
     if scales is not None and len(scales):
         blocks.append(_scales(scales))
     for title, key, main in (("Embeddings", "embedding_layers", EMBEDDING), ("Norm layers", "norm_layers", NORM)):
-        rows = [{"checkpoint": c, "weight": w, **_flat(v)} for c, r in reports.items() for w, v in getattr(r, key).items()]
+        rows = [
+            {"checkpoint": c, "weight": w, **_flat(v)} for c, r in reports.items() for w, v in getattr(r, key).items()
+        ]
         if rows:
             blocks.append(Table(title, pd.DataFrame(rows), main, folded=key == "norm_layers"))
     if extremes := _extremes(reports):
@@ -46,7 +72,10 @@ def _tokens(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _headlines(metrics: dict[str, float]) -> list[Headline]:
-    return [Headline(f"mean norm of the token embedding, {name}", f"{value:.4f}", "") for name, value in _tokens(metrics).items()]
+    return [
+        Headline(f"mean norm of the token embedding, {name}", f"{value:.4f}", "")
+        for name, value in _tokens(metrics).items()
+    ]
 
 
 def _sentences(metrics: dict[str, float]) -> list[str]:
@@ -54,8 +83,10 @@ def _sentences(metrics: dict[str, float]) -> list[str]:
     if len(found) < 2:
         return []
     (first, before), (last, after) = found[0], found[-1]
-    share = f" ({100 * (after / before - 1):+.2f} %)" if before else ""
-    return [f"The mean length of the token embedding's vectors goes from {before:.4f} in {first} to {after:.4f} in {last}{share}."]
+    change = f"from {before:.4f} in {first} to {after:.4f} in {last}" + (
+        f" ({after / before - 1:+.2%})" if before else ""
+    )
+    return [f"The mean length of the token embedding's vectors goes {change}."]
 
 
 def _scales(scales: pd.DataFrame) -> Figure:
@@ -68,7 +99,7 @@ def _scales(scales: pd.DataFrame) -> Figure:
         "norms-scales",
         "Scales of the norm layers over depth",
         "Mean absolute scale. A colour for each checkpoint; hovering names the layer.",
-        lines(drawn, "block", "mean |scale|", **whole_numbers(scales["block"].dropna())),
+        lines(drawn, "block", "mean |scale|", **whole_numbers(scales["block"].tolist())),
         grouped=True,
     )
 
@@ -76,7 +107,12 @@ def _scales(scales: pd.DataFrame) -> Figure:
 def _extremes(reports: dict[str, Report]) -> Table | None:
     """The shortest and longest vectors of every embedding."""
     rows = [
-        {"checkpoint": name, "weight": weight, "which": which, **{k: str(v) if k == "token" else v for k, v in entry.items()}}
+        {
+            "checkpoint": name,
+            "weight": weight,
+            "which": which,
+            **{k: str(v) if k == "token" else v for k, v in entry.items()},
+        }
         for name, report in reports.items()
         for weight, values in report.embedding_layers.items()
         for which in ("smallest", "largest")

@@ -22,7 +22,14 @@ def read_parameters(root: Path) -> Params | None:
 def section_origin(name: str, stages: Sequence[str], results: Results, params: Params | None) -> list[Table]:
     """The commands of a study, its parameters and the files that its section was made of."""
     commands = pd.DataFrame([{"stage": stage, "command": f"dvc repro {stage}"} for stage in stages])
-    found = [Table("Commands", commands, note="Each runs its stage and whatever it depends on, if anything changed.", folded=True)]
+    found = [
+        Table(
+            "Commands",
+            commands,
+            note="Each runs its stage and whatever it depends on, if anything changed.",
+            folded=True,
+        )
+    ]
     if params is not None:
         values = [(stage, params.sections.get(stage), params.study.sections.get(stage)) for stage in stages]
         rows = [
@@ -65,5 +72,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for key, value in values.items():
         nested = isinstance(value, dict) and value
-        found += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", "null" if value is None else str(value))]
+        found += (
+            _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", "null" if value is None else str(value))]
+        )
     return found

@@ -45,9 +45,12 @@ for (const box of document.querySelectorAll(".table")) {
   }));
 }
 // Print: figures are drawn anew at the width of a sheet.
-const resize = on => {
-  document.body.classList.toggle("printing", on);
-  document.querySelectorAll(".js-plotly-plot").forEach(figure => Plotly.Plots.resize(figure));
-};
-addEventListener("beforeprint", () => resize(true));
-addEventListener("afterprint", () => resize(false));
+const figures = () => document.querySelectorAll(".js-plotly-plot");
+addEventListener("beforeprint", () => {
+  document.body.classList.add("printing");
+  figures().forEach(figure => Plotly.relayout(figure, { width: figure.clientWidth, height: figure.clientHeight }));
+});
+addEventListener("afterprint", () => {
+  document.body.classList.remove("printing");
+  figures().forEach(figure => Plotly.relayout(figure, { autosize: true, width: null, height: null }));
+});

@@ -108,7 +108,7 @@ class Table:
     def columns(self) -> list[str]:
         """The frame's columns, the main ones first."""
         first = [name for name in self.main if name in self.frame]
-        return first + [name for name in self.frame if name not in first]
+        return first + [str(name) for name in self.frame.columns if name not in first]
 
     @property
     def num_main(self) -> int:
@@ -118,7 +118,9 @@ class Table:
     @property
     def rows(self) -> list[list[str]]:
         """The cells as they are shown, at most `MAX_ROWS` rows."""
-        return [[shown(value) for value in row] for row in self.frame[self.columns].head(MAX_ROWS).itertuples(index=False)]
+        return [
+            [shown(value) for value in row] for row in self.frame[self.columns].head(MAX_ROWS).itertuples(index=False)
+        ]
 
 
 @dataclass(frozen=True)
@@ -196,11 +198,19 @@ def _environment() -> Any:
 
 def _html_of(figure: Figure) -> str:
     """The element of a figure and the script that draws it; plotly escapes what could end that script."""
-    from plotly.io import to_html
+    from plotly.io import json, to_html
 
     drawn = figure.figure.to_dict() | {"frames": list(figure.frames)}
-    options = {"full_html": False, "include_plotlyjs": False, "auto_play": False, "validate": False}
-    made: str = to_html(drawn, div_id=figure.id, config=CONFIG | {"toImageButtonOptions": {"filename": figure.id}}, **options)
+    options: dict[str, Any] = {"full_html": False, "include_plotlyjs": False, "auto_play": False, "validate": False}
+    options["config"] = CONFIG | {"toImageButtonOptions": {"filename": figure.id}}
+    engine, json.config.default_engine = (
+        json.config.default_engine,
+        "json",
+    )  # orjson, where installed, writes other bytes
+    try:
+        made: str = to_html(drawn, div_id=figure.id, **options)
+    finally:
+        json.config.default_engine = engine
     return made
 
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
@@ -12,8 +12,6 @@ from subspacelab.core.files import read_json, require_regular
 from subspacelab.tracking.dvc_files import md5_file
 
 T = TypeVar("T")
-Means = dict[str, dict[str, float | None]]
-"""Name to `mean`, `std` and whatever stands beside them."""
 AGAIN = "make it again by `dvc repro --force --single-item STAGE`, or leave its study out"
 
 
@@ -61,3 +59,7 @@ class Results:
             self.md5[path] = md5_file(place)
         return place.is_file()
 
+
+def columns_of(table: pd.DataFrame) -> list[str]:
+    """The names of a table's columns."""
+    return [str(name) for name in table.columns]
