@@ -145,14 +145,21 @@ def _ratios(verified: dict[str, pd.DataFrame]) -> list[Figure]:
     first = next(iter(verified.values()))
     views = {}
     for measure, words in RATIOS.items():
-        if all(measure in table and pd.api.types.is_numeric_dtype(table[measure]) for table in verified.values()):
+        if any(_numbers(table, measure) != [None] * len(table) for table in verified.values()):
             drawn = []
             for name, table in verified.items():
                 method, _, state = name.rpartition("-")
                 dash = "dot" if state == "init" else "solid"
-                drawn.append(Line(name, _short(table["layer"]), table[measure].tolist(), method, dash=dash))
+                drawn.append(Line(name, _short(table["layer"]), _numbers(table, measure), method, dash=dash))
             views[words] = drawn + _references(first, shown=measure.endswith("BX_ratio"))
     return choosable("nullspace-ratios", "Every adapted layer", ABOUT_RATIOS, views, "", grouped=True)
+
+
+def _numbers(table: pd.DataFrame, column: str) -> list[float | None]:
+    """A column's numbers; None where there is none, and throughout if the table lacks the column."""
+    if column not in table:
+        return [None] * len(table)
+    return [None if value != value else value for value in pd.to_numeric(table[column], errors="coerce").tolist()]
 
 
 def _references(table: pd.DataFrame, *, shown: bool) -> list[Line]:
@@ -162,7 +169,7 @@ def _references(table: pd.DataFrame, *, shown: bool) -> list[Line]:
         Line(
             words,
             layers,
-            table[key].tolist() if shown and key in table else [None] * len(table),
+            _numbers(table, key if shown else ""),
             key,
             1,
             True,
