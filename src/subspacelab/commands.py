@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from subspacelab.pipeline.commands import metrics, runs, sweep, tune
+from subspacelab.report.commands import report
 
 STUDIES = ("rotation", "lowrank", "nullspace", "norms")
 # Every flag in both spellings: --output-dir and --output_dir.
@@ -43,6 +44,7 @@ def ui(
 
 app.command()(sweep)
 app.command()(tune)
+app.command()(report)
 app.add_typer(runs, name="runs")
 app.add_typer(metrics, name="metrics")
 for _study in STUDIES:

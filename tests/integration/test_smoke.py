@@ -45,6 +45,7 @@ STAGES = {
     "compare_stats",
     "compare_norms",
     *(f"analyze_norms@{checkpoint}" for checkpoint in ("base", "rl_stage1", "rl_stage2", "llm")),
+    "report",
 }
 KILLED = "compare_rotations"  # as far as the killed pipeline goes: the rest is as much again
 HANDED_ON = "continue_lowrank@"  # without additional epochs these stages have no run
@@ -105,6 +106,18 @@ def test_curves_pictures_tables_and_models_are_in_the_store(smoke_clone):
     training = stages["train_lowrank@AdaLoRA"]
     assert [m.value for m in client.get_metric_history(training, "live_rank")] == [128, 128]
     assert "loss_curves.png" in {a.path.removeprefix("pictures/") for a in client.list_artifacts(training, "pictures")}
+
+
+def test_the_report_is_an_artifact_of_the_pipelines_run(smoke_clone):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{smoke_clone.path}/mlruns/mlflow.db")
+    (run,) = [r for r in smoke_clone.runs() if r.data.tags.get("dvc.stage") == "report"]
+    for run_id in (run.info.run_id, run.data.tags["mlflow.parentRunId"]):
+        assert "report.html" in {a.path for a in client.list_artifacts(run_id)}
+    page = (smoke_clone.path / "reports" / "report.html").read_text()
+    assert 'id="lowrank-maps"' in page
+    assert "There are no results" not in page
 
 
 def test_mlflow_and_dvc_have_the_same_headlines_and_they_fit_a_screen(smoke_clone):

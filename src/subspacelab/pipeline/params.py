@@ -163,7 +163,7 @@ def read_params(path: Path = PARAMS, studies: Path = STUDIES) -> Params:
 
 
 SCHEMA = Path("params.schema.json")
-CONFIGS = ("synthetic", "rotation", "lowrank", "nullspace", "norms")
+CONFIGS = ("synthetic", "rotation", "lowrank", "nullspace", "norms", "report")
 """Packages whose module `config` says, in `STAGES`, what can be set for which stage."""
 
 

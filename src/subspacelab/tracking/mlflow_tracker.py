@@ -113,6 +113,11 @@ class MlflowTracker:
             raise ValueError(f"{path}: no such file to record as an artifact; write it before it is logged")
         self._outbox.send({"run_id": self._run_id, "artifact": str(path), "into": folder})
 
+    def log_page(self, path: Path) -> None:
+        self.log_artifact(path)
+        if self._parent_id:
+            self._outbox.send({"run_id": self._parent_id, "artifact": str(path), "into": None})
+
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         file = f"{require_name(name, 'table')}.json"
         text = table.to_json(orient="split", index=False, date_format="iso")

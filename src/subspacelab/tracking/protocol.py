@@ -58,6 +58,9 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Records a file, or all files of a folder, under `folder`."""
 
+    def log_page(self, path: Path) -> None:
+        """Records a file that sums up the whole pipeline, on this run and on the pipeline's run."""
+
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         """Records a table as `<name>.json`, which the MLflow UI shows as rows and columns."""
 
@@ -108,6 +111,8 @@ class NullTracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
 
+    def log_page(self, path: Path) -> None: ...
+
     def log_table(self, table: "pd.DataFrame", name: str) -> None: ...
 
     def log_model(self, model: ModelFiles) -> None: ...
@@ -141,6 +146,9 @@ class MemoryTracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
+
+    def log_page(self, path: Path) -> None:
+        self.log_artifact(path)
 
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         self.tables[require_name(name, "table")] = table

@@ -164,6 +164,16 @@ def test_stage_in_an_experiment_leads_back_to_dvc(place, monkeypatch):
     assert run.data.metrics == {"iou": 0.5, "detail": 1.0}
 
 
+def test_a_page_is_recorded_with_the_stage_and_with_the_pipeline(place, monkeypatch):
+    _in_experiment(monkeypatch)
+    page = place.root / "report.html"
+    page.write_text("<p>")
+    with _stage() as tracker:
+        tracker.log_page(page)
+    for (run,) in (place.runs("rotation"), place.runs("pipeline")):
+        assert [file.path for file in place.client().list_artifacts(run.info.run_id)] == ["report.html"]
+
+
 def test_stages_of_one_pipeline_share_a_parent(place, monkeypatch):
     _in_experiment(monkeypatch)
     for stage, params in (("a", {"rank": 8}), ("b", {"rank": 9, "k": 2})):

@@ -1,0 +1,28 @@
+"""Stage `report`: the results of all studies as one interactive HTML page, which needs no network.
+
+In: reports/<study>, data/features, data/lowrank/results. Out: reports/report.html. Time: about 10 s on 2 cores.
+"""
+
+import _checkout  # noqa: F401, I001  (first: the code of this checkout)
+
+from pathlib import Path
+
+from subspacelab.core.files import write_beside
+from subspacelab.pipeline.process import run_stage_script
+from subspacelab.pipeline.stage import open_stage
+from subspacelab.report.building import build_report
+from subspacelab.report.config import ReportConfig
+
+OUT = Path("reports/report.html")
+
+
+def main() -> None:
+    with open_stage("report", ReportConfig, experiment="demo") as stage:
+        page = build_report(settings=stage.params)
+        with write_beside(OUT) as partial:
+            partial.write_text(page, encoding="utf-8")
+        stage.tracker.log_page(OUT)
+
+
+if __name__ == "__main__":
+    run_stage_script(main)

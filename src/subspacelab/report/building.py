@@ -1,0 +1,88 @@
+"""The whole page, of the studies that have results."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from subspacelab.report.config import ReportConfig
+from subspacelab.report.origin import page_origin, read_parameters, section_origin
+from subspacelab.report.page import Page, Section, render
+from subspacelab.report.results import Results
+
+STUDIES = ("checkpoints", "rotation", "lowrank", "nullspace", "norms")
+"""What there is a section of, in their order: the checkpoints and the four studies."""
+
+
+def require_plotly() -> None:
+    """ValueError without the extra that draws."""
+    for name in ("plotly", "jinja2"):
+        if find_spec(name) is None:
+            raise ValueError(f"{name} is missing, by which reports are drawn; pip install 'subspacelab[report]'")
+
+
+def build_report(
+    root: Path | str = ".",
+    studies: Sequence[str] = (),
+    *,
+    settings: ReportConfig | None = None,
+    commit: Mapping[str, str] | None = None,
+) -> str:
+    """The page on `studies`, all by default, as HTML; equal results give equal bytes.
+
+    `root` is a project: its reports/, and for the channel maps its data/. A study without results is said to have none.
+    `commit` is what `tracking.context.git_tags` says; a stage leaves it out, since its result must not depend on it.
+    Raises ValueError for an unknown study, a malformed result, a project without any, and a page that is too large.
+    """
+    require_plotly()
+    root = Path(root)
+    params = read_parameters(root)
+    chosen = [name for name in require_known(studies) or STUDIES if _is_there(name)]
+    sections = [_section(name, root, settings or ReportConfig(), params) for name in chosen]
+    if not any(section.blocks for section in sections):
+        raise ValueError(
+            f"{root / 'reports'}: no results of {', '.join(chosen)}; run from the project's root, after make repro"
+        )
+    title = f"subspacelab: results of the study {params.study.name}" if params else "subspacelab: results"
+    return render(Page(title, sections, page_origin(params, commit or {})))
+
+
+def require_known(studies: Sequence[str]) -> list[str]:
+    """The studies in the order of the page, each once; a ValueError names one that there is not."""
+    unknown = [name for name in studies if name not in STUDIES]
+    if unknown:
+        raise ValueError(f"study: {unknown[0]!r} is none that is reported; allowed are {', '.join(STUDIES)}")
+    return [name for name in STUDIES if name in studies]
+
+
+def _is_there(name: str) -> bool:
+    """Whether the package of a study is there: one may be deleted, and the rest works."""
+    return name == "checkpoints" or find_spec(f"subspacelab.{name}") is not None
+
+
+def _section(name: str, root: Path, settings: ReportConfig, params: object) -> Section:
+    module = importlib.import_module(f"subspacelab.report.{name}")
+    results = Results(root)
+    section: Section = module.section(results)
+    missing = (
+        []
+        if section.blocks or section.headlines
+        else [f"There are no results of {name} here; dvc repro {module.STAGES[-1]} makes them."]
+    )
+    if name == "lowrank":
+        section, more = _with_maps(section, root, settings)
+        missing += more
+    return replace(section, missing=missing, origin=section_origin(name, module.STAGES, results, params))  # type: ignore[arg-type]
+
+
+def _with_maps(section: Section, root: Path, settings: ReportConfig) -> tuple[Section, list[str]]:
+    """The section with channel maps before all else; a sentence where the features or the networks are missing."""
+    from subspacelab.report.maps import FEATURES, MODELS, channel_maps
+
+    maps = channel_maps(root, pictures=settings.pictures, channels=settings.channels)
+    if maps is None:
+        return section, [
+            f"No channel maps: {FEATURES} or {MODELS} is not here; dvc pull or dvc repro compare_lowrank brings them."
+        ]
+    return replace(section, blocks=[maps, *section.blocks]), []
