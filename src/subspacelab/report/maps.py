@@ -62,7 +62,7 @@ def channel_maps(root: Path, *, pictures: int, channels: int) -> Figure | None:
     if not (folder / META).is_file() or not any(models.glob("*/best_model.json")):
         return None
     features = Features(folder)
-    evaluation = open_evaluation(features, models, (), None)
+    evaluation = open_evaluation(features, models, (), None, "cpu")
     channels = min(channels, features.meta.dim)
     ranks = sorted({*(r for r in CURVE if r < features.meta.full_rank), evaluation.rank})
     found = []

@@ -17,9 +17,9 @@ from subspacelab.core.errors import CheckpointError, SettingError
 from subspacelab.core.files import write_json
 from subspacelab.linalg.update_parts import UpdatePart, UpdateParts, add_scaled
 from subspacelab.rotation.metrics import generator_for
-from subspacelab.rotation.null_model import gaussian_update
 from subspacelab.rotation.pairing import Pair, open_pair
 from subspacelab.rotation.plan import gflop
+from subspacelab.rotation.random_updates import gaussian_update
 
 RECORD = "update_part.json"
 """In the folder: what was added to what."""
