@@ -142,10 +142,10 @@ def unchanged_share(a: Weight, b: Weight, update: Float[Tensor, "m n"]) -> float
     x, y = a.dense, b.dense
     if x.dtype == y.dtype:
         bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-        return int((x.view(bits) == y.view(bits)).count_nonzero()) / x.numel()
+        return 1 - int((x.view(bits) != y.view(bits)).count_nonzero()) / x.numel()
     rows = chunk_rows(x)
     pairs = zip(x.split(rows), y.split(rows), strict=True)
-    return sum(int((p.double() == q.double()).count_nonzero()) for p, q in pairs) / x.numel()
+    return 1 - sum(int((p.double() != q.double()).count_nonzero()) for p, q in pairs) / x.numel()
 
 
 def measure_course(w0: Weight, w1: Weight, w2: Weight) -> float | None:
