@@ -1,7 +1,7 @@
 """Stage `compare_rotations`: turns and updates of the weights along base -> rl_stage1 -> rl_stage2, beside random ones.
 
 In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, details.json,
-metrics.json, four pictures). Time: about 35 s for the demo.
+metrics.json, five pictures). Time: about 35 s for the demo.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)

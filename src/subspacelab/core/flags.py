@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import wraps
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -48,12 +48,13 @@ def _flags(config: type, prefix: str = "") -> Iterator[inspect.Parameter]:
             yield from _flags(plain, f"{prefix}{name}_")  # type: ignore[arg-type]
         elif get_origin(plain) is not dict and inner_settings(plain) is None:
             facts = schema[name]
-            names, choices = _names(prefix + name, hints[name], facts), facts.get("enum")
-            option = typer.Option(
-                *names, help=facts["description"] + _bounds(facts), metavar="|".join(choices) if choices else None
-            )
+            names, choices = _names(prefix + name, hints[name], facts), _choices(facts)
+            word = _word_for_number(plain)
+            metavar = f"N|{word}" if word else "|".join(choices) if choices else None
+            parser = _number_or_word if word else None
+            option = typer.Option(*names, help=facts["description"] + _bounds(facts), metavar=metavar, parser=parser)
             default = facts.get("default", inspect.Parameter.empty)
-            annotation: Any = Annotated[str if choices else plain, option]  # type: ignore[valid-type]
+            annotation: Any = Annotated[_typed_as(plain, bool(choices or word)), option]
             yield inspect.Parameter(
                 prefix + name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
             )
@@ -64,6 +65,35 @@ def _names(name: str, hint: Any, facts: Mapping[str, Any]) -> list[str]:
     given = [str(mark) for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Flag)]
     flag = f"--{name.replace('_', '-')}"
     return given or [f"{flag}/--no-{flag[2:]}" if facts.get("default") is True else flag]
+
+
+def _choices(facts: Mapping[str, Any]) -> list[str]:
+    """The words that a setting, or each of its list, is one of; none where it may be anything."""
+    parts = [facts, *facts.get("anyOf", ())]
+    parts += [part["items"] for part in parts if "items" in part]
+    found: list[str] = next((part["enum"] for part in parts if "enum" in part), [])
+    return found
+
+
+def _typed_as(plain: Any, of_words: bool) -> Any:
+    """The type that Typer reads; words are text to it, and the settings know which there are."""
+    if not of_words:
+        return plain
+    return list[str] if any(get_origin(part) is list for part in (plain, *get_args(plain))) else str
+
+
+def _word_for_number(plain: Any) -> str | None:
+    """The word that may stand for a whole number, as `auto` does in `int | Literal["auto"]`."""
+    words = [part for part in get_args(plain) if get_origin(part) is Literal]
+    return str(get_args(words[0])[0]) if words and int in get_args(plain) else None
+
+
+def _number_or_word(text: str) -> int | str:
+    """What is no whole number stays a word, for the settings to refuse if it is not theirs."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _bounds(facts: Mapping[str, Any]) -> str:

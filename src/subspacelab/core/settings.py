@@ -91,13 +91,17 @@ def _require_known(kind: Any, values: dict[str, Any], where: str) -> None:
 
 def _said(e: ValidationError, kind: type, where: str) -> str:
     """The first problem in one line."""
-    problem = e.errors()[0]
-    key, got = ".".join([where, *map(str, problem["loc"])]), f", got {problem['input']!r}"
+    problem, *others = e.errors()
+    loc = problem["loc"]
+    also = [other["msg"] for other in others if len(loc) > 1 and other["loc"][:-1] == loc[:-1]]
+    either = also and all(other["input"] is problem["input"] for other in others[: len(also)])  # of one value: a union
+    key, got = ".".join([where, *map(str, loc[:-1] if either else loc)]), f", got {problem['input']!r}"
     if problem["type"] == "unexpected_keyword_argument":
         return f"{key}: no such key{got}; allowed are {[f.name for f in fields(kind)]}"  # type: ignore[arg-type]
     if problem["type"] == "value_error":  # raised by a class of settings itself
         return f"{key}: {problem['ctx']['error']}"
-    said = problem["msg"].replace("Input should be", "must be")
+    said = ", or ".join([problem["msg"], *(also if either else [])])
+    said = said.replace("Input should be", "must be", 1).replace("Input should be ", "")
     return f"{key}: {said}" + ("" if problem["type"] == "missing" else got)
 
 

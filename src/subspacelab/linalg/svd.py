@@ -141,7 +141,7 @@ def svd(
     a = w.T if wide else w
     left, s, right, used = _factors(a, rank or a.shape[1], method, place)
     u, v = (right, left) if wide else (left, right)
-    _fix_signs(u, v)
+    fix_signs(u, v)
     return SVD(u.contiguous(), s, v.T.contiguous(), used)
 
 
@@ -177,7 +177,7 @@ def _lapack(a: Float[Tensor, "m n"], rank: int, device: torch.device) -> tuple[T
     return u[:, :rank].float(), s[:rank].float(), vh[:rank].T.float()
 
 
-def _fix_signs(u: Float[Tensor, "m r"], v: Float[Tensor, "n r"]) -> None:
+def fix_signs(u: Float[Tensor, "m r"], v: Float[Tensor, "n r"]) -> None:
     """Flip columns of both in place so that the first entry of largest magnitude in each column of `u` is positive."""
     high, low = u.amax(dim=0), u.amin(dim=0)
     flip = -low > high

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,15 @@ import pandas as pd
 from subspacelab.rotation.chain import Chain
 from subspacelab.rotation.groups import Group
 from subspacelab.rotation.metrics import MIN_GAP
-from subspacelab.rotation.null_model import LINK_MEASURES, MEASURES, SUFFIXES, Null, false_alarm_rate, stands_out
+from subspacelab.rotation.null_model import (
+    ALL_SUFFIXES,
+    LINK_MEASURES,
+    MEASURES,
+    SUFFIXES_OF,
+    Null,
+    false_alarm_rate,
+    stands_out,
+)
 
 DESCRIPTION = ("weight", "module", "layer", "from", "to", "m", "n", "rank", "k", "identity_U", "identity_Vh")
 IDENTITIES = ("identity_U", "identity_Vh")
@@ -24,14 +32,14 @@ def number_columns(layers: pd.DataFrame) -> list[str]:
     return [column for column in layers.columns if column not in DESCRIPTION]
 
 
-def null_measures(layers: pd.DataFrame) -> list[str]:
+def null_measures(layers: pd.DataFrame, model: str = "gaussian") -> list[str]:
     """The measures of layers.csv that have a null model beside them."""
-    return [column for column in ALL_MEASURES if f"{column}_null_mean" in layers]
+    return [column for column in ALL_MEASURES if f"{column}_{SUFFIXES_OF[model][0]}" in layers]
 
 
 def metric_columns(layers: pd.DataFrame) -> list[str]:
     """The columns of layers.csv that are measures."""
-    nulls = {f"{column}_{suffix}" for column in ALL_MEASURES for suffix in SUFFIXES}
+    nulls = {f"{column}_{suffix}" for column in ALL_MEASURES for suffix in ALL_SUFFIXES}
     return [column for column in number_columns(layers) if column not in nulls]
 
 
@@ -44,32 +52,37 @@ def rotation_side(column: str) -> str | None:
 def describe(layers: pd.DataFrame) -> dict[str, Any]:
     """Mean, population deviation and count of each measure; the rotation's over the sides that are no identity.
 
-    Where there is a null model: `null_mean`, `null_std`, `ratio` and `z` of the mean of its `null_count` weights.
+    Where there is a null model: `null_mean`, `null_std`, `ratio` and `z` of the mean of its `null_count` weights; of
+    others than the Gaussian `spectrum_mean` and so on.
     """
     summary: dict[str, Any] = {"num_weights": len(layers)}
     summary |= {f"num_{column}": int(layers[column].sum()) for column in IDENTITIES if column in layers}
     for column in metric_columns(layers):
         side = rotation_side(column)
         summary[column] = _moments(layers[column] if side is None else layers.loc[~layers[f"identity_{side}"], column])
-    for column in null_measures(layers):
-        summary[column] |= _null_moments(layers, column)
+    for model in SUFFIXES_OF:
+        for column in null_measures(layers, model):
+            summary[column] |= _null_moments(layers, column, model)
     return summary
 
 
-def _null_moments(layers: pd.DataFrame, column: str) -> dict[str, float | int | None]:
+def _null_moments(layers: pd.DataFrame, column: str, model: str = "gaussian") -> dict[str, float | int | None]:
     """The mean of a measure against that of random updates, drawn independently for each of the n weights.
 
     The deviation of the mean of n such updates is sqrt(sum of the weights' variances) / n. As in each weight's z, the
     error of the null mean itself is left out: with N draws z is too large by a factor of up to sqrt(1 + 1 / N).
     """
-    rows = layers.dropna(subset=[column, f"{column}_null_mean"])
+    means, deviations, _ = (f"{column}_{suffix}" for suffix in SUFFIXES_OF[model])
+    keys = ["null_mean", "null_std", "ratio", "z", "null_count"]
+    keys = [key if model == "gaussian" else f"{model}_{key.removeprefix('null_')}" for key in keys]
+    rows = layers.dropna(subset=[column, means])
     if rows.empty:
-        return dict.fromkeys(("null_mean", "null_std", "ratio", "z"), None) | {"null_count": 0}
-    mean, expected = rows[column].mean(), rows[f"{column}_null_mean"].mean()
-    deviation = math.sqrt(rows[f"{column}_null_std"].pow(2).sum(skipna=False)) / len(rows)
+        return dict(zip(keys, (None, None, None, None, 0), strict=True))
+    mean, expected = rows[column].mean(), rows[means].mean()
+    deviation = math.sqrt(rows[deviations].pow(2).sum(skipna=False)) / len(rows)
     null = Null(expected, None if math.isnan(deviation) else deviation)
     ratio = mean / expected if expected else None
-    return {"null_mean": expected, "null_std": null.std, "ratio": ratio, "z": null.z(mean), "null_count": len(rows)}
+    return dict(zip(keys, (expected, null.std, ratio, null.z(mean), len(rows)), strict=True))
 
 
 def headline(layers: pd.DataFrame) -> dict[str, float]:
@@ -124,18 +137,32 @@ def _composition_errors(layers: pd.DataFrame, side: str) -> pd.DataFrame:
     return rows.rename(columns=lambda column: column.replace(f"rotation_mse_{side}", ERROR))
 
 
-def standing_out(layers: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every measure of every weight that differs from a random update's by the rule of `null_model.stands_out`."""
+def standing_out(layers: pd.DataFrame, others: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every measure of every weight that differs from a Gaussian update's by the rule of `null_model.stands_out`.
+
+    Of each of the `others`, further null models, `<model>_z`, and whether it stands out against that one too.
+    """
     found = []
     for column in null_measures(layers):
         for row in layers.dropna(subset=[column, f"{column}_null_std"]).to_dict("records"):
-            value, null = row[column], Null(row[f"{column}_null_mean"], row[f"{column}_null_std"])
-            if stands_out(column, value, null):
+            value, null = row[column], _null_of(row, column, "gaussian")
+            if null is not None and stands_out(column, value, null):
                 ratio = value / null.mean if null.mean else None
                 link = {end: row[end] for end in ("from", "to") if end in row}
                 entry = {"weight": row["weight"], "measure": column, "value": value, "ratio": ratio}
-                found.append(link | entry | {"z": null.z(value)})
+                found.append(link | entry | {"z": null.z(value)} | _against(row, column, others))
     return found
+
+
+def _null_of(row: Mapping[Hashable, Any], column: str, model: str) -> Null | None:
+    mean, deviation = (row.get(f"{column}_{suffix}") for suffix in SUFFIXES_OF[model][:2])
+    return None if mean is None or pd.isna(mean) else Null(mean, None if pd.isna(deviation) else deviation)
+
+
+def _against(row: Mapping[Hashable, Any], column: str, others: Sequence[str]) -> dict[str, Any]:
+    nulls = {model: null for model in others if (null := _null_of(row, column, model)) is not None}
+    found: dict[str, Any] = {f"{model}_z": null.z(row[column]) for model, null in nulls.items()}
+    return found | {f"{model}_stands_out": stands_out(column, row[column], null) for model, null in nulls.items()}
 
 
 def describe_identities(layers: pd.DataFrame) -> dict[str, Any]:

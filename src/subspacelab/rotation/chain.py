@@ -16,7 +16,8 @@ from subspacelab.core.errors import SettingError
 from subspacelab.core.files import expanded, seen_from
 from subspacelab.linalg.moments import chunk_rows
 from subspacelab.linalg.svd import SVD, svd
-from subspacelab.rotation.factors import INDEX, Decomposition, read_decomposition
+from subspacelab.rotation.factors import INDEX, Decomposition, FactorRecord, read_decomposition
+from subspacelab.rotation.leading import leading_svd
 from subspacelab.rotation.plan import Part, Selection, make_plan
 
 
@@ -91,11 +92,45 @@ class Weight:
     """A weight as its factors and, where they are complete, as a matrix."""
 
     svd: SVD
-    """U [m, r], S [r], Vh [r, n]."""
+    """U [m, r], S [r], Vh [r, n]; or the leading triples alone."""
     dense: Float[Tensor, "m n"] | None
-    """The stored entries; None where the factors keep only the leading triples."""
+    """The stored entries; None where the factors on disk keep only the leading triples."""
     exact: bool = False
     """Whether `dense` was read as it is stored, and not had back from the factors."""
+    spectrum: Float[Tensor, " r"] | None = None
+    """All singular values, where `svd` holds the leading triples of a weight whose entries are at hand."""
+    digest: str = ""
+    """What tells whether it is still what it was (`Chain.digests`)."""
+
+    @classmethod
+    def of(
+        cls,
+        w: Float[Tensor, "m n"],
+        keep: int | None = None,
+        *,
+        exact: bool = False,
+        entries: bool = True,
+        digest: str = "",
+    ) -> "Weight":
+        """A matrix decomposed: its `keep` leading triples where they cost less than all, else, or for None, all.
+
+        `entries`: keep them too.
+        """
+        dense = w if entries else None
+        found = None if keep is None else leading_svd(w, keep)
+        if found is None:
+            return cls(svd(w), dense, exact, None, digest)
+        return cls(found.svd, dense, exact, found.spectrum, digest)
+
+    @property
+    def S(self) -> Float[Tensor, " r"]:
+        """The singular values, descending: all that are known."""
+        return self.svd.S if self.spectrum is None else self.spectrum
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only the leading triples were computed, though all could be."""
+        return self.spectrum is not None
 
     @cached_property
     def noise(self) -> Float[Tensor, "m n"]:
@@ -223,43 +258,59 @@ class Chain:
         """The types that a weight is stored in, as safetensors names them."""
         return tuple(checkpoint.weights[name].storage_dtype for checkpoint in self.checkpoints)
 
-    def walk(self, name: str, device: torch.device) -> Iterator[Weight]:
+    def digests(self, name: str) -> list[str]:
+        """What tells whether a weight, in each checkpoint, is still what it was: of its entries, or of its factors."""
+        return [
+            checkpoint.read(name)[1] if isinstance(checkpoint, Streamed) else _digest_of(checkpoint.weights[name])
+            for checkpoint in self.checkpoints
+        ]
+
+    def walk(self, name: str, device: torch.device, keep: int | None = None) -> Iterator[Weight]:
         """One weight of each checkpoint in turn, with its entries where the factors are complete.
 
-        Neighbours that store the same bytes are one object, so that what did not move is exactly equal.
+        `keep` leading triples are enough of what is decomposed as it is read (None: all are needed). Neighbours that
+        store the same bytes are one object, so that what did not move is exactly equal.
         """
         known: dict[str, Weight] = {}
         for checkpoint in self.checkpoints:
-            digest, weight = _read_weight(checkpoint, name, device, known)
+            digest, weight = _read_weight(checkpoint, name, device, known, keep)
             known = {digest: weight}
             yield weight
+            del weight  # so that whoever asks for the next one decides what is held meanwhile
 
-    def read(self, name: str, device: torch.device) -> tuple[Weight, ...]:
+    def read(self, name: str, device: torch.device, keep: int | None = None) -> tuple[Weight, ...]:
         """One weight of all checkpoints at once; any that store the same bytes are one object."""
         known: dict[str, Weight] = {}
         weights = []
         for checkpoint in self.checkpoints:
-            digest, weight = _read_weight(checkpoint, name, device, known)
+            digest, weight = _read_weight(checkpoint, name, device, known, keep)
             known[digest] = weight
             weights.append(weight)
         return tuple(weights)
 
 
+def _digest_of(record: FactorRecord) -> str:
+    """Of the entries and, as the method decides their last bits, of the factors."""
+    return " ".join([record.source_digest, *(record.factor_digests or {}).values()])
+
+
 def _read_weight(
-    checkpoint: Decomposition | Streamed, name: str, device: torch.device, known: Mapping[str, Weight]
+    checkpoint: Decomposition | Streamed,
+    name: str,
+    device: torch.device,
+    known: Mapping[str, Weight],
+    keep: int | None,
 ) -> tuple[str, Weight]:
     """Digest of the stored entries, and the weight: the known one of that digest, if there is one."""
     if isinstance(checkpoint, Streamed):
         w, digest = checkpoint.read(name)
-        w = w.to(device)
-        return digest, known.get(digest) or Weight(svd(w), w, exact=True)
+        return digest, known.get(digest) or Weight.of(w.to(device), keep, exact=True, digest=digest)
     record = checkpoint.weights[name]
     if record.source_digest in known:
         return record.source_digest, known[record.source_digest]
     factors = to_device(checkpoint.read(name), device)
-    return record.source_digest, Weight(
-        factors, recover_entries(factors, record.storage_dtype) if record.is_full else None
-    )
+    dense = recover_entries(factors, record.storage_dtype) if record.is_full else None
+    return record.source_digest, Weight(factors, dense, digest=_digest_of(record))
 
 
 def _labels(checkpoints: tuple[Decomposition | Streamed, ...]) -> tuple[str, ...]:

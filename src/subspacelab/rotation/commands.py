@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -94,8 +94,15 @@ def compare(
 
     Writes layers.csv, modules.csv, curves.csv, metrics.json and pictures; of
     A B [C ...] also links.csv (a row per weight and link) and the spectra.
+    A comparison that was stopped continues: its rows are kept in
+    OUTPUT_DIR/unfinished. Several processes share the weights:
+    accelerate launch -m subspacelab rotation compare ...
     """
-    from subspacelab.core.ownership import report_folder, require_apart
+    from contextlib import ExitStack, suppress
+
+    from subspacelab.core.callbacks import no_progress
+    from subspacelab.core.devices import choose_device, processes
+    from subspacelab.core.ownership import MANIFEST, report_folder, require_apart, sole_writer
     from subspacelab.plotting.terminal import progress_bar
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, compare_chain
@@ -104,7 +111,8 @@ def compare(
     from subspacelab.rotation.groups import make_groups
     from subspacelab.rotation.logging import track_comparison
     from subspacelab.rotation.measuring import Settings
-    from subspacelab.rotation.plots import PICTURES, draw_pictures
+    from subspacelab.rotation.plots import draw_pictures, pictures_of
+    from subspacelab.rotation.unfinished import UNFINISHED, KeptRows
     from subspacelab.tracking import open_run
 
     modules = parse_modules(module or [])
@@ -114,21 +122,36 @@ def compare(
     chain = open_chain(*places, include=settings.include, exclude=settings.exclude)
     require_apart(output_dir, [c.folder for c in chain.checkpoints if c.folder is not None])
     make_groups(chain.names, modules)  # that each pattern means something
-    selection = {name: regex for name in ("include", "exclude") if (regex := getattr(settings, name)) is not None}
-    made_by = {"rank": settings.k, "modules": modules, "seed": seed, "null": settings.null_draws} | selection
-    inputs = {"base": base, "stage1": stage1, "stage2": stage2} if folders else {"checkpoints": checkpoints}
-    files = (*TABLES, *PICTURES) if folders else (*TABLES, *PICTURES, LINKS, SPECTRA)
-    with (
-        report_folder(output_dir, "rotation compare", made_by | chain.places(output_dir), files) as folder,
-        open_run("rotation", "compare", params=inputs | made_by, enabled=track) as tracker,
-    ):
-        how = Settings(settings.k, seed, settings.null_draws, settings.device)
-        result = compare_chain(chain, how, modules=modules, progress=progress_bar)
-        result.save(folder, details=False)
-        if not folders:
-            result.save_links(folder)
-        track_comparison(result, folder, draw_pictures(folder, result), tracker)
-    print_comparison(result)
+    how = Settings(settings.k, seed, settings.null_draws, settings.device, tuple(settings.null_models or ()))
+    group = processes(cpu=choose_device(settings.device).type == "cpu")
+    made_by: dict[str, Any] = {"rank": settings.k, "modules": modules, "seed": seed, "null": settings.null_draws}
+    given = {name: getattr(settings, name) for name in ("include", "exclude", "null_models")}
+    made_by |= {name: value for name, value in given.items() if value is not None}
+    inputs = {"base": base, "stage1": stage1, "stage2": stage2, "checkpoints": checkpoints}
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    pictures = pictures_of(len(chain.checkpoints))
+    files = (*TABLES, *pictures) if folders else (*TABLES, *pictures, LINKS, SPECTRA)
+    kept = KeptRows(output_dir / UNFINISHED, how.for_chain(chain).job | {"checkpoints": chain.labels})
+    with ExitStack() as stack:
+        folder = None
+        if group.is_main:
+            job = made_by | chain.places(output_dir)
+            folder = stack.enter_context(report_folder(output_dir, "rotation compare", job, files))
+            kept.read()  # what is there is ours
+            kept.clean()
+        group.wait()  # nobody writes before that is known
+        tracker = stack.enter_context(open_run("rotation", "compare", params=inputs | made_by, enabled=track))
+        progress = progress_bar if group.is_main else no_progress
+        result = compare_chain(chain, how, modules=modules, progress=progress, kept=kept, group=group)
+        if folder is not None:
+            result.save(folder, details=False)
+            if not folders:
+                result.save_links(folder)
+            track_comparison(result, folder, draw_pictures(folder, result), tracker)
+    if group.is_main:
+        with suppress(ValueError), sole_writer(output_dir / MANIFEST):  # of another comparison by now, or not ours
+            kept.remove()
+        print_comparison(result)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from subspacelab.checkpoints import read_tensors, write_tensors
 from subspacelab.core.callbacks import Progress, no_progress
-from subspacelab.core.errors import SettingError
+from subspacelab.core.devices import Processes
 from subspacelab.core.files import read_json, write_csv, write_json
 from subspacelab.rotation.aggregate import (
     curve_table,
@@ -28,7 +28,8 @@ from subspacelab.rotation.aggregate import (
 )
 from subspacelab.rotation.chain import Chain, Place, open_chain
 from subspacelab.rotation.groups import Group, make_groups
-from subspacelab.rotation.measuring import ENDS, Settings, links_of, measure_chain, typed
+from subspacelab.rotation.measuring import ENDS, Draws, Settings, links_of, measure_chain, typed
+from subspacelab.rotation.unfinished import KeptRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,7 +158,8 @@ def compare(
     include: str | None = None,
     exclude: str | None = None,
     seed: int = 42,
-    null_draws: int = 3,
+    null_draws: Draws = 3,
+    null_models: Sequence[str] | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Comparison:
@@ -167,8 +169,10 @@ def compare(
     read, decomposed and measured one at a time; no factors are written. `k` leading directions are compared, or all a
     weight has if fewer (None: min(rank, 64)). `modules` adds groups, label to comma-separated names or patterns.
     `include` and `exclude` are regular expressions of the tensors' keys. `null_draws` random updates of each weight and
-    pair make the null model (0: none). The columns are those of `rotation.metrics.Change` (angles in degrees), each
-    with its null model (`rotation.null_model`); of three checkpoints also whether the rotations compose.
+    pair make a null model (0: none; "auto": 3, of large checkpoints 1). `null_models` adds to the Gaussian one
+    "spectrum" (the update's singular values in random frames) and "permuted" (its entries shuffled). The columns are
+    those of `rotation.metrics.Change` (angles in degrees), each with its null models (`rotation.null_model`); of three
+    checkpoints also whether the rotations compose.
 
     >>> found = compare("org/base", "org/tuned", include="q_proj")
     >>> found.layers.sort_values("principal_energy_z")[["weight", "principal_energy"]]
@@ -177,31 +181,41 @@ def compare(
     finite, a pattern that means nothing, settings out of range.
     """
     chain = open_chain(*checkpoints, include=include, exclude=exclude)
-    settings = Settings(k, seed, null_draws, device)
+    settings = Settings(k, seed, null_draws, device, tuple(null_models or ()))
     return compare_chain(chain, settings, modules=modules, progress=progress)
 
 
 def compare_chain(
-    chain: Chain, settings: Settings, *, modules: Mapping[str, str] | None = None, progress: Progress = no_progress
+    chain: Chain,
+    settings: Settings,
+    *,
+    modules: Mapping[str, str] | None = None,
+    progress: Progress = no_progress,
+    kept: KeptRows | None = None,
+    group: Processes | None = None,
 ) -> Comparison:
-    """`compare` of checkpoints that are open."""
-    if settings.k is not None and settings.k < 1:
-        raise SettingError(f"k={settings.k}: at least 1 leading direction")
-    if settings.null_draws < 0:
-        raise SettingError(f"null_draws={settings.null_draws}: 0 or more")
+    """`compare` of checkpoints that are open; `kept` and `group` as in `measuring.measure_chain`."""
+    settings = settings.for_chain(chain)
     groups = make_groups(chain.names, modules)
-    measured = measure_chain(chain, groups, settings, progress)
+    measured = measure_chain(chain, groups, settings, progress, kept, group)
     layers = measured.layers
     metrics: dict[str, Any] = {
         "unmatched": [{"weight": name, "reason": reason} for name, reason in chain.unmatched.items()],
-        "notes": note_limits(layers, chain, settings.null_draws),
-        "null": {"model": "gaussian", "draws": settings.null_draws, "standing_out": standing_out(layers)},
+        "notes": note_limits(layers, chain, int(settings.null_draws)),
+        "null": _null(layers, settings),
         "k": settings.k,
         "seed": settings.seed,
     }
     summarise = _summarise_three if len(chain.checkpoints) == 3 else _summarise_links
     found, modules_table, curves = summarise(layers, groups, chain)
     return Comparison(layers, typed(modules_table), typed(curves), metrics | found, tuple(groups), measured.spectra)
+
+
+def _null(layers: pd.DataFrame, settings: Settings) -> dict[str, Any]:
+    """The null model, further ones where there are any, and what stands out."""
+    others = list(settings.models[1:]) if settings.null_draws else []
+    found = {"model": "gaussian", "draws": settings.null_draws} | ({"further_models": others} if others else {})
+    return found | {"standing_out": standing_out(layers, others)}
 
 
 def _summarise_three(

@@ -7,6 +7,7 @@ from subspacelab.core.settings import Count, Flag, Natural, settings
 
 Method = Literal["auto", "gram", "lapack"]
 Format = Literal["float32", "float16", "bfloat16"]
+NullModel = Literal["spectrum", "permuted"]
 
 
 @settings
@@ -35,10 +36,14 @@ class CompareRotationsConfig:
     """Leading directions of the principal angles; the smaller of the rank and 64 by default."""
     modules: dict[str, str] = field(default_factory=dict)
     """Further groups: label to comma-separated weights, `{}` for any layer; the default groups come by themselves."""
-    null_draws: Annotated[Natural, Flag("--null")] = 3
-    """Random updates of equal norm drawn per weight and pair, the null model; 0: none. Each costs three decompositions.
-    From 3, |z| > 3 comes by chance in 12 % of the columns and |z| > 5 in 4.9 %; from 10 in 1.9 % and 0.1 %; from 20 in
-    0.9 % and 0.01 %; of angles and composition errors, which are skewed, |z| > 5 in 1 to 2 % even from 10."""
+    null_draws: Annotated[Natural | Literal["auto"], Flag("--null")] = 3
+    """Random updates of equal norm drawn per weight, pair and null model, a decomposition each; 0: none; auto: 3, or 1
+    where they take more than 50,000 GFLOP. From 3, |z| > 3 comes by chance in 12 % of the columns and |z| > 5 in 4.9 %;
+    from 10 in 1.9 % and 0.1 %; from 20 in 0.9 % and 0.01 %; of angles and composition errors, which are skewed, |z| > 5
+    in 1 to 2 % even from 10."""
+    null_models: Annotated[list[NullModel] | None, Flag("--null-model")] = None
+    """What is drawn beside Gaussian updates, at the same cost each: spectrum (the update's singular values in random
+    frames), permuted (its entries shuffled, so that it is as sparse). Repeatable."""
     include: str | None = None
     """Only weights whose name this regular expression finds."""
     exclude: str | None = None

@@ -1,10 +1,11 @@
 """Every weight of a chain read, decomposed and measured, one after the other: the rows of layers.csv and links.csv."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -12,13 +13,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.core.callbacks import Progress, no_progress
-from subspacelab.core.devices import choose_device, float64_place
+from subspacelab.core.devices import Processes, choose_device, float64_place, split_by_cost
+from subspacelab.core.errors import SettingError
+from subspacelab.linalg.svd import svd
 from subspacelab.rotation.aggregate import number_columns
-from subspacelab.rotation.chain import Chain
+from subspacelab.rotation.chain import ROLES, Chain, Weight
 from subspacelab.rotation.groups import Group, layer_index
-from subspacelab.rotation.metrics import CHANGE_FIELDS, Value, measure_link, measure_start, measure_weight, pair_column
-from subspacelab.rotation.null_model import LINK_MEASURES, SUFFIXES, link_null, null_columns, null_generators, with_null
+from subspacelab.rotation.leading import LOOKED_AT, SMALLEST
+from subspacelab.rotation.metrics import (
+    CHANGE_FIELDS,
+    Value,
+    leading_directions,
+    measure_link,
+    measure_start,
+    measure_weight,
+    pair_column,
+)
+from subspacelab.rotation.null_model import (
+    ALL_SUFFIXES,
+    LINK_MEASURES,
+    SUFFIXES_OF,
+    has_null,
+    link_null,
+    null_columns,
+    null_generators,
+    with_null,
+)
 from subspacelab.rotation.plan import gflop
+from subspacelab.rotation.random_updates import MODELS, Model
+from subspacelab.rotation.unfinished import Kept, KeptRows, still_holds
 
 ENDS = ["from", "to"]
 """The columns that say which link a row is of."""
@@ -28,9 +51,17 @@ COMMON = ["gap_k", *(f"floor_{field}" for field in CHANGE_FIELDS)]
 MEASURED = [
     column
     for field in CHANGE_FIELDS
-    for column in (field, *(f"{field}_{suffix}" for suffix in SUFFIXES if field in LINK_MEASURES))
+    for column in (
+        field,
+        *(
+            f"{field}_{suffix}"
+            for model in MODELS
+            if field in LINK_MEASURES and has_null(model, field)
+            for suffix in SUFFIXES_OF[model]
+        ),
+    )
 ]
-"""What is measured of a link, with its null model."""
+"""What is measured of a link, with all its null models."""
 
 
 def link_pairs(num_checkpoints: int) -> list[str]:
@@ -42,7 +73,7 @@ def wide_column(column: str, pair: str) -> str:
     """The column of a pair in a wide table: `nss_z` is `nss_01_z`, `angle_mean_U` is `angle_mean_01_U`."""
     if column not in MEASURED:
         return column
-    suffix = next((f"_{suffix}" for suffix in SUFFIXES if column.endswith(f"_{suffix}")), "")
+    suffix = next((f"_{suffix}" for suffix in ALL_SUFFIXES if column.endswith(f"_{suffix}")), "")
     return pair_column(column.removesuffix(suffix), pair) + suffix
 
 
@@ -69,7 +100,12 @@ def wide_of(links: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 LONG = 1000.0
-"""GFLOP of null models beyond which their cost is said first: about a minute on 2 cores."""
+"""GFLOP of null models beyond which fewer draws are proposed: about a minute on 2 cores."""
+TOLD = 100.0
+"""GFLOP beyond which the cost is said before the start."""
+AFFORDABLE = 50_000.0
+"""GFLOP up to which `auto` takes 3 draws: about half an hour on 2 cores."""
+Draws = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -80,10 +116,39 @@ class Settings:
     """Leading directions; None: the smaller of the rank and 64."""
     seed: int = 42
     """Of every random draw."""
-    null_draws: int = 0
-    """Random updates per weight and pair."""
+    null_draws: Draws = 0
+    """Random updates per weight, pair and null model; auto: 3, or 1 where they cost over `AFFORDABLE`."""
     device: str = "auto"
     """Where to compute."""
+    null_models: tuple[str, ...] = ()
+    """Those of `random_updates.MODELS` that are drawn beside the Gaussian."""
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.k < 1:
+            raise SettingError(f"k={self.k}: at least 1 leading direction")
+        if self.null_draws != "auto" and self.null_draws < 0:
+            raise SettingError(f"null_draws={self.null_draws}: 0 or more, or auto")
+        for model in self.null_models:
+            if model not in MODELS:
+                raise SettingError(f"null_models: no model {model!r}; there are {', '.join(MODELS[1:])}")
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The null models, each once; the summaries speak of the Gaussian, which is always there."""
+        return tuple(model for model in MODELS if model == "gaussian" or model in self.null_models)
+
+    def for_chain(self, chain: Chain) -> "Settings":
+        """The same with a number of draws."""
+        if self.null_draws != "auto":
+            return self
+        three = replace(self, null_draws=3)
+        cost = sum(weight_gflop(chain, name, three) for name in chain.names)
+        return three if cost <= AFFORDABLE else replace(self, null_draws=1)
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What decides the rows of a weight, beside its entries."""
+        return {key: value for key, value in asdict(self).items() if key != "device"}
 
 
 @dataclass(frozen=True)
@@ -97,25 +162,44 @@ class Measured:
 
 
 def measure_chain(
-    chain: Chain, groups: Sequence[Group], settings: Settings, progress: Progress = no_progress
+    chain: Chain,
+    groups: Sequence[Group],
+    settings: Settings,
+    progress: Progress = no_progress,
+    kept: KeptRows | None = None,
+    group: Processes | None = None,
 ) -> Measured:
-    """Measures every weight that the checkpoints of a chain share; of more than three, or two, link by link."""
+    """Measures every weight that the checkpoints of a chain share; of more than three, or two, link by link.
+
+    In `kept` the rows of each weight are written as they are finished; what is there and still holds is not measured
+    again. By it the processes of `group` share the weights; each comes back with all of them.
+    """
+    settings, group = settings.for_chain(chain), (group if kept else None) or Processes()
     target = float64_place(choose_device(settings.device))
-    labels = {name: group.label for group in reversed(groups) for name in group.members}
-    measure = _chain_of_three if len(chain.checkpoints) == 3 else _links
-    rows: list[dict[str, Value]] = []
-    spectra: dict[str, Tensor] = {}
-    costs = {name: _gflop(chain, name, settings.null_draws) for name in chain.names}
+    costs = {name: weight_gflop(chain, name, settings) for name in chain.names}
+    found = kept.read() if kept else {}
+    group.wait()  # all have seen the same before anything changes
+    names = [chain.names[i] for i in split_by_cost(list(costs.values()), group.count)[group.rank]]
+    total = sum(costs[name] for name in names)
     if progress is not no_progress:
-        say_cost(sum(costs.values()), sum(costs.values()) - sum(_gflop(chain, name, 0) for name in chain.names))
-    with progress("compare", sum(costs.values()), "GFLOP") as advance:
-        for name in chain.names:
-            head: dict[str, Value] = {"weight": name, "module": labels.get(name, ""), "layer": layer_index(name)}
-            found: list[Tensor] = []
-            rows += [head | row for row in measure(chain, name, settings, target, found)]
-            spectra[name] = torch.stack(found)
+        without = sum(weight_gflop(chain, name, replace(settings, null_draws=0)) for name in names)
+        say_cost(total, total - without, target)
+    with progress("compare", total, "GFLOP") as advance:
+        for name in sorted(names):
+            if not (name in found and still_holds(found[name], chain.digests(name))):
+                found[name] = measure_rows(chain, name, settings, target)
+                if kept:
+                    kept.keep(name, found[name])
             advance(costs[name])
-    return Measured(typed(pd.DataFrame(rows)), spectra)
+    group.wait()
+    if kept and group.count > 1:
+        found = kept.read()
+    labels = {name: member.label for member in reversed(groups) for name in member.members}
+    rows: list[dict[str, Value]] = []
+    for name in chain.names:
+        head: dict[str, Value] = {"weight": name, "module": labels.get(name, ""), "layer": layer_index(name)}
+        rows += [head | row for row in found[name].rows]
+    return Measured(typed(pd.DataFrame(rows)), {name: found[name].spectra for name in chain.names})
 
 
 def typed(layers: pd.DataFrame) -> pd.DataFrame:
@@ -125,49 +209,113 @@ def typed(layers: pd.DataFrame) -> pd.DataFrame:
     return layers.astype({column: kind for column, kind in kinds.items() if column in layers})
 
 
-def say_cost(total: float, of_draws: float) -> None:
-    """One line where the null models, of `total` GFLOP, take long: for who is shown the progress."""
+def say_cost(total: float, of_draws: float, device: torch.device | None = None) -> None:
+    """One line with the cost of what takes long, at the rate of a trial here: for who is shown the progress."""
+    if total <= TOLD:
+        return
+    rate = _measured_rate(device or torch.device("cpu"))
+    minutes = total / rate / 60
+    said = f"note: {total:,.0f} GFLOP, about {minutes:.2g} minutes at the {rate:.3g} GFLOP/s of a trial"
+    if of_draws > 0:
+        said += f"; {of_draws:,.0f} of them are the null models"
     if of_draws > LONG:
-        print(
-            f"note: the null model is {of_draws:,.0f} GFLOP of {total:,.0f}; fewer draws (--null 1) or none "
-            "(--null 0) are quicker",
-            file=sys.stderr,
-        )
+        said += ": fewer draws (--null 1) or none (--null 0) are quicker"
+    print(said, file=sys.stderr)
 
 
-def _gflop(chain: Chain, name: str, null_draws: int) -> float:
-    """Cost of a weight: decompositions for the floor, for what is streamed, and of draws where the entries are had."""
-    pairs = 3 if len(chain.checkpoints) == 3 else len(chain.checkpoints) - 1
-    return gflop(chain.shape(name)) * (1 + chain.num_streamed + pairs * null_draws * chain.is_full(name))
+def _measured_rate(device: torch.device) -> float:
+    """GFLOP per second of a decomposition of 512 x 512, the second of two: a fraction of a second."""
+    w = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).to(device)
+    for _ in range(2):
+        start = time.perf_counter()
+        svd(w).S.cpu()
+        seconds = time.perf_counter() - start
+    return gflop((512, 512)) / seconds
+
+
+def weight_gflop(chain: Chain, name: str, settings: Settings) -> float:
+    """Cost of a weight: decompositions for bf16 noise, for what is streamed, and of draws where the entries are had."""
+    assert settings.null_draws != "auto"
+    pairs = 3 if len(chain.checkpoints) == len(ROLES) else len(chain.checkpoints) - 1
+    draws = pairs * settings.null_draws * len(settings.models) * chain.is_full(name)
+    shape = chain.shape(name)
+    streamed = gflop(shape)
+    if (keep := leading_needed(chain, name, settings.k)) is not None and 4 * keep <= min(shape) >= SMALLEST:
+        streamed = _leading_gflop(shape)
+    # As bf16 noise and draws begin where the first checkpoint is, they need of it what is there.
+    others = gflop(shape) if chain.num_streamed == 0 else streamed
+    return chain.num_streamed * streamed + (1 + draws) * others
+
+
+def _leading_gflop(shape: tuple[int, int]) -> float:
+    """The same as `plan.gflop` of the leading triples and all singular values (measured: a third at 2048 x 2048)."""
+    short, long = min(shape), max(shape)
+    return (2 * long * short**2 + 4 * short**3) / 1e9
+
+
+def leading_needed(chain: Chain, name: str, k: int | None) -> int | None:
+    """How many leading triples of a weight its rows need; None for all.
+
+    Whether rotations compose asks for all of three checkpoints, but not of a square weight, where they always do.
+    """
+    m, n = chain.shape(name)
+    if len(chain.checkpoints) == len(ROLES) and m != n:
+        return None
+    return max(leading_directions(k, min(m, n)), LOOKED_AT)
+
+
+Seen = tuple[str, Tensor]
+"""Digest and singular values of a weight in one checkpoint."""
+
+
+def measure_rows(chain: Chain, name: str, settings: Settings, device: torch.device) -> Kept:
+    """The rows of one weight, its singular values, and what it was."""
+    seen: list[Seen] = []
+    measure = _chain_of_three if len(chain.checkpoints) == len(ROLES) else _links
+    rows = list(measure(chain, name, settings, device, seen))
+    digests, spectra = zip(*seen, strict=True)
+    return Kept(list(digests), rows, torch.stack(spectra))
+
+
+def _see(weight: Weight) -> Seen:
+    return weight.digest, weight.S.cpu()
 
 
 def _chain_of_three(
-    chain: Chain, name: str, settings: Settings, device: torch.device, spectra: list[Tensor]
+    chain: Chain, name: str, settings: Settings, device: torch.device, seen: list[Seen]
 ) -> Iterator[dict[str, Value]]:
-    base, stage1, stage2 = weights = chain.read(name, device)
-    spectra += [weight.svd.S.cpu() for weight in weights]
+    base, stage1, stage2 = weights = chain.read(name, device, leading_needed(chain, name, settings.k))
+    seen += map(_see, weights)
     row = measure_weight(name, (base, stage1, stage2), k=settings.k, seed=settings.seed)
-    if settings.null_draws:
-        nulls = null_columns(name, (base, stage1, stage2), row, seed=settings.seed, draws=settings.null_draws)
-        row = with_null(row, nulls)
+    draws = settings.null_draws
+    if draws:
+        assert draws != "auto"
+        nulls = {
+            model: null_columns(name, (base, stage1, stage2), row, seed=settings.seed, draws=draws, model=model)
+            for model in settings.models
+        }
+        row = with_null(row, nulls.pop("gaussian"), others=nulls)
     yield row
 
 
 def _links(
-    chain: Chain, name: str, settings: Settings, device: torch.device, spectra: list[Tensor]
+    chain: Chain, name: str, settings: Settings, device: torch.device, seen: list[Seen]
 ) -> Iterator[dict[str, Value]]:
     """A row per link, with two of the checkpoints in memory at a time."""
-    walk = chain.walk(name, device)
+    walk = chain.walk(name, device, leading_needed(chain, name, settings.k))
     a = next(walk)
-    spectra.append(a.svd.S.cpu())
+    seen.append(_see(a))
     start = measure_start(name, a, k=settings.k, seed=settings.seed)
     sizes = {column: start[column] for column in HEAD if column in start}
     common = {column: value for column, value in start.items() if column not in sizes}
-    generators = null_generators(settings.seed, name, settings.null_draws)
+    draws = settings.null_draws
+    assert draws != "auto"
+    generators = {model: null_generators(settings.seed, name, draws, model) for model in settings.models}
     for ends, b in zip(pairwise(chain.labels), walk, strict=True):
-        spectra.append(b.svd.S.cpu())
+        seen.append(_see(b))
         link = measure_link(a, b, start)
-        if generators:
-            link = with_null(link, link_null(a, start, link, generators), LINK_MEASURES)
+        if draws:
+            nulls = {model: link_null(a, b, start, link, of, model) for model, of in generators.items()}
+            link = with_null(link, nulls.pop("gaussian"), LINK_MEASURES, nulls)
         yield dict(zip(ENDS, ends, strict=True)) | sizes | link | common
         a = b

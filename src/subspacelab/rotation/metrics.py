@@ -4,16 +4,18 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.linalg.moments import chunk_rows
-from subspacelab.linalg.subspaces import composition_error, principal_angles, random_orthonormal
-from subspacelab.linalg.svd import normalised_spectral_shift, spectral_gap, stable_rank, svd
+from subspacelab.linalg.subspaces import composition_error, principal_angles, random_orthonormal, rotation
+from subspacelab.linalg.svd import normalised_spectral_shift, spectral_gap
 from subspacelab.linalg.updates import intruder_dimensions, principal_energy, update_cosine
 from subspacelab.rotation.chain import Weight, subtract
+from subspacelab.rotation.leading import LOOKED_AT, overlaps, stable_rank_of
 
 
 @dataclass(frozen=True)
@@ -76,40 +78,74 @@ class Change:
     update_stable_rank: float | None
     """||D||_F^2 / ||D||_2^2 of D = W_b - W_a; 0 without an update."""
     unchanged: float | None
-    """Share of entries stored unchanged, as far as the factors tell (see `weights.subtract`)."""
+    """Share of entries stored unchanged, by their bits; as far as factors on disk tell (`chain.subtract`)."""
     principal_energy: float | None
     """Share of ||D||_F^2 inside the leading-k frame of a, over that of a random update; 0 without an update."""
 
 
 def measure_change(a: Weight, b: Weight, k: int) -> Change:
     """Measures b against a, angles and principal frame by the leading `k` directions."""
+    return Change(**measure_turn(a, b, k), **_measure_update(a, b, k))
+
+
+def measure_turn(a: Weight, b: Weight, k: int) -> dict[str, Any]:
+    """The fields of `Change` that the singular directions and values alone decide."""
     left = principal_angles(a.svd.U[:, :k], b.svd.U[:, :k]).rad2deg()
     right = principal_angles(a.V[:, :k], b.V[:, :k]).rad2deg()
     left_mean, right_mean = left.mean().item(), right.mean().item()
-    return Change(
-        angle_mean=(left_mean + right_mean) / 2,
-        angle_mean_U=left_mean,
-        angle_mean_Vh=right_mean,
-        angle_max=max(left.max().item(), right.max().item()),
-        angle_max_U=left.max().item(),
-        angle_max_Vh=right.max().item(),
-        nss=normalised_spectral_shift(a.svd.S, b.svd.S),
-        intruders=intruder_dimensions(a.svd.U, b.svd.U),
-        **_measure_update(a, b, k),
-    )
+    return {
+        "angle_mean": (left_mean + right_mean) / 2,
+        "angle_mean_U": left_mean,
+        "angle_mean_Vh": right_mean,
+        "angle_max": max(left.max().item(), right.max().item()),
+        "angle_max_U": left.max().item(),
+        "angle_max_Vh": right.max().item(),
+        "nss": normalised_spectral_shift(a.S, b.S),
+        "intruders": count_intruders(a, b),
+    }
 
 
-def _measure_update(a: Weight, b: Weight, k: int) -> dict[str, float | None]:
+def count_intruders(a: Weight, b: Weight) -> int:
+    """`intruder_dimensions` of b's leading directions, where of `a` only the leading ones may be known.
+
+    A direction that none of the known ones of `a` is near has been seen only up to the square of its length outside
+    their span. Where that is below eps^2 no other direction of `a` can be near it; else all of them are looked at.
+    """
+    if not a.is_partial:
+        return intruder_dimensions(a.svd.U, b.svd.U)
+    leading = b.svd.U[:, :LOOKED_AT]
+    seen = rotation(a.svd.U, leading)
+    far = seen.abs().amax(dim=0) < NEAR
+    if bool((far & (1 - seen.square().sum(dim=0) >= NEAR**2)).any()):
+        assert a.dense is not None
+        far = overlaps(a.dense, leading).abs().amax(dim=0) < NEAR
+    return int(far.sum())
+
+
+def _measure_update(a: Weight, b: Weight, k: int) -> dict[str, Any]:
     if a.dense is None or b.dense is None:
         return dict.fromkeys(("update_norm", "update_stable_rank", "unchanged", "principal_energy"))
     update = subtract(b, a)
-    size = torch.linalg.vector_norm(a.svd.S.double()).item()  # ||W_a||_F, from its singular values
+    size = torch.linalg.vector_norm(a.S.double()).item()  # ||W_a||_F, from its singular values
     return {
         "update_norm": torch.linalg.vector_norm(update, dtype=torch.float64).item() / (size or math.nan),
-        "update_stable_rank": stable_rank(update),
-        "unchanged": 1 - int(update.count_nonzero()) / update.numel(),
+        "update_stable_rank": stable_rank_of(update),
+        "unchanged": unchanged_share(a, b, update),
         "principal_energy": principal_energy(update, a.svd.U[:, :k], a.V[:, :k]),
     }
+
+
+def unchanged_share(a: Weight, b: Weight, update: Float[Tensor, "m n"]) -> float:
+    """Share of entries of one stored value: of the same bits, or of two types equal numbers; had back, no update."""
+    if a.dense is None or b.dense is None or not (a.exact and b.exact):
+        return 1 - int(update.count_nonzero()) / update.numel()
+    x, y = a.dense, b.dense
+    if x.dtype == y.dtype:
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+        return int((x.view(bits) == y.view(bits)).count_nonzero()) / x.numel()
+    rows = chunk_rows(x)
+    pairs = zip(x.split(rows), y.split(rows), strict=True)
+    return sum(int((p.double() == q.double()).count_nonzero()) for p, q in pairs) / x.numel()
 
 
 def measure_course(w0: Weight, w1: Weight, w2: Weight) -> float | None:
@@ -159,6 +195,7 @@ PAIRS = {"01": (0, 1), "12": (1, 2), "02": (0, 2)}
 SIDES = ("U", "Vh")
 CHANGE_FIELDS = tuple(Change.__dataclass_fields__)
 LARGEST_DEFAULT_K = 64
+NEAR = 0.5  # |cosine| from which a direction of the base counts as near (2410.21228)
 MIN_GAP = 1.05  # below, any small update turns some of the leading k directions far: the largest angle tells nothing
 
 
@@ -182,32 +219,46 @@ def measure_weight(name: str, chain: tuple[Weight, Weight, Weight], *, k: int | 
     `k` leading directions are compared, or all there are if fewer (None: 64). Where the gap s_k / s_(k+1) of the base
     is below 1.05, `angle_max_*` is None.
     """
-    base = chain[0].svd
-    (m, r), n = base.U.shape, base.Vh.shape[1]
-    k = min(k or LARGEST_DEFAULT_K, r)
-    row: dict[str, Value] = {"m": m, "n": n, "rank": r, "k": k}
+    row, gap = _sizes(chain[0], k)
+    k = int(row["k"] or 0)
     row |= _rotation_columns(name, chain, seed)
     changes = {pair: asdict(measure_change(chain[a], chain[b], k)) for pair, (a, b) in PAIRS.items()}
     row |= {pair_column(field, pair): changes[pair][field] for field in CHANGE_FIELDS for pair in PAIRS}
-    gap = spectral_gap(base.S, k)
     row |= {"gap_k": gap, "cosine_01_12": measure_course(*chain)}
     row |= _floor_columns(name, chain[0], k, seed)
     return _told(row, gap)
 
 
+ROTATION_FIELDS = {
+    "rotation_mse": "mse",
+    "rotation_rel": "relative",
+    "identity": "identity",
+    "random_mse": "random_mse",
+    "oracle_mse": "oracle_mse",
+}
+"""Column to the field of `Rotation`."""
+
+
+def leading_directions(k: int | None, rank: int) -> int:
+    """How many directions are compared of a weight of that rank; None: 64."""
+    return min(k or LARGEST_DEFAULT_K, rank)
+
+
+def _sizes(first: Weight, k: int | None) -> tuple[dict[str, Value], float]:
+    """The columns of sizes, and the gap at k."""
+    m, n, rank = first.svd.U.shape[0], first.svd.Vh.shape[1], len(first.S)
+    k = leading_directions(k, rank)
+    return {"m": m, "n": n, "rank": rank, "k": k}, spectral_gap(first.S, k)
+
+
 def _rotation_columns(name: str, chain: tuple[Weight, Weight, Weight], seed: int) -> Mapping[str, Value]:
+    if any(weight.is_partial for weight in chain):  # of a square weight alone: identities, which prove nothing
+        return {f"{c}_{side}": c == "identity" or None for c in ROTATION_FIELDS for side in SIDES}
     measured = {}
     for side in SIDES:
         q0, q1, q2 = (weight.basis(side) for weight in chain)
         measured[side] = measure_rotation(q0, q1, q2, generator_for(seed, name, "random", side))
-    columns = {
-        "rotation_mse": "mse",
-        "rotation_rel": "relative",
-        "identity": "identity",
-        "random_mse": "random_mse",
-        "oracle_mse": "oracle_mse",
-    }
-    return {f"{column}_{side}": getattr(measured[side], f) for column, f in columns.items() for side in SIDES}
+    return {f"{c}_{side}": getattr(measured[side], f) for c, f in ROTATION_FIELDS.items() for side in SIDES}
 
 
 def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, Value]:
@@ -215,8 +266,10 @@ def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, V
     near = _neighbour(name, base, seed)
     if near is None:
         return {f"floor_{column}": None for column in (*(f"rotation_mse_{side}" for side in SIDES), *CHANGE_FIELDS)}
-    mse = {
-        f"floor_rotation_mse_{side}": composition_error(*(w.basis(side) for w in (base, near, base))).mse
+    mse: dict[str, Value] = {
+        f"floor_rotation_mse_{side}": None
+        if base.is_partial or near.is_partial
+        else composition_error(*(w.basis(side) for w in (base, near, base))).mse
         for side in SIDES
     }
     return mse | {f"floor_{field}": value for field, value in asdict(measure_change(base, near, k)).items()}
@@ -227,18 +280,15 @@ def _neighbour(name: str, base: Weight, seed: int) -> Weight | None:
     if base.dense is None:
         return None
     dense = bf16_neighbour(base.dense, generator_for(seed, name, "floor"))
-    return Weight(svd(dense, device=dense.device), dense, exact=base.exact)
+    return Weight.of(dense, base.svd.U.shape[1] if base.is_partial else None, exact=base.exact)
 
 
 def measure_start(name: str, first: Weight, *, k: int | None, seed: int) -> dict[str, Value]:
     """What the links of a weight have in common: sizes, and gap_k and floor_* of its first checkpoint."""
-    (m, r), n = first.svd.U.shape, first.svd.Vh.shape[1]
-    k = min(k or LARGEST_DEFAULT_K, r)
+    row, gap = _sizes(first, k)
     near = _neighbour(name, first, seed)
-    floor = asdict(measure_change(first, near, k)) if near is not None else dict.fromkeys(CHANGE_FIELDS)
-    gap = spectral_gap(first.svd.S, k)
-    row: dict[str, Value] = {"m": m, "n": n, "rank": r, "k": k, "gap_k": gap}
-    return _told(row | {f"floor_{field}": value for field, value in floor.items()}, gap)
+    floor = asdict(measure_change(first, near, int(row["k"] or 0))) if near else dict.fromkeys(CHANGE_FIELDS)
+    return _told(row | {"gap_k": gap} | {f"floor_{field}": value for field, value in floor.items()}, gap)
 
 
 def measure_link(a: Weight, b: Weight, start: Mapping[str, Value]) -> dict[str, Value]:

@@ -1,8 +1,8 @@
-"""The Gaussian null model: what a random update of the same size would do to each measure of one weight."""
+"""Null models: what random updates of the same size would do to each measure of one weight."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import torch
@@ -12,10 +12,16 @@ from torch import Tensor
 
 from subspacelab.linalg.moments import chunk_rows
 from subspacelab.linalg.subspaces import composition_error
-from subspacelab.linalg.svd import stable_rank, svd
-from subspacelab.linalg.updates import random_cosine_deviation, random_energy_deviation
-from subspacelab.rotation.chain import Weight
-from subspacelab.rotation.metrics import PAIRS, SIDES, Value, generator_for, measure_change, pair_column
+from subspacelab.linalg.updates import (
+    principal_energy,
+    random_cosine_deviation,
+    random_energy_deviation,
+    random_frames_deviation,
+)
+from subspacelab.rotation.chain import Weight, subtract
+from subspacelab.rotation.leading import stable_rank_of
+from subspacelab.rotation.metrics import PAIRS, SIDES, Value, generator_for, measure_turn, pair_column
+from subspacelab.rotation.random_updates import MODELS, Model, RealUpdate
 
 TURN = ("angle_mean", "angle_mean_U", "angle_mean_Vh", "nss", "intruders")
 MEASURES = (
@@ -27,6 +33,20 @@ MEASURES = (
 LINK_MEASURES = (*TURN, "update_stable_rank", "principal_energy")
 """The columns of a link that have one."""
 SUFFIXES = ("null_mean", "null_std", "z")
+"""What follows the name of a measure in the columns of the Gaussian null model."""
+SUFFIXES_OF: dict[str, tuple[str, str, str]] = {
+    model: SUFFIXES if model == "gaussian" else (f"{model}_mean", f"{model}_std", f"{model}_z") for model in MODELS
+}
+"""The same of each null model."""
+ALL_SUFFIXES = tuple(sorted((s for suffixes in SUFFIXES_OF.values() for s in suffixes), key=len, reverse=True))
+"""The same of all, the longest first."""
+SAME_FOR_ALL: dict[str, tuple[str, ...]] = {
+    "gaussian": (),
+    "spectrum": ("update_stable_rank", "cosine"),
+    "permuted": ("cosine",),
+}
+"""Measures that a model has no columns of: the stable rank of the same singular values is the real one's, and the
+cosine with a direction that knows nothing has one distribution in all models."""
 LARGE_Z = 5.0
 RATIOS = (0.8, 1.25)
 LARGE_COSINE = 0.1
@@ -74,10 +94,9 @@ def false_alarm_rate(z: float, draws: int) -> float:
     return 2 * float(stdtr(draws - 1, -z / math.sqrt(1 + 1 / draws)))
 
 
-def gaussian_update(shape: tuple[int, ...], norm: float, generator: torch.Generator) -> Float[Tensor, "m n"]:
-    """A matrix of independent Gaussian entries scaled to Frobenius norm `norm`, float64."""
-    drawn = torch.randn(shape, dtype=torch.float64, generator=generator)
-    return drawn.mul_(norm / torch.linalg.vector_norm(drawn))
+def has_null(model: str, column: str) -> bool:
+    """Whether a null model says something of a measure."""
+    return not column.startswith(SAME_FOR_ALL[model])
 
 
 def null_columns(
@@ -87,28 +106,41 @@ def null_columns(
     *,
     seed: int,
     draws: int,
+    model: Model = "gaussian",
 ) -> dict[str, Null]:
     """The null model of each measure of `row`, that of weight `name`, for which one exists.
 
-    The update of a pair ab is W_a + G, ||G||_F = ||W_b - W_a||_F. The composition error is that of the chain W_0,
-    W_0 + G_01, W_0 + G_01 + G_12 with independent draws, so that its end lies (||G_01||^2 + ||G_12||^2)^(1/2) from W_0
-    whatever the cosine of the real stages is. Energy and cosine have exact null models and take no draws: the share of
-    ||G||^2 within a k x k frame has a Beta distribution, and the cosine with a random direction of R^(mn) has mean 0
-    and variance 1 / (mn).
+    The update of a pair ab is W_a + G with G like W_b - W_a (`random_updates.MODELS`), of its Frobenius norm. The
+    composition error is that of the chain W_0, W_0 + G_01, W_0 + G_01 + G_12 with independent draws, so that its end
+    lies (||G_01||^2 + ||G_12||^2)^(1/2) from W_0 whatever the cosine of the real stages is. Cosine and, but for
+    permuted entries, energy have exact null models and take no draws: the share of ||G||^2 within a k x k frame has a
+    Beta distribution, and the cosine with a random direction of R^(mn) has mean 0 and variance 1 / (mn).
 
     Absent: pairs without an update or without entries to be had; sides on which the composition is an identity, or
-    that have only k directions; `unchanged` (a Gaussian changes every float32 entry, and rounding it to bf16
-    changes its norm, so that the size would no longer be equal). `seed`, `name` and the number of the draw decide what
-    is drawn.
+    that have only k directions; what `SAME_FOR_ALL` lists; `unchanged` (a Gaussian changes every float32 entry,
+    rounding it to bf16 changes its norm, and shuffled entries leave as many alone as the real update). `seed`, `name`,
+    the model and the number of the draw decide what is drawn.
     """
-    norms = _norms(chain, row)
-    if not norms:
+    updates = _updates(chain, row)
+    if not updates:
         return {}
     m, n, k = (int(row[size] or 0) for size in ("m", "n", "k"))
-    found = {f"principal_energy_{pair}": Null(1.0, random_energy_deviation(m, n, k)) for pair in norms}
-    if {"01", "12"} <= norms.keys():
+    found = {
+        f"principal_energy_{pair}": null
+        for pair, u in updates.items()
+        if (null := _exact_energy(model, u, k)) is not None
+    }
+    if {"01", "12"} <= updates.keys() and has_null(model, "cosine"):
         found["cosine_01_12"] = Null(0.0, random_cosine_deviation(m, n))
-    return found | _nulls([_measure_draw(chain, norms, k, g) for g in null_generators(seed, name, draws)])
+    generators = null_generators(seed, name, draws, model)
+    return found | _nulls([_measure_draw(chain, updates, k, model, generator) for generator in generators])
+
+
+def _exact_energy(model: Model, update: RealUpdate, k: int) -> Null | None:
+    m, n = update.shape
+    if model == "gaussian":
+        return Null(1.0, random_energy_deviation(m, n, k))
+    return Null(1.0, random_frames_deviation(update.spectrum, m, n, k)) if model == "spectrum" else None
 
 
 def _nulls(drawn: Sequence[Mapping[str, float]]) -> dict[str, Null]:
@@ -121,84 +153,115 @@ def _nulls(drawn: Sequence[Mapping[str, float]]) -> dict[str, Null]:
 
 
 def link_null(
-    a: Weight, row: Mapping[str, Value], link: Mapping[str, Value], generators: Sequence[torch.Generator]
+    a: Weight,
+    b: Weight,
+    row: Mapping[str, Value],
+    link: Mapping[str, Value],
+    generators: Sequence[torch.Generator],
+    model: Model = "gaussian",
 ) -> dict[str, Null]:
-    """The null model of each measure of `link`, which begins at `a`; `row` has the sizes m, n and k.
+    """The null model of each measure of `link`, from a to b; `row` has the sizes m, n and k.
 
     As in `null_columns`, with one update of each of `generators`: the same as there, if a weight's links take theirs
     in turn from those of `null_generators`.
     """
-    relative = link["update_norm"]
-    if not isinstance(relative, float) or relative == 0:
+    update = _update(a, b, link["update_norm"])
+    if update is None:
         return {}
-    assert a.dense is not None
-    m, n, k = (int(row[size] or 0) for size in ("m", "n", "k"))
-    norm = relative * torch.linalg.vector_norm(a.svd.S.double()).item()
-    found = {"principal_energy": Null(1.0, random_energy_deviation(m, n, k))}
+    k = int(row["k"] or 0)
+    exact = _exact_energy(model, update, k)
     drawn = []
     for generator in generators:
-        update = gaussian_update(a.dense.shape, norm, generator).to(a.dense.device)
-        rank = {"update_stable_rank": stable_rank(update)}
-        moved = Weight(svd(_add(update, a.dense)), None)
-        del update  # the largest matrix that is held
-        drawn.append(rank | _measure_turn(a, moved, k))
-    return found | _nulls(drawn)
+        moved, found = _move(a, update.draw(model, generator), k, model)
+        drawn.append(found | _turn(a, moved, k))
+        del moved
+    return ({"principal_energy": exact} if exact else {}) | _nulls(drawn)
 
 
-def null_generators(seed: int, name: str, draws: int) -> list[torch.Generator]:
+def null_generators(seed: int, name: str, draws: int, model: Model = "gaussian") -> list[torch.Generator]:
     """What a weight's draws come from."""
-    return [generator_for(seed, name, "null", str(i)) for i in range(draws)]
+    return [generator_for(seed, name, "null" if model == "gaussian" else model, str(i)) for i in range(draws)]
 
 
 def with_null(
-    row: Mapping[str, Value], nulls: Mapping[str, Null], measures: Collection[str] = MEASURES
+    row: Mapping[str, Value],
+    nulls: Mapping[str, Null],
+    measures: Collection[str] = MEASURES,
+    others: Mapping[Model, Mapping[str, Null]] | None = None,
 ) -> dict[str, Value]:
-    """`row` with `x_null_mean`, `x_null_std` and `x_z` beside every measure x; None where there is no null model."""
+    """`row` with `x_null_mean`, `x_null_std` and `x_z` beside every measure x; None where there is no null model.
+
+    `others`: further models, whose columns are `x_<model>_mean`, `x_<model>_std` and `x_<model>_z`.
+    """
+    models: dict[Model, Mapping[str, Null]] = {"gaussian": nulls, **(others or {})}
     wide: dict[str, Value] = {}
     for column, value in row.items():
         wide[column] = value
-        if column in measures:
-            null = nulls.get(column)
-            z = null.z(value) if null is not None and isinstance(value, float | int) else None
-            found = (null.mean, null.std, z) if null is not None else (None, None, None)
-            wide |= {f"{column}_{suffix}": v for suffix, v in zip(SUFFIXES, found, strict=True)}
+        for model, found in models.items():
+            if column in measures and has_null(model, column):
+                wide |= _beside(column, value, found.get(column), SUFFIXES_OF[model])
     return wide
 
 
-def _norms(chain: tuple[Weight, Weight, Weight], row: Mapping[str, Value]) -> dict[str, float]:
-    """||W_b - W_a||_F of each pair that has an update."""
-    norms = {}
-    for pair, (a, _) in PAIRS.items():
-        relative = row[f"update_norm_{pair}"]
-        if isinstance(relative, float) and relative > 0:
-            norms[pair] = relative * torch.linalg.vector_norm(chain[a].svd.S.double()).item()
-    return norms
+def _beside(column: str, value: Value, null: Null | None, suffixes: Sequence[str]) -> dict[str, Value]:
+    z = null.z(value) if null is not None and isinstance(value, float | int) else None
+    found = (null.mean, null.std, z) if null is not None else (None, None, None)
+    return {f"{column}_{suffix}": v for suffix, v in zip(suffixes, found, strict=True)}
+
+
+def _update(a: Weight, b: Weight, relative: Value) -> RealUpdate | None:
+    """W_b - W_a, of that norm relative to W_a; None without an update, or entries."""
+    if not isinstance(relative, float) or relative == 0 or a.dense is None:
+        return None
+    norm = relative * torch.linalg.vector_norm(a.S.double()).item()
+    return RealUpdate(tuple(a.dense.shape), norm, a.dense.device, lambda: subtract(b, a))
+
+
+def _updates(chain: tuple[Weight, Weight, Weight], row: Mapping[str, Value]) -> dict[str, RealUpdate]:
+    """The update of each pair that has one."""
+    found = {pair: _update(chain[a], chain[b], row[f"update_norm_{pair}"]) for pair, (a, b) in PAIRS.items()}
+    return {pair: update for pair, update in found.items() if update is not None}
 
 
 def _measure_draw(
-    chain: tuple[Weight, Weight, Weight], norms: Mapping[str, float], k: int, generator: torch.Generator
+    chain: tuple[Weight, Weight, Weight],
+    updates: Mapping[str, RealUpdate],
+    k: int,
+    model: Model,
+    generator: torch.Generator,
 ) -> dict[str, float]:
     """Every measure that needs a draw, of one random update per pair."""
     found: dict[str, float] = {}
     middle, end = None, None
-    for pair, norm in norms.items():
+    for pair, real in updates.items():
         start, state = chain[PAIRS[pair][0]], generator.get_state()
-        assert start.dense is not None
-        update = gaussian_update(start.dense.shape, norm, generator).to(start.dense.device)
-        found[f"update_stable_rank_{pair}"] = stable_rank(update)
+        update = real.draw(model, generator)
         if pair == "12" and middle is not None and end is not None:
             end.add_(update)
             del update  # drawn again below: a matrix less while the basis of `end` is computed
             found |= _compose(chain[0], middle, end)
             middle = end = None
             generator.set_state(state)
-            update = gaussian_update(start.dense.shape, norm, generator).to(start.dense.device)
-        moved = Weight(svd(_add(update, start.dense)), None)
-        if pair == "01":
+            update = real.draw(model, generator)
+        moved, measured = _move(start, update, k, model)
+        if pair == "01" and not moved.is_partial:
             middle, end = moved, update
         del update
-        found |= {pair_column(field, pair): value for field, value in _measure_turn(start, moved, k).items()}
+        measured |= _turn(start, moved, k)
+        found |= {pair_column(field, pair): value for field, value in measured.items()}
     return found
+
+
+def _move(start: Weight, update: Float[Tensor, "m n"], k: int, model: Model) -> tuple[Weight, dict[str, float]]:
+    """The weight with a random update added, in its place, and what is measured of the update itself."""
+    assert start.dense is not None
+    found = {}
+    if has_null(model, "update_stable_rank"):
+        found["update_stable_rank"] = stable_rank_of(update)
+    if model == "permuted":
+        found["principal_energy"] = principal_energy(update, start.svd.U[:, :k], start.V[:, :k])
+    keep = start.svd.U.shape[1] if start.is_partial else None
+    return Weight.of(_add(update, start.dense), keep, entries=False), found
 
 
 def _add(update: Float[Tensor, "m n"], stored: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
@@ -209,10 +272,10 @@ def _add(update: Float[Tensor, "m n"], stored: Float[Tensor, "m n"]) -> Float[Te
     return update
 
 
-def _measure_turn(start: Weight, moved: Weight, k: int) -> dict[str, float]:
+def _turn(start: Weight, moved: Weight, k: int) -> dict[str, float]:
     """What a random update has done to the singular directions and values of a weight."""
-    change = asdict(measure_change(start, moved, k))
-    return {field: change[field] for field in TURN if not _is_whole(field, start, k)}
+    turn = measure_turn(start, moved, k)
+    return {field: turn[field] for field in TURN if not _is_whole(field, start, k)}
 
 
 def _is_whole(field: str, weight: Weight, k: int) -> bool:

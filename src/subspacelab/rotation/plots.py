@@ -30,10 +30,11 @@ from subspacelab.plotting.figures import (
 from subspacelab.rotation.comparison import Comparison
 from subspacelab.rotation.groups import Group
 from subspacelab.rotation.measuring import link_pairs, wide_of
+from subspacelab.rotation.null_plots import draw_null_scores, panels_of_links, panels_of_three
 
-PICTURES = ("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png")
+PICTURES = ("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png", "null_scores.png")
 """What `draw_pictures` draws of three checkpoints; of another number all but the first."""
-KINDS = ("rotation", "angles", "spectra", "updates")
+KINDS = ("rotation", "angles", "spectra", "updates", "null_scores")
 """The same as `Comparison.plot` calls them."""
 HALF_ULP = "half an ulp of bf16 noise"
 RANDOM_UPDATE = "random update of equal norm"
@@ -139,6 +140,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: 
     log_if_positive(axes, measured)
     count_along(axes)
     identities = curves[curves["module"].isin(labels) & curves[f"identity_{side}"]]
+    identities = identities.dropna(subset=[f"rotation_mse_{side}"])
     if len(identities):
         above = identities[f"rotation_mse_{side}"].max() * 4
         text = f"identity: {side}₁ square, true for any matrices"
@@ -369,14 +371,17 @@ def _is_wide(layers: pd.DataFrame, measure: str, pairs: Sequence[Pair]) -> bool:
     return len(positive) > 0 and bool(positive.max() > 4 * positive.min())
 
 
+def pictures_of(num_checkpoints: int) -> tuple[str, ...]:
+    """Those of `PICTURES` that are drawn of so many checkpoints."""
+    return PICTURES if num_checkpoints == len(PAIR_STYLES) else PICTURES[1:]
+
+
 def draw_pictures(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
     """Draws everything a comparison shows to `folder`; returns the files, some or all of `PICTURES`."""
-    drawn = []
-    for kind, name in zip(KINDS, PICTURES, strict=True):
-        if kind != "rotation" or comparison.is_chain_of_three:
-            draw(comparison, kind, folder / name)
-            drawn.append(folder / name)
-    return tuple(drawn)
+    drawn = tuple(folder / name for name in pictures_of(len(comparison.names)))
+    for path in drawn:
+        draw(comparison, KINDS[PICTURES.index(path.name)], path)
+    return drawn
 
 
 def draw(comparison: Comparison, kind: str, path: Path | None = None) -> Figure:
@@ -396,4 +401,9 @@ def draw(comparison: Comparison, kind: str, path: Path | None = None) -> Figure:
         return draw_principal_angles(path, curves, groups, pairs)
     if kind == "updates":
         return draw_update_geometry(path, layers, groups, pairs)
+    if kind == "null_scores":
+        links = {pair.key: pair.label for pair in pairs}
+        panels = panels_of_three() if comparison.is_chain_of_three else panels_of_links(links)
+        what = "base → stage 2" if comparison.is_chain_of_three else "each update"
+        return draw_null_scores(path, layers, groups, panels, what)
     return draw_spectra(path, layers, groups, comparison.spectra, [STAGES.get(name, name) for name in names], pairs)

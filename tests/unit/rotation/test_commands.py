@@ -19,6 +19,7 @@ SETTINGS: dict[str, Any] = {
     "module": None,
     "seed": 42,
     "null_draws": 0,
+    "null_models": None,
     "include": None,
     "exclude": None,
     "device": "cpu",

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -244,11 +245,13 @@ def test_two_runs_give_the_same_bytes(folders: Folders, saved: Path, tmp_path: P
 def test_another_seed_moves_only_what_is_drawn(
     folders: Folders, layers: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("subspacelab.rotation.measuring.LONG", 0)
+    for limit in ("TOLD", "LONG"):
+        monkeypatch.setattr(f"subspacelab.rotation.measuring.{limit}", 0)
     other = table(folders, k=K, seed=7, null_draws=2)
     assert not capsys.readouterr().err
     compare(*folders, k=K, null_draws=1, device="cpu", progress=progress_bar)
-    assert "note: the null model is" in capsys.readouterr().err  # what is long is said before, where progress is shown
+    said = capsys.readouterr().err  # what is long is said before, where progress is shown
+    assert re.search(r"note: \d+ GFLOP, about .* minutes at the .* GFLOP/s of a trial; .* null models: fewer", said)
     same = [column for column in layers if not column.startswith("random_mse") and not column.endswith(SUFFIXES)]
     pd.testing.assert_frame_equal(other[same], layers[same], check_exact=True)
     assert not other["random_mse_U"].equals(layers["random_mse_U"])

@@ -14,11 +14,11 @@ from subspacelab.rotation.null_model import (
     MEASURES,
     Null,
     false_alarm_rate,
-    gaussian_update,
     null_columns,
     stands_out,
     with_null,
 )
+from subspacelab.rotation.random_updates import gaussian_update
 
 M, N, K, NORM = 48, 32, 8, 0.05
 
