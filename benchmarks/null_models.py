@@ -7,6 +7,10 @@ Matrices of 48 x 32 with a decaying spectrum, norm 1, and two updates of norm 0.
   they exceed these rates; of them at most 2 % stand out, by z and ratio, from 10 draws on.
 - leading: both updates within the span of the leading k directions of both sides. z of the energy is above 5.
 - trailing: both updates off these directions. z of the energy is below -5.
+- rotation: the leading directions, 5 times the others, turned by 0.05 towards trailing ones. z of their mean angle is
+  above 5.
+- spectrum, permuted: to these two null models, updates that are drawn from them look random at the rates that are told,
+  in the measures that are not skewed.
 
 `--base` takes the weights of a decomposed folder in place of the made ones for `random`, with k = 64 and 10 draws: the
 rates by which to read a report on it. Exits with 1 when the claim fails. Under two minutes.
@@ -30,7 +34,7 @@ from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.metrics import LARGEST_DEFAULT_K, measure_weight
 from subspacelab.rotation.null_model import false_alarm_rate, null_columns, stands_out
-from subspacelab.rotation.random_updates import gaussian_update
+from subspacelab.rotation.random_updates import MODELS, Model, RealUpdate, gaussian_update
 
 M, N, K, NORM = 48, 32, 8, 0.05
 DRAWS = (3, 10, 20)
@@ -38,6 +42,8 @@ EXACT = ("principal_energy", "cosine")
 SKEWED = ("angle_mean", "rotation_mse", "rotation_rel")
 FAMILIES = (*SKEWED, "nss", "update_stable_rank", *EXACT)
 LIMITS = (3.0, 5.0)
+TURN = 0.05
+PLANTED = (("leading", "principal_energy", 1), ("trailing", "principal_energy", -1), ("rotation", "angle_mean", 1))
 Chain = tuple[Weight, Weight, Weight]
 
 
@@ -49,14 +55,17 @@ def base(generator: torch.Generator) -> Tensor:
 
 
 def chain(case: str, seed: int, w: Tensor | None = None) -> Chain:
-    """W_0 (`w`, or a made one) and two updates, Gaussian or projected on, or off, the leading frame of W_0."""
+    """W_0 (`w`, or a made one) and two updates: random, projected on, or off, the leading frame of W_0, or its turn."""
     generator = torch.Generator().manual_seed(seed)
     w = base(generator) if w is None else w
+    if case == "rotation":
+        return turned_chain(w)
     u, _, vh = torch.linalg.svd(w, full_matrices=False)
-    directions = {"random": None, "leading": slice(0, K), "trailing": slice(K, None)}[case]
+    directions = {"leading": slice(0, K), "trailing": slice(K, None)}.get(case)
     weights, norm = [w], NORM * w.norm().item()
     for _ in range(2):
         update = gaussian_update(w.shape, norm, generator)
+        update = redrawn(case, update, generator)
         if directions is not None:
             left, right = u[:, directions], vh[directions].T
             update = left @ (left.T @ update @ right) @ right.T
@@ -66,9 +75,37 @@ def chain(case: str, seed: int, w: Tensor | None = None) -> Chain:
     return first, second, third
 
 
-def expected_rates(family: str, draws: int) -> list[float]:
-    """How often |z| exceeds each limit by chance."""
-    if family in EXACT:
+def redrawn(case: str, update: Tensor, generator: torch.Generator) -> Tensor:
+    """Of the cases of null models a draw like a fifth of the entries of `update`, else `update`."""
+    model = next((model for model in MODELS[1:] if model == case), None)
+    if model is None:
+        return update
+    sparse = torch.where(torch.rand(update.shape, generator=generator) < 0.2, update, 0)
+    real = RealUpdate(tuple(update.shape), sparse.norm().item(), update.device, lambda: sparse)
+    return real.draw(model, generator)
+
+
+def turned_chain(w: Tensor) -> Chain:
+    """W with leading directions 5 times as strong, and these turned, once and twice."""
+    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    s[:K] *= 5
+    weights = []
+    for angle in (0.0, TURN, 2 * TURN):
+        left, right = turned(u, angle), turned(vh.T, angle)
+        weights.append((left * s) @ right.T)
+    first, second, third = (Weight(svd(w.float()), w.float()) for w in weights)
+    return first, second, third
+
+
+def turned(q: Tensor, angle: float) -> Tensor:
+    """The basis with its first K directions turned towards the last K."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return torch.cat([cos * q[:, :K] + sin * q[:, -K:], q[:, K:-K], cos * q[:, -K:] - sin * q[:, :K]], dim=1)
+
+
+def expected_rates(family: str, draws: int, model: str) -> list[float]:
+    """How often |z| exceeds each limit by chance; the energy of shuffled entries is drawn, not exact."""
+    if family in EXACT and model != "permuted":
         return [math.erfc(limit / math.sqrt(2)) for limit in LIMITS]
     return [false_alarm_rate(limit, draws) for limit in LIMITS]
 
@@ -78,7 +115,8 @@ def measure(case: str, chains: Iterable[Chain], draws: int, k: int = K) -> dict[
     found: dict[str, list[dict[str, float]]] = {family: [] for family in FAMILIES}
     for seed, weight in enumerate(chains):
         row = measure_weight(f"{case}{seed}", weight, k=k, seed=seed)
-        for column, null in null_columns(f"{case}{seed}", weight, row, seed=seed, draws=draws).items():
+        model: Model = next((model for model in MODELS if model == case), "gaussian")
+        for column, null in null_columns(f"{case}{seed}", weight, row, seed=seed, draws=draws, model=model).items():
             family = next((family for family in FAMILIES if column.startswith(family)), None)
             value = row[column]
             if family and isinstance(value, float) and (z := null.z(value)) is not None:
@@ -88,12 +126,16 @@ def measure(case: str, chains: Iterable[Chain], draws: int, k: int = K) -> dict[
     return found
 
 
-def rates_of(measured: dict[str, list[dict[str, float]]], weights: int, draws: int) -> tuple[dict[str, Any], bool]:
+def rates_of(
+    measured: dict[str, list[dict[str, float]]], weights: int, draws: int, model: Model = "gaussian"
+) -> tuple[dict[str, Any], bool]:
     """Rates of |z| > 3 and > 5 of random updates beside those that are told, and whether the claim holds of them."""
     results: dict[str, Any] = {}
     holds = True
     for family, entries in measured.items():
-        told = expected_rates(family, draws)
+        if not entries:
+            continue
+        told = expected_rates(family, draws, model)
         rates = [sum(abs(e["z"]) > limit for e in entries) / len(entries) for limit in LIMITS]
         out = sum(e["out"] for e in entries) / len(entries)
         allowed = [4 * max(math.sqrt(rate * (1 - rate) / weights), 1 / weights) for rate in told]
@@ -119,9 +161,9 @@ def weights_of(folder: Path) -> list[Tensor]:
     return [(f.U.double() * f.S.double()) @ f.Vh.double() for f in factors]
 
 
-def check_planted(case: str, sign: int, weights: int) -> tuple[dict[str, float], bool]:
-    """The z of the energy of updates on, or off, the leading frame."""
-    entries = measure(case, (chain(case, seed) for seed in range(weights)), 10)["principal_energy"]
+def check_planted(case: str, family: str, sign: int, weights: int) -> tuple[dict[str, float], bool]:
+    """The z of the measure by which a planted update is to be seen."""
+    entries = measure(case, (chain(case, seed) for seed in range(weights)), 10)[family]
     signed = [sign * entry["z"] for entry in entries]
     found = {
         "count": len(entries),
@@ -130,7 +172,7 @@ def check_planted(case: str, sign: int, weights: int) -> tuple[dict[str, float],
         "nearest_z": sign * min(signed),
     }
     share, nearest = found["beyond_5"], found["nearest_z"]
-    print(f"{case}: z of the energy beyond {sign * 5} in {share:.3f} of {len(signed)}, nearest {nearest:.1f}")
+    print(f"{case}: z of {family} beyond {sign * 5} in {share:.3f} of {len(signed)}, nearest {nearest:.1f}")
     return found, found["beyond_5"] == 1
 
 
@@ -148,8 +190,13 @@ def main() -> int:
         made = (chain("random", seed) for seed in range(args.weights))
         results["random"][draws], holds = rates_of(measure("random", made, draws), args.weights, draws)
         claims.append(holds)
-    for case, sign in (("leading", 1), ("trailing", -1)):
-        results[case], holds = check_planted(case, sign, args.weights // 10)
+    for model in MODELS[1:]:
+        print(f"updates drawn from, and measured beside, the model {model}")
+        made = (chain(model, seed) for seed in range(args.weights // 2))
+        results[model], holds = rates_of(measure(model, made, 10), args.weights // 2, 10, model)
+        claims.append(holds)
+    for case, family, sign in PLANTED:
+        results[case], holds = check_planted(case, family, sign, args.weights // 10)
         claims.append(holds)
     if args.base:
         print(f"random updates of the weights of {args.base}")

@@ -165,6 +165,28 @@ def _against(row: Mapping[Hashable, Any], column: str, others: Sequence[str]) ->
     return found | {f"{model}_stands_out": stands_out(column, row[column], null) for model, null in nulls.items()}
 
 
+def say_findings(summary: Mapping[str, Any], measures: Iterable[str]) -> str:
+    """One sentence of means over the weights: it gives the number of a measure only where it stands out."""
+    norms = [summary[column]["mean"] for column in ("update_norm_02", "update_norm") if column in summary]
+    if norms and norms[0] == 0:
+        return "no weight moved"
+    found: dict[str, Null] = {}
+    for column in measures:
+        moments = summary.get(column, {})
+        if moments.get("null_count") and moments["null_std"] is not None:
+            found[column] = Null(moments["null_mean"], moments["null_std"])
+    if not found:
+        return "no measure has a null model with a deviation, which takes two draws: nothing is told from random"
+    out = [column for column, null in found.items() if stands_out(column, summary[column]["mean"], null)]
+    told = "; ".join(
+        f"{c} {summary[c]['mean']:.3g} (random {found[c].mean:.3g}, z {found[c].z(summary[c]['mean']) or math.inf:.3g})"
+        for c in out
+    )
+    rest = ", ".join(column for column in found if column not in out)
+    parts = [f"unlike random updates of equal norm: {told}"] if out else []
+    return "; ".join([*parts, *([f"as theirs on average, and so no finding: {rest}"] if rest else [])])
+
+
 def describe_identities(layers: pd.DataFrame) -> dict[str, Any]:
     """The same of the rotation's measures on identity sides: numbers that would come out so for any matrices."""
     sided = [(column, side) for column in metric_columns(layers) if (side := rotation_side(column))]
@@ -255,7 +277,7 @@ def note_limits(layers: pd.DataFrame, chain: Chain, null_draws: int = 0) -> list
             "(decompose with a rank below their size to test them)"
         )
     unchanged = links["unchanged_02" if "unchanged_02" in links else "unchanged"]
-    sparse = links.loc[unchanged > 0.5, "weight"].nunique()
+    sparse = links.loc[(unchanged > 0.5) & (unchanged < 1), "weight"].nunique()
     if null_draws and sparse:
         notes.append(
             f"in {sparse} weights more than half of the entries are unchanged: random updates spread over all entries, "

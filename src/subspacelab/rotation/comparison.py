@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -24,11 +24,13 @@ from subspacelab.rotation.aggregate import (
     link_headline,
     module_table,
     note_limits,
+    say_findings,
     standing_out,
 )
 from subspacelab.rotation.chain import Chain, Place, open_chain
 from subspacelab.rotation.groups import Group, make_groups
 from subspacelab.rotation.measuring import ENDS, Draws, Settings, links_of, measure_chain, typed
+from subspacelab.rotation.null_model import LINK_MEASURES, MEASURES
 from subspacelab.rotation.unfinished import KeptRows
 
 if TYPE_CHECKING:
@@ -96,6 +98,19 @@ class Comparison:
     def notes(self) -> list[str]:
         """What a reader should know of the numbers."""
         return list(self.metrics["notes"])
+
+    @property
+    def summary(self) -> list[str]:
+        """A sentence, of other than three checkpoints one per link, that speaks of what is unlike random updates."""
+        if not self.metrics["null"]["draws"]:
+            return []
+        if self.is_chain_of_three:
+            columns = [c for c in MEASURES if "_02" in c or c.startswith(("cosine", "rotation_mse"))]
+            return [f"base -> stage2: {say_findings(self.metrics['all'], _both_sides(columns))}"]
+        columns = _both_sides(LINK_MEASURES)
+        return [
+            f"{link['from']} -> {link['to']}: {say_findings(link['all'], columns)}" for link in self.metrics["links"]
+        ]
 
     @property
     def headline(self) -> dict[str, float]:
@@ -209,6 +224,11 @@ def compare_chain(
     summarise = _summarise_three if len(chain.checkpoints) == 3 else _summarise_links
     found, modules_table, curves = summarise(layers, groups, chain)
     return Comparison(layers, typed(modules_table), typed(curves), metrics | found, tuple(groups), measured.spectra)
+
+
+def _both_sides(columns: Iterable[str]) -> list[str]:
+    """Those that are not of one side alone; the composition error is of the tall one."""
+    return [c for c in columns if c.startswith("rotation_mse") or not c.endswith(("_U", "_Vh"))]
 
 
 def _null(layers: pd.DataFrame, settings: Settings) -> dict[str, Any]:

@@ -106,6 +106,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         _print_chain(comparison, console)
     else:
         _print_links(comparison, console)
+    for sentence in comparison.summary:
+        console.print(printable(sentence), markup=False)
     for note in comparison.notes:
         console.print(f"note: {printable(note)}", markup=False)
     for reason, names in _by_reason(comparison.unmatched).items():
@@ -155,7 +157,7 @@ def _print_links(comparison: Comparison, console: Console) -> None:
             by_measure = Counter(entry["measure"] for entry in outstanding)
             measures = [c for c in LINK_MEASURES if not c.endswith(("_U", "_Vh"))]
             print_table(
-                f"{title}: against {null['draws']} random updates of equal norm",
+                f"{title}: a{_title(null)}",
                 NULL_COLUMNS,
                 [_null_row(column, link["all"][column], by_measure[column]) for column in measures],
                 console=console,
@@ -191,7 +193,7 @@ def _print_null_model(comparison: Comparison, console: Console) -> None:
     by_measure = Counter(entry["measure"] for entry in null["standing_out"])
     measures = [c for c in MEASURES if c.startswith("rotation_mse") or not c.endswith(("_U", "_Vh"))]
     print_table(
-        f"Against {null['draws']} random updates of equal norm",
+        f"A{_title(null)}",
         NULL_COLUMNS,
         [_null_row(column, summary[column], by_measure[column]) for column in measures],
         console=console,
@@ -234,6 +236,11 @@ def _update_row(label: str, summary: Mapping[str, Any]) -> list[str]:
     rest = ["update_norm_02", "unchanged_02", "principal_energy_02", "cosine_01_12"]
     shown = [[show_number(_mean(summary, column), 2) for column in columns] for columns in (angles, rest)]
     return [label, *shown[0], show_number(_mean(summary, "gap_k"), 4), *shown[1]]
+
+
+def _title(null: Mapping[str, Any]) -> str:
+    more = f"; {' and '.join(null['further_models'])} beside them in the tables" if "further_models" in null else ""
+    return f"gainst {null['draws']} random updates of equal norm{more}"
 
 
 def _null_row(column: str, found: Mapping[str, Any], num_weights: int) -> list[str]:

@@ -58,6 +58,8 @@ def _over_all_weights(comparison: Comparison) -> dict[str, Any]:
 def log_curves(comparison: Comparison, log: Callable[[Mapping[str, float], int], None]) -> None:
     """`log(metrics, step)` gets `<group>/<metric>`, groups by trackable names; the step is the layer index."""
     curves = comparison.curves
+    if curves.empty:
+        return
     if not comparison.is_chain_of_three:
         curves = wide_of(curves, ["module", "layer"])
     metrics = metric_columns(curves)

@@ -177,7 +177,7 @@ def bf16_neighbour(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float
 def draw_unrounded(w: Float[Tensor, "m n"], generator: torch.Generator, bits: int = 8) -> Float[Tensor, "m n"]:
     """A float32 matrix that rounds to the bf16 matrix `w`, each entry uniform in what does; zeros stay zero."""
     drawn = torch.empty(w.shape, dtype=torch.float32, device=w.device)
-    rows = chunk_rows(w)
+    rows = -(-chunk_rows(w) // 16)  # of each chunk there are nine of its size
     for out, chunk in zip(drawn.split(rows), w.split(rows), strict=True):
         x = chunk.float()
         u = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device) * 2 - 1

@@ -396,7 +396,8 @@ def draw(comparison: Comparison, kind: str, path: Path | None = None) -> Figure:
         return draw_rotation_curves(path, curves, groups)
     pairs = PAIR_STYLES if comparison.is_chain_of_three else link_styles(names)
     if not comparison.is_chain_of_three:
-        layers, curves = wide_of(layers, ["weight", "module", "layer"]), wide_of(curves, ["module", "layer"])
+        layers = wide_of(layers, ["weight", "module", "layer"])
+        curves = wide_of(curves, ["module", "layer"]) if len(curves) else layers.iloc[:0]
     if kind == "angles":
         return draw_principal_angles(path, curves, groups, pairs)
     if kind == "updates":

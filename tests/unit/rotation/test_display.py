@@ -39,12 +39,13 @@ def test_a_comparison_shows_groups_and_marks_identities(comparison: Comparison) 
     assert "identity" not in update
     assert "note: " in text(out)
     assert "Against 2 random updates" in text(out)
-    (energy,) = [line for line in text(out).splitlines() if "principal_energy_02" in line]
+    (energy,) = [line for line in text(out).splitlines() if line.lstrip().startswith("principal_energy_02")]
     assert show_number(comparison.metrics["all"]["principal_energy_02"]["z"]) in energy
     out = console()
     print_comparison(replace(comparison, metrics=comparison.metrics | {"null": {"draws": 0}}), out)
     assert "random updates" not in text(out).partition("Do the rotations")[0]
     assert "Against" not in text(out)
+    assert "base -> stage2: " not in text(out)
     assert "not compared" not in text(out)
 
 

@@ -19,9 +19,11 @@ from subspacelab.rotation.chain import Weight, open_chain, subtract
 from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, Comparison, compare
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.groups import layer_index, make_groups
-from subspacelab.rotation.measuring import COMMON, MEASURED, typed
+from subspacelab.rotation.logging import log_curves
+from subspacelab.rotation.measuring import COMMON, MEASURED, Settings, typed
 from subspacelab.rotation.metrics import measure_weight
 from subspacelab.rotation.null_model import null_columns, with_null
+from subspacelab.rotation.null_plots import score_grid
 from subspacelab.rotation.plots import PICTURES
 
 Folders = tuple[Path, Path, Path]
@@ -144,7 +146,9 @@ def test_links_of_three_are_those_of_two_and_of_four(
 
 def test_equal_neighbours_have_no_update(chain: list[dict[str, Tensor]]) -> None:
     same = {name: tensor.clone() for name, tensor in chain[0].items()}
-    row = compare(chain[0], same, include="v_proj", **SETTINGS).layers
+    found = compare(chain[0], same, include="v_proj", **SETTINGS)
+    assert found.summary == ["state_dict (1) -> state_dict (2): no weight moved"]
+    row = found.layers
     assert (row[["update_norm", "nss", "principal_energy", "intruders"]] == 0).all().all()
     assert (row["unchanged"] == 1).all()
     assert row["angle_mean"].max() < 1e-12
@@ -208,8 +212,92 @@ def test_figures(two: Comparison, four: Comparison, comparison: Comparison) -> N
         for kind in ("angles", "spectra", "updates"):
             assert isinstance(found.plot(kind), Figure)
     assert isinstance(comparison.plot("rotation"), Figure)
-    with pytest.raises(SettingError, match="plot 'rotation' of 2 checkpoints: allowed are angles, spectra, updates"):
+    with pytest.raises(
+        SettingError, match="plot 'rotation' of 2 checkpoints: allowed are angles, spectra, updates, null_scores"
+    ):
         two.plot("rotation")
+
+
+def test_unchanged_entries_are_counted_by_their_bits() -> None:
+    """A zero that changed its sign is another entry; a number that float32 cannot tell from 0 too; bf16 in float32 is
+    the same number."""
+    w = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    w[0] = 0.0
+    signed, tiny = w.clone(), w.clone()
+    signed[0, :3] = -0.0
+    tiny[0, :2] = 1e-60
+    wide = w.bfloat16()
+    for a, b, changed in ((w, signed, 3), (w, tiny, 2), (wide, wide.float(), 0), (wide, tiny, 42 + 2)):
+        row = compare({"x.weight": a}, {"x.weight": b}, null_draws=0, k=2).layers.iloc[0]
+        assert row["unchanged"] * w.numel() == pytest.approx(w.numel() - changed)
+
+
+def test_draws_are_three_where_they_are_cheap(chain: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_chain(*chain[:2], include="v_proj")
+    auto = Settings(null_draws="auto", null_models=("permuted",))
+    assert auto.for_chain(opened).null_draws == 3
+    monkeypatch.setattr("subspacelab.rotation.measuring.AFFORDABLE", 0)
+    assert auto.for_chain(opened).null_draws == 1
+    found = compare(*chain[:2], include="v_proj", null_draws="auto", null_models=["permuted"])
+    assert found.metrics["null"]["draws"] == 1
+    assert found.metrics["null"]["further_models"] == ["permuted"]
+
+
+def test_further_models_add_columns_and_change_none(two: Comparison, chain: list[dict[str, Tensor]]) -> None:
+    found = compare(*chain[:2], include=FEW, null_models=["permuted", "spectrum"], **SETTINGS)
+    pd.testing.assert_frame_equal(found.layers[list(two.layers)], two.layers, check_exact=True)
+    added = [column for column in found.layers if column not in two.layers]
+    assert added == [c for c in MEASURED if "_spectrum_" in c or "_permuted_" in c]
+    assert found.layers[[c for c in added if c.endswith("_mean")]].notna().all().all()
+    three = compare(*chain[:3], include=FEW, null_models=["permuted", "spectrum"], **SETTINGS)
+    first = three.links[three.links["from"] == "base"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first[added], found.layers[added], check_exact=True)
+    (sentence,) = found.summary
+    assert sentence.startswith("state_dict (1) -> state_dict (2): as theirs on average, and so no finding: angle_mean,")
+
+
+def test_large_square_weights_of_three_are_identities_without_a_number(
+    chain: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their leading triples alone are computed; all else is what all triples give."""
+    few: dict[str, Any] = {"k": 2, "null_draws": 2, "include": "o_proj", "device": "cpu"}
+    expected = compare(*chain[:3], **few).layers
+    monkeypatch.setattr("subspacelab.rotation.leading.SMALLEST", 40)
+    monkeypatch.setattr("subspacelab.rotation.measuring.SMALLEST", 40)
+    found = compare(*chain[:3], **few)
+    blank = [c for c in found.layers if c.startswith(("rotation", "random_mse", "oracle", "floor_rotation"))]
+    assert found.layers[blank].isna().all().all()
+    assert found.layers["identity_U"].all()
+    rest = [c for c in found.layers if c not in blank]
+    pd.testing.assert_frame_equal(found.layers[rest], expected[rest], rtol=1e-4, atol=1e-6)
+    for kind in ("rotation", "null_scores"):
+        assert isinstance(found.plot(kind), Figure)
+
+
+def test_the_picture_of_scores(four: Comparison, comparison: Comparison) -> None:
+    layers = comparison.layers
+    scores, there, marked = score_grid(layers, comparison.groups, ["principal_energy_02"], 2)
+    assert scores.shape == there.shape == (len(comparison.groups), 3)
+    for i, group in enumerate(comparison.groups):
+        for at, layer in enumerate((None, 0, 1)):
+            members = [name for name, of in group.members.items() if of == layer]
+            rows = layers[layers["weight"].isin(members)]
+            assert there[i, at] == bool(members)
+            if members:
+                assert scores[i, at] == pytest.approx(rows["principal_energy_02_z"].mean())
+                entries = comparison.metrics["null"]["standing_out"]
+                out = {e["weight"] for e in entries if e["measure"] == "principal_energy_02"}
+                assert marked[i, at] == bool(out & set(members))
+    for found in (four, comparison):
+        assert isinstance(found.plot("null_scores"), Figure)
+
+
+def test_weights_outside_all_layers_are_drawn_and_tracked(tmp_path: Path) -> None:
+    w = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    found = compare({"x.weight": w, "y.weight": 0 * w}, {"x.weight": 1.1 * w, "y.weight": w}, k=2, null_draws=1)
+    found.save(tmp_path)
+    log_curves(found, lambda metrics, step: pytest.fail("there is no curve"))
+    assert Comparison.load(tmp_path).curves.empty
 
 
 def test_long_chains_are_summarised_link_by_link(four: Comparison) -> None:

@@ -12,13 +12,14 @@ from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.metrics import Value, measure_weight
 from subspacelab.rotation.null_model import (
     MEASURES,
+    SUFFIXES_OF,
     Null,
     false_alarm_rate,
     null_columns,
     stands_out,
     with_null,
 )
-from subspacelab.rotation.random_updates import gaussian_update
+from subspacelab.rotation.random_updates import MODELS, Model, RealUpdate, gaussian_update
 
 M, N, K, NORM = 48, 32, 8, 0.05
 
@@ -177,3 +178,75 @@ def test_both_ratio_and_z_must_say_something(
     column: str, value: float, mean: float, std: float | None, expected: bool
 ) -> None:
     assert stands_out(column, value, Null(mean, std)) is expected
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_draws_of_every_model_are_like_the_update(model: Model) -> None:
+    update = torch.where(torch.rand(M, N, generator=generator(1)) < 0.1, gaussian_update((M, N), 1, generator(0)), 0)
+    real = RealUpdate((M, N), update.norm().item(), update.device, lambda: update)
+    drawn = real.draw(model, generator(2))
+    assert drawn.dtype == torch.float64
+    assert drawn.norm().item() == pytest.approx(update.norm().item(), rel=1e-6)
+    assert not torch.equal(drawn, update)
+    assert torch.equal(drawn, real.draw(model, generator(2)))
+    if model == "spectrum":
+        torch.testing.assert_close(torch.linalg.svdvals(drawn), torch.linalg.svdvals(update), rtol=1e-5, atol=1e-6)
+    if model == "permuted":
+        assert torch.equal(drawn.flatten().sort().values, update.flatten().sort().values)
+
+
+@pytest.mark.parametrize("model", ["spectrum", "permuted"])
+def test_updates_drawn_from_a_model_look_random_to_it(model: Model) -> None:
+    """Both stages shuffled, or turned, once: as unlike the null model as another draw of it."""
+    z: list[float] = []
+    for seed in range(8):
+        w0, g = base(seed), generator(seed + 500)
+        update = torch.where(torch.rand(M, N, generator=g) < 0.2, gaussian_update((M, N), NORM, g), 0)
+        real = RealUpdate((M, N), update.norm().item(), update.device, lambda update=update: update)
+        w1 = w0 + real.draw(model, g)
+        weights = (weight(w0.float()), weight(w1.float()), weight((w1 + real.draw(model, g)).float()))
+        row = measure_weight("w", weights, k=K, seed=seed)
+        nulls = null_columns("w", weights, row, seed=seed, draws=10, model=model)
+        assert ("update_stable_rank_01" in nulls) == (model == "permuted")
+        z += [
+            s for c, null in nulls.items() if c.startswith(("nss", "principal")) and (s := null.z(row[c])) is not None
+        ]
+    assert len(z) == 48
+    assert (torch.tensor(z).abs() > 3).double().mean() < 0.1  # Student's t of 9 degrees of freedom: 0.019
+    assert abs(torch.tensor(z).mean()) < 0.5
+
+
+def test_an_update_of_few_rows_is_unlike_its_shuffled_entries_too() -> None:
+    """Its stable rank is small by its rows alone; an update of as many entries in all places has a large one."""
+    w0 = base(0)
+    rows = torch.zeros(M, N, dtype=torch.float64)
+    rows[:2] = gaussian_update((2, N), NORM, generator(3))
+    weights = (weight(w0.float()), weight((w0 + rows).float()), weight((w0 + rows).float()))
+    row = measure_weight("w", weights, k=K, seed=0)
+    nulls = {model: null_columns("w", weights, row, seed=0, draws=10, model=model) for model in MODELS}
+    wide = with_null(row, nulls.pop("gaussian"), others=nulls)
+    assert wide["update_stable_rank_01_permuted_z"] < -3
+    assert wide["update_stable_rank_01"] < 0.5 * wide["update_stable_rank_01_permuted_mean"]
+    assert wide["update_stable_rank_01_z"] < -5
+    assert "update_stable_rank_01_spectrum_z" not in wide
+    columns = list(wide)
+    at = columns.index("principal_energy_01")
+    assert columns[at + 1 : at + 7] == [
+        f"principal_energy_01_{s}" for m in ("gaussian", "spectrum") for s in SUFFIXES_OF[m]
+    ]
+    assert columns[at + 7] == "principal_energy_01_permuted_mean"
+
+
+def test_a_rotation_planted_in_the_leading_frame_stands_out() -> None:
+    """The 4 leading directions, 5 times the others, turned by 0.05 towards trailing ones: no singular value moves."""
+    m, n, k = 96, 64, 4
+    u, v = (torch.linalg.qr(torch.randn(size, n, generator=generator(size), dtype=torch.float64)).Q for size in (m, n))
+    s = torch.cat([torch.full((k,), 5.0), torch.ones(n - k)]).double() * torch.linspace(1, 0.8, n)
+    turned, (cos, sin) = u.clone(), (math.cos(0.05), math.sin(0.05))
+    turned[:, :k], turned[:, -k:] = cos * u[:, :k] + sin * u[:, -k:], cos * u[:, -k:] - sin * u[:, :k]
+    row = measured((u * s) @ v.T, (turned * s) @ v.T, (turned * s) @ v.T, k=k)
+    assert row["angle_mean_01_U"] == pytest.approx(math.degrees(0.05), rel=1e-4)
+    assert row["nss_01"] < 1e-6
+    value, mean, std = (row[f"angle_mean_01_U{part}"] for part in ("", "_null_mean", "_null_std"))
+    assert row["angle_mean_01_U_z"] > 5
+    assert stands_out("angle_mean_01_U", value, Null(mean, std))
