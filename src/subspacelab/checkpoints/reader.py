@@ -93,8 +93,8 @@ class Checkpoint:
         return scale_of(self.info(name).name, self._infos, self.config)
 
     def is_scale(self, name: str) -> bool:
-        """Whether `name` is the scale of an FP8 weight, and no weight itself."""
-        return is_scale(name, self._infos, self.config)
+        """Whether `name` is the scale of a weight that is stored in codes, and no weight itself."""
+        return is_scale(name, self._infos)
 
     def require_floating(self, name: str) -> None:
         """ValueError, naming the tensor and what to do, unless what `read` gives are floating numbers: weights."""
@@ -154,7 +154,7 @@ class Checkpoint:
         """The scale to read a tensor with, None where it means itself; CheckpointError for any other quantised one."""
         scale, method = self.scale(info.name), self.quantisation(info.name)
         if scale is None and method is not None:
-            lacking = " without a scale of its own" if info.dtype in FP8 else ""
+            lacking = " without one scale of its own" if info.dtype in FP8 else ""
             raise CheckpointError(
                 f"{info.name}: quantised ({method}, stored as {info.dtype}{lacking}), its entries are codes and not "
                 "weights; use the unquantised checkpoint of this model"

@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspacelab.checkpoints.tensors import FP8, TensorInfo
+from subspacelab.checkpoints.tensors import FLOATING, FP8, TensorInfo
 from subspacelab.core.errors import CheckpointError
 
 SCALE_SUFFIXES = ("_scale_inv", "_scale")
 """After a weight's name. Both are factors: w = code * scale, whatever "inv" may suggest."""
+SCALE_DTYPES = (*FLOATING, "F8_E8M0")
+"""The last has powers of two alone (UE8M0)."""
 SECOND_SUFFIXES = ("_scale_2", "_zero_point", "_shape")
 """Of formats in which one scale is not all."""
 BLOCK = (128, 128)
@@ -41,14 +43,19 @@ def scale_of(name: str, infos: Mapping[str, TensorInfo], config: Mapping[str, An
     """The scale of `name`; None for what is not stored in FP8, and for FP8 without one scale alone.
 
     Per block, per channel, per tensor and, of fused experts, per expert: an axis of the scale has one entry, one for
-    each of the weight's, or one for each block. CheckpointError, naming both, for any other shape.
+    each of the weight's, or one for each block. CheckpointError, naming both, for any other shape, and for its type.
     """
     info = infos[name]
     if info.dtype not in FP8 or len(info.shape) < 2 or any(name + suffix in infos for suffix in SECOND_SUFFIXES):
         return None
-    found = next((infos[name + suffix] for suffix in SCALE_SUFFIXES if name + suffix in infos), None)
-    if found is None:
+    scales = [infos[name + suffix] for suffix in SCALE_SUFFIXES if name + suffix in infos]
+    if len(scales) != 1:
         return None
+    found = scales[0]
+    if found.dtype not in SCALE_DTYPES:
+        raise CheckpointError(
+            f"{found.name}: a scale of type {found.dtype}, needed is one of {', '.join(SCALE_DTYPES)}"
+        )
     sizes, block = info.shape, _block_of(config)
     steps = (*(1 for _ in sizes[:-2]), *block)
     shape = _along_axes(found.shape, sizes)
@@ -78,11 +85,10 @@ def _along_axes(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ..
     return (*shape, *(1,) * (len(sizes) - 1)) if len(shape) == 1 else shape
 
 
-def is_scale(name: str, infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> bool:
-    """Whether `name` is the scale of an FP8 weight."""
+def is_scale(name: str, infos: Mapping[str, TensorInfo]) -> bool:
+    """Whether `name` is the scale of a weight that is stored in codes."""
     weights = (name.removesuffix(suffix) for suffix in SCALE_SUFFIXES if name.endswith(suffix))
-    scales = (scale_of(weight, infos, config) for weight in weights if weight in infos)
-    return any(scale is not None and scale.info.name == name for scale in scales)
+    return any(weight in infos and not infos[weight].is_floating for weight in weights)
 
 
 def _block_of(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -100,7 +106,8 @@ def _blocks_said(config: Mapping[str, Any]) -> Iterator[Any]:
         said = part.get("quantization_config") if isinstance(part, Mapping) else None
         if isinstance(said, Mapping):
             groups = said.get("config_groups")
-            weights = [g.get("weights") for g in groups.values() if isinstance(g, Mapping)] if groups else []
+            groups = groups.values() if isinstance(groups, Mapping) else ()
+            weights = [group.get("weights") for group in groups if isinstance(group, Mapping)]
             blocks = [w.get("block_structure") for w in weights if isinstance(w, Mapping)]
             yield from (block for block in (said.get("weight_block_size"), *blocks) if block is not None)
 

@@ -121,7 +121,7 @@ def _skip_reason(checkpoint: Checkpoint, info: TensorInfo, selection: Selection)
     if info.num_entries == 0:
         return "empty"
     if checkpoint.is_scale(info.name):
-        return "the scale of an FP8 weight"
+        return "a scale"
     if checkpoint.quantisation(info.name) is None and not info.is_floating:
         return f"not floating ({info.dtype})"
     return None

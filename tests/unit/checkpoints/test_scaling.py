@@ -121,22 +121,35 @@ def test_a_factor_that_is_not_finite_is_named(value: float) -> None:
     checkpoint.read_rows(W, 0, 256)  # the rows of the other factors can be had
 
 
-def test_no_scale_no_weight() -> None:
+def test_without_one_scale_there_is_no_weight() -> None:
     codes, scale = made((4, 4), (4, 1))
-    for others in ({}, {"W_scale": scale, "W_scale_2": scale}, {"W_scale": scale, "W_zero_point": scale}):
-        checkpoint = opened(W=codes, **others)
-        said = refusal(checkpoint.read, W)
-        assert said.startswith(f"{W}: quantised (fp8, stored as F8_E4M3 without a scale of its own)") or others
-        assert not checkpoint.is_scale(f"{W}_scale")
-    assert "without a scale" in refusal(opened(W=codes[0], W_scale=scale[0]).read, W)  # a vector
+    more = ("W_scale_2", "W_zero_point", "W_scale_inv")
+    for others in ({}, *({"W_scale": scale, other: scale} for other in more)):
+        said = refusal(opened(W=codes, **others).read, W)
+        assert said.startswith(f"{W}: quantised (fp8, stored as F8_E4M3 without one scale of its own)")
+    assert "without one scale" in refusal(opened(W=codes[0], W_scale=scale[0]).read, W)  # a vector
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, E4M3])
+def test_a_scale_of_another_type_is_one_line(dtype: torch.dtype) -> None:
+    checkpoint = opened(W=made((4, 4), (4, 1))[0], W_scale=torch.ones(4, 1).to(dtype))
+    assert f"{W}_scale: a scale of type " in refusal(checkpoint.require_floating, W)
 
 
 def test_the_scales_are_no_weights() -> None:
     codes, scale = made((4, 4), (4, 1))
-    checkpoint = opened(W=codes, W_scale=scale, other_scale=scale)
-    assert [name for name in checkpoint.names if checkpoint.is_scale(name)] == [f"{W}_scale"]
+    checkpoint = opened(W=codes, W_scale=scale, other_scale=scale, ints=torch.ones(4, 4).char(), ints_scale=scale)
+    assert [name for name in checkpoint.names if checkpoint.is_scale(name)] == ["ints_scale", f"{W}_scale"]
     assert refusal(checkpoint.read, f"{W}_scale").startswith(f"{W}_scale: quantised")
     assert torch.equal(checkpoint.read("other_scale"), scale)
+
+
+@pytest.mark.parametrize("groups", [3, [], {"a": 3}, {"a": {"weights": []}}, {"a": {"weights": {}}}])
+def test_a_config_that_says_nothing_of_blocks_means_128(groups: object) -> None:
+    codes, scale = made((300, 200), (3, 2))
+    checkpoint = opened(W=codes, W_scale_inv=scale)
+    checkpoint.config["quantization_config"] = {"weight_block_size": None, "config_groups": groups}
+    assert torch.allclose(checkpoint.read(W).double(), by_entry(codes, scale), rtol=2**-24, atol=0)
 
 
 @pytest.mark.parametrize("block", ["128", [128], [128, 0], [True, 1.5], {"a": 1}])

@@ -11,6 +11,7 @@ from tests.unit.checkpoints.refusal import refusal
 from torch import Tensor
 from typer.testing import CliRunner
 
+from subspacelab.checkpoints import open_source
 from subspacelab.rotation.commands import app
 from subspacelab.rotation.comparison import compare
 from subspacelab.rotation.decomposition import decompose
@@ -64,7 +65,7 @@ def test_what_is_decomposed_is_what_the_codes_stand_for(tmp_path: Path) -> None:
     assert set(result.weights) == {Q, UP, f"{EXPERTS}[0]", f"{EXPERTS}[1]", EMBEDDING}
     assert result.skipped == {
         NORM: "vector",
-        **dict.fromkeys((f"{Q}_scale_inv", f"{UP}_scale_inv"), "the scale of an FP8 weight"),
+        **dict.fromkeys((f"{Q}_scale_inv", f"{UP}_scale_inv"), "a scale"),
         f"{EXPERTS}_scale_inv": "vector",
     }
     for name, record in result.weights.items():
@@ -98,6 +99,30 @@ def test_an_fp8_release_is_compared_with_the_checkpoint_that_it_was_made_of(tmp_
     assert rows.loc[EMBEDDING, "floor_update_norm"] < 0.003
     assert back.notes[0].startswith("4 weights are stored in FP8")
     assert factors["update_norm"].to_numpy() == pytest.approx(read["update_norm"].to_numpy(), rel=1e-4)
+
+
+def test_transformers_makes_the_same_weights_of_codes_and_scales(tmp_path: Path) -> None:
+    """An independent reader, which knows whole blocks only."""
+    import transformers
+
+    sizes = {"vocab_size": 64, "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    projections = [name for name in stored if "proj" in name]
+    for name in projections:
+        stored[name], stored[f"{name}_scale_inv"] = quantised(stored[name])
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    how = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    said = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": how}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    theirs = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path, quantization_config=transformers.FineGrainedFP8Config(dequantize=True), dtype=torch.float32
+    ).state_dict()
+    with open_source(tmp_path) as checkpoint:
+        assert len(projections) == 7
+        for name in projections:
+            assert torch.equal(checkpoint.read(name), theirs[name])
 
 
 @pytest.mark.parametrize(
