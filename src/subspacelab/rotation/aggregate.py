@@ -234,7 +234,8 @@ def curve_table(layers: pd.DataFrame, groups: Iterable[Group]) -> pd.DataFrame:
 def note_limits(layers: pd.DataFrame, chain: Chain, null_draws: int = 0) -> list[str]:
     """What these numbers cannot say, in sentences: of types, gaps, truncation, whole sides, square weights, draws."""
     labels = chain.labels
-    notes = [
+    notes = [*dict.fromkeys(note for checkpoint in chain.checkpoints for note in checkpoint.notes)]
+    notes += [
         f"{count} weights are stored as {', '.join(f'{t} in {c}' for t, c in zip(types, labels, strict=True))}: "
         "their updates hold the rounding from one type to the other"
         for types, count in Counter(map(chain.storage, chain.names)).items()

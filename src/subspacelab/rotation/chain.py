@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, Weights, canonical_name, open_checkpoint, tensor_digest
-from subspacelab.checkpoints.tensors import FP8
+from subspacelab.checkpoints.tensors import FP8, SIGNIFICANT_BITS
 from subspacelab.core.errors import SettingError
 from subspacelab.core.files import expanded, seen_from
 from subspacelab.linalg.moments import chunk_rows
@@ -53,15 +53,17 @@ class Streamed:
     """What is read."""
     weights: dict[str, StreamedWeight]
     """Canonical name to what is known of the weight."""
+    notes: tuple[str, ...] = ()
+    """What to know of how they are stored."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, selection: Selection) -> "Streamed":
         """The matrices of `checkpoint` that are wanted, by the rules and with the errors of `plan.make_plan`."""
-        weights = {}
-        for part in make_plan(checkpoint, rank=None, selection=selection).parts.values():
+        weights, plan = {}, make_plan(checkpoint, rank=None, selection=selection)
+        for part in plan.parts.values():
             info = checkpoint.info(part.key)
             weights[canonical_name(part.weight)] = StreamedWeight(part, info.shape, info.dtype)
-        return cls(checkpoint, weights)
+        return cls(checkpoint, weights, plan.notes)
 
     @property
     def source(self) -> dict[str, str | None]:
@@ -101,6 +103,8 @@ class Weight:
     """All singular values, where `svd` holds the leading triples of a weight whose entries are at hand."""
     digest: str = ""
     """What tells whether it is still what it was (`Chain.digests`)."""
+    bits: int = 0
+    """Significant bits of the stored entries, where they are fewer than bf16's 8."""
 
     @classmethod
     def of(
@@ -111,6 +115,7 @@ class Weight:
         exact: bool = False,
         entries: bool = True,
         digest: str = "",
+        bits: int = 0,
     ) -> "Weight":
         """A matrix decomposed: its `keep` leading triples where they cost less than all, else, or for None, all.
 
@@ -119,8 +124,8 @@ class Weight:
         dense = w if entries else None
         found = None if keep is None else leading_svd(w, keep)
         if found is None:
-            return cls(svd(w), dense, exact, None, digest)
-        return cls(found.svd, dense, exact, found.spectrum, digest)
+            return cls(svd(w), dense, exact, None, digest, bits)
+        return cls(found.svd, dense, exact, found.spectrum, digest, bits)
 
     @property
     def S(self) -> Float[Tensor, " r"]:
@@ -302,15 +307,17 @@ def _read_weight(
     keep: int | None,
 ) -> tuple[str, Weight]:
     """Digest of the stored entries, and the weight: the known one of that digest, if there is one."""
+    dtype = checkpoint.weights[name].storage_dtype
+    bits = SIGNIFICANT_BITS[dtype] if dtype in FP8 else 0
     if isinstance(checkpoint, Streamed):
         w, digest = checkpoint.read(name)
-        return digest, known.get(digest) or Weight.of(w.to(device), keep, exact=True, digest=digest)
+        return digest, known.get(digest) or Weight.of(w.to(device), keep, exact=True, digest=digest, bits=bits)
     record = checkpoint.weights[name]
     if record.source_digest in known:
         return record.source_digest, known[record.source_digest]
     factors = to_device(checkpoint.read(name), device)
     dense = recover_entries(factors, record.storage_dtype) if record.is_full else None
-    return record.source_digest, Weight(factors, dense, digest=_digest_of(record))
+    return record.source_digest, Weight(factors, dense, digest=_digest_of(record), bits=bits)
 
 
 def _labels(checkpoints: tuple[Decomposition | Streamed, ...]) -> tuple[str, ...]:

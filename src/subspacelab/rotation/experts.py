@@ -36,8 +36,8 @@ def find_fused(checkpoint: Checkpoint) -> dict[str, Fused]:
     """Key to experts, for the fused tensors of a checkpoint; headers and config.json only.
 
     Name and hidden size tell which way round an expert is: `gate_up_proj` [in, out] of Llama 4 and gpt-oss has the
-    hidden size first, [out, in] of Mixtral and Qwen3 second, and `down_proj` the other way round. What is square is as
-    the others of the checkpoint are.
+    hidden size first, [out, in] of a Mixtral in memory has it second, and `down_proj` the other way round. What is
+    square is as the others of the checkpoint are.
     """
     infos = [checkpoint.info(name) for name in checkpoint.names if not checkpoint.is_scale(name)]
     counts = {info.name: (info, _count(info, checkpoint.config)) for info in infos}

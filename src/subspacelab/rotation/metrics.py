@@ -174,7 +174,7 @@ def bf16_neighbour(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float
     return draw_unrounded(w.bfloat16(), generator)
 
 
-def draw_unrounded(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float[Tensor, "m n"]:
+def draw_unrounded(w: Float[Tensor, "m n"], generator: torch.Generator, bits: int = 8) -> Float[Tensor, "m n"]:
     """A float32 matrix that rounds to the bf16 matrix `w`, each entry uniform in what does; zeros stay zero."""
     drawn = torch.empty(w.shape, dtype=torch.float32, device=w.device)
     rows = -(-chunk_rows(w) // 16)  # of each chunk there are nine of its size
@@ -183,7 +183,7 @@ def draw_unrounded(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float
         u = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device) * 2 - 1
         mantissa, exponent = torch.frexp(x)
         # bf16 has 8 significant bits: ulp = 2^(exponent - 8), and half of that below a power of two.
-        half_ulp = torch.ldexp(torch.full_like(x, 0.5), exponent - 8)
+        half_ulp = torch.ldexp(torch.full_like(x, 0.5), exponent - bits)
         half_ulp = torch.where((mantissa.abs() == 0.5) & (u < 0), half_ulp / 2, half_ulp)
         # 1 - 2^-13 keeps the float32 sum from landing on the midpoint, which would round away.
         out.copy_(x + x.sign() * u * half_ulp * (1 - 2**-13))
@@ -276,10 +276,11 @@ def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, V
 
 
 def _neighbour(name: str, base: Weight, seed: int) -> Weight | None:
-    """The weight with half an ulp of bf16 noise; None where the entries are not to be had."""
+    """The weight with half an ulp of bf16 or FP8 noise; None where the entries are not to be had."""
     if base.dense is None:
         return None
-    dense = bf16_neighbour(base.dense, generator_for(seed, name, "floor"))
+    generator = generator_for(seed, name, "floor")
+    dense = draw_unrounded(base.dense, generator, base.bits) if base.bits else bf16_neighbour(base.dense, generator)
     return Weight.of(dense, base.svd.U.shape[1] if base.is_partial else None, exact=base.exact)
 
 

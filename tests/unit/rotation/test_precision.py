@@ -93,6 +93,11 @@ def test_an_fp8_release_is_compared_with_the_checkpoint_that_it_was_made_of(tmp_
     # Uniform within a step of 2^-3 to 2^-4: a deviation of 2.6 % of an entry.
     assert read.loc[Q, "update_norm"] == pytest.approx(0.0265, rel=0.1)
     assert read.loc[EMBEDDING, "update_norm"] == 0
+    back = compare(tmp_path / "b", tmp_path / "a", null_draws=0, device="cpu", k=2)
+    rows = back.layers.set_index("weight")
+    assert rows.loc[Q, "floor_update_norm"] == pytest.approx(0.0265, rel=0.1)  # of FP8, not of bf16
+    assert rows.loc[EMBEDDING, "floor_update_norm"] < 0.003
+    assert back.notes[0].startswith("4 weights are stored in FP8")
     assert factors["update_norm"].to_numpy() == pytest.approx(read["update_norm"].to_numpy(), rel=1e-4)
 
 
