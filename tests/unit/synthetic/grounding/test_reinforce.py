@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_the_path_holds_the_checkpoints_on_the_way_and_how_far_they_are(base: Pa
     stages = [weights(path / f"step{p.step}") for p in passed]
     key = next(k for k in plain if k.endswith("up_proj.weight"))
     moved = [(w[key] - weights(base)[key]).norm() for w in [*stages, plain]]
-    assert all(a != b for a, b in zip(moved, moved[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(moved))
     write_training_path(path, work, [])
     assert read_training_path(path) == []
     assert [p.name for p in path.iterdir()] == ["path.json"]
