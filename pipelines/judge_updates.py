@@ -1,8 +1,8 @@
 """Stage `judge_updates`: parts and predictions of stage 2's update, judged by what the rebuilt checkpoints can do.
 
 In: data/checkpoints/{rl_stage1,rl_stage2}, data/checkpoints_path/rl_stage2. Out: reports/rotation/judged (judged.csv,
-judged_updates.png); the table is empty where stage 2 comes from the hub, as its task is another. Time: 3 minutes on 2
-cores. A killed run continues.
+judged_updates.png); the table is empty where stage 2 comes from the hub, as its task is another. Time: 3 to 4 minutes
+on 2 cores. A killed run continues.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)

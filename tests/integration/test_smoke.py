@@ -31,6 +31,7 @@ STAGES = {
     "decompose@rl_stage1",
     "decompose@rl_stage2",
     "compare_rotations",
+    "judge_updates",
     "cache_features",
     "train_lowrank@ResMLP",
     "train_lowrank@MLP",

@@ -25,7 +25,10 @@ def described_model(checkpoint: Checkpoint) -> Any:
     require_own_settings(checkpoint, checkpoint.source.folder / CONFIG_NAME)
     try:
         with quiet(), torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return getattr(transformers, names[0])(transformers.AutoConfig.for_model(**config))
+            kind_of_model = getattr(transformers, names[0])
+            if not issubclass(kind_of_model, transformers.PreTrainedModel):
+                raise TypeError(f"{names[0]} is no model")
+            return kind_of_model(transformers.AutoConfig.for_model(**config))
     except config_errors() as e:
         raise CheckpointError(
             f"{reference}: {CONFIG_NAME} describes no model that transformers knows (model_type {kind!r}, "

@@ -39,16 +39,18 @@ class Extracted:
     left_out: pd.DataFrame
     """A row per other tensor that moved: weight, `update_norm`, `share` of ||D||_F^2 of the whole model, reason."""
     metrics: dict[str, Any]
-    """Base and tuned, settings, `energy_kept` of the adapted weights, and `share_left_out` of the model's update."""
+    """Base and tuned, settings, `energy_kept` of the adapted weights, `share_left_out` of the model's update, and
+    `unmatched`: tensors that the base does not have in that shape, with the reason; they are in neither."""
 
     @property
     def summary(self) -> str:
         """One sentence: how many weights, what ranks, how much of the update."""
-        ranks = self.layers["rank"]
+        ranks, gone = self.layers["rank"], self.metrics["unmatched"]
         return (
             f"{len(self.layers)} weights of rank {ranks.min()} to {ranks.max()} (median {ranks.median():g}) keep "
             f"{self.metrics['energy_kept']:.2%} of the energy of their updates; {len(self.left_out)} other tensors "
             f"moved, with {self.metrics['share_left_out']:.2%} of the energy of the whole update, and are left out"
+            + (f"; {len(gone)} are not in the base, such as {next(iter(gone))}" if gone else "")
         )
 
 
@@ -105,7 +107,7 @@ def extract(
     if not factors:
         named = f"{pair.base.source.reference} and {pair.tuned.source.reference}"
         raise CheckpointError(
-            f"{named}: no linear layer differs, so there is nothing to extract; compare other weights"
+            f"{named}: no linear layer differs (include={include!r}, exclude={exclude!r}); nothing to extract"
         )
     moved = sum(row["update_norm"] ** 2 for row in rows)
     layers, left_out = pd.DataFrame(rows, columns=COLUMNS), _shares(pd.DataFrame(left, columns=LEFT_COLUMNS), moved)
@@ -115,6 +117,7 @@ def extract(
         **{"rank": rank, "energy": energy, "include": include, "exclude": exclude},
         "energy_kept": sum(row["energy_kept"] * row["update_norm"] ** 2 for row in rows) / moved,
         "share_left_out": float(left_out["share"].sum()),
+        "unmatched": pair.unmatched,
     }
     with replace_folder(folder) as partial:
         write_lora(partial, factors, _reference(pair), fan_in_fan_out=turned)

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer
 
 from subspacelab.models.qwen_vl import load_qwen_vl, save_qwen_vl
 from subspacelab.synthetic.grounding.model import build_model
-from subspacelab.synthetic.grounding.reinforce import RlTraining, train_rl
+from subspacelab.synthetic.grounding.reinforce import RlTraining, read_training_path, train_rl, write_training_path
 from subspacelab.synthetic.grounding.tokenizer import build_tokenizer, write_tokenizer
 
 SHORT = RlTraining(
@@ -94,3 +95,24 @@ def test_a_killed_run_continues_to_the_same_bytes(base: Path, tmp_path: Path) ->
 def test_an_unknown_reward_is_refused() -> None:
     with pytest.raises(ValueError, match="reward: must be 'iou' or 'pointing', got 'speed'"):
         RlTraining(reward="speed")  # type: ignore[arg-type]
+
+
+def test_the_path_holds_the_checkpoints_on_the_way_and_how_far_they_are(base: Path, tmp_path: Path) -> None:
+    plain = train(base, tmp_path / "plain")
+    path, work = tmp_path / "path", tmp_path / "work"
+    rl = {"training": SHORT, "stage": "rl_stage1", "seed": 7, "path": work / "path"}
+    with pytest.raises(KeyboardInterrupt):
+        train_rl(base, work, **rl, log=Curves(stop_at=2))
+    train_rl(base, work, **rl).save(tmp_path / "kept")
+    assert same(plain, weights(tmp_path / "kept"))  # what is kept on the way changes nothing
+    write_training_path(path, work / "path", SHORT.passed())
+    passed = read_training_path(path)
+    assert [(p.step, p.of_steps) for p in passed] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+    assert 0 < passed[0].of_rates < passed[1].of_rates < passed[2].of_rates < 1
+    stages = [weights(path / f"step{p.step}") for p in passed]
+    key = next(k for k in plain if k.endswith("up_proj.weight"))
+    moved = [(w[key] - weights(base)[key]).norm() for w in [*stages, plain]]
+    assert all(a != b for a, b in itertools.pairwise(moved))
+    write_training_path(path, work, [])
+    assert read_training_path(path) == []
+    assert [p.name for p in path.iterdir()] == ["path.json"]
