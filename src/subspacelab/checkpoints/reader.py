@@ -135,13 +135,17 @@ class Checkpoint:
 
     def read_chunks(self, name: str, num_rows: int) -> Iterator[Tensor]:
         """The rows of the first axis in order, `num_rows` at a time; from the hub some chunks are asked for ahead."""
-        end = self.info(name).shape[0]
+        end, ahead = self.info(name).shape[0], self._files.num_workers
+        spans = [(start, min(start + num_rows, end)) for start in range(0, end, num_rows)]
+        if ahead == 1:  # a disk is not waited for
+            yield from (self.read_rows(name, *span) for span in spans)
+            return
         asked: deque[Future[Tensor]] = deque()
-        with ThreadPoolExecutor(self._files.num_workers) as pool:
+        with ThreadPoolExecutor(ahead) as pool:
             try:
-                for start in range(0, end, num_rows):
-                    asked.append(pool.submit(self.read_rows, name, start, min(start + num_rows, end)))
-                    if len(asked) == self._files.num_workers:
+                for span in spans:
+                    asked.append(pool.submit(self.read_rows, name, *span))
+                    if len(asked) == ahead:
                         yield asked.popleft().result()
                 while asked:
                     yield asked.popleft().result()
