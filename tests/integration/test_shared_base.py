@@ -17,6 +17,8 @@ from subspacelab.nullspace.training import _shares
 
 pytestmark = pytest.mark.slow
 
+CPU = torch.device("cpu")
+
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -43,7 +45,7 @@ print(json.dumps(told))
 
 def test_two_processes_share_a_base_and_save_the_adapter_alone(tmp_path: Path) -> None:
     write_base(tmp_path)
-    model = load_causal_lm(tmp_path / "lm", device=torch.device("cpu")).to(torch.bfloat16)
+    model = load_causal_lm(tmp_path / "lm", device=CPU).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "lm")
     adapter = write_adapter_of(tmp_path, tmp_path / "adapter")
     one = train_tiny(adapter, tmp_path / "one").folder
@@ -73,14 +75,20 @@ def test_two_processes_share_a_base_and_save_the_adapter_alone(tmp_path: Path) -
     assert second | {"final_loss": 0} == first | {"final_loss": 0}
 
 
-def test_what_cannot_be_shared_is_named() -> None:
+def test_what_cannot_be_shared_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = replace(SETTINGS, fsdp=True)
-    assert _shares(SETTINGS, "pissa", 2) == _shares(SETTINGS, "lora", 1) == 1
+    assert _shares(SETTINGS, "pissa", 2, CPU) == _shares(SETTINGS, "lora", 1, CPU) == 1
     with pytest.raises(ValueError, match="fsdp: one process has nobody to share the base with"):
-        _shares(settings, "lora", 1)
+        _shares(settings, "lora", 1, CPU)
     for name, method in METHODS.items():
         if method.moves_weight:
             with pytest.raises(ValueError, match=f"fsdp: {name} takes its start out of the base's weights"):
-                _shares(settings, name, 2)
+                _shares(settings, name, 2, CPU)
         else:
-            assert _shares(settings, name, 2) == 2
+            assert _shares(settings, name, 2, CPU) == 2
+    with pytest.raises(ValueError, match="lies on cpu here; give --device cpu"):
+        _shares(settings, "lora", 2, torch.device("mps"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="lies on cuda here; give --device cuda"):
+        _shares(settings, "lora", 2, CPU)

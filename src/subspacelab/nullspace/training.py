@@ -107,7 +107,7 @@ def train_adapter(
     job = _job(adapter, rows, settings, seed)
     device = choose_device(settings.device)
     group = processes(cpu=device.type == "cpu")
-    shares = _shares(settings, meta["method"], group.count)
+    shares = _shares(settings, meta["method"], group.count, device)
     with sole_writer(finished) if group.is_main else nullcontext():
         if group.is_main:
             _require_own(finished, work_dir, job)
@@ -137,14 +137,21 @@ def train_adapter(
     return TrainedAdapter(finished, read_meta(finished))
 
 
-def _shares(settings: TrainSettings, method: str, num_processes: int) -> int:
-    """How many processes share the base; ValueError for one alone, and for a method that moves the base's weights."""
+def _shares(settings: TrainSettings, method: str, num_processes: int, device: torch.device) -> int:
+    """How many processes share the base.
+
+    ValueError for one alone, for a method that moves the base's weights, and for another device than the one that
+    transformers spreads a model over, which is not asked.
+    """
     if not settings.fsdp:
         return 1
     if num_processes == 1:
         raise ValueError("fsdp: one process has nobody to share the base with; start several by `accelerate launch`")
     if method_of(method).moves_weight:
         raise ValueError(f"fsdp: {method} takes its start out of the base's weights and needs them whole; leave it out")
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.type != place:
+        raise ValueError(f"fsdp: a base that processes share lies on {place} here; give --device {place}")
     return num_processes
 
 
