@@ -74,11 +74,19 @@ def test_a_ctrl_c_leaves_one_line_and_no_process(source: Source, tmp_path: Path)
     folder = write_pictures(tmp_path / "in", 200)
     words = ["lowrank", "cache", "--no-track", "--device", "cpu", "--image-size", "56", "--images", str(folder)]
     words += ["--model-id", str(source.folder), "--output-dir", "out", "--decode-workers", "2"]
-    command = [sys.executable, "-m", "subspacelab", *words]
+    slow = """
+import time
+from subspacelab.cli import run
+from subspacelab.models.vision_tower import VisionTower
+real = VisionTower.features
+VisionTower.features = lambda tower, images: (time.sleep(0.3), real(tower, images))[1]
+run()
+"""
+    command = [sys.executable, "-c", slow, *words]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         while not list((tmp_path / "out" / "pending").glob("*.json")):
             assert program.poll() is None
-            time.sleep(0.001)
+            time.sleep(0.01)
         decoders = psutil.Process(program.pid).children()
         program.send_signal(signal.SIGINT)
         _, said = program.communicate(timeout=60)
