@@ -38,7 +38,7 @@ class Declaration:
     @property
     def sources(self) -> list[Path]:
         """The dependencies that are code."""
-        return [p for p in self.deps if p.parts[0] in ("src", "pipelines")]
+        return [p for p in self.deps if p.parts[0] == "src" or p.suffix == ".py"]
 
 
 class _Stage(BaseModel):

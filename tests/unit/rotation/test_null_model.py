@@ -216,11 +216,11 @@ def test_updates_drawn_from_a_model_look_random_to_it(model: Model) -> None:
     assert abs(torch.tensor(z).mean()) < 0.5
 
 
-def test_an_update_of_few_rows_is_unlike_its_shuffled_entries_too() -> None:
+def test_an_update_of_one_row_is_unlike_its_shuffled_entries_too() -> None:
     """Its stable rank is small by its rows alone; an update of as many entries in all places has a large one."""
     w0 = base(0)
     rows = torch.zeros(M, N, dtype=torch.float64)
-    rows[:2] = gaussian_update((2, N), NORM, generator(3))
+    rows[:1] = gaussian_update((1, N), NORM, generator(3))
     weights = (weight(w0.float()), weight((w0 + rows).float()), weight((w0 + rows).float()))
     row = measure_weight("w", weights, k=K, seed=0)
     nulls = {model: null_columns("w", weights, row, seed=0, draws=10, model=model) for model in MODELS}
