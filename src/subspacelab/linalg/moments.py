@@ -73,11 +73,13 @@ class SecondMoment:
                 rows.addmm_(c[:, i : i + len(rows)].T, c[:, i:])
         self.num_tokens += len(x)
 
-    def matrix(self) -> Float[Tensor, "dim dim"]:
-        """C, symmetric between blocks."""
+    def matrix(self, *others: "SecondMoment") -> Float[Tensor, "dim dim"]:
+        """C, symmetric between blocks; that of the tokens of `others` too, without a matrix of each."""
         whole = torch.empty(self.width, self.width, dtype=torch.float64, device=self.device)
-        for i, rows in self._blocks():
+        for number, (i, rows) in enumerate(self._blocks()):
             stop = i + len(rows)
+            for other in others:
+                rows = rows + other._rows[number]
             whole[i:stop, i:] = rows
             whole[stop:, i:stop] = rows[:, len(rows) :].T
         return whole

@@ -90,7 +90,7 @@ class Moments:
     @property
     def calibration(self) -> Float[Tensor, "dim dim"]:
         """Of both halves together."""
-        return self.first.add_(self.second)
+        return self.sums[0].matrix(self.sums[1])
 
     @property
     def num_tokens(self) -> int:

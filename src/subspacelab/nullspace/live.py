@@ -19,8 +19,8 @@ from subspacelab.core.errors import CheckpointError, SettingError
 from subspacelab.core.files import read_json, write_json
 from subspacelab.core.ownership import require_own_entries
 from subspacelab.data.windows import Windows
-from subspacelab.models.block_stream import BlockStream, open_stream, stream_of
-from subspacelab.models.causal_lm import target_linears
+from subspacelab.models.block_stream import PROBE, BlockStream, open_stream, stream_of
+from subspacelab.models.causal_lm import require_no_look_ahead, target_linears
 from subspacelab.models.hidden_states import HiddenStates
 from subspacelab.nullspace.calibration import (
     Batches,
@@ -116,6 +116,7 @@ def calibrate(
         model = add_adapter(model, calibration, method="lora_null_v2", rank=64)
     """
     given = as_windows(windows)
+    folder = None
     if isinstance(model, nn.Module):
         linears = _linears_of(model, targets)
         _require_fitting(given, model, batch_size)
@@ -123,23 +124,31 @@ def calibrate(
             stream = stream_of(model, linears)
     else:
         found = [targets] if isinstance(targets, str) else targets
-        stream, linears = open_stream(source_of(model).folder, device=choose_device(device), targets=found)
+        folder = source_of(model).folder
+        stream, linears = open_stream(folder, device=choose_device(device), targets=found)
         _require_fitting(given, stream.model, batch_size)
     if not allow_few_tokens:
         require_enough_tokens(given, linears)
     with _evaluating(stream.model):
-        return _calibrate(stream, linears, given, batch_size, progress)
+        return _calibrate(stream, linears, given, batch_size, progress, folder)
 
 
 def _calibrate(
-    stream: BlockStream, linears: Mapping[str, nn.Linear], windows: Windows, batch_size: int, progress: Progress
+    stream: BlockStream,
+    linears: Mapping[str, nn.Linear],
+    windows: Windows,
+    batch_size: int,
+    progress: Progress,
+    folder: Path | None,
 ) -> Calibration:
+    """Block after block; ValueError for a model of `folder` that looks ahead."""
     inputs: list[SharedInput] = []
     moments: dict[str, Moments] = {}
     batches = CalibrationBatches(stream, windows, batch_size, HiddenStates(torch.device("cpu")))
     with stream.ends():
-        few = Windows(windows.input_ids[:1, :2], windows.attention_mask[:1, :2])
-        probe = Batches(stream, few, [torch.tensor([0])], HiddenStates(stream.device))
+        ids = PROBE % stream.model.config.get_text_config().vocab_size
+        few = Windows(ids, torch.ones_like(ids, dtype=torch.bool))
+        probe = Batches(stream, few, [torch.arange(len(ids))], HiddenStates(stream.device))
         for part in (probe, batches):
             part.embed()
     with progress("calibrating", len(stream) * len(windows.input_ids), "windows") as advance:
@@ -151,6 +160,8 @@ def _calibrate(
             moments |= {name: m.to(torch.device("cpu")) for name, m in found.items()}
             for part in (probe, batches):
                 part.states.advance()
+            if folder is not None:
+                require_no_look_ahead(folder, stream.model, partial(probe.states.before, 0))
     return Calibration(tuple(inputs), moments)
 
 

@@ -1,5 +1,7 @@
 """Bottom eigenvectors of second moments by the fastest exact way for their width."""
 
+import math
+
 import scipy.linalg
 import torch
 from jaxtyping import Float
@@ -25,6 +27,15 @@ def null_space(c: Float[Tensor, "dim dim"], rank: int) -> NullSpace:
             return found
         _restore(c, diagonal)
     return full.null_space(c, rank)
+
+
+def optimum(c: Float[Tensor, "dim dim"], rank: int) -> float:
+    """The least ||B X||_F / ||X||_F of any B of this rank, from C = X^T X, which may be overwritten."""
+    if not (c.device.type == "cpu" and len(c) >= WIDE and 2 * rank < len(c)):
+        return full.optimal_ratio(torch.linalg.eigvalsh(c), rank)
+    total = c.trace().item()
+    bottom = smallest_pairs(c, rank)[0].clamp_min(0).sum().item()
+    return math.sqrt(bottom / total) if total > 0 else 0.0
 
 
 def smallest_pairs(c: Float[Tensor, "dim dim"], k: int) -> tuple[Float[Tensor, " k"], Float[Tensor, "k dim"]]:

@@ -6,18 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from subspacelab.core.devices import solve
 from subspacelab.core.errors import SettingError
-from subspacelab.linalg.null_space import NullSpace, null_ratio, optimal_ratio, random_ratio, row_space
+from subspacelab.linalg.null_space import NullSpace, null_ratio, random_ratio, row_space
 from subspacelab.linalg.subspaces import principal_angles
 from subspacelab.models.lora_factors import Factors
 from subspacelab.nullspace.calibration import Moments, SharedInput
 from subspacelab.nullspace.inits import Method
-from subspacelab.nullspace.spectra import null_space
+from subspacelab.nullspace.spectra import null_space, optimum
 
 MEASURES = (
     *("BX_ratio", "BX_ratio_held_out", "optimum", "optimum_held_out", "random"),
@@ -99,7 +98,7 @@ def report_input(moments: Moments, space: NullSpace) -> InputReport:
         num_tokens=moments.num_tokens,
         num_held_out=moments.num_held_out,
         optimum=space.optimum,
-        optimum_held_out=optimal_ratio(solve(torch.linalg.eigvalsh, moments.held_out), rank),
+        optimum_held_out=solve(partial(optimum, rank=rank), moments.held_out),
         random=random_ratio(rank, dim),
         gap=space.gap if math.isfinite(space.gap) else None,
         numerical_rank=space.numerical_rank,

@@ -47,3 +47,17 @@ def test_chunks_leave_nothing_out(monkeypatch):
     g = gram(w)
     torch.testing.assert_close(g, w.T @ w, rtol=0, atol=1e-11)
     torch.testing.assert_close(g, g.T, rtol=0, atol=1e-11)
+
+
+def test_a_sum_is_made_of_its_matrix_and_goes_on(monkeypatch) -> None:
+    monkeypatch.setattr(second_moment, "TOKENS_AT_ONCE", 7)
+    x = gaussian(33, 20)
+    moment = SecondMoment(20)
+    moment.add(x)
+    again = SecondMoment.of(moment.matrix(), moment.num_tokens).to(torch.device("cpu"))
+    assert torch.equal(again.matrix(), moment.matrix())
+    assert torch.equal(moment.diagonal(), moment.matrix().diagonal())
+    assert torch.equal(moment.matrix(again), 2 * moment.matrix())
+    again.add(x)
+    assert again.num_tokens == 66
+    torch.testing.assert_close(again.matrix(), 2 * x.T @ x, rtol=0, atol=1e-12)
