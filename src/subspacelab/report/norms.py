@@ -49,7 +49,7 @@ class Report(BaseModel):
 
 def section(results: Results) -> Section:
     """The section of norms, of the files that are there."""
-    metrics = results.json(f"{FOLDER}/metrics.json", dict[str, float]) or {}
+    metrics = results.metrics(FOLDER)
     scales = results.table(f"{FOLDER}/scales.csv", text=("model", "module"), numbers=("block", "abs_mean"))
     paths = [path for path in results.find(f"{FOLDER}/*.json") if not path.endswith("/metrics.json")]
     reports = {path.rpartition("/")[2].removesuffix(".json"): results.json(path, Report) or Report() for path in paths}

@@ -47,9 +47,9 @@ class Verified(BaseModel):
 
 def section(results: Results) -> Section:
     """The section of nullspace, of the files that are there."""
-    metrics = results.json(f"{FOLDER}/metrics.json", dict[str, float]) or {}
-    knowledge = results.table(f"{FOLDER}/knowledge.csv", text=("method",), numbers=("task_mean", "recall_mean"))
-    stats = results.table(f"{FOLDER}/stats.csv", text=("method", "layer", "metric", "verdict"))
+    metrics = results.metrics(FOLDER)
+    knowledge = results.table(f"{FOLDER}/knowledge.csv", text=("method",), numbers=("task_mean",))
+    stats = results.table(f"{FOLDER}/stats.csv")
     verified = _verified(results)
     blocks: list[Figure | Table] = []
     if knowledge is not None and len(knowledge):
@@ -59,9 +59,9 @@ def section(results: Results) -> Section:
         blocks += [*_ratios(verified), _layers(verified)]
     others = {
         "Expectations of every layer, before and after training": stats,
-        "Every training": results.table(f"{FOLDER}/knowledge_trainings.csv", text=("method",)),
-        "Differences of the methods": results.table(f"{FOLDER}/knowledge_differences.csv", text=("method",)),
-        "Recall at equal task": results.table(f"{FOLDER}/knowledge_equal_task.csv", text=("method",)),
+        "Every training": results.table(f"{FOLDER}/knowledge_trainings.csv"),
+        "Differences of the methods": results.table(f"{FOLDER}/knowledge_differences.csv"),
+        "Recall at equal task": results.table(f"{FOLDER}/knowledge_equal_task.csv"),
     }
     blocks += [Table(title, table, folded=True) for title, table in others.items() if table is not None and len(table)]
     return Section("nullspace", QUESTION, _sentences(metrics, knowledge, stats), _headlines(metrics), blocks)
@@ -93,7 +93,7 @@ def _sentences(metrics: dict[str, float], knowledge: pd.DataFrame | None, stats:
             found.append("Each method was trained once here: a difference of single trainings is no finding.")
         elif seeds > 1:
             found.append(f"These are means over {seeds:.0f} seeds. Compare recalls where equally much was learned.")
-    failed = 0 if stats is None else int((stats["verdict"] == "fail").sum())
+    failed = 0 if stats is None or "verdict" not in stats else int((stats["verdict"] == "fail").sum())
     if stats is not None and failed:
         found.append(
             f"{failed} of {len(stats)} expectations of single layers fail; the table of expectations names them."

@@ -1,6 +1,7 @@
 """The result files of a project: read when they are there, checked, and remembered by their MD5."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -33,6 +34,11 @@ class Results:
             problem = e.errors()[0]
             at = ".".join(map(str, problem["loc"])) or "its top level"
             raise ValueError(f"{path}: not what the pipeline writes ({at}: {problem['msg']}); {AGAIN}") from e
+
+    def metrics(self, folder: str) -> dict[str, float]:
+        """The headline numbers of a study, metrics.json; none where there is no such file, and without empty ones."""
+        found = self.json(f"{folder}/metrics.json", dict[str, float | None]) or {}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
     def table(self, path: str, *, text: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame | None:
         """A CSV file; ValueError unless it has the columns `text`, as text, and `numbers`, of numbers or empty."""

@@ -63,9 +63,9 @@ class Details(BaseModel):
 
 def section(results: Results) -> Section:
     """The section of rotation, of the files that are there."""
-    metrics = results.json(f"{FOLDER}/metrics.json", dict[str, float]) or {}
+    metrics = results.metrics(FOLDER)
     outstanding = (results.json(f"{FOLDER}/details.json", Details) or Details()).null.standing_out
-    layers = results.table(f"{FOLDER}/layers.csv", text=("weight", "module"))
+    layers = results.table(f"{FOLDER}/layers.csv")
     curves = results.table(f"{FOLDER}/curves.csv", text=("module",), numbers=("layer",))
     modules = results.table(f"{FOLDER}/modules.csv", text=("module",))
     blocks: list[Figure | Table] = []
