@@ -116,7 +116,7 @@ def _extremes(reports: dict[str, Report]) -> Table | None:
         for name, report in reports.items()
         for weight, values in report.embedding_layers.items()
         for which in ("smallest", "largest")
-        for entry in values.get(which) or []
+        for entry in (values.get(which) if isinstance(values.get(which), list) else [])
         if isinstance(entry, dict)
     ]
     return Table("Shortest and longest embedding vectors", pd.DataFrame(rows), folded=True) if rows else None

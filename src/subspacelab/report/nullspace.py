@@ -49,7 +49,7 @@ def section(results: Results) -> Section:
     """The section of nullspace, of the files that are there."""
     metrics = results.metrics(FOLDER)
     knowledge = results.table(f"{FOLDER}/knowledge.csv", text=("method",), numbers=("task_mean",))
-    stats = results.table(f"{FOLDER}/stats.csv")
+    stats = results.table(f"{FOLDER}/stats.csv", text=("layer",))
     verified = _verified(results)
     blocks: list[Figure | Table] = []
     if knowledge is not None and len(knowledge):
@@ -59,9 +59,9 @@ def section(results: Results) -> Section:
         blocks += [*_ratios(verified), _layers(verified)]
     others = {
         "Expectations of every layer, before and after training": stats,
-        "Every training": results.table(f"{FOLDER}/knowledge_trainings.csv"),
-        "Differences of the methods": results.table(f"{FOLDER}/knowledge_differences.csv"),
-        "Recall at equal task": results.table(f"{FOLDER}/knowledge_equal_task.csv"),
+        "Every training": results.table(f"{FOLDER}/knowledge_trainings.csv", text=("method",)),
+        "Differences of the methods": results.table(f"{FOLDER}/knowledge_differences.csv", text=("method",)),
+        "Recall at equal task": results.table(f"{FOLDER}/knowledge_equal_task.csv", text=("method",)),
     }
     blocks += [Table(title, table, folded=True) for title, table in others.items() if table is not None and len(table)]
     return Section("nullspace", QUESTION, _sentences(metrics, knowledge, stats), _headlines(metrics), blocks)
@@ -129,7 +129,9 @@ def _verified(results: Results) -> dict[str, pd.DataFrame]:
     """Adapter and state, such as `lora-trained`, to a row for each layer."""
     found = {}
     for path in results.find(f"{FOLDER}/verify/*.json"):
-        table = pd.DataFrame((results.json(path, Verified) or Verified()).stats)
+        stats = (results.json(path, Verified) or Verified()).stats
+        plain = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in stats]
+        table = pd.DataFrame(plain)
         if "layer" in table:
             found[path.rpartition("/")[2].removesuffix(".json")] = table
     return found
