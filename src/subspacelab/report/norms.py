@@ -107,19 +107,18 @@ def _scales(scales: pd.DataFrame) -> Figure:
 def _extremes(reports: dict[str, Report]) -> Table | None:
     """The shortest and longest vectors of every embedding."""
     rows = [
-        {
-            "checkpoint": name,
-            "weight": weight,
-            "which": which,
-            **{k: str(v) if k == "token" else v for k, v in entry.items()},
-        }
+        {"checkpoint": name, "weight": weight, "which": which, **_flat(entry)}
         for name, report in reports.items()
         for weight, values in report.embedding_layers.items()
         for which in ("smallest", "largest")
-        for entry in (values.get(which) if isinstance(values.get(which), list) else [])
-        if isinstance(entry, dict)
+        for entry in _mappings(values.get(which))
     ]
     return Table("Shortest and longest embedding vectors", pd.DataFrame(rows), folded=True) if rows else None
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    """Those of a list; none of anything else."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the page says of rotation: which updates differ from random ones, weight by weight and over depth."""
 
 from collections.abc import Sequence
+
 import pandas as pd
 from pydantic import BaseModel
 
