@@ -93,11 +93,10 @@ def _sentences(metrics: dict[str, float], knowledge: pd.DataFrame | None, stats:
             found.append("Each method was trained once here: a difference of single trainings is no finding.")
         elif seeds > 1:
             found.append(f"These are means over {seeds:.0f} seeds. Compare recalls where equally much was learned.")
-    failed = 0 if stats is None or "verdict" not in stats else int((stats["verdict"] == "fail").sum())
-    if stats is not None and failed:
-        found.append(
-            f"{failed} of {len(stats)} expectations of single layers fail; the table of expectations names them."
-        )
+    judged = [] if stats is None or "verdict" not in stats else [v for v in stats["verdict"] if v in ("pass", "fail")]
+    if "fail" in judged:
+        share = f"{judged.count('fail')} of {len(judged)}"
+        found.append(f"{share} expectations of single layers fail; the table of expectations names them.")
     return found
 
 
