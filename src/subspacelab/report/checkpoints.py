@@ -15,7 +15,7 @@ Values = dict[str, float | None]
 
 def section(results: Results) -> Section:
     """The section of the checkpoints, of the files that are there."""
-    metrics = results.json(f"{FOLDER}/metrics.json", dict[str, float]) or {}
+    metrics = results.metrics(FOLDER)
     paths = [path for path in results.find(f"{FOLDER}/*.json") if not path.endswith("/metrics.json")]
     found = {path.rpartition("/")[2].removesuffix(".json"): results.json(path, Values) or {} for path in paths}
     blocks: list[Figure | Table] = []

@@ -36,4 +36,4 @@ def report(
     with report_folder(output.parent, f"report {output.name}", job, [output.name]) as folder:
         page = build_report(studies=chosen, settings=settings, commit=git_tags())
         (folder / output.name).write_text(page, encoding="utf-8")
-    print(f"{output}: {len(page.encode()) / 2**20:.1f} MB; it opens in any browser, without a network")
+    print(f"{output}: {len(page.encode()) / 1e6:.1f} MB; it opens in any browser, without a network")

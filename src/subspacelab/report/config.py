@@ -9,8 +9,8 @@ class ReportConfig:
 
     pictures: Count = 3
     """Test pictures whose channel maps the page holds, from the first."""
-    channels: Count = 32
-    """Channels of each picture, from the first; 3 pictures of 32 channels take 1.5 MB."""
+    channels: Count = 24
+    """Channels of each picture, from the first; 3 pictures of 24 channels take 1.8 MB."""
 
 
 STAGES = {"report": ReportConfig}

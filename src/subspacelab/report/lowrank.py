@@ -49,7 +49,7 @@ class Epoch(BaseModel):
 
 def section(results: Results) -> Section:
     """The section of lowrank, of the files that are there; `report.maps` adds the channel maps."""
-    metrics = results.json(f"{FOLDER}/metrics.json", dict[str, float]) or {}
+    metrics = results.metrics(FOLDER)
     details = results.json(f"{FOLDER}/details.json", Details) or Details()
     images = results.table(f"{FOLDER}/comparison.csv", text=("method", "dataset_id"), numbers=("cosine",))
     curve = results.json(f"{FOLDER}/pictures/rank_curve.json", dict[str, dict[int, float]])

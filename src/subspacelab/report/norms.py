@@ -49,7 +49,7 @@ class Report(BaseModel):
 
 def section(results: Results) -> Section:
     """The section of norms, of the files that are there."""
-    metrics = results.json(f"{FOLDER}/metrics.json", dict[str, float]) or {}
+    metrics = results.metrics(FOLDER)
     scales = results.table(f"{FOLDER}/scales.csv", text=("model", "module"), numbers=("block", "abs_mean"))
     paths = [path for path in results.find(f"{FOLDER}/*.json") if not path.endswith("/metrics.json")]
     reports = {path.rpartition("/")[2].removesuffix(".json"): results.json(path, Report) or Report() for path in paths}
@@ -107,19 +107,18 @@ def _scales(scales: pd.DataFrame) -> Figure:
 def _extremes(reports: dict[str, Report]) -> Table | None:
     """The shortest and longest vectors of every embedding."""
     rows = [
-        {
-            "checkpoint": name,
-            "weight": weight,
-            "which": which,
-            **{k: str(v) if k == "token" else v for k, v in entry.items()},
-        }
+        {"checkpoint": name, "weight": weight, "which": which, **_flat(entry)}
         for name, report in reports.items()
         for weight, values in report.embedding_layers.items()
         for which in ("smallest", "largest")
-        for entry in values.get(which) or []
-        if isinstance(entry, dict)
+        for entry in _mappings(values.get(which))
     ]
     return Table("Shortest and longest embedding vectors", pd.DataFrame(rows), folded=True) if rows else None
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    """Those of a list; none of anything else."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

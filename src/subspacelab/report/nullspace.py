@@ -47,9 +47,9 @@ class Verified(BaseModel):
 
 def section(results: Results) -> Section:
     """The section of nullspace, of the files that are there."""
-    metrics = results.json(f"{FOLDER}/metrics.json", dict[str, float]) or {}
-    knowledge = results.table(f"{FOLDER}/knowledge.csv", text=("method",), numbers=("task_mean", "recall_mean"))
-    stats = results.table(f"{FOLDER}/stats.csv", text=("method", "layer", "metric", "verdict"))
+    metrics = results.metrics(FOLDER)
+    knowledge = results.table(f"{FOLDER}/knowledge.csv", text=("method",), numbers=("task_mean",))
+    stats = results.table(f"{FOLDER}/stats.csv", text=("layer",))
     verified = _verified(results)
     blocks: list[Figure | Table] = []
     if knowledge is not None and len(knowledge):
@@ -93,11 +93,10 @@ def _sentences(metrics: dict[str, float], knowledge: pd.DataFrame | None, stats:
             found.append("Each method was trained once here: a difference of single trainings is no finding.")
         elif seeds > 1:
             found.append(f"These are means over {seeds:.0f} seeds. Compare recalls where equally much was learned.")
-    failed = 0 if stats is None else int((stats["verdict"] == "fail").sum())
-    if stats is not None and failed:
-        found.append(
-            f"{failed} of {len(stats)} expectations of single layers fail; the table of expectations names them."
-        )
+    judged = [] if stats is None or "verdict" not in stats else [v for v in stats["verdict"] if v in ("pass", "fail")]
+    if "fail" in judged:
+        share = f"{judged.count('fail')} of {len(judged)}"
+        found.append(f"{share} expectations of single layers fail; the table of expectations names them.")
     return found
 
 
@@ -129,7 +128,9 @@ def _verified(results: Results) -> dict[str, pd.DataFrame]:
     """Adapter and state, such as `lora-trained`, to a row for each layer."""
     found = {}
     for path in results.find(f"{FOLDER}/verify/*.json"):
-        table = pd.DataFrame((results.json(path, Verified) or Verified()).stats)
+        stats = (results.json(path, Verified) or Verified()).stats
+        plain = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in stats]
+        table = pd.DataFrame(plain)
         if "layer" in table:
             found[path.rpartition("/")[2].removesuffix(".json")] = table
     return found

@@ -11,9 +11,11 @@ import pandas as pd
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
 
-LARGEST = 8 << 20
+LARGEST = 8_000_000
 """Bytes of a page: what mail and MLflow's artifact view still take."""
 MAX_ROWS = 2000
+MAX_CELLS = 40_000
+"""Of a table: one that has more keeps its main columns alone."""
 CONFIG = {
     "responsive": True,
     "displaylogo": False,
@@ -108,7 +110,8 @@ class Table:
     def columns(self) -> list[str]:
         """The frame's columns, the main ones first."""
         first = [name for name in self.main if name in self.frame]
-        return first + [str(name) for name in self.frame.columns if name not in first]
+        others = [str(name) for name in self.frame.columns if name not in first]
+        return first if first and self.frame.size > MAX_CELLS else first + others
 
     @property
     def num_main(self) -> int:
@@ -173,7 +176,7 @@ def render(page: Page) -> str:
     size = len(text.encode("utf-8"))
     if size > LARGEST:
         raise ValueError(
-            f"the page takes {size / 2**20:.1f} MB, at most {LARGEST >> 20} can be sent; "
+            f"the page takes {size / 1e6:.1f} MB, at most {LARGEST / 1e6:g} can be sent; "
             "set report.pictures or report.channels lower, or name fewer studies"
         )
     return text

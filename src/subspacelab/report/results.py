@@ -1,9 +1,11 @@
 """The result files of a project: read when they are there, checked, and remembered by their MD5."""
 
 import io
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
@@ -28,14 +30,19 @@ class Results:
         if not self._remember(path):
             return None
         try:
-            return TypeAdapter(kind).validate_python(read_json(self.root / path))
+            return TypeAdapter(kind).validate_python(_as_text(read_json(self.root / path)))
         except ValidationError as e:
             problem = e.errors()[0]
             at = ".".join(map(str, problem["loc"])) or "its top level"
             raise ValueError(f"{path}: not what the pipeline writes ({at}: {problem['msg']}); {AGAIN}") from e
 
+    def metrics(self, folder: str) -> dict[str, float]:
+        """The headline numbers of a study, metrics.json; none where there is no such file, and without empty ones."""
+        found = self.json(f"{folder}/metrics.json", dict[str, float | None]) or {}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
     def table(self, path: str, *, text: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame | None:
-        """A CSV file; ValueError unless it has the columns `text`, as text, and `numbers`, of numbers or empty."""
+        """A CSV file; ValueError unless it has the columns `text`, all filled, and `numbers`, of numbers or empty."""
         if not self._remember(path):
             return None
         try:
@@ -44,6 +51,9 @@ class Results:
             missing = [name for name in (*text, *numbers) if name not in table]
             if missing:
                 raise ValueError(f"no column {missing[0]!r}")
+            empty = [name for name in text if table[name].isna().any()]
+            if empty:
+                raise ValueError(f"an empty cell in column {empty[0]!r}")
             return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
         except (ValueError, TypeError) as e:  # those of pandas and of decoding are ValueErrors
             raise ValueError(f"{path}: not a table of the pipeline ({str(e).splitlines()[0]}); {AGAIN}") from e
@@ -58,6 +68,11 @@ class Results:
         if place.is_file():
             self.md5[path] = md5_file(place)
         return place.is_file()
+
+
+def _as_text(value: Any) -> Any:
+    """A value of JSON with a question mark for half a surrogate pair, as tokens may hold, which no page can."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", errors="replace"))
 
 
 def columns_of(table: pd.DataFrame) -> list[str]:

@@ -1,7 +1,6 @@
 """What the page says of rotation: which updates differ from random ones, weight by weight and over depth."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel
@@ -49,10 +48,16 @@ ABOUT_MAP = (
 )
 
 
+class Outstanding(BaseModel, extra="allow"):
+    """A measure of a weight that is unlike that of random updates."""
+
+    weight: str = ""
+
+
 class Null(BaseModel):
     """Of details.json, the null model."""
 
-    standing_out: list[dict[str, Any]] = []
+    standing_out: list[Outstanding] = []
 
 
 class Details(BaseModel):
@@ -63,9 +68,9 @@ class Details(BaseModel):
 
 def section(results: Results) -> Section:
     """The section of rotation, of the files that are there."""
-    metrics = results.json(f"{FOLDER}/metrics.json", dict[str, float]) or {}
+    metrics = results.metrics(FOLDER)
     outstanding = (results.json(f"{FOLDER}/details.json", Details) or Details()).null.standing_out
-    layers = results.table(f"{FOLDER}/layers.csv", text=("weight", "module"))
+    layers = results.table(f"{FOLDER}/layers.csv", text=("weight",))
     curves = results.table(f"{FOLDER}/curves.csv", text=("module",), numbers=("layer",))
     modules = results.table(f"{FOLDER}/modules.csv", text=("module",))
     blocks: list[Figure | Table] = []
@@ -85,7 +90,7 @@ def section(results: Results) -> Section:
         blocks.append(
             Table("Groups of weights", modules, main, f"Ratio: over the mean of random updates. {ABOUT_Z}", True)
         )
-    weights = len({each.get("weight") for each in outstanding}), 0 if layers is None else len(layers)
+    weights = len({each.weight for each in outstanding}), 0 if layers is None else len(layers)
     return Section("rotation", QUESTION, _sentences(metrics, *weights), _headlines(metrics), blocks)
 
 
@@ -185,7 +190,8 @@ def _without_pair(measure: str) -> str:
 
 def _z_map(modules: pd.DataFrame) -> list[Figure]:
     """The heat map of all z, groups by measures; none where there is no z."""
-    columns = [name for name in columns_of(modules) if name.endswith("_z") and modules[name].notna().any()]
+    numeric = [name for name in columns_of(modules) if pd.api.types.is_numeric_dtype(modules[name])]
+    columns = [name for name in numeric if name.endswith("_z") and modules[name].notna().any()]
     if not columns:
         return []
     measures, names = [name.removesuffix("_z") for name in columns], modules["module"].tolist()
@@ -193,6 +199,8 @@ def _z_map(modules: pd.DataFrame) -> list[Figure]:
     return [Figure("rotation-z", "Where the updates differ from random ones", ABOUT_MAP, figure, shape="tall")]
 
 
-def _standing_out(found: Sequence[dict[str, Any]]) -> Table:
+def _standing_out(found: Sequence[Outstanding]) -> Table:
     rule = f"|z| > {LARGE_Z:g} and a ratio outside {RATIOS[0]} to {RATIOS[1]} (of a cosine: beyond {LARGE_COSINE})."
-    return Table("What differs from random updates", pd.DataFrame(found), OUTSTANDING, rule, True)
+    return Table(
+        "What differs from random updates", pd.DataFrame([each.model_dump() for each in found]), OUTSTANDING, rule, True
+    )

@@ -78,7 +78,12 @@ def _write_nullspace(folder: Path) -> None:
         "recall_mean": [1, 0.6],
     }
     write_csv(folder / "knowledge.csv", pd.DataFrame(knowledge))
-    stats = {"method": "lora", "layer": ["l.0.q", "l.1.q"], "metric": "BX_ratio", "verdict": ["pass", "fail"]}
+    stats = {
+        "method": "lora",
+        "layer": ["l.0.q", "l.1.q", "l.2.q"],
+        "metric": "BX_ratio",
+        "verdict": ["pass", "fail", "not applicable"],
+    }
     write_csv(folder / "stats.csv", pd.DataFrame(stats))
     layers = [{"layer": f"l.{i}.q", "BX_ratio": 0.5, "BX_ratio_random": 0.47, "bound": None} for i in range(2)]
     for state in ("init", "trained"):

@@ -30,6 +30,11 @@ def test_names_stay_text_and_empty_cells_are_missing(tmp_path: Path) -> None:
     assert table["x"].isna().tolist() == [False, True]
 
 
+def test_half_a_surrogate_pair_of_a_token_becomes_a_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": "\\ud83d", "b": "\\u00e9"}')
+    assert Results(tmp_path).json("a.json", dict[str, str]) == {"a": "?", "b": "é"}
+
+
 @pytest.mark.parametrize(
     "content", ["", "[1, 2]", '{"a": "many"}', '{"a": null}', "{", "\x00\xff", '{"a": {"b": 1}}', "NaN"]
 )
@@ -41,7 +46,8 @@ def test_a_malformed_json_is_one_line_that_names_it(tmp_path: Path, content: str
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"a,b\n1,2\n", b"id,x\n1,many\n", b"id,x\n1,2,3\n4,5,6,7\n", b'id,x\n"1', b"\xff\xfe,x\n"]
+    "content",
+    [b"", b"a,b\n1,2\n", b"id,x\n1,many\n", b"id,x\n1,2,3\n4,5,6,7\n", b'id,x\n"1', b"\xff\xfe,x\n", b"id,x\n,1\n"],
 )
 def test_a_malformed_table_is_one_line_that_names_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.csv").write_bytes(content)
