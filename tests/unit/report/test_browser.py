@@ -49,6 +49,14 @@ def test_every_slider_moves_the_maps(tab: Tab, name: str, value: int) -> None:
     tab.wait_for(f"{IMAGES} !== window.before")
 
 
+def test_an_arrow_key_moves_the_maps_too(tab: Tab) -> None:
+    tab.eval(f"window.before = {IMAGES}; document.querySelector('input[name=channel]').focus()")
+    for kind in ("keyDown", "keyUp"):
+        tab.call("Input.dispatchKeyEvent", type=kind, key="ArrowLeft", code="ArrowLeft", windowsVirtualKeyCode=37)
+    tab.wait_for(f"{IMAGES} !== window.before")
+    assert tab.eval("document.activeElement.getAttribute('aria-valuetext')") == "2"
+
+
 def test_a_measure_and_its_controls_can_be_chosen(tab: Tab) -> None:
     choose(tab, "rotation-curves", "measure", 1)
     tab.wait_for("document.querySelector('#rotation-curves .ytitle').textContent.startsWith('mean principal angle')")
@@ -70,14 +78,15 @@ def test_tables_sort_by_number_and_filter_by_words(tab: Tab) -> None:
 
 
 def test_a_phone_and_a_sheet_of_paper_are_wide_enough(tab: Tab) -> None:
-    tab.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
-    tab.wait_for("Number(document.querySelector('#rotation-curves .main-svg').getAttribute('width')) < 390")
-    assert tab.eval("document.documentElement.scrollWidth <= innerWidth")
-    tab.call("Emulation.clearDeviceMetricsOverride")
     width = "Number(document.querySelector('#rotation-curves .main-svg').getAttribute('width'))"
+    for screen, condition in ((390, "< 390"), (1280, "> 1000")):
+        tab.call("Emulation.setDeviceMetricsOverride", width=screen, height=844, deviceScaleFactor=1, mobile=False)
+        tab.wait_for(f"{width} {condition}")
+        assert tab.eval("document.documentElement.scrollWidth <= innerWidth")
     tab.eval(f"addEventListener('beforeprint', () => window.printed = {width})")
     tab.call("Page.printToPDF")
     assert tab.eval("window.printed") < 700
+    tab.wait_for(f"{width} > 1000")
 
 
 def test_dark_mode_has_light_text_on_dark_paper(tab: Tab) -> None:
