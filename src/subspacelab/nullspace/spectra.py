@@ -1,4 +1,4 @@
-"""Bottom eigenvectors of second moments by the fastest exact way for their width."""
+"""Bottom eigenvectors of second moments: all pairs at once, or the bottom ones in place where memory decides."""
 
 import math
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from subspacelab.linalg import null_space as full
 from subspacelab.linalg.null_space import NullSpace
 
-WIDE = 2048
-"""From this width on LAPACK's syevr for r + 1 pairs takes half of the time of all pairs, and a third of the memory
+WIDE = 8192
+"""From this width on the bottom pairs are found in place by LAPACK's syevr. All pairs need a copy of C and a workspace
+of twice its size: 2.9 GB at width 11008, 21 GB at 29568. At 4096 both take the same time, and at 2048 all pairs less
 (`benchmarks/calibration_scale.py --eigenvectors`)."""
 
 
