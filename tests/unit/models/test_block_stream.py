@@ -39,13 +39,7 @@ CONFIGS: dict[str, Any] = {
 }
 WHOLE: dict[str, Any] = {
     "gemma3n: keys and values shared, inputs of each layer": transformers.Gemma3nTextConfig(
-        **GATED,
-        head_dim=6,
-        **MIXED,
-        **GEMMA3N,
-        laurel_rank=4,
-        altup_num_inputs=2,
-        activation_sparsity_pattern=[0.0] * 4,
+        **GATED | MIXED | GEMMA3N | {"head_dim": 6, "activation_sparsity_pattern": [0.0] * 4}
     ),
     "opt: projections around the blocks": transformers.OPTConfig(
         **SIZES, **ENDS, ffn_dim=40, word_embed_proj_dim=12, max_position_embeddings=128
