@@ -97,7 +97,8 @@ def test_curves_pictures_tables_and_models_are_in_the_store(smoke_clone):
     pictures = {
         a.path.removeprefix("pictures/") for a in client.list_artifacts(stages["compare_rotations"], "pictures")
     }
-    assert pictures == {"rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png"}
+    drawn = ("rotation_mse_curves", "principal_angles", "spectra", "update_geometry", "null_scores")
+    assert pictures == {f"{name}.png" for name in drawn}
     assert "layers.json" in {a.path for a in client.list_artifacts(stages["compare_rotations"])}
     assert "predicted_boxes.png" in {a.path for a in client.list_artifacts(stages["checkpoint_rl_stage2"])}
     curves = [m for m in client.get_run(stages["compare_rotations"]).data.metrics if "/" in m]
@@ -180,7 +181,7 @@ def test_an_experiment_reruns_only_what_depends_on_the_change(smoke_clone, tmp_p
     printed = smoke_clone.run("dvc", "exp", "run", "-n", "k-four", "-S", "compare_rotations.k=4").stdout
     assert "k-four" in printed
     runs = of_experiment(smoke_clone, "k-four")
-    assert set(runs) == {"compare_rotations"}
+    assert set(runs) == {"compare_rotations", "report"}
     tags = runs["compare_rotations"].data.tags
     assert (tags["dvc.mode"], tags["dvc.apply"]) == ("exp", "dvc exp apply k-four")
     assert runs["compare_rotations"].info.status == "FINISHED"
@@ -199,7 +200,7 @@ def test_a_change_of_the_rank_reruns_what_depends_on_it(smoke_clone):
     changed = set(json.loads(smoke_clone.run("dvc", "status", "--json").stdout))
     smoke_clone.run("git", "checkout", "-q", ".")
     # The adapters' own rank, when it is null, is this one.
-    assert changed == {s for s in STAGES if "lowrank" in s or s.startswith("build_adapter")}
+    assert changed == {s for s in STAGES if "lowrank" in s or s.startswith("build_adapter")} | {"report"}
     smoke_clone.run("dvc", "exp", "run", "-n", "rank-64", "-S", "rank=64", "train_lowrank@Sketch")
     runs = of_experiment(smoke_clone, "rank-64")
     assert set(runs) == {"train_lowrank@Sketch"}
@@ -224,7 +225,8 @@ def test_a_queue_lands_in_the_one_store_and_can_be_applied(smoke_clone):
         smoke_clone.run("dvc", "queue", "stop", "--kill", check=False)
     for name in ("k-six", "k-seven"):
         runs = of_experiment(smoke_clone, name)
-        assert {s: r.info.status for s, r in runs.items()} == {"compare_rotations": "FINISHED"}, name
+        done = {"compare_rotations": "FINISHED", "report": "FINISHED"}
+        assert {s: r.info.status for s, r in runs.items()} == done, name
         assert runs["compare_rotations"].data.tags["dvc.mode"] == "queue"
     assert smoke_clone.status() == ""
     apply = of_experiment(smoke_clone, "k-six")["compare_rotations"].data.tags["dvc.apply"]
