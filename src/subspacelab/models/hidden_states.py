@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from subspacelab.checkpoints import read_tensors, write_tensors
+from subspacelab.core.devices import free_device_memory
 from subspacelab.core.files import remove_folder
 
 Offload = Literal["auto", "device", "cpu", "disk"]
@@ -87,7 +88,7 @@ def open_states(offload: Offload, num_bytes: int, device: torch.device, folder: 
 
 
 def _first_with_room(num_bytes: int, device: torch.device, folder: Path) -> Offload:
-    if device.type == "cuda" and DEVICE_SHARE * num_bytes < torch.cuda.mem_get_info(device)[0]:
+    if DEVICE_SHARE * num_bytes < free_device_memory(device):
         return "device"
     if MEMORY_SHARE * num_bytes < psutil.virtual_memory().available:
         return "cpu"

@@ -1,4 +1,4 @@
-"""Text for a model by its own tokenizer: windows of documents, and rows {query, response}."""
+"""Rows {query, response} as token ids with the loss on the response only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

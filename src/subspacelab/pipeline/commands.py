@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from subspacelab.pipeline.search_space import Axis
-    from subspacelab.pipeline.tuning import Experiments
+    from subspacelab.pipeline.tuning import Experiments, Value
 
 runs = typer.Typer(no_args_is_help=True, help="Tracked runs: link them to DVC's experiments, end dead ones.")
 metrics = typer.Typer(no_args_is_help=True, help="An experiment's metrics held against committed ones.")
@@ -127,7 +127,6 @@ def tune(
     job = f"{what} by {' '.join(map(str, axes))} to {direction} {metric}"
     name = name or name_of(what, job)
     tried = Commands(stage, name) if no_dvc else _experiments(stage, metric, axes)
-    value = tried.value if isinstance(tried, Experiments) else None
     total = min(trials, grid_size(axes)) if sampler == "grid" else trials
     if dry_run:
         print("\n".join(show_plan(axes, tried, total)))
@@ -136,14 +135,17 @@ def tune(
         name, storage, axes=axes, job=job, direction=direction, sampler=sampler, pruner=pruner, seed=seed
     )
     with recorded_study(study, {"search": job, "sampler": sampler, "pruner": pruner, "seed": seed}) as record:
+        if isinstance(tried, Experiments) and (record or pruner == "none"):
+            value: Value = tried.value
+        elif record:
+            value = read_runs(record.client, metric)
+        else:
+            raise ValueError("--no-dvc and --pruner read tracked runs, and TRACKING is off; leave one of them out")
         search = Search(study, axes, tried, value, total, quiet=jobs > 1)
         if record:
             search.told = partial(record.log_trials, axes, tried, metric)
-            search.value = value or read_runs(record.client, metric)
             search.watch = watch_runs(record.client, watch) if pruner == "median" else None
             search.told()  # what a search that was killed has left out
-        elif no_dvc or pruner == "median":
-            raise ValueError("--no-dvc and --pruner read tracked runs, and TRACKING is off; leave one of them out")
         search.run(jobs)
         pictures = draw_study(FOLDER / name, study, metric)
         if record:

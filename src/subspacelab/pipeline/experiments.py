@@ -4,6 +4,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,24 @@ def read_details(rev: str, folder: Path = REPORTS) -> dict[str, float]:
 
     Raises ValueError in one line when DVC cannot bring the files of that commit.
     """
+    with fetched(rev, folder) as place:
+        files = {str(folder / file.relative_to(place)): file for file in sorted(place.rglob("*.json"))}
+        return numbers_of({name: file for name, file in files.items() if file.name != HEADLINES})
+
+
+@contextmanager
+def fetched(rev: str, path: Path) -> Iterator[Path]:
+    """A copy of a file or folder as a commit has it, for the time of a block; ValueError as of `dvc_silent`."""
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name) / folder.name
-        dvc_silent("get", ".", str(folder), "--rev", rev, "--out", str(place))
-        files = {
-            f"{folder / file.relative_to(place)}": {"data": read_json(file)}
-            for file in sorted(place.rglob("*.json"))
-            if file.name != HEADLINES
-        }
-    return read_metrics({name: content for name, content in files.items() if isinstance(content["data"], dict)})
+        place = Path(name) / path.name
+        dvc_silent("get", ".", str(path), "--rev", rev, "--out", str(place))
+        yield place
+
+
+def numbers_of(files: Mapping[str, Path]) -> dict[str, float]:
+    """Every number of JSON files as `<name>:<dotted key>`; of a file that holds a list there is none."""
+    contents = {name: read_json(file) for name, file in files.items()}
+    return read_metrics({name: {"data": data} for name, data in contents.items() if isinstance(data, dict)})
 
 
 def read_outs(rev: str) -> Outs:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subspacelab.core.files import read_json
-from subspacelab.core.settings import validate
-from subspacelab.pipeline.experiments import REPORTS, read_metrics
+from subspacelab.pipeline.experiments import REPORTS, numbers_of
 from subspacelab.pipeline.params import read_yaml
+from subspacelab.pipeline.stage import DVC_FILE, read_declaration
 from subspacelab.pipeline.sweep import Setting, Trial, split_values
 
-DVC_FILE = Path("dvc.yaml")
 KINDS = ("uniform", "loguniform", "int", "logint", "choice")
 
 
@@ -105,8 +103,7 @@ def find_metric(name: str, root: Path = REPORTS) -> Metric:
     `lowrank/Sketch/cosine` is `reports/lowrank/details.json:methods.Sketch.cosine.mean`. ValueError when there is none,
     or more than one.
     """
-    files = {str(file): {"data": read_json(file)} for file in sorted(root.rglob("*.json"))}
-    known = read_metrics({file: content for file, content in files.items() if isinstance(content["data"], dict)})
+    known = numbers_of({str(file): file for file in sorted(root.rglob("*.json"))})
     if name not in known:
         found = [full for full in known if _is_part(_words(name), _words(full))]
         exact = [full for full in found if full.partition(":")[2] == name]
@@ -136,14 +133,8 @@ def require_stage(stage: str, metric: Metric) -> None:
 
     A metric of a later stage would keep its old value in every trial.
     """
-    stages = validate(dict[str, Any], read_yaml(DVC_FILE).get("stages") or {}, where=f"{DVC_FILE}: stages")
-    if stage.partition("@")[0] not in stages:
-        raise ValueError(f"dvc.yaml has no stage {stage!r}; it has {sorted(stages)}")
-    makers = [name for name, body in stages.items() if str(metric.file) in _outs(body)]
-    if makers and stage.partition("@")[0] not in makers:
-        raise ValueError(f"{metric} is written by stage {makers[0]}, not by {stage}; tune {makers[0]}")
-
-
-def _outs(body: Mapping[str, Any]) -> set[str]:
-    entries = [entry for kind in ("outs", "metrics", "plots") for entry in body.get(kind, [])]
-    return {str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries}
+    if metric.file in read_declaration(stage.partition("@")[0], path=DVC_FILE).outs:
+        return
+    for other in read_yaml(DVC_FILE)["stages"]:
+        if metric.file in read_declaration(other, path=DVC_FILE).outs:
+            raise ValueError(f"{metric} is written by stage {other}, not by {stage}; tune {other}")

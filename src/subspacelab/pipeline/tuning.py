@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,16 +24,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from subspacelab.core.files import read_json
-from subspacelab.pipeline.dvc_process import dvc_command, dvc_environment, dvc_silent, experiment_commit
-from subspacelab.pipeline.experiments import read_metrics
+from subspacelab.pipeline.dvc_process import dvc_command, dvc_environment, experiment_commit
+from subspacelab.pipeline.experiments import fetched, numbers_of
 from subspacelab.pipeline.search_space import Axis, Metric, as_trial
 from subspacelab.pipeline.sweep import Setting, Trial, trial_words
 from subspacelab.tracking.context import TRIAL, is_alive, process_tags
 
 Direction = Literal["minimize", "maximize"]
-SAMPLERS = ("tpe", "random", "grid", "cmaes")
-PRUNERS = ("median", "none")
 FOLDER = Path(".cache/tune")
 """Where studies, logs and pictures of searches lie."""
 OWNER = "owner of trial "
@@ -76,11 +72,8 @@ class Experiments:
         rev = experiment_commit(name)
         if rev is None:
             return None
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / self.metric.file.name
-            dvc_silent("get", ".", str(self.metric.file), "--rev", rev, "--out", str(copy))
-            found = read_metrics({"": {"data": read_json(copy)}})
-        return found.get(f":{self.metric.key}")
+        with fetched(rev, self.metric.file) as copy:
+            return numbers_of({str(self.metric.file): copy}).get(str(self.metric))
 
     def apply(self, name: str, trial: Trial) -> str:
         return shlex.join(["dvc", "exp", "apply", name])
@@ -123,8 +116,8 @@ class Search:
     """What is varied."""
     tried: Tried
     """How values are tried."""
-    value: Value | None
-    """What is sought; None until it is said where to read it."""
+    value: Value
+    """What is sought."""
     total: int
     """Trials in all, those of earlier calls included."""
     watch: Watch | None = None
@@ -181,7 +174,6 @@ class Search:
     def _try(
         self, name: str, trial: Trial, live: optuna.Trial | None, stop: threading.Event
     ) -> tuple[TrialState, float | None, str]:
-        assert self.value is not None
         value = self.value(name)
         if value is None:
             with self._process(name, self.tried.command(name, trial)) as process:
