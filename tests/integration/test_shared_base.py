@@ -87,8 +87,8 @@ def test_what_cannot_be_shared_is_named(monkeypatch: pytest.MonkeyPatch) -> None
                 _shares(settings, name, 2, CPU)
         else:
             assert _shares(settings, name, 2, CPU) == 2
-    with pytest.raises(ValueError, match="lies on cpu here; give --device cpu"):
+    with pytest.raises(ValueError, match="lies on cpu here; set `device` to cpu"):
         _shares(settings, "lora", 2, torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match="lies on cuda here; give --device cuda"):
+    with pytest.raises(ValueError, match="lies on cuda here; set `device` to cuda"):
         _shares(settings, "lora", 2, CPU)

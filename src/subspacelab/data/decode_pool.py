@@ -137,7 +137,7 @@ class _Worker:
             how = self._process.wait()
             raise ChildProcessError(
                 f"{picture.dataset_id}: the process that decodes it has ended (exit code {how}); there may be too "
-                "little memory: choose fewer --decode-workers, or 0"
+                "little memory: choose fewer `decode_workers`, or 0"
             ) from e
         if "error" in head:
             raise ValueError(head["error"])

@@ -202,7 +202,7 @@ def require_plain_launch() -> None:
         if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() in ("true", "1"):
             raise ValueError(
                 f"accelerate is configured for {way}, which does not train an adapter on a frozen base; launch with"
-                " `accelerate launch --multi_gpu`, each process with the whole model, or --fsdp with a part of it"
+                " `accelerate launch --multi_gpu`, each process with the whole model, or with a part of it (`fsdp`)"
             )
 
 

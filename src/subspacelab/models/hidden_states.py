@@ -96,6 +96,6 @@ def _first_with_room(num_bytes: int, device: torch.device, folder: Path) -> Offl
     if 2 * num_bytes > (free := shutil.disk_usage(near).free):
         raise ValueError(
             f"the hidden states of the calibration take {num_bytes:.3g} bytes, more than half of memory, and twice that"
-            f" on disk, where {free:.3g} are free at {near}: lower --calib-loader-size or --seq-len"
+            f" on disk, where {free:.3g} are free at {near}: lower `calib_loader_size` or `seq_len`"
         )
     return "disk"

@@ -134,7 +134,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
     """The base model that `nullspace.json` (`meta`) names, or `base` in its place.
 
-    ValueError that names `--base` for a folder that is not where it was: it is never looked for on the hub, where
+    ValueError that names `base` for a folder that is not where it was: it is never looked for on the hub, where
     anybody may have given its name to another model.
     """
     if base is not None:
@@ -143,7 +143,7 @@ def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
     if revision is not None:
         return resolve_reference(f"{reference}@{revision}")
     if not of_pipeline(reference) and not expanded(reference).exists():
-        raise ValueError(f"the adapter's base, {reference}, is no such checkpoint on this disk; name it by --base")
+        raise ValueError(f"the adapter's base, {reference}, is no such checkpoint on this disk; give its place as `base`")
     return resolve_reference(reference)
 
 

@@ -34,7 +34,7 @@ def text_windows(model: Path, texts: Sequence[str], num_windows: int, seq_len: i
         if not windows.shortage or num_windows * length >= total:
             break
         length *= 4
-    require_readable(config, tokenizer, windows.input_ids.tolist(), remedy="shorten --seq-len")
+    require_readable(config, tokenizer, windows.input_ids.tolist(), remedy="shorten `seq_len`")
     return replace(windows, prefix=tuple(tokenizer.convert_ids_to_tokens(prefix)))
 
 

@@ -109,7 +109,7 @@ def _encoded(folder: Path, tokenizer: Any, texts: Sequence[str], num_windows: in
     prefix = prefix_of(tokenizer, texts[0])
     ids = join(encode(tokenizer, list(_beginning(texts, CHARACTERS_PER_TOKEN * num_windows * seq_len))), None)
     windows = cut_windows([ids], num_windows=num_windows, seq_len=seq_len, seed=seed, prefix=prefix)
-    require_readable(read_model_config(folder), tokenizer, windows.input_ids.tolist(), remedy="shorten --seq-len")
+    require_readable(read_model_config(folder), tokenizer, windows.input_ids.tolist(), remedy="shorten `seq_len`")
     names = tuple(tokenizer.convert_ids_to_tokens(prefix))
     return Windows(windows.input_ids, windows.attention_mask, windows.shortage, names)
 

@@ -112,8 +112,8 @@ def split_windows(windows: Windows) -> Split:
     """Every eighth window is held out (at least one), the others go to the halves by turns; three are needed."""
     total = len(windows.input_ids)
     if total < 3:
-        remedy = "shorten --seq-len or give a longer text" if windows.shortage else "raise --calib-loader-size"
-        given = "the text gives" if windows.shortage else "asked for are"
+        remedy = "shorten `seq_len` or give a longer text" if windows.shortage else "give more (`calib_loader_size`)"
+        given = "the text gives" if windows.shortage else "got"
         raise ValueError(f"calibration needs at least 3 windows (two halves, one held out), {given} {total}: {remedy}")
     num_held_out = max(1, total // HELD_OUT)
     kept = list(range(total - num_held_out))
@@ -126,10 +126,10 @@ def require_enough_tokens(windows: Windows, linears: Mapping[str, nn.Linear]) ->
     found = int(windows.attention_mask[split_windows(windows).calibration].sum())
     needed = TOKENS_PER_DIM * widest.in_features
     if found < needed:
-        remedy = "Give a longer text" if windows.shortage else "Raise --calib-loader-size or --seq-len"
+        remedy = "Give a longer text" if windows.shortage else "Give more or longer windows (`calib_loader_size`, `seq_len`)"
         raise ValueError(
             f"{found} calibration tokens for {name}, {widest.in_features} dimensions wide: {needed} are needed"
-            f" ({TOKENS_PER_DIM} per dimension). {remedy}, or insist with --allow-few-tokens"
+            f" ({TOKENS_PER_DIM} per dimension). {remedy}, or insist with `allow_few_tokens`"
         )
 
 
@@ -146,7 +146,7 @@ def shared_inputs(linears: Mapping[str, nn.Module], run: Callable[[], object]) -
         run()
     unused = [name for name in linears if name not in seen]
     if unused:
-        raise ValueError(f"{unused[0]} takes no part in a forward pass ({len(unused)} such); leave it out by --targets")
+        raise ValueError(f"{unused[0]} takes no part in a forward pass ({len(unused)} such); leave it out by `targets`")
     readers: dict[tuple[int, int, int], list[str]] = {}
     for name in linears:
         x, version = seen[name]
@@ -222,7 +222,7 @@ def _tokens(name: str, x: Tensor, mask: Bool[Tensor, "batch length"]) -> Float[T
     """The rows of an input, [batch length dim] or [batch * length dim], that are no padding."""
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) != mask.numel():
-        raise ValueError(f"{name} sees {len(flat)} of {mask.numel()} tokens; leave it out by --targets")
+        raise ValueError(f"{name} sees {len(flat)} of {mask.numel()} tokens; leave it out by `targets`")
     return flat[mask.flatten().to(flat.device)]
 
 

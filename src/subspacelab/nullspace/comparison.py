@@ -99,7 +99,7 @@ def _require_pair(init: Verification, trained: Verification) -> None:
     if a.trained or not b.trained:
         raise ValueError(
             f"init has trained={a.trained}, trained has trained={b.trained}; give the statistics of the built adapter"
-            " as --init-stats and those of the trained one as --trained-stats"
+            " as init and those of the trained one as trained"
         )
     if a.method != b.method:
         raise ValueError(f"init is {a.method}, trained is {b.method}; compare one adapter with itself")

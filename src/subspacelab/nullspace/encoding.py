@@ -37,5 +37,5 @@ def encode_rows(tokenizer: Any, rows: Sequence[Instruction], max_length: int) ->
     ]
     kept = [example for example in encoded if example is not None]
     if not kept:
-        raise ValueError(f"max_length {max_length}: no row has a token of its response left; raise --max-length")
+        raise ValueError(f"max_length {max_length}: no row has a token of its response left; raise `max_length`")
     return Examples(kept, len(encoded) - len(kept))

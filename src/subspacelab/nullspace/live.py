@@ -109,8 +109,8 @@ def calibrate(
     `model`: a live causal language model, or where one lies. `windows`: token ids [n, length]; an eighth of them is
     held out. `targets`: regular expressions that find layers by name; all but the head by default.
 
-    Raises SettingError for fewer than 8 tokens per dimension (`allow_few_tokens`), ValueError for fewer than 3 windows,
-    for a layer that takes no part, and for NaN among the inputs.
+    Raises ValueError for fewer than 8 tokens per dimension (unless `allow_few_tokens`) or fewer than 3 windows, for a
+    layer that takes no part in a forward pass, and for NaN or infinity among the inputs.
 
         calibration = calibrate(model, ids)            # ids: [256, 2048]
         model = add_adapter(model, calibration, method="lora_null_v2", rank=64)

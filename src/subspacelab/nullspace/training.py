@@ -121,7 +121,7 @@ def train_adapter(
             dtype = kept_dtype(source.folder)
             live = open_adapter(adapter, base=base, trainable=True, device=device, dtype=dtype, shares=shares)
             ids = [example.input_ids for example in given.examples]
-            require_readable(live.model.config, tokenizer, ids, remedy="lower --max-length")
+            require_readable(live.model.config, tokenizer, ids, remedy="lower `max_length`")
             if group.is_main:
                 write_json(work_dir / JOB, asdict(job))  # only now: what is refused above leaves nothing behind
             group.wait()
@@ -151,7 +151,7 @@ def _shares(settings: TrainSettings, method: str, num_processes: int, device: to
         raise ValueError(f"fsdp: {method} takes its start out of the base's weights and needs them whole; leave it out")
     place = "cuda" if torch.cuda.is_available() else "cpu"
     if device.type != place:
-        raise ValueError(f"fsdp: a base that processes share lies on {place} here; give --device {place}")
+        raise ValueError(f"fsdp: a base that processes share lies on {place} here; set `device` to {place}")
     return num_processes
 
 

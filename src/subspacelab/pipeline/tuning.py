@@ -252,9 +252,9 @@ def open_study(
             for values in product(*(axis.values for axis in axes)):
                 study.enqueue_trial(dict(zip((a.key for a in axes), values, strict=True)), skip_if_exists=True)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
-        raise ValueError(f"--storage cannot be used ({str(e).splitlines()[0]}); give the URL of a database") from e
+        raise ValueError(f"`storage` cannot be used ({str(e).splitlines()[0]}); give the URL of a database") from e
     if known != job:
-        raise ValueError(f"search {name!r} is of {known}; give this one another --name")
+        raise ValueError(f"search {name!r} is of {known}; give this one another `name`")
     return study
 
 
@@ -265,10 +265,10 @@ def _sampler(kind: str, axes: Sequence[Axis], seed: int) -> optuna.samplers.Base
         return optuna.samplers.RandomSampler(seed=seed)
     if kind == "cmaes":
         if find_spec("cmaes") is None:
-            raise ValueError("--sampler cmaes needs the package cmaes; pip install 'subspacelab[tune]'")
+            raise ValueError("`sampler` cmaes needs the package cmaes; pip install 'subspacelab[tune]'")
         return optuna.samplers.CmaEsSampler(seed=seed)
     if others := [axis.key for axis in axes if axis.kind != "choice"]:
-        raise ValueError(f"--sampler grid takes choices alone; {others[0]} has none: give choice:a,b,c")
+        raise ValueError(f"`sampler` grid takes choices alone; {others[0]} has none: give choice:a,b,c")
     return optuna.samplers.RandomSampler(seed=seed)  # of nothing: every combination waits in the queue
 
 

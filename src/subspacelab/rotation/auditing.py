@@ -211,12 +211,12 @@ def _open_base(adapter: Adapter, base: Weights | None) -> Checkpoint:
         return open_checkpoint(base)
     named, revision = adapter.config.base_model_name_or_path, adapter.config.revision
     if not named:
-        raise CheckpointError(f"{adapter.reference}: names no base; give base (--base)")
+        raise CheckpointError(f"{adapter.reference}: names no base; give one as `base`")
     local = Path(named).exists() or revision is None
     try:
         return open_checkpoint(named if local else f"{named}@{revision}")
     except ValueError as e:
-        raise CheckpointError(f"{adapter.reference}: its base cannot be opened ({e}); give base (--base)") from e
+        raise CheckpointError(f"{adapter.reference}: its base cannot be opened ({e}); give one as `base`") from e
 
 
 def _match(adapter: Adapter, base: Checkpoint) -> tuple[dict[str, str], list[str]]:

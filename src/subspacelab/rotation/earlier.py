@@ -106,7 +106,7 @@ class Earlier:
         revision = f"@{source.revision}" if source.revision else ""
         raise ValueError(
             f"{self.folder}: holds factors of another checkpoint {str(self.origin)!r}, whose {weight!r} is not that of "
-            f"{source.reference + revision!r}; give another --output-dir, or remove those first"
+            f"{source.reference + revision!r}; give another `output_dir`, or remove those first"
         )
 
     def require_own(self, file: str) -> None:
@@ -115,19 +115,19 @@ class Earlier:
         if path.is_symlink() or (path.exists() and not (path.is_file() and file in self.files)):
             raise ValueError(
                 f"{path}: not factors of this checkpoint by these settings, and would be replaced; "
-                "give another --output-dir, or move it away"
+                "give another `output_dir`, or move it away"
             )
 
 
 def read_earlier(folder: Path) -> Earlier:
     """What earlier runs left in `folder`; ValueError for an index, or a list of unfinished work, that is none."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: a file, where a folder of factors would go; give another --output-dir")
+        raise ValueError(f"{folder}: a file, where a folder of factors would go; give another `output_dir`")
     if (folder / POINTER_NAME).exists():
-        raise ValueError(f"{folder}: stands for a checkpoint ({POINTER_NAME}); give another --output-dir")
+        raise ValueError(f"{folder}: stands for a checkpoint ({POINTER_NAME}); give another `output_dir`")
     for path in (folder / INDEX, folder / UNFINISHED):
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise ValueError(f"{path}: no plain file, and would be replaced; give another --output-dir")
+            raise ValueError(f"{path}: no plain file, and would be replaced; give another `output_dir`")
     unfinished = _read_unfinished(folder / UNFINISHED)
     files = unfinished.files if unfinished else []
     if (folder / INDEX).exists():
@@ -148,7 +148,7 @@ def _require_no_checkpoint(folder: Path, own: Collection[str]) -> None:
     for path in (folder / "config.json", *(path for path in found if path.name not in own)):
         if path.is_file() and read_record(path) is None:
             raise ValueError(
-                f"{path}: no factors: this folder is another checkpoint's, or another tool's; give another --output-dir"
+                f"{path}: no factors: this folder is another checkpoint's, or another tool's; give another `output_dir`"
             )
 
 

@@ -219,7 +219,7 @@ def say_cost(total: float, of_draws: float, device: torch.device | None = None) 
     if of_draws > 0:
         said += f"; {of_draws:,.0f} of them are the null models"
     if of_draws > LONG:
-        said += ": fewer draws (--null 1) or none (--null 0) are quicker"
+        said += ": fewer `null_draws` (--null) are quicker, 0 leaves them out"
     print(said, file=sys.stderr)
 
 
