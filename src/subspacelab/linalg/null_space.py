@@ -41,8 +41,8 @@ class NullSpace:
 
     @property
     def gap(self) -> float:
-        """l_(r+1) / l_r: near 1 the space is poorly determined. Infinite if only l_r is 0 or r = dim; 1 if both are
-        0.
+        """l_(r+1) / l_r: near 1 the space is poorly determined; infinite if r = dim or l_r alone is 0, 1 if both
+        are.
         """
         r = len(self.basis)
         if r == self.basis.shape[1]:

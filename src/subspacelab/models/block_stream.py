@@ -154,9 +154,7 @@ class BlockStream:
         return reasons[0]
 
     def _record(self, added: float, **inputs: Any) -> tuple[list[tuple[int, Any, Any]], Tensor]:
-        """For each block: its number, its further arguments, and whether its states are the output of the last
-        block.
-        """
+        """For each block: number, further arguments, and whether its states are the output of the block before."""
         calls: list[tuple[int, Any, Any]] = []
         given: list[Tensor] = []
 
