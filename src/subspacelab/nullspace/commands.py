@@ -37,7 +37,7 @@ def build(
     settings: BuildSettings,
     track: Track = True,
 ) -> None:
-    """An adapter whose down-projection avoids what the layers are fed, as an ordinary PEFT folder.
+    """Builds an adapter whose down-projection avoids the directions of the layers' inputs, as an ordinary PEFT folder.
 
     Writes adapter_config.json, adapter_model.safetensors and nullspace.json (a report per layer); plain
     PeftModel.from_pretrained loads it.
@@ -71,11 +71,11 @@ def train(
     settings: TrainSettings,
     track: Track = True,
 ) -> None:
-    """Trains what the adapter's method lets train; the loss is that of the response alone.
+    """Trains the parameters that the adapter's method makes trainable; the loss is computed on the response only.
 
-    A training that was cut short goes on from its last checkpoint by the same command; a finished one is left as it
-    is. Several processes, each with the whole model, or a part of it by --fsdp:
-    accelerate launch --multi_gpu -m subspacelab nullspace train ...
+    An interrupted training continues from its last checkpoint when the same command is run again; a finished one is
+    left unchanged. Several processes, each with the whole model, or with a part of it (--fsdp): accelerate launch
+    --multi_gpu -m subspacelab nullspace train ...
     """
     from subspacelab.core.devices import is_main_process
     from subspacelab.data.instructions import read_instructions
@@ -119,9 +119,9 @@ def verify(
     settings: VerifyAdapterConfig,
     track: Track = True,
 ) -> None:
-    """Is B still in the null space, was anything learned, and how much does the adapter say?
+    """Checks whether B is still in the null space, whether anything was learned, and how much the adapter contributes.
 
-    A block per layer, averages, and a verdict per metric with its likely causes.
+    Prints a block per layer, averages, and a verdict per metric with its likely causes.
     """
     from contextlib import ExitStack
 
@@ -159,7 +159,7 @@ def compare_stats(
     output_dir: Annotated[Path | None, typer.Option(help="Write compare_stats.csv and before_after.png here.")] = None,
     track: Track = True,
 ) -> None:
-    """Before and after training against what a null-space adapter promises; exit code 3 when an expectation fails.
+    """Compares an adapter before and after training with the method's promises; exit code 3 if an expectation fails.
 
     Both files come from `nullspace verify --save-stats`.
     """
