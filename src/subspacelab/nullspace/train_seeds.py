@@ -35,7 +35,7 @@ class TrainedSeeds:
         write_knowledge(path, self.base, self.trainings)
 
     def move(self, folder: Path) -> None:
-        """Moves the adapters to `folder/seed-<seed>/ft`. Call it last, since a killed run looks for them here."""
+        """Moves the adapters to `folder/seed-<seed>/ft`. Call it last: a killed run expects them where they are."""
         with replace_folder(folder) as partial:
             for seed, adapter in self.adapters.items():
                 move_folder(adapter.folder.parent, partial / f"seed-{seed}")

@@ -32,14 +32,13 @@ def sweep(
     force: Annotated[bool, typer.Option("--force", help="Run those anew that exist.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
 ) -> None:
-    """Every combination of values as an experiment of its own, one by one.
+    """Runs every combination of values as an experiment of its own, one by one.
 
-    The same as [bold]dvc exp run --queue[/bold] with [bold]dvc queue start[/bold], without a queue:
-    [bold]subspacelab sweep -S rank=64,128 -S train_lowrank.lr=5e-4,1e-3[/bold]
+    The same as [bold]dvc exp run --queue[/bold] with [bold]dvc queue start[/bold], without a queue: [bold]subspacelab
+    sweep -S rank=64,128 -S train_lowrank.lr=5e-4,1e-3[/bold]
 
-    An experiment is named after its values, and left out when it exists.
-    One that fails does not stop the others. Each runs in a temporary copy;
-    params.yaml is never edited.
+    An experiment is named after its values, and skipped if it exists. One that fails does not stop the others. Each
+    runs in a temporary copy; params.yaml is never edited.
     """
     from subspacelab.pipeline.display import print_sweep
     from subspacelab.pipeline.dvc_process import require_dvc, require_usable_path
@@ -93,15 +92,15 @@ def tune(
     no_dvc: Annotated[bool, typer.Option("--no-dvc", help="Run a command of subspacelab instead of a stage.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and run nothing.")] = False,
 ) -> None:
-    """A search of parameters: Optuna proposes values, each trial is an experiment of DVC.
+    """Searches for good parameters: Optuna proposes values, each trial is an experiment of DVC.
 
-    [bold]subspacelab tune compare_lowrank -S train_lowrank.lr=loguniform:1e-5,1e-3 -S rank=choice:64,128
-    --metric cosine_network --direction maximize[/bold]
+    [bold]subspacelab tune compare_lowrank -S train_lowrank.lr=loguniform:1e-5,1e-3 -S rank=choice:64,128 --metric
+    cosine_network --direction maximize[/bold]
 
-    The same command takes up a search that was stopped. Trials are child runs of one MLflow run in
-    the experiment tune. Without DVC, the metric being one of the command's tracked run:
-    [bold]subspacelab tune --no-dvc -S lr=loguniform:1e-5,1e-3 --metric best_val_mse --
-    lowrank train --features data/features --results-dir results/{trial}[/bold]
+    The same command continues a search that was stopped. Trials are child runs of one MLflow run in the experiment
+    tune. Without DVC, the metric is one of the command's tracked run: [bold]subspacelab tune --no-dvc -S
+    lr=loguniform:1e-5,1e-3 --metric best_val_mse -- lowrank train --features data/features --results-dir
+    results/{trial}[/bold]
     """
     from importlib.util import find_spec
 
@@ -171,7 +170,7 @@ def _experiments(stages: list[str], metric: str, axes: "Sequence[Axis]") -> "Exp
 
 
 def _figures(names: set[str]) -> "Mapping[str, Mapping[str, float]]":
-    """Experiment to its headline metrics; to DVC's metrics where nothing is tracked."""
+    """Experiment -> its headline metrics; DVC's metrics if nothing is tracked."""
     from importlib.util import find_spec
 
     from subspacelab.pipeline.experiments import read_experiments
@@ -190,7 +189,7 @@ def _figures(names: set[str]) -> "Mapping[str, Mapping[str, float]]":
 
 
 def _connected(names: list[str]) -> tuple[str, Any, dict[str, str]]:
-    """The store's URI, its client and the experiments' ids; the store's lock is let go, since the work may be long."""
+    """The store's URI, its client and the experiments' ids. The store's lock is released: the work may be long."""
     from subspacelab.tracking.runs import open_store, usable_store
 
     uri = usable_store()
@@ -210,10 +209,9 @@ def sync(
 ) -> None:
     """Links DVC's experiments to the runs that made their results.
 
-    Runs of an experiment's name get the tag [bold]dvc.exp.rev[/bold]. A stage that DVC
-    served from its run cache has no such run: the one that made the same
-    outs, found by their md5, gets the name in its tag [bold]dvc.exp.also[/bold].
-    Records that a store did not take while it was away are delivered first.
+    Runs of an experiment's name get the tag [bold]dvc.exp.rev[/bold]. A stage that DVC took from its run cache has no
+    such run: the run that made the same outs, found by their MD5, gets the name in its tag [bold]dvc.exp.also[/bold].
+    Records that the store could not take earlier are delivered first.
     """
     from subspacelab.pipeline.display import print_deliveries, print_synced
     from subspacelab.pipeline.dvc_process import require_dvc
@@ -235,9 +233,9 @@ def sync(
 
 @runs.command()
 def reap() -> None:
-    """Ends RUNNING runs of this host whose process is gone, as KILLED.
+    """Ends RUNNING runs of this host whose process is gone; their status becomes KILLED.
 
-    Every run that starts does the same; this is for whoever starts none.
+    Every tracked run does the same when it starts; this command does it without starting a run.
     """
     from subspacelab.pipeline.display import print_reaped
     from subspacelab.tracking.runs import open_store, reap_dead_runs, usable_store
@@ -255,7 +253,7 @@ def check(
 ) -> None:
     """Compares an experiment's metrics with committed ones, within tolerances.
 
-    Exit code 1 when one is further off than it may be, missing or new.
+    Exit code 1 if a metric is out of its tolerance, missing or new.
     """
     from subspacelab.pipeline.display import print_differences
     from subspacelab.pipeline.metrics import compare_metrics, read_tolerances, require_equal
@@ -275,7 +273,7 @@ def write(
     reference: Annotated[Path, typer.Option(help="Where the figures go.")] = REFERENCE,
     tolerances: Annotated[Path, typer.Option(help="Which figures: those that it has a pattern for.")] = TOLERANCES,
 ) -> None:
-    """Writes an experiment's metrics as the ones to compare with from now on."""
+    """Stores an experiment's metrics as the new committed ones."""
     from subspacelab.core.files import write_json
     from subspacelab.pipeline.metrics import compared, read_tolerances
 
@@ -286,7 +284,7 @@ def write(
 
 
 def _read_reference(path: Path) -> dict[str, float]:
-    """What `metrics write` wrote; a ValueError for any other file."""
+    """Reads what `metrics write` wrote; ValueError for any other file."""
     from subspacelab.core.files import read_json
     from subspacelab.core.settings import validate
 
