@@ -35,11 +35,11 @@ def decompose(
     settings: DecomposeConfig,
     track: Track = True,
 ) -> None:
-    """SVD of every weight matrix of checkpoints, one at a time; no model is ever built.
+    """SVD of every weight matrix of checkpoints, one at a time; no model is built.
 
-    An interrupted run continues where it stopped; a further selection of the same checkpoint's weights is added. A
-    folder with factors of another checkpoint, or made by other settings, is refused. Several processes:
-    accelerate launch -m subspacelab rotation decompose ...
+    An interrupted run continues; further weights of the same checkpoint are added. ValueError for a folder with factors
+    of another checkpoint, or made with other settings. Several processes: accelerate launch -m subspacelab rotation
+    decompose ...
     """
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.devices import is_main_process
@@ -276,7 +276,7 @@ def apply(
 
 
 def three_folders(checkpoints: list[str] | None, *folders: Path | None) -> list[Path]:
-    """The folders of --base, --stage1 and --stage2, none where checkpoints are given; ValueError for some of each."""
+    """The folders of --base, --stage1 and --stage2; empty if checkpoints are given. ValueError if both are given."""
     given = [folder for folder in folders if folder is not None]
     if given and (checkpoints or len(given) < len(folders)):
         raise SettingError("compare: give checkpoints A B [C ...], or all of --base, --stage1 and --stage2")
@@ -284,7 +284,7 @@ def three_folders(checkpoints: list[str] | None, *folders: Path | None) -> list[
 
 
 def parse_modules(given: list[str]) -> dict[str, str]:
-    """`["vision block 0=visual.blocks.0.attn.qkv"]` as a mapping; without a name or a pattern a ValueError."""
+    """`["vision block 0=visual.blocks.0.attn.qkv"]` as a mapping; ValueError without a name or a pattern."""
     parsed: dict[str, str] = {}
     for entry in given:
         name, _, patterns = entry.partition("=")
