@@ -170,7 +170,7 @@ class Weight:
 
 
 def to_device(svd: SVD, device: torch.device) -> SVD:
-    """The same factors on `device`."""
+    """A copy on `device`."""
     return SVD(svd.U.to(device), svd.S.to(device), svd.Vh.to(device), svd.method)
 
 
