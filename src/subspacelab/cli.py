@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors(verbose):
         strange = next((word for word in given if any("\ud800" <= c <= "\udfff" for c in word)), None)
         if strange is not None:
-            raise ValueError(f"{strange}: no UTF-8, which names of files must be here; rename the file or folder")
+            raise ValueError(f"{strange}: not UTF-8, as file names must be; rename the file or folder")
         import typer
 
         from subspacelab.commands import app

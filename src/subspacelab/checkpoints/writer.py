@@ -39,7 +39,7 @@ def _as_os_error(e: SafetensorError, path: Path) -> OSError:
     """The system error that safetensors reports only as text."""
     number = re.search(r"os error (\d+)", str(e))
     if number is None:
-        return OSError(f"{path}: cannot be written ({str(e).splitlines()[0]}); make room and run again")
+        return OSError(f"{path}: cannot be written ({str(e).splitlines()[0]}); free some space and run again")
     return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 

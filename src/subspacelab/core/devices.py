@@ -55,7 +55,7 @@ def solve(solver: Callable[..., T], *matrices: Tensor) -> T:
         return solver(*placed)
     except torch.OutOfMemoryError:
         sizes = " and ".join(str(list(m.shape)) for m in matrices)
-        print(f"note: no room on the GPU to solve for {sizes}; computed on the CPU", file=sys.stderr)
+        print(f"note: too little GPU memory to solve for {sizes}; computed on the CPU", file=sys.stderr)
         return solver(*(m.cpu() for m in placed))
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 REMEDIES = {
-    errno.ENOSPC: "make room and run again",
-    errno.EDQUOT: "make room and run again",
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space and run again",
     errno.EFBIG: "raise the limit of file sizes and run again",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "give another place",
@@ -18,8 +18,8 @@ REMEDIES = {
     errno.EISDIR: "give another place",
     errno.ELOOP: "give another place",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.EACCES: "give a place that you may use, or change who may",
-    errno.EPERM: "give a place that you may use, or change who may",
+    errno.EACCES: "give another place, or change its permissions",
+    errno.EPERM: "give another place, or change its permissions",
     errno.EROFS: "give a place that can be written to",
 }
 """Remedy for a system error, by its number."""

@@ -39,7 +39,7 @@ def require_text_file(path: Path) -> None:
 
 def too_much(path: Path) -> ValueError:
     """The error for a file that holds more text than is allowed."""
-    return ValueError(f"{path}: holds more text than is read of one file (1 GiB, packed 256 MiB); give a part of it")
+    return ValueError(f"{path}: holds more text than is read from one file (1 GiB, packed 256 MiB); give a part of it")
 
 
 @contextmanager

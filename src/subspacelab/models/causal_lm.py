@@ -202,7 +202,7 @@ def require_placed(folder: Path, model: Any, checkpoint: Checkpoint, found: Mapp
     if unplaced:
         raise ValueError(
             f"{folder}: {unplaced[0]} is stored and has no place in {kind} ({len(unplaced)} weights in all);"
-            " correct config.json, or what comes out is another model's"
+            " correct config.json, or the output is another model's"
         )
 
 

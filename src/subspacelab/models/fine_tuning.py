@@ -254,7 +254,7 @@ class _AdapterTrainer(Trainer):
             folder = Path(self.args.output_dir)
             shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             reason = str(e).partition("\n")[0]
-            raise OSError(f"{folder}: no checkpoint can be written ({reason}); make room and run again") from e
+            raise OSError(f"{folder}: no checkpoint can be written ({reason}); free some space and run again") from e
 
 
 class _Curves(TrainerCallback):

@@ -123,7 +123,7 @@ def prepare_corda(model: Any, targets: list[str], rank: int, run_model: Callable
     try:
         preprocess_corda(model, config, run_model=run_model)
     except ValueError as e:  # PEFT names neither the layer nor the cause
-        raise ValueError(f"corda: PEFT cannot start from these inputs ({e}); a layer may be fed zeros alone") from e
+        raise ValueError(f"corda: PEFT cannot start from these inputs ({e}); all inputs of a layer may be zero") from e
 
 
 @contextmanager

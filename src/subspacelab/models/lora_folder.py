@@ -177,7 +177,7 @@ def require_own_config(folder: Path) -> None:
         return
     if not holds(path, json_bytes(content)):
         raise ValueError(
-            f"{path}: not as it was written, by PEFT or by hand, and what was trained or set there would be lost; "
+            f"{path}: changed since it was written, by PEFT or by hand, and the change would be lost; "
             "give another folder, or move it away"
         )
 

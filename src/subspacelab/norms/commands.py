@@ -159,7 +159,7 @@ def require_free_or_own(output: Path, folder: Path) -> None:
     own = written_names(output.parent, f"norms analyze {output.name}")
     if folder.is_dir() and any(folder.iterdir()) and not any(name.startswith(f"{folder.name}/") for name in own):
         raise ValueError(
-            f"{folder}: there already, and not by this command; name a place for the pictures of {output}: --output-dir"
+            f"{folder}: exists, and was not made by this command; give a folder for the pictures of {output}: --output-dir"
         )
 
 

@@ -190,7 +190,7 @@ def add_adapter(
 
     chosen = method_of(method)
     if chosen.moves_weight:
-        raise SettingError(f"method={method!r}: moves the weights of the model; build it by `nullspace.build_adapter`")
+        raise SettingError(f"method={method!r}: changes the weights of the model; build it by `nullspace.build_adapter`")
     if not isinstance(calibration, Calibration) and (chosen.needs_calibration or calibration is not None):
         raise SettingError(f"method={method!r}: starts from calibration inputs; give those of `calibrate`")
     linears, training = _linears_of(model, targets), model.training
@@ -307,7 +307,7 @@ def _inputs_among(
     widths = {name: shared.width for shared in calibration.inputs for name in shared.modules}
     for name in linears if chosen else widths:
         if name not in linears or widths.get(name) != linears[name].in_features:
-            raise SettingError(f"calibration: not of {name} of this model; calibrate this model, with these targets")
+            raise SettingError(f"calibration: does not fit {name} of this model; calibrate this model, with these targets")
     kept = ((tuple(n for n in shared.modules if n in linears), shared) for shared in calibration.inputs)
     return [(SharedInput(names, of.width), calibration.moments[of.name]) for names, of in kept if names]
 
@@ -331,7 +331,7 @@ def _why_not_plain(layer: Any, adapter: str) -> str | None:
     if layer.scaling[adapter] != 1:
         return f"scales by {layer.scaling[adapter]:g}"
     if not isinstance(layer.get_base_layer(), nn.Linear) or adapter in layer.lora_variant or layer.lora_bias[adapter]:
-        return "has more or other than LoRA on an nn.Linear"
+        return "is not plain LoRA on an nn.Linear"
     if layer.merged:
         return "has its adapter merged; call `unmerge_adapter` first"
     if layer.disable_adapters or list(layer.active_adapters) != [adapter]:

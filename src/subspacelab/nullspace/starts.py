@@ -189,7 +189,7 @@ def require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) ->
         other = weights.setdefault(id(linear.weight), name)
         if other != name and method.moves_weight:
             raise SettingError(
-                f"{other} and {name} share one weight, which would be moved twice; choose another method"
+                f"{other} and {name} share one weight, which would be changed twice; choose another method"
             )
     for name, linear in linears.items():
         sides = {"input": linear.in_features} | ({"output": linear.out_features} if method.moves_weight else {})

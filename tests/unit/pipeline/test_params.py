@@ -72,7 +72,7 @@ def test_what_is_no_file_is_not_read(tmp_path):
 
 
 def test_bytes_that_are_no_text_are_told_by_their_setting():
-    with pytest.raises(ValueError, match=r"build: text='\\udc81.txt' is no text in this locale; rename it"):
+    with pytest.raises(ValueError, match=r"build: text='\\udc81.txt' is not valid text in this locale; rename it"):
         validate(dict[str, str], {"rank": "8", "text": "\udc81.txt"}, "build")
 
 
