@@ -12,7 +12,9 @@ from subspacelab.core.settings import Flag, inner_settings, schema_of, validate
 
 Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
 Rank = Annotated[int, typer.Option(min=1, help="Rank of the approximation.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw: starts, order, windows, splits.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw: starts, order, windows, splits.")
+]
 
 
 def with_settings(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

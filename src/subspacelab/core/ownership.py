@@ -109,7 +109,9 @@ def _require_lock(path: Path) -> None:
     if not os.path.lexists(path):
         return
     if path.is_symlink() or not path.is_file() or re.fullmatch(rb"[0-9]{0,20}", _head(path)) is None:
-        raise ValueError(f"{path}: not a lock file of subspacelab, and one is needed here; move it away, or give another place")
+        raise ValueError(
+            f"{path}: not a lock file of subspacelab, and one is needed here; move it away, or give another place"
+        )
 
 
 def _head(path: Path) -> bytes:

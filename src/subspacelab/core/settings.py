@@ -75,7 +75,9 @@ def validate(kind: type[T], values: dict[str, Any], where: str) -> T:
             bad = next(
                 f"{name}={value!a}" for name, value in values.items() if "\\ud" in json.dumps(value, default=str)
             )
-            raise SettingError(f"{where}: {bad} is not valid text in this locale; rename it, or set PYTHONUTF8=1") from e
+            raise SettingError(
+                f"{where}: {bad} is not valid text in this locale; rename it, or set PYTHONUTF8=1"
+            ) from e
         raise SettingError(_said(e, kind, where)) from e
 
 

@@ -143,7 +143,9 @@ def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
     if revision is not None:
         return resolve_reference(f"{reference}@{revision}")
     if not of_pipeline(reference) and not expanded(reference).exists():
-        raise ValueError(f"the adapter's base, {reference}, is no such checkpoint on this disk; give its place as `base`")
+        raise ValueError(
+            f"the adapter's base, {reference}, is no such checkpoint on this disk; give its place as `base`"
+        )
     return resolve_reference(reference)
 
 

@@ -25,11 +25,14 @@ def analyze(
         list[str],
         typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME. Repeatable."),
     ],
-    output: Annotated[Path, typer.Option(help="The report as JSON; of several models a list, in order.")] = Path(
-        "embedding_analysis.json"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="File of the report (JSON); for several models a list, in order.")
+    ] = Path("embedding_analysis.json"),
     output_dir: Annotated[
-        Path | None, typer.Option(help="Pictures and the comparison's CSV; left out: beside the JSON, by its name.")
+        Path | None,
+        typer.Option(
+            help="Folder of pictures and of the comparison's CSV; default: beside the JSON file, with its name."
+        ),
     ] = None,
     *,
     settings: AnalyzeSettings,
@@ -159,7 +162,8 @@ def require_free_or_own(output: Path, folder: Path) -> None:
     own = written_names(output.parent, f"norms analyze {output.name}")
     if folder.is_dir() and any(folder.iterdir()) and not any(name.startswith(f"{folder.name}/") for name in own):
         raise ValueError(
-            f"{folder}: exists, and was not made by this command; give a folder for the pictures of {output}: --output-dir"
+            f"{folder}: exists, and was not made by this command; give a folder for the pictures of {output} by "
+            "--output-dir"
         )
 
 

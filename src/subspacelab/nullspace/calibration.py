@@ -127,7 +127,9 @@ def require_enough_tokens(windows: Windows, linears: Mapping[str, nn.Linear]) ->
     found = int(windows.attention_mask[split_windows(windows).calibration].sum())
     needed = TOKENS_PER_DIM * widest.in_features
     if found < needed:
-        remedy = "Give a longer text" if windows.shortage else "Give more or longer windows (`calib_loader_size`, `seq_len`)"
+        remedy = (
+            "Give a longer text" if windows.shortage else "Give more or longer windows (`calib_loader_size`, `seq_len`)"
+        )
         raise ValueError(
             f"{found} calibration tokens for {name}, {widest.in_features} dimensions wide: {needed} are needed"
             f" ({TOKENS_PER_DIM} per dimension). {remedy}, or insist with `allow_few_tokens`"

@@ -9,12 +9,14 @@ import typer
 from subspacelab.core.flags import Rank, Seed, Track, with_settings
 from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
 
-app = typer.Typer(no_args_is_help=True, help="Adapters in the null space of what a model knows: build, train, verify.")
+app = typer.Typer(
+    no_args_is_help=True, help="Adapters in the null space of a model's old inputs: build, train, verify."
+)
 
 COMPARED = ("compare_stats.csv", "before_after.png")
 """What `compare-stats` writes."""
 
-Base = Annotated[str | None, typer.Option(help="The base model, if it is not where it was when building.")]
+Base = Annotated[str | None, typer.Option(help="The base model, if it has moved since the build.")]
 
 
 @app.command()
@@ -64,7 +66,7 @@ def build(
 @with_settings(TrainSettings)
 def train(
     adapter: Annotated[Path, typer.Option(help="An adapter made by `nullspace build`.")],
-    output_dir: Annotated[Path, typer.Option(help="The trained adapter goes to <output-dir>/ft.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the result; the trained adapter is in <output-dir>/ft.")],
     seed: Seed = 233,
     base: Base = None,
     *,
@@ -111,7 +113,7 @@ def train(
 @app.command()
 @with_settings(VerifyAdapterConfig)
 def verify(
-    trained_model_path: Annotated[Path, typer.Option(help="A trained adapter (<output-dir>/ft), or one just built.")],
+    trained_model_path: Annotated[Path, typer.Option(help="A trained adapter (<output-dir>/ft), or an untrained one.")],
     seed: Seed = 233,
     save_stats: Annotated[Path | None, typer.Option(help="Write everything as JSON to this file.")] = None,
     base: Base = None,
@@ -154,8 +156,8 @@ def verify(
 
 @app.command()
 def compare_stats(
-    init_stats: Annotated[Path, typer.Option(help="Statistics of the adapter as it was built.")],
-    trained_stats: Annotated[Path, typer.Option(help="Statistics of the trained adapter.")],
+    init_stats: Annotated[Path, typer.Option(help="Statistics of the adapter before training.")],
+    trained_stats: Annotated[Path, typer.Option(help="Statistics of the adapter after training.")],
     output_dir: Annotated[Path | None, typer.Option(help="Write compare_stats.csv and before_after.png here.")] = None,
     track: Track = True,
 ) -> None:

@@ -204,6 +204,8 @@ def _knowledge(files: Mapping[str, Path]) -> tuple[Knowledge | None, dict[str, l
         if own is None:
             continue
         if base not in (None, own):
-            raise ValueError(f"{path}: its base was measured with other results than that of {next(iter(found))}; train all again")
+            raise ValueError(
+                f"{path}: its base was measured with other results than that of {next(iter(found))}; train all again"
+            )
         base, found[name] = own, trainings
     return base, found

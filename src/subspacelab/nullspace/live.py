@@ -190,7 +190,9 @@ def add_adapter(
 
     chosen = method_of(method)
     if chosen.moves_weight:
-        raise SettingError(f"method={method!r}: changes the weights of the model; build it by `nullspace.build_adapter`")
+        raise SettingError(
+            f"method={method!r}: changes the weights of the model; build it by `nullspace.build_adapter`"
+        )
     if not isinstance(calibration, Calibration) and (chosen.needs_calibration or calibration is not None):
         raise SettingError(f"method={method!r}: starts from calibration inputs; give those of `calibrate`")
     linears, training = _linears_of(model, targets), model.training
@@ -307,7 +309,9 @@ def _inputs_among(
     widths = {name: shared.width for shared in calibration.inputs for name in shared.modules}
     for name in linears if chosen else widths:
         if name not in linears or widths.get(name) != linears[name].in_features:
-            raise SettingError(f"calibration: does not fit {name} of this model; calibrate this model, with these targets")
+            raise SettingError(
+                f"calibration: does not fit {name} of this model; calibrate this model, with these targets"
+            )
     kept = ((tuple(n for n in shared.modules if n in linears), shared) for shared in calibration.inputs)
     return [(SharedInput(names, of.width), calibration.moments[of.name]) for names, of in kept if names]
 

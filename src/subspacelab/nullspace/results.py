@@ -240,8 +240,8 @@ def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: 
     wanted = _job(str(model_path), calib_dataset, sample)
     if earlier["model_path"] != wanted["model_path"] and not Path(found.model_path).exists():
         raise ValueError(
-            f"{path}: of the adapter {found.model_path!r}, which does not exist relative to this folder; run it in the folder "
-            "where that was measured, or give another file"
+            f"{path}: of the adapter {found.model_path!r}, which does not exist from this folder; run it in "
+            "the folder where that was measured, or give another file"
         )
     require_same_job(path, earlier, wanted)
 

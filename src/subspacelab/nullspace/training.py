@@ -148,7 +148,9 @@ def _shares(settings: TrainSettings, method: str, num_processes: int, device: to
     if num_processes == 1:
         raise ValueError("fsdp: there is one process only; start several with `accelerate launch`")
     if method_of(method).moves_weight:
-        raise ValueError(f"fsdp: {method} changes the base's weights at its start and needs them whole; leave `fsdp` out")
+        raise ValueError(
+            f"fsdp: {method} changes the base's weights at its start and needs them whole; leave `fsdp` out"
+        )
     place = "cuda" if torch.cuda.is_available() else "cpu"
     if device.type != place:
         raise ValueError(f"fsdp: a base that processes share lies on {place} here; set `device` to {place}")

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from subspacelab.pipeline.tuning import Experiments, Value
 
 runs = typer.Typer(no_args_is_help=True, help="Tracked runs: link them to DVC's experiments, end dead ones.")
-metrics = typer.Typer(no_args_is_help=True, help="An experiment's metrics held against committed ones.")
+metrics = typer.Typer(no_args_is_help=True, help="Compare an experiment's metrics with committed ones.")
 
 REFERENCE = Path("tests/reference/smoke_metrics.json")
 TOLERANCES = Path("tests/reference/tolerances.yaml")
 
 
 def sweep(
-    stages: Annotated[list[str] | None, typer.Argument(help="Stages to run; left out, all of them.")] = None,
+    stages: Annotated[list[str] | None, typer.Argument(help="Stages to run; default: all.")] = None,
     set_param: Annotated[
         list[str] | None,
         typer.Option("--set-param", "-S", help="key=value,value,... Repeatable; \\[a,b] is one value."),
     ] = None,
     targets: Annotated[list[str] | None, typer.Option(help="The same as STAGES. Repeatable.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run those anew that exist.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run existing experiments again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
 ) -> None:
     """Runs every combination of values as an experiment of its own, one by one.
@@ -61,7 +61,8 @@ def sweep(
 
 def tune(
     stage: Annotated[
-        list[str], typer.Argument(help="The stage to run; with --no-dvc the command to run, after --.", metavar="STAGE")
+        list[str],
+        typer.Argument(help="The stage to run; with --no-dvc, the command to run, after --.", metavar="STAGE"),
     ],
     set_param: Annotated[
         list[str],
@@ -71,26 +72,28 @@ def tune(
             help="key=KIND:values; KIND is uniform, loguniform, int or logint (low,high), or choice. Repeatable.",
         ),
     ],
-    metric: Annotated[str, typer.Option(help="A number of reports/ that STAGE writes, such as cosine_network.")],
-    direction: Annotated[Literal["minimize", "maximize"], typer.Option(help="Which way is better.")] = "minimize",
-    trials: Annotated[int, typer.Option(min=1, help="Trials in all, with those of earlier calls.")] = 20,
+    metric: Annotated[str, typer.Option(help="A number in reports/ that STAGE writes, such as cosine_network.")],
+    direction: Annotated[
+        Literal["minimize", "maximize"], typer.Option(help="Whether smaller or larger is better.")
+    ] = "minimize",
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials, earlier calls included.")] = 20,
     sampler: Annotated[Literal["tpe", "random", "grid", "cmaes"], typer.Option(help="How values are drawn.")] = "tpe",
     pruner: Annotated[
         Literal["median", "none"],
-        typer.Option(help="Give up trials whose values on the way are worse than the median of those before."),
+        typer.Option(help="Stop a trial whose intermediate values are worse than the median of earlier trials."),
     ] = "none",
     watch: Annotated[
         str,
-        typer.Option(help="[STAGE:]METRIC of the tracked run by which the pruner judges, the smaller the better."),
+        typer.Option(help="[STAGE:]METRIC of the tracked run that the pruner uses; smaller is better."),
     ] = "val_mse",
-    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
-    name: Annotated[str | None, typer.Option(help="Name of the search; by default made of what is searched.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of trials that run at once.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Name of the search; default: made from its settings.")] = None,
     storage: Annotated[
-        str | None, typer.Option(help="URL of a database that several machines share; by default a file under .cache.")
+        str | None, typer.Option(help="URL of a database that several machines share; default: a file under .cache.")
     ] = None,
     seed: Seed = 42,
     no_dvc: Annotated[bool, typer.Option("--no-dvc", help="Run a command of subspacelab instead of a stage.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
 ) -> None:
     """Searches for good parameters: Optuna proposes values, each trial is an experiment of DVC.
 
@@ -162,7 +165,7 @@ def _experiments(stages: list[str], metric: str, axes: "Sequence[Axis]") -> "Exp
     require_dvc()
     require_usable_path(Path.cwd())
     if len(stages) > 1:
-        raise ValueError(f"tune takes one stage, got {' '.join(stages)}; stages before it run as they must")
+        raise ValueError(f"tune takes one stage, got {' '.join(stages)}; earlier stages run if they must")
     require_known([Trial(tuple(Setting(axis.key, "") for axis in axes))], read_yaml(PARAMS))
     found = find_metric(metric)
     require_stage(stages[0], found)
@@ -200,11 +203,11 @@ def _connected(names: list[str]) -> tuple[str, Any, dict[str, str]]:
 @runs.command()
 def sync(
     all_commits: Annotated[
-        bool, typer.Option("--all-commits", help="Experiments of all commits, not only of the last.")
+        bool, typer.Option("--all-commits", help="Experiments of all commits, not only the last one.")
     ] = False,
     create_missing: Annotated[
         bool,
-        typer.Option("--create-missing", help="Make a run for each experiment that has none of its name."),
+        typer.Option("--create-missing", help="Create a run for each experiment without one."),
     ] = False,
 ) -> None:
     """Links DVC's experiments to the runs that made their results.
@@ -248,8 +251,8 @@ def reap() -> None:
 @metrics.command()
 def check(
     experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
-    reference: Annotated[Path, typer.Option(help="The committed figures.")] = REFERENCE,
-    tolerances: Annotated[Path, typer.Option(help="How far each may be off, and why.")] = TOLERANCES,
+    reference: Annotated[Path, typer.Option(help="The committed metrics.")] = REFERENCE,
+    tolerances: Annotated[Path, typer.Option(help="Allowed difference of each metric, with the reason.")] = TOLERANCES,
 ) -> None:
     """Compares an experiment's metrics with committed ones, within tolerances.
 
@@ -270,8 +273,10 @@ def check(
 @metrics.command()
 def write(
     experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
-    reference: Annotated[Path, typer.Option(help="Where the figures go.")] = REFERENCE,
-    tolerances: Annotated[Path, typer.Option(help="Which figures: those that it has a pattern for.")] = TOLERANCES,
+    reference: Annotated[Path, typer.Option(help="File to write.")] = REFERENCE,
+    tolerances: Annotated[
+        Path, typer.Option(help="Selects the metrics: those that match one of its patterns.")
+    ] = TOLERANCES,
 ) -> None:
     """Stores an experiment's metrics as the new committed ones."""
     from subspacelab.core.files import write_json
@@ -291,7 +296,7 @@ def _read_reference(path: Path) -> dict[str, float]:
     figures = validate(dict[str, float], read_json(path), where=str(path))
     others = [name for name in figures if ":" not in name]
     if others:
-        raise ValueError(f"{path}: {others[0]!r} is no metric <file>:<key>; give a file that 'metrics write' wrote")
+        raise ValueError(f"{path}: {others[0]!r} is not a metric <file>:<key>; give a file that 'metrics write' wrote")
     return figures
 
 

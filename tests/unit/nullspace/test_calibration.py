@@ -119,7 +119,9 @@ def test_too_few_tokens_are_refused_with_the_numbers() -> None:
     enough = windows_of([14] * 4 + [16])  # 56 tokens are calibrated on
     require_enough_tokens(enough, linears)
     few = windows_of([14] * 3 + [13, 16])
-    with pytest.raises(ValueError, match=r"55 calibration tokens for wide, 7 .* 56 are needed .* \(`calib_loader_size`"):
+    with pytest.raises(
+        ValueError, match=r"55 calibration tokens for wide, 7 .* 56 are needed .* \(`calib_loader_size`"
+    ):
         require_enough_tokens(few, linears)
     with pytest.raises(ValueError, match="56 are needed .* Give a longer text, or insist"):
         require_enough_tokens(replace(few, shortage="short"), linears)
