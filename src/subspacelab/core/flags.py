@@ -7,14 +7,21 @@ from functools import wraps
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic import TypeAdapter
 
+from subspacelab.core import settings
 from subspacelab.core.settings import Flag, inner_settings, schema_of, validate
 
+
+def _number(kind: Any, help: str) -> Any:
+    """A flag for a whole number with the bounds of `kind`, one of the kinds of number in `core.settings`."""
+    facts = TypeAdapter(kind).json_schema()
+    return typer.Option(min=facts["minimum"], max=facts.get("maximum"), help=help)
+
+
 Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
-Rank = Annotated[int, typer.Option(min=1, help="Rank of the approximation.")]
-Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw: starts, order, windows, splits.")
-]
+Rank = Annotated[int, _number(settings.Count, "Rank of the approximation.")]
+Seed = Annotated[int, _number(settings.Seed, "Seed of every random draw: starts, order, windows, splits.")]
 
 
 def with_settings(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -25,7 +25,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A finite number, 0 or above."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A number from 0 to 1."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """A seed that torch, NumPy and transformers all accept."""
 
 
