@@ -6,11 +6,12 @@ stage.
 `params.yaml` holds what a user varies; `pipelines/studies/<study>.yaml` says what is studied and at what size. The
 parameters of a stage are the union of the sections with its name in both files; a key is in one of the two files.
 
-`python -m subspacelab.pipeline.params` writes params.schema.json, with which editors complete and check params.yaml.
+`python -m subspacelab.pipeline.params` writes the JSON schemas with which editors complete and check these files.
 """
 
 import importlib
 import json
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -164,7 +165,7 @@ def read_params(path: Path = PARAMS, studies: Path = STUDIES) -> Params:
     return Params(common, read_study(common.study, studies), sections)
 
 
-SCHEMA = Path("params.schema.json")
+SCHEMA, STUDY_SCHEMA = Path("params.schema.json"), STUDIES / "study.schema.json"
 CONFIGS = ("synthetic", "rotation", "lowrank", "nullspace", "norms", "report")
 """Packages whose module `config` lists in `STAGES` the settings of their stages."""
 
@@ -190,5 +191,23 @@ def params_schema() -> dict[str, Any]:
     return schema | {"title": "params.yaml", "$defs": definitions}
 
 
+def study_schema() -> dict[str, Any]:
+    """JSON schema (2020-12) of a study: the sections of params.yaml, which may be empty in a study that extends one."""
+    place = Path(os.path.relpath(SCHEMA, STUDIES)).as_posix()
+    sections = {
+        stage: {"anyOf": [{"$ref": f"{place}#/properties/{stage}"}, {"type": "null"}]} for stage in stage_settings()
+    }
+    own = {
+        "extends": {"const": BASE, "description": f"The study from which empty sections are copied: {BASE}."},
+        "checkpoints": {
+            "additionalProperties": {"type": "string"},
+            "description": "Role -> reference: a folder, org/name[@revision], or train (trained by the pipeline).",
+            "type": "object",
+        },
+    }
+    return {"title": "study", "type": "object", "additionalProperties": False, "properties": own | sections}
+
+
 if __name__ == "__main__":
     write_json(SCHEMA, params_schema())
+    write_json(STUDY_SCHEMA, study_schema())
