@@ -154,6 +154,6 @@ def test_what_peft_has_saved_in_the_folder_since_is_not_replaced(bases: Path, tm
     model.save_pretrained(out)
     (out / "README.md").unlink()  # PEFT's card alone would be refused
     before = contents(out)
-    with pytest.raises(ValueError, match=r"adapter_config.json: not as it was written.*would be lost"):
+    with pytest.raises(ValueError, match=r"adapter_config.json: changed since it was written.*would be lost"):
         build_adapter(base, out, method="lora", rank=RANK, seed=0, settings=settings)
     assert contents(out) == before
