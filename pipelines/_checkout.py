@@ -1,7 +1,7 @@
-"""Imported first by every stage script: makes the code of its own checkout the code that runs.
+"""Imported first by every stage script: makes Python run the code of the script's own checkout.
 
-An editable install puts the main working tree on the path; `dvc exp run --temp` and the queue work in copies, and
-would otherwise run whatever the working tree holds by then.
+An editable install puts the main working tree on the path. `dvc exp run --temp` and the queue work in copies, and would
+otherwise run the code of the main working tree, which may have changed.
 """
 
 import sys
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 
 def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A Ctrl-C during the imports, which take seconds, is one line too; afterwards `run_stage_script` says it."""
+    """Reports a Ctrl-C during the imports, which take seconds, in one line; later, `run_stage_script` does."""
     if issubclass(kind, KeyboardInterrupt):
         print("error: interrupted; run the same command again to continue", file=sys.stderr)
     else:

@@ -1,4 +1,4 @@
-"""Stage `build_adapter@<method>`: an adapter per seed on the demo's language model, before any training.
+"""Stage `build_adapter@<method>`: builds an untrained adapter per seed on the study's language model.
 
 In: data/checkpoints/llm, data/corpus. Out: data/nullspace/init/<method>/seed-<seed> (adapter_config.json,
 adapter_model.safetensors, nullspace.json). Time: about 10 s on 2 cores for each adapter.

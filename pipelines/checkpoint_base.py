@@ -1,4 +1,4 @@
-"""Stage `checkpoint_base`: a small Qwen2.5-VL learns to box words; or, in a study of the hub's, which commit is meant.
+"""Stage `checkpoint_base`: a small Qwen2.5-VL learns to draw boxes around words; a hub study records a commit instead.
 
 Out: data/checkpoints/base (a Hugging Face folder), reports/checkpoints/base.json. Time: about 3.5 minutes
 on 2 cores. A killed training continues to the same bytes.

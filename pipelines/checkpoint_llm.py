@@ -1,4 +1,4 @@
-"""Stage `checkpoint_llm`: a small Llama learns the corpus and its facts; in a hub study, which commit is meant.
+"""Stage `checkpoint_llm`: a small Llama learns the corpus and its facts; a hub study records a commit instead.
 
 In: data/corpus. Out: data/checkpoints/llm (a Hugging Face folder), reports/checkpoints/llm.json.
 Time: about 1.5 minutes on 2 cores. A killed training continues to the same bytes.

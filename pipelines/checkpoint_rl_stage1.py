@@ -1,4 +1,4 @@
-"""Stage `checkpoint_rl_stage1`: base continued by GRPO with IoU as the reward; in a hub study, which commit.
+"""Stage `checkpoint_rl_stage1`: base trained further by GRPO, reward IoU; a hub study records a commit instead.
 
 In: data/checkpoints/base. Out: data/checkpoints/rl_stage1, reports/checkpoints/rl_stage1.json.
 Time: about 2 minutes on 2 cores. A killed training continues to the same bytes.

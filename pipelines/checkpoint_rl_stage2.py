@@ -1,4 +1,4 @@
-"""Stage `checkpoint_rl_stage2`: rl_stage1 continued by GRPO with a stricter reward; in a hub study, which commit.
+"""Stage `checkpoint_rl_stage2`: rl_stage1 trained further by GRPO, stricter reward; a hub study records a commit.
 
 In: data/checkpoints/rl_stage1. Out: data/checkpoints/rl_stage2, reports/checkpoints/rl_stage2.json, and in
 data/checkpoints_path/rl_stage2 the weights after a quarter, a half and three quarters of the steps.

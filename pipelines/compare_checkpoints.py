@@ -1,7 +1,7 @@
-"""Stage `compare_checkpoints`: IoU of the three checkpoints beside that of the best constant box, recall of the llm.
+"""Stage `compare_checkpoints`: IoU of the three checkpoints and of the best constant box, recall of the llm.
 
-In: reports/checkpoints/<checkpoint>.json. Out: reports/checkpoints/metrics.json; it holds nothing of checkpoints that
-come from the hub, which are not evaluated. Time: seconds.
+In: reports/checkpoints/<checkpoint>.json. Out: reports/checkpoints/metrics.json; checkpoints
+from the hub are not evaluated and left out. Time: seconds.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)

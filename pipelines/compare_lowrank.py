@@ -1,4 +1,4 @@
-"""Stage `compare_lowrank`: the networks against the SVD, controls and their own start, on the test pictures.
+"""Stage `compare_lowrank`: compares networks with the SVD, controls and their untrained start, on the test pictures.
 
 In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank (comparison.csv, details.json, metrics.json,
 svd_nn_comparison.png). Time: about 20 s on 2 cores for the demo.

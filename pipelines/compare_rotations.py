@@ -1,4 +1,4 @@
-"""Stage `compare_rotations`: turns and updates of the weights along base -> rl_stage1 -> rl_stage2, beside random ones.
+"""Stage `compare_rotations`: rotations and updates of weights along base -> rl_stage1 -> rl_stage2, and random ones.
 
 In: data/svd/{base,rl_stage1,rl_stage2}. Out: reports/rotation (layers.csv, modules.csv, curves.csv, details.json,
 metrics.json, five pictures). Time: about 35 s for the demo.

@@ -1,4 +1,4 @@
-"""Stage `compare_stats`: all methods before and after training, and what each of them still knows.
+"""Stage `compare_stats`: all methods before and after training, and the remaining knowledge of each.
 
 In: reports/nullspace/verify, reports/nullspace/knowledge. Out: reports/nullspace (stats.csv, details.json,
 metrics.json, knowledge.csv, knowledge_trainings.csv, knowledge_equal_task.csv, knowledge_differences.csv, and the

@@ -1,7 +1,7 @@
 """Stage `continue_lowrank@<arch>`: more epochs from the best model of `train_lowrank@<arch>`.
 
 In: data/features, data/lowrank/trained/<arch>. Out: data/lowrank/results/<arch>. With 0 additional epochs (the
-default) the trained model is handed on as it is, in a second. A killed training continues.
+default) the trained model is copied unchanged, in a second. A killed training continues.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)

@@ -1,7 +1,7 @@
-"""Stage `judge_updates`: parts and predictions of stage 2's update, judged by what the rebuilt checkpoints can do.
+"""Stage `judge_updates`: evaluates parts and predictions of stage 2's update by the score of rebuilt checkpoints.
 
 In: data/checkpoints/{rl_stage1,rl_stage2}, data/checkpoints_path/rl_stage2. Out: reports/rotation/judged (judged.csv,
-judged_updates.png); the table is empty where stage 2 comes from the hub, as its task is another. Time: 3 to 4 minutes
+judged_updates.png); the table is empty if stage 2 comes from the hub, since its task is another. Time: 3 to 4 minutes
 on 2 cores. A killed run continues.
 """
 

@@ -1,4 +1,4 @@
-"""Stage `train_adapter@<method>`: the adapters of one method learn sums at each of its rates; what do they forget?
+"""Stage `train_adapter@<method>`: trains the adapters of one method on sums at each rate and measures what they forget.
 
 In: data/nullspace/init/<method>, data/checkpoints/llm, data/corpus. Out: data/nullspace/trained/<method>
 (seed-<seed>/ft, of the rate chosen on validation), reports/nullspace/knowledge/<method>.json (of every training).

@@ -1,4 +1,4 @@
-"""Stage `train_lowrank@<arch>`: one network is trained to factorise the features, X ~ A @ B at `rank`.
+"""Stage `train_lowrank@<arch>`: trains one network to factorise the features, X ~ A @ B at `rank`.
 
 In: data/features. Out: data/lowrank/trained/<arch> (best_model and last as safetensors, history.json, pictures).
 Time: about a minute each on 2 cores for the demo. A killed training continues to the same bytes.

@@ -1,4 +1,4 @@
-"""Stage `visualize_lowrank`: channels and errors of one test picture on its plane, and the cosine over the rank.
+"""Stage `visualize_lowrank`: channels and errors of a test picture on the picture plane, and the cosine over the rank.
 
 In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank/pictures, reports/lowrank/rank_curve.png.
 Time: about 30 s on 2 cores for the demo.

@@ -1,6 +1,6 @@
-"""`subspacelab`: every system as a command on any checkpoint, without DVC, tracked or not.
+"""`subspacelab`: every study as a command on any checkpoint, without DVC, tracked or not.
 
-The commands are imported within the process that `run` guards: a Ctrl-C may come that early.
+The commands are imported inside the process that `run` guards, since Ctrl-C may come during the import.
 """
 
 import sys
@@ -11,7 +11,7 @@ from subspacelab.pipeline.process import run_process
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; exit code 0, 1 for bad input, 2 for wrong usage, 70 for the unforeseen: one line each."""
+    """Runs the command line. Exit codes: 0, 1 (bad input), 2 (wrong usage), 70 (unexpected). Errors are one line."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--verbose" in given
     # --verbose may stand anywhere.
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors(verbose):
         strange = next((word for word in given if any("\ud800" <= c <= "\udfff" for c in word)), None)
         if strange is not None:
-            raise ValueError(f"{strange}: no UTF-8, which names of files must be here; rename the file or folder")
+            raise ValueError(f"{strange}: not UTF-8, as file names must be; rename the file or folder")
         import typer
 
         from subspacelab.commands import app

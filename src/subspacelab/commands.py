@@ -25,7 +25,7 @@ def root(
 
     A checkpoint is a local folder, [bold]org/name\\[@revision][/bold] on the hub, or [bold]pipeline:NAME[/bold]
     from the pipeline. Runs are recorded in MLflow (see [bold]subspacelab ui[/bold]); --no-track or TRACKING=off
-    leaves that out.
+    turns this off.
     """
 
 

@@ -345,7 +345,7 @@ PARAMS: list[tuple[str, d.Damage, str]] = [
     ("wrong type at the top", d.replaced("params.yaml", "rank: 128", "rank: many"), "params.yaml.rank: must be .. got 'many'"),
     ("rank 0", d.replaced("params.yaml", "rank: 128", "rank: 0"), "params.yaml.rank: must be greater than or equal to 1, got 0"),
     ("key missing", d.replaced("params.yaml", "rank: 128", ""), "params.yaml.rank: Field required"),
-    ("seed beyond 64 bits", d.replaced("params.yaml", "seed: 42", f"seed: {1 << 64}"), "params.yaml.seed: must be less than 4294967296, got"),
+    ("seed beyond 64 bits", d.replaced("params.yaml", "seed: 42", f"seed: {1 << 64}"), "params.yaml.seed: must be less than or equal to 4294967295, got"),
     ("stage that is text", d.put("dvc.yaml", "stages: {scenes: a, decompose: a}"), "dvc.yaml: decompose: must be .. got 'a'"),
     ("alias", d.replaced("params.yaml", "rank: 128", "rank: &r 128\nx: *r"), "params.yaml: .. alias *r in line .. write its"),
     ("section is a list", d.replaced("params.yaml", "decompose:\n", "decompose: [1]\nx:\n"), "params.yaml.decompose: must be"),

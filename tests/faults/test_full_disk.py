@@ -66,7 +66,7 @@ def test_a_file_system_that_is_full(workshop: Path, tiny_disk: Path) -> None:
     words = COMMANDS["decompose"].replace("svd/out", str(tiny_disk)).split()
     full = child("-m", "subspacelab", *words, cwd=workshop)
     assert (full.returncode, full.stderr.count("\n")) == (1, 1), full.stderr
-    assert "No space left on device; make room and run again" in full.stderr
+    assert "No space left on device; free some space and run again" in full.stderr
     assert [p for p in tiny_disk.rglob("*") if "partial" in p.name] == []
     assert not (tiny_disk / "base" / "index.json").exists()
     (tiny_disk / "filling").unlink()

@@ -79,16 +79,16 @@ def test_what_cannot_be_shared_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = replace(SETTINGS, fsdp=True)
     assert _shares(SETTINGS, "pissa", 2, CPU) == _shares(SETTINGS, "lora", 1, CPU) == 1
-    with pytest.raises(ValueError, match="fsdp: one process has nobody to share the base with"):
+    with pytest.raises(ValueError, match="fsdp: there is one process only"):
         _shares(settings, "lora", 1, CPU)
     for name, method in METHODS.items():
         if method.moves_weight:
-            with pytest.raises(ValueError, match=f"fsdp: {name} takes its start out of the base's weights"):
+            with pytest.raises(ValueError, match=f"fsdp: {name} changes the base's weights at its start"):
                 _shares(settings, name, 2, CPU)
         else:
             assert _shares(settings, name, 2, CPU) == 2
-    with pytest.raises(ValueError, match="lies on cpu here; give --device cpu"):
+    with pytest.raises(ValueError, match="lies on cpu here; set `device` to cpu"):
         _shares(settings, "lora", 2, torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match="lies on cuda here; give --device cuda"):
+    with pytest.raises(ValueError, match="lies on cuda here; set `device` to cuda"):
         _shares(settings, "lora", 2, CPU)

@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter as it lies on disk or on the hub, read without PEFT: its settings and its factors."""
+"""A PEFT LoRA adapter on disk or on the hub, read without PEFT: its settings and its factors."""
 
 import math
 import re
@@ -19,16 +19,16 @@ from subspacelab.core.files import expanded
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-"""In this order; of a torch file tensors alone are loaded."""
+"""File names, tried in this order; from a torch file only tensors are loaded."""
 PREFIX = "base_model.model."
-"""What PEFT puts before a module's name."""
+"""Prefix that PEFT puts before a module's name."""
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>embedding_[AB]|[AB]|magnitude_vector)(?:\.(?P<rest>.+))?")
 CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-"""Starts that take a part out of the base, so that B A is not the update of it."""
+"""Initialisations that subtract a part from the base weight, so that B A alone is not the update."""
 
 
 class AdapterConfig(BaseModel, extra="allow"):
-    """What is relied on in an adapter_config.json."""
+    """The keys of adapter_config.json that this code reads."""
 
     peft_type: str
     base_model_name_or_path: str | None = None
@@ -45,18 +45,18 @@ class AdapterConfig(BaseModel, extra="allow"):
     target_parameters: list[str] | None = None
 
     def rank(self, module: str) -> int:
-        """The rank that `module` was given."""
+        """Rank of the factors of `module`."""
         return (self.rank_pattern or {}).get(_pattern(self.rank_pattern, module), self.r)
 
     def scaling(self, module: str) -> float:
-        """What B A is multiplied by: alpha / r, with rslora alpha / sqrt(r)."""
+        """Factor that multiplies B A: alpha / r, or alpha / sqrt(r) with rslora."""
         alpha = (self.alpha_pattern or {}).get(_pattern(self.alpha_pattern, module), self.lora_alpha)
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def _pattern(patterns: dict[str, int] | dict[str, float] | None, module: str) -> str:
-    """The first pattern that is the end of a module's name, as PEFT finds it."""
+    """The first pattern that matches the end of a module's name, as PEFT matches it."""
     return next((p for p in patterns or () if re.match(rf"(.*\.)?({p})$", module)), module)
 
 
@@ -65,18 +65,18 @@ class LoraLayer:
     """The factors of one module."""
 
     module: str
-    """Its name in the model."""
+    """Name of the module in the model."""
     keys: dict[str, str]
-    """Part (`A`, `B`, `embedding_A`, `embedding_B`, `magnitude_vector`) to its key in the file."""
+    """Part (`A`, `B`, `embedding_A`, `embedding_B`, `magnitude_vector`) -> its key in the file."""
 
     @property
     def is_embedding(self) -> bool:
-        """Whether the module is an embedding, whose update is stored transposed."""
+        """Whether the module is an embedding. The update of an embedding is stored transposed."""
         return "embedding_A" in self.keys
 
     @property
     def factor_names(self) -> tuple[str, str]:
-        """The parts that are the down- and the up-projection."""
+        """Names of the down-projection and the up-projection among the parts."""
         return ("embedding_A", "embedding_B") if self.is_embedding else ("A", "B")
 
 
@@ -85,22 +85,22 @@ class Adapter:
     """An open adapter."""
 
     reference: str
-    """What was asked for."""
+    """The reference, as the caller gave it."""
     revision: str | None
-    """The commit, of one from the hub."""
+    """Commit of an adapter from the hub; else None."""
     folder: Path
-    """Where its files are."""
+    """Folder that holds its files."""
     config: AdapterConfig
-    """Its settings."""
+    """Settings of the adapter."""
     tensors: Checkpoint
-    """Its factors."""
+    """Reader of the factors."""
     layers: dict[str, LoraLayer]
-    """Module to its factors, sorted."""
+    """Module name -> its factors, sorted by name."""
     others: tuple[str, ...]
-    """Keys that are no factors: modules saved whole, biases."""
+    """Keys that are not factors, such as modules saved whole and biases."""
 
     def shape(self, layer: LoraLayer) -> tuple[int, int]:
-        """[out, in] of the update B A, an embedding being a map from tokens; nothing is read."""
+        """[out, in] of the update B A, known without reading data; an embedding counts as a map from tokens."""
         down, up = (self.tensors.info(self._key(layer, part)).shape for part in layer.factor_names)
         rank = self.config.rank(layer.module)
         if len(down) < 2 or len(up) < 2 or down[0] != rank or math.prod(up[1:]) != rank:
@@ -111,10 +111,11 @@ class Adapter:
         return up[0], math.prod(down[1:])
 
     def transposed(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, bool]:
-        """Module to whether its base weight, of the shape given, is stored [in, out], as Conv1D and embeddings are.
+        """Module name -> whether its base weight is stored [in, out], as in Conv1D and embeddings.
 
-        PEFT sees it by the module's class. Square weights are taken as the others are, [out, in] if those differ, by
-        fan_in_fan_out if there are none. Raises CheckpointError for a weight that is not of the update's shape.
+        PEFT decides this by the class of the module; here it is inferred from the shapes of the base weights. A square
+        weight is taken like the weights that are not square; if they differ, as [out, in]; if there are none, by
+        `fan_in_fan_out`. CheckpointError if a weight does not have the shape of its update.
         """
         found: dict[str, bool | None] = {}
         for module, stored in shapes.items():
@@ -131,9 +132,9 @@ class Adapter:
         return {module: square if turned is None else turned for module, turned in found.items()}
 
     def factors(self, layer: LoraLayer, transposed: bool) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r n"]]:
-        """(L, R), float64: the update of the base weight as it is stored is L @ R, scaling included.
+        """(L, R) in float64: the update of the base weight, in its stored layout, is L @ R, scaling included.
 
-        Convolutions are [out, in * kh * kw]. Raises ValueError for entries that are not finite.
+        For a convolution the update has the shape [out, in * kh * kw]. ValueError if an entry is not finite.
         """
         down, up = (self._read(layer, part).flatten(1) for part in layer.factor_names)
         up = up * self.config.scaling(layer.module)
@@ -157,10 +158,10 @@ class Adapter:
 
 
 def open_adapter(reference: str | Path) -> Adapter:
-    """Opens a PEFT LoRA folder, or a repository on the hub (`org/name[@revision]`); no factors are read yet.
+    """Opens a PEFT LoRA folder, or a repository on the hub (`org/name[@revision]`); factors are read later.
 
-    Raises CheckpointError (or ValueError, from the reader) in one line: nothing there, another kind of adapter, a start
-    that changed the base, factors of single parameters.
+    CheckpointError (or ValueError from the reader), in one line, if there is no adapter, if it is of another kind, if
+    its initialisation changed the base, or if it adapts single parameters.
     """
     folder, revision = _find(str(reference))
     weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None)
@@ -189,7 +190,7 @@ def open_adapter(reference: str | Path) -> Adapter:
 
 
 def _find(reference: str) -> tuple[Path, str | None]:
-    """Folder and, of the hub, commit."""
+    """Folder and, for a repository on the hub, commit."""
     if reference and expanded(reference).exists():
         return expanded(reference), None
     match = HUB_REFERENCE.fullmatch(reference)

@@ -14,7 +14,8 @@ SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 """Config, index and tokenizer files, taken from the top folder only."""
 
 TIMEOUT_SECONDS = 10.0
-"""Longest silence of the server, in connecting and between two pieces of an answer."""
+"""Seconds without an answer from the server, when connecting and between two pieces of data, before an attempt
+fails."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Listing:
     commit: str
     """The full hash."""
     files: tuple[str, ...]
-    """Every path in it."""
+    """All paths in the repository."""
     weights: str
-    """The weight file or index that is read, by the order of `PREFERENCE`."""
+    """The weight file or index to read: the first that exists in the order of `PREFERENCE`."""
 
 
 def fetch_from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
@@ -42,14 +43,14 @@ def fetch_from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises when it cannot give something."""
+    """Exceptions that the hub's client raises when it cannot deliver."""
     from huggingface_hub.errors import EntryNotFoundError, HTTPError  # the hub's client takes 0.5 s to import
 
     return OSError, HTTPError, EntryNotFoundError, RuntimeError  # RuntimeError: the hub's transfer library
 
 
 def cached_or_refused(repo: str, revision: str | None, e: Exception) -> tuple[Path, str]:
-    """Folder and commit in the local cache, where the whole checkpoint is; else a ValueError that explains `e`."""
+    """Folder and commit from the local cache if it has the whole checkpoint; else a ValueError that explains `e`."""
     cached = _cached(repo, revision)
     if cached is not None:
         return cached
@@ -107,7 +108,7 @@ def _cached(repo: str, revision: str | None) -> tuple[Path, str] | None:
 
 
 def why_not(e: Exception) -> str:
-    """Why the hub did not give it, and the remedy, in one line."""
+    """The reason why the hub did not deliver, and the remedy, in one line."""
     from huggingface_hub.errors import (
         GatedRepoError,
         OfflineModeIsEnabled,
@@ -131,13 +132,13 @@ def why_not(e: Exception) -> str:
 
 
 MIN_BYTES_PER_SECOND = 10_000
-"""A whole answer may take TIMEOUT_SECONDS and its size at this speed: a trickle is a failure, too."""
+"""Slowest accepted speed: an answer may take TIMEOUT_SECONDS plus its size at this speed; a slower one is a failure."""
 
 WAITS = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before the second, third, ... attempt; after the last one the range is given up."""
+"""Seconds before the second, third, ... attempt. When the last one fails, the read fails."""
 
 RETRIED = (408, 429, 500, 502, 503, 504)
-"""Answers that may be different in a moment."""
+"""HTTP statuses after which another attempt may succeed."""
 
 REMEDY = "`hf download` the checkpoint and give its folder instead"
 REASONS: dict[int, str] = {
@@ -151,42 +152,43 @@ CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-(?P<last>\d+)/(?P<size>\d+)")
 
 
 class Interrupted(Exception):
-    """An attempt that failed for now; the message says how."""
+    """An attempt that failed for a temporary reason, which the message names."""
 
 
 HEAD_BYTES = 1 << 16
-"""What the first look at a file asks for: of most files the whole safetensors header, in one answer."""
+"""Bytes of the first request to a file: usually enough for the whole safetensors header."""
 
 
 class RemoteFile:
     """One file at a URL; its size is known after the first range.
 
-    The hub answers with a redirect to where the file lies. That address is kept, so that a range is one request; when
-    it is refused (it is signed, and ends), the URL is asked again. One that works for no second range is not kept.
+    The hub redirects to the address where the file is stored. That address is signed and expires. It is kept, so that a
+    range takes one request, and asked for again when it is refused. An address that fails on its second range is
+    dropped.
     """
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
-        """What errors call it: repository, commit and file."""
+        """Name in error messages: repository, commit and file."""
         self.size: int | None = None
-        """Bytes of the whole file, as the server says with each range."""
+        """Size of the whole file in bytes, which the server states with each range."""
         self._url = url
         self._address: str | None = None
         self._keeps, self._reused = True, False
         self._head = bytearray()
 
     def read(self, start: int, stop: int) -> bytearray:
-        """Bytes start:stop. ValueError, in one line, when they cannot be had.
+        """Bytes start:stop. ValueError, in one line, if they cannot be fetched.
 
-        What arrived before a failure is kept, and only the rest is asked for again. A short first read from the start
-        takes `HEAD_BYTES` of the file, which later reads need not ask for.
+        Bytes that arrived before a failure are kept; only the rest is requested again. A short first read from the
+        start of the file fetches `HEAD_BYTES`, so that later reads within them need no request.
         """
         if self.size is None and start == 0 < stop < HEAD_BYTES:
             self._head = self._fetch(0, HEAD_BYTES, bytearray(), to_end=True)
         return self._fetch(start, stop, self._head[start:stop])
 
     def _fetch(self, start: int, stop: int, received: bytearray, *, to_end: bool = False) -> bytearray:
-        """Bytes start:stop, of which the first are `received`; `to_end`: or to the end of a shorter file."""
+        """Bytes start:stop; the first ones are `received`. With `to_end`, a shorter file is read to its end."""
         for wait in (*WAITS, None):
             try:
                 self._receive(start, stop, received, to_end)
@@ -201,7 +203,7 @@ class RemoteFile:
         raise AssertionError("unreachable")
 
     def _receive(self, start: int, stop: int, received: bytearray, to_end: bool) -> None:
-        """One attempt: appends what of start:stop is still missing."""
+        """One attempt: appends the missing part of start:stop."""
         from huggingface_hub import get_session
         from huggingface_hub.errors import HTTPError
         from huggingface_hub.utils import build_hf_headers
@@ -238,7 +240,7 @@ class RemoteFile:
             raise Interrupted(f"{len(received)} of {stop - start} bytes arrived")
 
     def _ranged(self, response: Any, first: int, stop: int, to_end: bool) -> int:
-        """Where the answer ends; refuses, before any of it is read, one that is not the range that was asked for."""
+        """Where the answer ends. Raises, before reading any data, if the answer is not the requested range."""
         status = response.status_code
         if status in RETRIED:
             raise Interrupted(f"the server answered {status}")
@@ -253,7 +255,7 @@ class RemoteFile:
 
 
 def _refusal(status: int, first: int, stop: int) -> str:
-    """Why an answer is of no use."""
+    """Why an answer cannot be used."""
     if status in (206, 416):
         return f"truncated on the server, bytes {first}-{stop - 1} are not all there"
     return REASONS.get(status, f"the server answered {status} to a range request")

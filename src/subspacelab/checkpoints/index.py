@@ -1,4 +1,4 @@
-"""Which files hold a checkpoint's weights: decided by name, never by globbing."""
+"""Which files hold a checkpoint's weights: found by their known names, never by globbing."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ INDEX_NAME = "model.safetensors.index.json"
 BIN_NAME = "pytorch_model.bin"
 BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 PREFERENCE = (SINGLE_NAME, INDEX_NAME, BIN_NAME, BIN_INDEX_NAME)
-"""In this order: repositories that hold one checkpoint twice are read once, the safe format first."""
+"""Order of preference: a repository that stores one checkpoint in two formats is read once, from the safe format."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class WeightFiles:
     """The weight files of one checkpoint."""
 
     folder: Path
-    """The folder they lie in."""
+    """Folder of the files."""
     shards: tuple[str, ...]
-    """Their names, sorted."""
+    """File names, sorted."""
     weight_map: dict[str, str] | None
     """Tensor name -> shard, from the index of a sharded checkpoint; None for a single file."""
 
@@ -46,7 +46,7 @@ def find_weights(path: Path) -> WeightFiles:
 
 
 class _Index(BaseModel):
-    """What is used of an index file."""
+    """The keys of an index file that this code reads."""
 
     weight_map: dict[str, str] = Field(min_length=1)
 
@@ -63,10 +63,10 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def located(
     infos: Iterable[TensorInfo], weight_map: Mapping[str, str] | None, path_of: Callable[[str], object]
 ) -> dict[str, TensorInfo]:
-    """Name -> info in the order given; of a tensor in two shards the one in the shard that the index names.
+    """Name -> info, in the order given; for a tensor in two shards, the entry of the shard that the index names.
 
-    ValueError, naming the file by `path_of(shard)`, if the index names a shard that lacks the tensor, or if it does
-    not name a tensor that is in two.
+    ValueError, naming the file by `path_of(shard)`, if the index names a shard that lacks the tensor, or does not name
+    a tensor that is in two shards.
     """
     found: dict[str, TensorInfo] = {}
     for info in infos:
@@ -91,7 +91,7 @@ def repeated_names(shards: Iterable[Iterable[TensorInfo]]) -> list[str]:
 
 
 def _checked(files: WeightFiles) -> WeightFiles:
-    """The same, after looking at every shard's head: a missing one is found now, not an hour later."""
+    """The weight files, after the header of every shard was read, so that a missing shard is reported at once."""
     missing = [shard for shard in files.shards if not (files.folder / shard).exists()]
     if missing:
         raise CheckpointError(

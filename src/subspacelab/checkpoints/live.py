@@ -1,4 +1,4 @@
-"""One way to open weights wherever they are: a reference, a path, an open checkpoint, a state dict, a live model."""
+"""One way to open weights from any source: a reference, a path, an open checkpoint, a state dict, a live model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,17 +18,17 @@ from subspacelab.checkpoints.tensors import TensorInfo, dtype_code
 from subspacelab.core.errors import CheckpointError
 
 Weights: TypeAlias = str | Path | Source | Checkpoint | Mapping[str, Tensor] | nn.Module
-"""What `open_checkpoint` takes."""
+"""The types that `open_checkpoint` accepts."""
 
 
 class LiveFiles:
-    """Tensors in memory behind the interface of weight files: nothing is copied before it is read."""
+    """Tensors in memory behind the interface of weight files; nothing is copied until it is read."""
 
     num_workers = 1
-    """Nothing is waited for."""
+    """Reading from memory needs no parallel requests."""
 
     def ahead(self, names: Sequence[str]) -> AbstractContextManager[None]:
-        """They are here."""
+        """Does nothing: all tensors are in memory."""
         return nullcontext()
 
     def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
@@ -42,31 +42,32 @@ class LiveFiles:
         """Name -> info, in the order of the mapping."""
 
     def open(self, shard: str) -> "LiveFiles":
-        """The tensors are their own single shard."""
+        """The object itself: the tensors form a single shard."""
         return self
 
     def find_file(self, name: str) -> Path | None:
-        """Nothing lies beside them."""
+        """None: tensors in memory have no files beside them."""
         return None
 
     def read(self, name: str) -> Tensor:
-        """The tensor on the CPU in its own dtype, contiguous; not a copy where it is that already."""
+        """The tensor on the CPU in its own dtype, contiguous; not copied if it already is."""
         return self._tensors[name].detach().cpu().contiguous()
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start:stop of the first axis, the same way."""
+        """Rows start:stop of the first axis, in the same form as `read`."""
         return self._tensors[name].detach()[start:stop].cpu().contiguous()
 
 
 def open_checkpoint(place: Weights, *, whole: bool = False) -> Checkpoint:
-    """Opens whatever holds weights by name, for reading one tensor at a time.
+    """Opens any source of named weights, to be read one tensor at a time.
 
-    A string is a reference (`resolve_reference`): of a repository on the hub only what is read is fetched, or all of
-    it into the hub's cache with `whole`, for a caller who reads most of it. A path is a folder or a weight file. A
-    `Source` is opened, an open checkpoint comes back as it is. A state dict is read as it is, a module's with tied
-    weights once, as checkpoints store them: their `source` has a reference ("state_dict" or the class) and no folder.
+    A string is a reference (`resolve_reference`). From a repository on the hub only the parts that are read are
+    downloaded; with `whole`, all of it goes into the hub's cache, for a caller that reads most of it. A path is a
+    folder or a weight file. A `Source` is opened; an open checkpoint is returned unchanged. A state dict is read as it
+    is. A module's tied weights are read once, as checkpoints store them. For state dicts and modules, `source` has a
+    reference ("state_dict" or the class name) and no folder.
 
-    Raises CheckpointError (or ValueError, from the reader) in one line for what is none of these or cannot be read.
+    CheckpointError (or ValueError from the reader), in one line, if the argument is none of these or cannot be read.
     """
     if isinstance(place, Checkpoint):
         return place
@@ -86,9 +87,9 @@ def open_checkpoint(place: Weights, *, whole: bool = False) -> Checkpoint:
 
 
 def source_of(place: Weights) -> Source:
-    """The whole checkpoint on this disk, for who loads a model of it; of the hub it is downloaded once.
+    """The whole checkpoint on this disk, for callers that load a model from it; a hub repository is downloaded once.
 
-    Raises CheckpointError for a state dict or a module, which have no folder, and for what cannot be found.
+    CheckpointError for a state dict or a module, which have no folder, and for a checkpoint that cannot be found.
     """
     if isinstance(place, Checkpoint):
         revision = place.source.revision
@@ -105,7 +106,7 @@ def _in_memory(tensors: Mapping[str, Tensor], name: str, config: dict[str, Any])
 
 
 def _untied(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a module; of names for one storage (tied embeddings) the first."""
+    """The state dict of a module; if several names share one storage (tied embeddings), only the first."""
     seen: set[tuple[Any, ...]] = set()
     kept: dict[str, Tensor] = {}
     for name, tensor in module.state_dict().items():
@@ -133,14 +134,14 @@ def _require_readable(source: str, key: Any, tensor: Any) -> None:
 
 
 HUB_WORKERS = 8
-"""Answers of the hub that are waited for side by side."""
+"""Number of parallel requests to the hub."""
 
 
 class RangedFiles:
-    """The safetensors files of a checkpoint on the hub, their headers read; made by `open_reference`."""
+    """The safetensors files of a checkpoint on the hub, headers already read; made by `open_reference`."""
 
     num_workers = HUB_WORKERS
-    """How many ranges are worth asking for at once."""
+    """Useful number of parallel range requests."""
 
     def __init__(
         self,
@@ -149,7 +150,8 @@ class RangedFiles:
         weight_map: Mapping[str, str] | None,
     ) -> None:
         self.find_file = find_file
-        """The path of a small file beside the weights, None if there is none."""
+        """Function from the name of a small file beside the weights to its local path; None if there is no such
+        file."""
         with ThreadPoolExecutor(self.num_workers) as pool:
             headers = pool.map(read_header, files.values(), files)
             self._shards = {shard: (files[shard], header) for shard, header in zip(files, headers, strict=True)}
@@ -164,9 +166,9 @@ class RangedFiles:
 
     @contextmanager
     def ahead(self, names: Sequence[str]) -> Iterator[None]:
-        """Within the block the tensors are on their way: neighbours in one range, several ranges at a time.
+        """Requests these tensors in advance, within the block: neighbours in one range, several ranges in parallel.
 
-        All are held until it ends: this is for small ones.
+        All of them are held in memory until the block ends, so it is meant for small tensors.
         """
         wanted = {(name, self.infos[name].shard) for name in names}
         with ThreadPoolExecutor(self.num_workers) as pool:
@@ -182,12 +184,12 @@ class RangedFiles:
 
 
 def open_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Checkpoint:
-    """Opens whatever `resolve_reference` understands; headers are read at once, tensors when they are asked for.
+    """Opens any reference that `resolve_reference` accepts. Headers are read at once, tensors on demand.
 
-    Nothing is mapped and nothing is read ahead: what is read of the weights is their headers and those tensors, from
-    the hub by range requests, but for shards that its cache holds. Torch files (`.bin`) have no header: from the hub
-    they are downloaded whole. What the cache holds whole is read from there if the hub is out of reach. ValueError, in
-    one line, as from `resolve_reference` and `open_source`.
+    Nothing is mapped and nothing is read ahead. From the hub, headers and tensors are fetched by range requests, unless
+    the cache has the shard. Torch files (`.bin`) have no header and are downloaded whole. If the hub cannot be reached,
+    a checkpoint that the cache holds whole is read from there. ValueError, in one line, as from `resolve_reference` and
+    `open_source`.
     """
     place = locate_reference(reference, demo_root=demo_root)
     if isinstance(place, Source):

@@ -21,19 +21,19 @@ from subspacelab.checkpoints.validation import quantisation, read_checked, requi
 from subspacelab.core.errors import CheckpointError
 
 DIGEST_BYTES = 1 << 24
-"""Bytes of a tensor that are hashed at a time."""
+"""Bytes of a tensor that are hashed per step."""
 
 
 class Files(Protocol):
-    """Where a checkpoint's bytes are: on this disk (`LocalFiles`), or read by ranges (`RangedFiles`)."""
+    """Access to a checkpoint's bytes: on this disk (`LocalFiles`), or by ranges (`RangedFiles`)."""
 
     infos: dict[str, TensorInfo]
     """Name -> info in file order, known without reading data."""
     num_workers: int
-    """How many pieces are worth asking for at once."""
+    """Useful number of parallel reads."""
 
     def ahead(self, names: Sequence[str]) -> AbstractContextManager[None]:
-        """Within the block these tensors are asked for before they are read."""
+        """Requests these tensors in advance, for the time of the block."""
 
     def open(self, shard: str) -> Shard:
         """The named weight file."""
@@ -47,9 +47,9 @@ class Checkpoint:
 
     def __init__(self, source: Source, files: Files, config: dict[str, Any]) -> None:
         self.source = source
-        """Where it came from."""
+        """Where the checkpoint comes from."""
         self.config = config
-        """config.json as it stands; {} without one."""
+        """The content of config.json; {} without one."""
         if not files.infos:
             raise CheckpointError(f"{source.reference}: holds no tensors; save or download it again")
         self._files = files
@@ -66,16 +66,16 @@ class Checkpoint:
 
     @property
     def names(self) -> list[str]:
-        """The keys of the files, sorted."""
+        """The keys in the files, sorted."""
         return sorted(self._infos)
 
     @property
     def num_entries(self) -> int:
-        """Entries of all tensors together: the parameter count (tied weights are stored, and counted, once)."""
+        """Number of entries of all tensors: the parameter count. Tied weights are stored, and counted, once."""
         return sum(info.num_entries for info in self._infos.values())
 
     def names_in_file_order(self) -> list[str]:
-        """The keys shard by shard in the order of their data: each shard opens once, reading is sequential."""
+        """The keys in the order of their data, shard by shard: each shard is opened once and read sequentially."""
         return list(self._infos)
 
     def info(self, name: str) -> TensorInfo:
@@ -87,30 +87,30 @@ class Checkpoint:
         return self._infos[name]
 
     def quantisation(self, name: str) -> str | None:
-        """The quantisation method `name` is stored in, or None if its entries are the weights themselves."""
+        """The quantisation method of the tensor `name`; None if its entries are the weights themselves."""
         return quantisation(name, self.info(name).dtype, self._infos, self.config)
 
     def scale(self, name: str) -> Scale | None:
-        """The scale by which an FP8 weight is dequantised when it is read; None for any other tensor.
+        """The scale that dequantises an FP8 weight; None for any other tensor.
 
-        CheckpointError, naming both, for one of a shape that does not fit.
+        CheckpointError, naming both tensors, if the shape of the scale does not fit.
         """
         return scale_of(self.info(name).name, self._infos, self.config)
 
     def is_scale(self, name: str) -> bool:
-        """Whether `name` is the scale of a weight that is stored in codes, and no weight itself."""
+        """Whether `name` is the scale of a quantised weight rather than a weight."""
         return is_scale(name, self._infos)
 
     def require_floating(self, name: str) -> None:
-        """ValueError, naming the tensor and what to do, unless what `read` gives are floating numbers: weights."""
+        """ValueError, naming the tensor and the remedy, unless `read` gives floating-point weights."""
         info = self.info(name)
         if self._readable_scale(info) is None and not info.is_floating:
             raise CheckpointError(f"{name}: stored as {info.dtype}, needed one of {', '.join(FLOATING)}; leave it out")
 
     def read(self, name: str) -> Tensor:
-        """The tensor in its stored dtype (copy before writing: torch files are mapped), FP8 with its scale as float32.
+        """The tensor in its stored dtype; an FP8 weight is multiplied by its scale and returned as float32.
 
-        Other quantised ones are refused.
+        Copy it before writing to it: torch files are mapped. ValueError for weights quantised in any other way.
         """
         info = self.info(name)
         scale = self._readable_scale(info)
@@ -118,7 +118,7 @@ class Checkpoint:
         return stored if scale is None else self._dequantised(stored, scale, 0)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start:stop of the first axis, as `read` would give them."""
+        """Rows start:stop of the first axis, in the same form as `read`."""
         info = self.info(name)
         scale = self._readable_scale(info)
         if not 0 <= start <= stop <= (info.shape or (0,))[0]:
@@ -127,14 +127,14 @@ class Checkpoint:
         return stored if scale is None else self._dequantised(stored, scale, start)
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each name with its tensor, in the order given, for small ones: from the hub all are asked for at once."""
+        """Each name with its tensor, in the order given. For small tensors: from the hub all are requested at once."""
         for name in names:
             self.info(name)
         with self._files.ahead(names):
             yield from ((name, self.read(name)) for name in names)
 
     def read_chunks(self, name: str, num_rows: int) -> Iterator[Tensor]:
-        """The rows of the first axis in order, `num_rows` at a time; from the hub some chunks are asked for ahead."""
+        """The rows of the first axis in order, `num_rows` at a time; from the hub some chunks are requested ahead."""
         end, ahead = self.info(name).shape[0], self._files.num_workers
         spans = [(start, min(start + num_rows, end)) for start in range(0, end, num_rows)]
         if ahead == 1:  # a disk is not waited for
@@ -157,9 +157,9 @@ class Checkpoint:
         return self._files.find_file(name)
 
     def digest(self, name: str) -> str:
-        """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests.
+        """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container have equal digests.
 
-        Of an FP8 weight those of the float32 numbers that it stands for.
+        For an FP8 weight, the digest of the dequantised float32 values.
         """
         info = self.info(name)
         dtype = info.dtype if self.scale(name) is None else "F32"
@@ -169,7 +169,7 @@ class Checkpoint:
         return digest_of_pieces(dtype, info.shape, pieces if info.shape else [self.read(name)])
 
     def _open(self, shard: str) -> Shard:
-        """The shard, after letting go of the one before."""
+        """The named shard; the shard opened before is closed."""
         current = self._shard
         if current is None or current[0] != shard:
             self._shard = None
@@ -177,7 +177,7 @@ class Checkpoint:
         return current[1]
 
     def _readable_scale(self, info: TensorInfo) -> Scale | None:
-        """The scale to read a tensor with, None where it means itself; CheckpointError for any other quantised one."""
+        """The scale to read a tensor with; None if it needs none. CheckpointError for any other quantised tensor."""
         scale, method = self.scale(info.name), self.quantisation(info.name)
         if scale is None and method is not None:
             lacking = " without one scale of its own" if info.dtype in FP8 else ""
@@ -188,7 +188,7 @@ class Checkpoint:
         return scale
 
     def _dequantised(self, codes: Tensor, scale: Scale, start: int) -> Tensor:
-        """The weights that the rows of `codes` from `start` on stand for; CheckpointError for a factor NaN or Inf."""
+        """The weights that `codes`, rows from `start` on, stand for; CheckpointError for a NaN or infinite scale."""
         first, last = scale.rows(start, start + len(codes))
         shard = self._open(scale.info.shard)
         whole = scale.info.num_entries == 1  # which may be a scalar, without rows
@@ -201,7 +201,7 @@ class Checkpoint:
 def open_source(place: Source | Path | str) -> Checkpoint:
     """Opens a resolved source, a folder, or one weight file; reads headers only.
 
-    ValueError, in one line, names a file that is missing, truncated, a git-LFS pointer, or more than tensors.
+    ValueError, in one line, if a file is missing, truncated, a git-LFS pointer, or holds more than tensors.
     """
     source = place if isinstance(place, Source) else local_source(Path(place))
     if not source.folder.exists():
@@ -211,7 +211,7 @@ def open_source(place: Source | Path | str) -> Checkpoint:
 
 
 def config_errors() -> tuple[type[Exception], ...]:
-    """What is raised when a model is made from a config.json that describes none: it depends on where it is wrong."""
+    """Exceptions that a config.json that describes no model may cause: the type depends on the mistake."""
     from huggingface_hub.errors import StrictDataclassError
 
     plain = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
@@ -219,14 +219,14 @@ def config_errors() -> tuple[type[Exception], ...]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json as it stands, {} if there is none; ValueError if it is something else."""
+    """The content of config.json, {} if there is no such file; ValueError if it is not a JSON object."""
     if not path.exists():
         return {}
     return read_checked(path, TypeAdapter(_Config), "the config of a model").model_dump(exclude_unset=True)
 
 
 class _Config(BaseModel, extra="allow"):
-    """What is relied on in a config.json; the rest is kept as it stands."""
+    """The keys of config.json that this code reads; the others are kept unchecked."""
 
     model_type: str | None = None
     architectures: list[str] | None = None

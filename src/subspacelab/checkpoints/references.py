@@ -1,4 +1,4 @@
-"""From what a person writes to a folder on this disk: a folder, `org/name[@revision]`, `pipeline:NAME`."""
+"""From a reference to a folder on this disk: a local folder, `org/name[@revision]`, or `pipeline:NAME`."""
 
 import re
 from dataclasses import dataclass, replace
@@ -19,20 +19,20 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that is on this disk, and where it came from."""
+    """A checkpoint on this disk, and where it came from."""
 
     reference: str
-    """What was asked for: a path, `org/name` or `pipeline:NAME` (also where `demo:NAME`, its older name, was asked)."""
+    """The reference: a path, `org/name` or `pipeline:NAME` (also if the caller gave the older name, `demo:NAME`)."""
     folder: Path
-    """Where its files are; may be the path of a single weight file."""
+    """Folder of the files; may be the path of a single weight file."""
     revision: str | None
-    """The commit, for a checkpoint of the hub."""
+    """Commit of a checkpoint from the hub; else None."""
     name: str
-    """Short name for outputs: the last part of the folder or repository that was asked for."""
+    """Short name for outputs: the last part of the path or of the repository's name."""
 
 
 def local_source(path: Path, reference: str | None = None) -> Source:
-    """The source of a folder or file as it lies, following nothing; ValueError if nothing can be called by its name."""
+    """The source for a local folder or file; pointer files are not followed. ValueError if its path gives no name."""
     absolute = real_path(path) if path.name in ("", "..") else path.absolute()
     name = absolute.stem if absolute.is_file() else absolute.name
     if name in ("", ".", ".."):
@@ -42,22 +42,22 @@ def local_source(path: Path, reference: str | None = None) -> Source:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of the hub, not looked up yet."""
+    """A repository on the hub that has not been looked up yet."""
 
     repo: str
     """`org/name`."""
     revision: str | None
-    """Branch, tag or commit that was asked for; None for the main branch."""
+    """Branch, tag or commit; None for the main branch."""
     name: str
     """Short name for outputs."""
 
     def source(self, folder: Path, commit: str) -> Source:
-        """The source that `folder` is, with this repository's files at `commit`."""
+        """The source for this repository's files in `folder`, at `commit`."""
         return Source(self.repo, folder, commit, self.name)
 
 
 def locate_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source | Repository:
-    """What a reference means, without asking the hub; pointer files are followed. Errors as `resolve_reference`."""
+    """The meaning of a reference, without asking the hub; pointer files are followed. Errors as `resolve_reference`."""
     if of_pipeline(reference):
         return _followed(_pipeline_source(reference, demo_root))
     path = expanded(reference)
@@ -74,8 +74,8 @@ def locate_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source |
 def resolve_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source:
     """Finds a local folder or file, a hub repository at a commit, or a checkpoint of the pipeline under `demo_root`.
 
-    A folder that holds only a pointer file (`write_reference`) stands for the hub commit it names, and
-    keeps its own name. ValueError, in one line, says what was not found and what to do.
+    A folder that holds only a pointer file (`write_reference`) stands for the hub commit that the file names, and keeps
+    its own name. ValueError, in one line, says what was not found and the remedy.
     """
     place = locate_reference(reference, demo_root=demo_root)
     if isinstance(place, Source):
@@ -84,9 +84,9 @@ def resolve_reference(reference: str, *, demo_root: Path = DEMO_ROOT) -> Source:
 
 
 def write_reference(folder: Path, source: Source) -> None:
-    """Makes `folder` stand for `source` at its commit: one pointer file, which `resolve_reference` follows.
+    """Makes `folder` stand for `source` at its commit: writes a pointer file, which `resolve_reference` follows.
 
-    ValueError for a folder that holds anything but a pointer to this very source.
+    ValueError if the folder holds anything but a pointer to the same source.
     """
     pointer, content = folder / POINTER_NAME, {"reference": source.reference, "revision": source.revision}
     remove_partials_of(pointer)
@@ -108,7 +108,7 @@ def _pipeline_source(reference: str, demo_root: Path) -> Source:
 
 
 def _followed(source: Source) -> Source | Repository:
-    """The source itself, or what its pointer file names, under the pointer's own name."""
+    """The source itself or, if it is a pointer file, the source it names, under the pointer's own name."""
     pointer = source.folder / POINTER_NAME
     if not pointer.is_file() or any((source.folder / name).exists() for name in PREFERENCE):
         return source
@@ -137,9 +137,9 @@ REPORTS = Path("reports/checkpoints")
 
 
 def take_from_hub(reference: str, folder: Path) -> bool:
-    """Writes a pointer to the reference's commit instead of a checkpoint; False for `train`: it is trained here.
+    """Writes a pointer to the reference's commit; returns False for `train`, a checkpoint that the pipeline trains.
 
-    Raises ValueError when the hub does not know the reference or cannot be reached.
+    ValueError if the hub does not know the reference or cannot be reached.
     """
     if reference == "train" or reference == f"demo:{folder.name}":  # the latter in studies of earlier versions
         return False

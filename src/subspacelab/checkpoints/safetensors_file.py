@@ -1,4 +1,4 @@
-"""A safetensors file read by byte ranges, on a disk or a server: its header, then exactly what is asked for."""
+"""A safetensors file read by byte ranges, from a disk or a server: its header, then only the requested tensors."""
 
 import math
 import os
@@ -22,7 +22,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 
 class Entry(BaseModel):
-    """What the header says of one tensor."""
+    """The header's entry for one tensor."""
 
     dtype: str = Field(pattern=r"^(BOOL|[A-Z]+[1-9][0-9]{0,2}(_\w+)?)$")
     shape: list[Annotated[int, Field(ge=0, lt=1 << 63)]] = Field(max_length=64)  # more axes than torch takes
@@ -30,31 +30,31 @@ class Entry(BaseModel):
 
     @property
     def num_bytes(self) -> int:
-        """How many bytes of the file it takes."""
+        """Size of the tensor's data in the file."""
         return self.data_offsets[1] - self.data_offsets[0]
 
 
 HEADER = TypeAdapter(dict[str, Entry | dict[str, str] | None])
-"""By name; `__metadata__` alone is a mapping of texts, or null."""
+"""Entries by name; the key `__metadata__` holds a mapping of texts, or null."""
 
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """A tensor and where its bytes lie in the file."""
+    """A tensor and the position of its bytes in the file."""
 
     info: TensorInfo
-    """Name, shape, dtype."""
+    """Name, shape and dtype."""
     start: int
-    """Its first byte, counted from the beginning of the file."""
+    """Position of its first byte, counted from the beginning of the file."""
 
     @property
     def stop(self) -> int:
-        """The byte after its last."""
+        """Position after its last byte."""
         return self.start + self.info.nbytes
 
 
 def header_length(head: bytes | bytearray, file: str) -> int:
-    """The header's length in bytes, from the file's first 8; ValueError if it cannot be one."""
+    """Length of the header in bytes, from the file's first 8 bytes; ValueError if the value is impossible."""
     length = int.from_bytes(head[:LENGTH_BYTES], "little")
     if not 2 <= length <= MAX_HEADER_BYTES:
         raise CheckpointError(f"{file}: not a safetensors file (a header of {length} bytes); use another copy of it")
@@ -106,29 +106,29 @@ TORCH_DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
 
 class RangeFile(Protocol):
-    """A file that gives ranges of its bytes."""
+    """A file that can be read in byte ranges."""
 
     name: str
-    """What errors call it."""
+    """Name in error messages."""
     size: int | None
-    """Its bytes, once known."""
+    """Size in bytes; known after the first read."""
 
     def read(self, start: int, stop: int) -> bytearray:
         """Bytes start:stop."""
 
 
 class DiskFile:
-    """A file on this disk, read without the system's reading ahead: between two norm layers lie the matrices."""
+    """A file on this disk, read without the system's read-ahead, since large matrices lie between the norm layers."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        """Its path."""
+        """Path of the file."""
         self.size: int | None = path.stat().st_size
-        """Its bytes."""
+        """Size in bytes."""
         self._path = path
 
     def read(self, start: int, stop: int) -> bytearray:
-        """Bytes start:stop; ValueError if the file ends before."""
+        """Bytes start:stop; ValueError if the file ends earlier."""
         if self.size is not None and stop > self.size:  # before memory is asked for
             raise CheckpointError(f"{self.name}: truncated, ends before byte {stop}; download it again")
         content = bytearray(stop - start)
@@ -146,13 +146,14 @@ class DiskFile:
 
 
 JOINED_GAP = 1 << 18
-"""Bytes between two tensors that are rather read than asked around: they take no longer than another request."""
+"""Largest gap in bytes between two tensors that are read in one range: reading it takes no longer than another
+request."""
 JOINED_BYTES = 1 << 24
-"""Neighbours are joined up to this size."""
+"""Largest size of one joined range."""
 
 
 def joined(placed: Iterable[TensorLocation]) -> list[list[TensorLocation]]:
-    """The tensors in the order of the file, neighbours together: each group is worth one request."""
+    """The tensors in file order, grouped: neighbours that are read with one request are in one group."""
     groups: list[list[TensorLocation]] = []
     for tensor in sorted(placed, key=lambda p: p.start):
         last = groups[-1] if groups else []
@@ -164,14 +165,14 @@ def joined(placed: Iterable[TensorLocation]) -> list[list[TensorLocation]]:
 
 
 def read_joined(file: RangeFile, group: Sequence[TensorLocation]) -> dict[str, Tensor]:
-    """Name -> tensor of a group of neighbours, by one range."""
+    """Name -> tensor for a group of neighbours, read in one range."""
     start = group[0].start
     content = file.read(start, group[-1].stop)
     return {p.info.name: _tensor(p, content[p.start - start : p.stop - start], p.info.shape) for p in group}
 
 
 def _tensor(placed: TensorLocation, content: bytearray, shape: Sequence[int]) -> Tensor:
-    """The bytes of a tensor, or of some of its rows, as one of its dtype; ValueError for a dtype that torch lacks."""
+    """The bytes of a tensor, or of some rows, as a tensor of its dtype; ValueError for a dtype that torch lacks."""
     dtype = TORCH_DTYPES.get(placed.info.dtype)
     if dtype is None:
         raise CheckpointError(f"{placed.info.name}: dtype {placed.info.dtype} cannot be read; leave it out")
@@ -179,7 +180,7 @@ def _tensor(placed: TensorLocation, content: bytearray, shape: Sequence[int]) ->
 
 
 class RangedShard:
-    """An open file whose header is known; every read is a range, nothing is kept."""
+    """An open file with a known header; every read is one range request, nothing is kept."""
 
     def __init__(
         self,
@@ -192,7 +193,7 @@ class RangedShard:
         self._ahead = ahead or {}
 
     def read(self, name: str) -> Tensor:
-        """The tensor in its stored dtype; of one that was asked for `ahead`, what has come."""
+        """The tensor in its stored dtype; taken from the data requested by `ahead` if it is among them."""
         if name in self._ahead:
             return self._ahead[name].result()[name]
         placed = self._placed[name]
@@ -208,7 +209,7 @@ class RangedShard:
 
 
 def read_header(file: RangeFile, shard: str) -> list[TensorLocation]:
-    """What a file holds and where, in two ranges: how long the header is, and the header. ValueError if damaged."""
+    """The header of a file, in two reads: its length, then the header itself. ValueError if damaged."""
     length = header_length(file.read(0, LENGTH_BYTES), file.name)
     if file.size is not None and LENGTH_BYTES + length > file.size:
         raise CheckpointError(
@@ -224,12 +225,12 @@ def read_header(file: RangeFile, shard: str) -> list[TensorLocation]:
 
 
 class SafetensorsShard(RangedShard):
-    """An open safetensors file; every read is a tensor of its own."""
+    """An open safetensors file; every read creates a new tensor."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(DiskFile(path), read_header(DiskFile(path), path.name))
 
     @staticmethod
     def list_tensors(path: Path) -> list[TensorInfo]:
-        """What the header says, in the order of the data."""
+        """The tensors listed in the header, in the order of the data."""
         return [placed.info for placed in read_header(DiskFile(path), path.name)]

@@ -1,4 +1,4 @@
-"""FP8 weights: the scale that belongs to each, and the numbers that both together stand for."""
+"""FP8 weights: the scale that belongs to each weight, and dequantisation."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,37 +13,38 @@ from subspacelab.checkpoints.tensors import FLOATING, FP8, TensorInfo
 from subspacelab.core.errors import CheckpointError
 
 SCALE_SUFFIXES = ("_scale_inv", "_scale")
-"""After a weight's name. Both are factors: w = code * scale, whatever "inv" may suggest."""
+"""Suffixes after a weight's name. Both scales are factors, w = code * scale, in spite of the "inv" in one name."""
 SCALE_DTYPES = (*FLOATING, "F8_E8M0")
-"""The last has powers of two alone (UE8M0)."""
+"""Allowed dtypes of a scale; the last one has only powers of two (UE8M0)."""
 SECOND_SUFFIXES = ("_scale_2", "_zero_point", "_shape")
-"""Of formats in which one scale is not all."""
+"""Suffixes of formats that need a second scale."""
 BLOCK = (128, 128)
-"""Rows and columns that share a factor, unless config.json says otherwise (DeepSeek-V3, arXiv 2412.19437, 3.3.2)."""
+"""Rows and columns that share a factor unless config.json gives other sizes (DeepSeek-V3, arXiv 2412.19437, 3.3.2)."""
 CHUNK_ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale of one FP8 weight, seen along the weight's axes."""
+    """The scale of one FP8 weight, arranged along the weight's axes."""
 
     info: TensorInfo
-    """The tensor that holds it."""
+    """The tensor that holds the scale."""
     shape: tuple[int, ...]
-    """Its shape with as many axes as the weight has: a scalar is [1, 1], a vector over the rows [rows, 1]."""
+    """Its shape with as many axes as the weight: a scalar is [1, 1], a vector over the rows is [rows, 1]."""
     block: tuple[int, ...]
-    """Entries along each axis of the weight that share a factor; the last block may be smaller."""
+    """Number of entries along each axis of the weight that share a factor; the last block may be smaller."""
 
     def rows(self, start: int, stop: int) -> tuple[int, int]:
-        """The rows of the scale for rows start:stop of the weight."""
+        """The rows of the scale that belong to rows start:stop of the weight."""
         return start // self.block[0], -(-stop // self.block[0])
 
 
 def scale_of(name: str, infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Scale | None:
-    """The scale of `name`; None for what is not stored in FP8, and for FP8 without one scale alone.
+    """The scale of `name`; None if the tensor is not stored in FP8, or if its format needs more than one scale.
 
-    Per block, per channel, per tensor and, of fused experts, per expert: an axis of the scale has one entry, one for
-    each of the weight's, or one for each block. CheckpointError, naming both, for any other shape, and for its type.
+    Supported: one scale per block, per channel, per tensor and, for fused experts, per expert. Along each axis the
+    scale has one entry, one per entry of the weight, or one per block. CheckpointError, naming both tensors, for any
+    other shape or dtype of the scale.
     """
     info = infos[name]
     if info.dtype not in FP8 or len(info.shape) < 2 or any(name + suffix in infos for suffix in SECOND_SUFFIXES):
@@ -70,7 +71,7 @@ def scale_of(name: str, infos: Mapping[str, TensorInfo], config: Mapping[str, An
 
 
 def _fits(shape: tuple[int, ...], sizes: tuple[int, ...], blocks: tuple[int, ...]) -> bool:
-    """Whether every axis has one entry or one for each, or else every axis one for each block, or for each."""
+    """Whether every axis has one entry or one per entry of the weight, or else every axis one per block or entry."""
     if len(shape) != len(sizes):
         return False
     if all(s in (1, size) for s, size in zip(shape, sizes, strict=True)):
@@ -79,21 +80,23 @@ def _fits(shape: tuple[int, ...], sizes: tuple[int, ...], blocks: tuple[int, ...
 
 
 def _along_axes(shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """A scalar for all entries, a vector along the first axis, as many axes as there are `sizes`; the rest as it is."""
+    """The shape of a scale with as many axes as there are `sizes`: a vector lies along the first axis."""
     if prod(shape) == 1:
         return (1,) * len(sizes)
     return (*shape, *(1,) * (len(sizes) - 1)) if len(shape) == 1 else shape
 
 
 def is_scale(name: str, infos: Mapping[str, TensorInfo]) -> bool:
-    """Whether `name` is the scale of a weight that is stored in codes."""
+    """Whether `name` is the scale of a quantised weight."""
     weights = (name.removesuffix(suffix) for suffix in SCALE_SUFFIXES if name.endswith(suffix))
     return any(weight in infos and not infos[weight].is_floating for weight in weights)
 
 
 def _block_of(config: Mapping[str, Any]) -> tuple[int, int]:
-    """`weight_block_size` of config.json, or `block_structure` of its compressed-tensors; CheckpointError for no two
-    sizes."""
+    """Block sizes from `weight_block_size` of config.json, or from `block_structure` of its compressed-tensors section.
+
+    CheckpointError unless they are two sizes.
+    """
     for found in _blocks_said(config):
         if not (isinstance(found, list) and len(found) == 2 and all(isinstance(n, int) and n > 0 for n in found)):
             raise CheckpointError(f"config.json: a block of FP8 weights is {found!r}, not two sizes; restore it")
@@ -115,9 +118,10 @@ def _blocks_said(config: Mapping[str, Any]) -> Iterator[Any]:
 def dequantise(
     codes: Float[Tensor, "rows ..."], factors: Float[Tensor, "blocks ..."], block: tuple[int, ...], skipped: int = 0
 ) -> Float[Tensor, "rows ..."]:
-    """code * scale in float32: the weights, but for a rounding of 2^-24 where an FP8 step is 2^-4 or more.
+    """code * scale in float32; its rounding of 2^-24 is negligible beside an FP8 step of 2^-4 or more.
 
-    `factors` [blocks, ...] with as many axes; of the rows of their first block the first `skipped` are not in `codes`.
+    `factors` [blocks, ...] has as many axes as `codes`. `codes` starts `skipped` rows into the first block of
+    `factors`.
     """
     factors = factors.float()
     weights = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)

@@ -22,17 +22,17 @@ DAMAGED = (
     *(RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError),
     struct.error,
 )
-"""What a damaged pickle stream raises depends on where it is cut."""
+"""Exceptions that a damaged pickle stream may raise; which one depends on the position of the damage."""
 
 
 class BinShard:
-    """An open torch file: mapped if it is of the zip format, in memory if it is older."""
+    """An open torch file: mapped if it has the zip format, read into memory if it is older."""
 
     def __init__(self, path: Path) -> None:
         self._tensors = load_tensors(path, "cpu")
 
     def read(self, name: str) -> Tensor:
-        """The tensor in its stored dtype; mapped and without a copy where it is contiguous."""
+        """The tensor in its stored dtype; mapped, and not copied if it is contiguous."""
         return self._tensors[name].detach().contiguous()
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -41,7 +41,7 @@ class BinShard:
 
     @staticmethod
     def list_tensors(path: Path) -> list[TensorInfo]:
-        """Shapes and dtypes, in the file's order; no data is kept."""
+        """Shapes and dtypes, in file order, without keeping data."""
         return [
             TensorInfo(name, tuple(t.shape), dtype_code(t.dtype), t.numel() * t.element_size(), path.name)
             for name, t in load_tensors(path, "cpu" if _is_zip(path) else "meta").items()
@@ -60,7 +60,7 @@ def load_tensors(path: Path, device: str) -> dict[str, Tensor]:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether it is of today's format and not of the older one; ValueError for neither, and for a damaged archive."""
+    """Whether the file has the zip format, not the older one; ValueError if neither, and for a damaged archive."""
     with path.open("rb") as f:
         head = f.read(4)
     if not head.startswith((ZIP_HEAD, PICKLE_HEAD)):
@@ -80,7 +80,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _load(path: Path, device: str, mmap: bool) -> Any:
-    """torch.load, tensors only; files older than the zip format cannot be mapped."""
+    """torch.load of tensors only; files older than the zip format cannot be mapped."""
     try:
         return torch.load(path, weights_only=True, mmap=mmap, map_location=device)
     except pickle.UnpicklingError as e:
@@ -121,7 +121,7 @@ SUFFIXES: dict[str, type[SafetensorsShard] | type[BinShard]] = {
 
 
 class Shard(Protocol):
-    """An open weight file; closed by dropping it (tensors read from it stay valid)."""
+    """An open weight file. It is closed when the object is deleted; tensors read from it stay valid."""
 
     def read(self, name: str) -> Tensor:
         """The tensor in its stored dtype."""
@@ -131,12 +131,12 @@ class Shard(Protocol):
 
 
 def open_shard(path: Path) -> Shard:
-    """Opens a weight file without reading its data; ValueError names a file that is broken."""
+    """Opens a weight file without reading its data; ValueError, naming the file, if it is broken."""
     return _format_of(path)(path)
 
 
 def list_tensors(path: Path) -> list[TensorInfo]:
-    """What a weight file holds, in the file's own order, without reading data."""
+    """The tensors of a weight file, in file order, without reading data."""
     return _format_of(path).list_tensors(path)
 
 
@@ -147,13 +147,13 @@ def _format_of(path: Path) -> type[SafetensorsShard] | type[BinShard]:
 
 
 class LocalFiles:
-    """Headers are read at once, shards are opened when asked for."""
+    """Weight files on this disk: headers are read at once, shards are opened on demand."""
 
     num_workers = 1
-    """Reading from a disk is not waiting for answers."""
+    """Reads from a disk need no parallel requests."""
 
     def ahead(self, names: Sequence[str]) -> AbstractContextManager[None]:
-        """Nothing is to be asked for."""
+        """Does nothing: a local file needs no advance request."""
         return nullcontext()
 
     def __init__(self, files: WeightFiles) -> None:
@@ -167,6 +167,6 @@ class LocalFiles:
         return open_shard(self._folder / shard)
 
     def find_file(self, name: str) -> Path | None:
-        """A file beside the weights, None if there is no such file."""
+        """A file beside the weights; None if there is no such file."""
         path = self._folder / name
         return path if path.is_file() else None

@@ -1,4 +1,4 @@
-"""What is known of a stored tensor without reading it: its one name, shape, dtype, size, shard."""
+"""Facts about a stored tensor that need no data: its canonical name, shape, dtype, size, shard."""
 
 import hashlib
 import math
@@ -27,19 +27,20 @@ DTYPE_CODES = {
     torch.bool: "BOOL",
     torch.complex64: "C64",
 }
-"""torch dtype -> the name safetensors gives it."""
+"""torch dtype -> its name in safetensors."""
 
 FLOATING = ("F64", "F32", "F16", "BF16")
-"""The stored dtypes whose entries are the weights themselves, without a scale elsewhere."""
+"""Stored dtypes whose entries are the weights themselves, without a separate scale."""
 
 SIGNIFICANT_BITS = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}
-"""Of an entry, the leading one counted: a step is 2^(1 - bits) of its power of two."""
+"""dtype -> significant bits of an entry, the leading bit included: one step is 2^(1 - bits) of the entry's power of
+two."""
 
 FP8 = ("F8_E4M3", "F8_E5M2")
-"""The stored dtypes whose entries are weights once they are multiplied by a scale."""
+"""Stored dtypes whose entries must be multiplied by a scale."""
 
 EXPERTS = re.compile(r"experts|moe")
-"""Within the names of tensors that may hold all experts of a layer (GraniteMoE's and JetMoE's say only `moe`)."""
+"""Parts of the names of tensors that may hold all experts of a layer (GraniteMoE and JetMoE use only `moe`)."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class TensorInfo:
     dtype: str
     """The stored dtype as safetensors names it, e.g. "BF16"."""
     nbytes: int
-    """Bytes in the file."""
+    """Size in the file, in bytes."""
     shard: str
-    """Name of the file that holds it."""
+    """Name of the file that holds the tensor."""
 
     @property
     def num_entries(self) -> int:
@@ -64,29 +65,29 @@ class TensorInfo:
 
     @property
     def is_floating(self) -> bool:
-        """Whether the entries are floating numbers that mean themselves (F64, F32, F16, BF16)."""
+        """Whether the entries are floating-point numbers that need no scale (F64, F32, F16, BF16)."""
         return self.dtype in FLOATING
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """The matrix a weight of two or more dimensions is read as, [shape[0], prod(rest)]; else ValueError."""
+    """[shape[0], prod(rest)]: a weight of two or more dimensions as a matrix; ValueError for fewer dimensions."""
     if len(shape) < 2:
         raise CheckpointError(f"shape {list(shape)} is no matrix; two or more dimensions are needed")
     return shape[0], math.prod(shape[1:])
 
 
 def num_experts(name: str, shape: Sequence[int]) -> int | None:
-    """How many matrices a fused tensor [experts, a, b] holds, one per expert; None for any other tensor."""
+    """Number of matrices in a fused tensor [experts, a, b], one per expert; None for any other tensor."""
     return shape[0] if len(shape) == 3 and EXPERTS.search(name) else None
 
 
 def holds_expert_biases(name: str, shape: Sequence[int]) -> bool:
-    """Whether [experts, n] is a vector per expert, and no matrix."""
+    """Whether the tensor [experts, n] holds a bias vector per expert rather than a matrix."""
     return len(shape) == 2 and name.endswith("bias") and EXPERTS.search(name) is not None
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container are equal digests."""
+    """SHA-256 of dtype, shape and bytes, in hexadecimal: equal contents in any container have equal digests."""
     return digest_of_pieces(dtype_code(tensor.dtype), tensor.shape, [tensor])
 
 
@@ -99,7 +100,7 @@ def digest_of_pieces(dtype: str, shape: Sequence[int], pieces: Iterable[Tensor])
 
 
 def dtype_code(dtype: torch.dtype) -> str:
-    """safetensors' name of a torch dtype; torch's own in capitals where safetensors has none."""
+    """The name of a torch dtype in safetensors; torch's own name in capitals if safetensors has none."""
     return DTYPE_CODES.get(dtype, str(dtype).removeprefix("torch.").upper())
 
 
@@ -107,7 +108,7 @@ WRAPPERS = (
     *("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"),
     *("base_layer", "original_module", r"base_model\.model"),
 )
-"""Parts that data-parallel training, torch.compile, FSDP, activation checkpointing, Lightning and PEFT put in names."""
+"""Name parts added by data-parallel training, torch.compile, FSDP, activation checkpointing, Lightning and PEFT."""
 
 LLM_BLOCK = (
     "self_attn|linear_attn|block_sparse_moe|mlp(?!\\.fc)|(?:input|(?:pre|post)_(?:attention|feedforward))_layernorm"
@@ -119,7 +120,8 @@ RULES = (
     (re.compile(r"^language_model\.(?!model\.|lm_head)"), "model."),
     (re.compile(rf"^(?=embed_tokens\.|norm\.|layers\.\d+\.(?:{LLM_BLOCK})\.)"), "model."),
 )
-"""Wrappers, wherever they stand; the three layouts that differ from the hub's; a language model saved without head."""
+"""Replacements: wrappers at any position, the three layouts that differ from the hub's, a language model without
+head."""
 
 ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save|original_module)(?:\.|$)")
 
@@ -127,8 +129,8 @@ ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|base_layer|modules_to_save|original_m
 def canonical_name(raw: str) -> str:
     """The hub's name of a weight: `model.visual.x` -> `visual.x`, `model.language_model.x` -> `model.x`.
 
-    The layouts of one model agree, and wrappers fall away; applying it twice changes nothing. Files are read by
-    their raw names: this one is for comparing checkpoints and matching patterns.
+    All layouts of one model have the same canonical names; wrappers are removed; applying it twice changes nothing. It
+    is used to compare checkpoints and to match patterns. Files are read by their raw names.
     """
     before, name = "", raw
     while name != before:
@@ -139,7 +141,7 @@ def canonical_name(raw: str) -> str:
 
 
 def canonical_keys(raw: Iterable[str]) -> dict[str, str]:
-    """Canonical name -> name in the file; ValueError, naming both, for two of one canonical name."""
+    """Canonical name -> name in the file; ValueError, naming both, if two names have one canonical name."""
     keys: dict[str, str] = {}
     for key in raw:
         name = canonical_name(key)
@@ -152,5 +154,5 @@ def canonical_keys(raw: Iterable[str]) -> dict[str, str]:
 
 
 def unmerged_adapter(names: Iterable[str]) -> str | None:
-    """The first name that PEFT gives to a part of a model that an adapter is not merged into; None without any."""
+    """The first name by which PEFT marks an adapter that is not merged into the model; None without one."""
     return next((name for name in names if ADAPTER.search(name)), None)

@@ -1,4 +1,4 @@
-"""Files of others before they are believed, weights before they are used."""
+"""Checks of files from outside before they are used, and of weights before they are computed with."""
 
 import stat
 from collections.abc import Container, Mapping
@@ -15,11 +15,11 @@ from subspacelab.core.errors import CheckpointError
 T = TypeVar("T")
 LFS_HEAD = b"version https://git-lfs"
 MAX_JSON_BYTES = 1 << 30
-"""Of an index, a config or a tokenizer: the largest on the hub have some 20 MB."""
+"""Largest size of an index, config or tokenizer file; the largest on the hub have about 20 MB."""
 
 
 def require_payload(path: Path) -> None:
-    """ValueError if the file is empty, a git-LFS pointer instead of the file it stands for, or no file to be read."""
+    """ValueError if the file is empty, a git-LFS pointer, or not a regular file."""
     if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait, a device never ends
         raise CheckpointError(f"{path}: not a regular file; put the file itself there")
     with path.open("rb") as f:
@@ -31,7 +31,7 @@ def require_payload(path: Path) -> None:
 
 
 def read_checked(path: Path, schema: TypeAdapter[T], what: str) -> T:
-    """The JSON in a file by its schema; ValueError, naming the file and the key, if it is not `what`."""
+    """The JSON in a file, checked by its schema; ValueError, naming file and key, if it is not a valid `what`."""
     require_payload(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{path}: {path.stat().st_size} bytes, more than {what} has; restore it")
@@ -39,10 +39,10 @@ def read_checked(path: Path, schema: TypeAdapter[T], what: str) -> T:
 
 
 def checked_json(text: bytes | bytearray, schema: TypeAdapter[T], place: str, what: str, remedy: str) -> T:
-    """The JSON of a `place` by the schema of `what` it is to be; else a ValueError of one line.
+    """The JSON text from `place`, checked by the schema of `what`; ValueError, in one line, if it does not fit.
 
-    Numbers are no texts and texts no numbers. The line names the innermost key that is wrong; it comes for text that
-    is no JSON or no UTF-8, and for nesting without end, too.
+    Numbers and texts are not converted into each other. The line names the innermost wrong key. Text that is not JSON
+    or not UTF-8, and endless nesting, are reported in the same way.
     """
     try:
         return schema.validate_json(text, strict=True)
@@ -55,12 +55,14 @@ def checked_json(text: bytes | bytearray, schema: TypeAdapter[T], place: str, wh
 
 
 CHUNK_ENTRIES = 1 << 20
-"""Entries looked at in one go: 4 MB in float32, whatever the size of the tensor."""
+"""Entries checked per step: 4 MB in float32, whatever the size of the tensor."""
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
-    """ValueError naming `name` if it is of another type than 16, 32 or 64-bit floats, or counting its NaN and infinite
-    entries, if it has any; [any shape]."""
+    """ValueError, naming `name`, if its dtype is not a 16, 32 or 64-bit float; [any shape].
+
+    Also if it has NaN or infinite entries, with their numbers.
+    """
     if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise CheckpointError(
             f"{name}: {str(tensor.dtype).removeprefix('torch.')}, needed are floats of 16, 32 or 64 bits"
@@ -87,7 +89,8 @@ MARKERS = {
     ".SCB": "bitsandbytes",
     ".qweight": "gptq or awq",
 }
-"""A tensor `<layer><suffix>` beside a layer's others says that the layer is quantised, and how."""
+"""Suffix -> method: a tensor `<layer><suffix>` beside the other tensors of a layer shows that the layer is
+quantised."""
 
 SIDE_SUFFIXES = (
     *MARKERS,
@@ -95,16 +98,16 @@ SIDE_SUFFIXES = (
     *(".weight_scale_2", ".input_scale", ".weight_format"),
     *(".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map"),
 )
-"""Codes, scales and tables of a quantised layer: some of them floating and two-dimensional."""
+"""Suffixes of codes, scales and tables of a quantised layer, some of them floating-point and two-dimensional."""
 
 CODE_DTYPES = ("I8", "U8", "I16", "U16", "I32", "U32")
-"""Integers that quantisation packs codes in; I64 and BOOL are buffers."""
+"""Integer dtypes that quantisation packs codes in; I64 and BOOL are buffers."""
 
 
 def quantisation(name: str, dtype: str, names: Container[str], config: Mapping[str, Any]) -> str | None:
-    """The quantisation method that the tensor `name` is part of, or None if its entries mean themselves.
+    """The quantisation method of the tensor `name`; None if its entries are the weights themselves.
 
-    Decided per tensor: norms and embeddings of a quantised checkpoint are usually floating and pass.
+    Decided per tensor: the norms and embeddings of a quantised checkpoint are usually floating-point and accepted.
     """
     layer = _layer_of(name)
     marks = [method for suffix, method in MARKERS.items() if layer is not None and layer + suffix in names]
@@ -119,7 +122,7 @@ def quantisation(name: str, dtype: str, names: Container[str], config: Mapping[s
 
 
 def _layer_of(name: str) -> str | None:
-    """The layer that a weight or a side tensor belongs to; None for anything else (a bias, a buffer)."""
+    """The layer that a weight or a side tensor belongs to; None for anything else, such as a bias or a buffer."""
     if ".weight.quant_state." in name:
         return name.partition(".weight.quant_state.")[0]
     for suffix in (*SIDE_SUFFIXES, ".weight"):
@@ -129,7 +132,7 @@ def _layer_of(name: str) -> str | None:
 
 
 def _configured_method(config: Mapping[str, Any]) -> str | None:
-    """`quant_method` of the quantization_config at the top of config.json or in its text_config."""
+    """`quant_method` from the quantization_config at the top of config.json or in its text_config."""
     for part in (config, config.get("text_config")):
         if isinstance(part, Mapping) and isinstance(part.get("quantization_config"), Mapping):
             return str(part["quantization_config"].get("quant_method", "unnamed method"))

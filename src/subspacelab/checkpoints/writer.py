@@ -1,4 +1,4 @@
-"""Weights written whole or not at all, equal inputs to equal bytes: one safetensors file, or a Hugging Face folder."""
+"""Weights written whole or not at all, as a safetensors file or a Hugging Face folder; equal inputs, equal bytes."""
 
 import os
 import re
@@ -19,10 +19,10 @@ from subspacelab.core.ownership import require_own_entries
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str, str] = ("format", "pt")) -> None:
-    """Writes named tensors, from whatever device and layout, with one (key, value) of metadata.
+    """Writes named tensors, from any device and in any layout, with one (key, value) of metadata.
 
-    One, because several are written in an order that changes from process to process: equal tensors are equal
-    bytes. OSError, naming the file, when the disk is full.
+    Only one, because safetensors writes several in an order that varies between processes, and equal tensors must give
+    equal bytes. OSError, naming the file, if the disk is full.
     """
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_beside(path) as partial:
@@ -36,15 +36,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str
 
 
 def _as_os_error(e: SafetensorError, path: Path) -> OSError:
-    """What the system said, which safetensors tells in words only."""
+    """The system error that safetensors reports only as text."""
     number = re.search(r"os error (\d+)", str(e))
     if number is None:
-        return OSError(f"{path}: cannot be written ({str(e).splitlines()[0]}); make room and run again")
+        return OSError(f"{path}: cannot be written ({str(e).splitlines()[0]}); free some space and run again")
     return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file and its metadata; a ValueError names one that is gone or broken."""
+    """All tensors of a file and its metadata; ValueError, naming the file, if it is missing or broken."""
     try:
         require_payload(path)
         with safe_open(path, framework="pt") as file:
@@ -57,13 +57,13 @@ MAX_SHARD_BYTES = 2 * 10**9
 
 
 class CheckpointWriter:
-    """Takes tensors one at a time and holds at most one shard of them; made by `checkpoint_writer`."""
+    """Takes tensors one at a time and keeps at most one shard of them in memory; made by `checkpoint_writer`."""
 
     def __init__(self, folder: Path, max_shard_bytes: int) -> None:
         if max_shard_bytes < 1:
             raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; give at least 1")
         self.folder = folder
-        """The folder being written; other files of the checkpoint (tokenizer) may be put into it."""
+        """The folder being written; the caller may put further files of the checkpoint (tokenizer) into it."""
         self._max_shard_bytes = max_shard_bytes
         self._pending: dict[str, Tensor] = {}
         self._shards: list[list[str]] = []
@@ -71,7 +71,7 @@ class CheckpointWriter:
         self._seen: set[str] = set()
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Adds a tensor under `name`; a full shard goes to disk first. ValueError for a name given twice."""
+        """Adds a tensor under `name`; a full shard is written first. ValueError if a name is added twice."""
         if name in self._seen:
             raise CheckpointError(f"{name}: written twice; each name once")
         if self._pending and self._num_pending + tensor.nbytes > self._max_shard_bytes:
@@ -81,7 +81,7 @@ class CheckpointWriter:
         self._num_pending += tensor.nbytes
 
     def finish(self) -> None:
-        """Writes the last shard, gives the shards their names on the hub, and the index if there are several."""
+        """Writes the last shard, renames the shards as on the hub and, if there are several, writes the index."""
         if not self._seen:
             raise CheckpointError("a checkpoint of no tensors; add at least one")
         self._flush()
@@ -95,7 +95,7 @@ class CheckpointWriter:
             write_json(self.folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
 
     def _flush(self) -> None:
-        """One shard to disk."""
+        """Writes one shard to disk."""
         write_tensors(self.folder / _shard_name(len(self._shards)), self._pending)
         self._shards.append(list(self._pending))
         self._num_bytes += self._num_pending
@@ -108,7 +108,7 @@ def checkpoint_writer(
 ) -> Iterator[CheckpointWriter]:
     """Yields a writer; `folder` appears with config.json and all shards at the end, or not at all.
 
-    ValueError for a folder that holds something already: whose weights those are cannot be known.
+    ValueError if the folder already holds something, since its origin is unknown.
     """
     require_own_entries(folder, [], "this checkpoint")
     with replace_folder(folder) as partial:
@@ -132,5 +132,5 @@ def write_checkpoint(
 
 
 def _shard_name(i: int, total: int | None = None) -> str:
-    """The hub's name of shard i; while the total is unknown, a name of its own."""
+    """The hub's name of shard i; a temporary name while the total is unknown."""
     return f"shard-{i:05d}.partial" if total is None else f"model-{i + 1:05d}-of-{total:05d}.safetensors"

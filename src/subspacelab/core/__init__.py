@@ -1,1 +1,1 @@
-"""What everything stands on: files, places, errors, devices, processes, settings."""
+"""Basics that every other package uses: files, ownership of files, settings, flags, errors, devices, processes."""

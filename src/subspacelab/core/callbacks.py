@@ -1,23 +1,23 @@
-"""What computing code is handed to report with: it draws, prints and tracks nothing itself."""
+"""Callbacks by which computing code reports: it draws, prints and tracks nothing itself."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 Log = Callable[[Mapping[str, float], int], None]
-"""log(metrics, step): computing code never asks whether anybody listens."""
+"""log(metrics, step): receives the metrics of a step."""
 
 Advance = Callable[[float], None]
-"""advance(amount): so much more of the work is done."""
+"""advance(amount): called when so much more work is done."""
 
 Progress = Callable[[str, float, str], AbstractContextManager[Advance]]
-"""progress(description, total, unit) opens a bar for the time of a block, which is given its `advance`."""
+"""progress(description, total, unit): a context manager that shows a progress bar and yields its `advance`."""
 
 
 def no_log(metrics: Mapping[str, float], step: int) -> None:
-    """The log of whoever does not listen."""
+    """A `Log` that ignores everything."""
 
 
 @contextmanager
 def no_progress(description: str, total: float, unit: str) -> Iterator[Advance]:
-    """The bar of whoever does not look; `subspacelab.plotting.terminal.progress_bar` shows one."""
+    """A `Progress` that shows nothing; `subspacelab.plotting.terminal.progress_bar` shows a bar."""
     yield lambda amount: None

@@ -1,4 +1,4 @@
-"""Which device and how many processes and threads a computation runs on, and from which seed."""
+"""Device, number of processes and threads, and seed of a computation."""
 
 import os
 import re
@@ -18,7 +18,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is cuda, mps or cpu, the first there is; a device that is not there is a ValueError that says so."""
+    """`auto` is the first available of cuda, mps and cpu; ValueError for a device that is not available."""
     if name not in DEVICES:
         raise ValueError(f"device={name!r}: allowed are {', '.join(DEVICES)}")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -30,37 +30,37 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_repeatable(*, seed: int, threads: int) -> None:
-    """Sets torch's global generator and its threads, which decide the last bits of a sum, for this process."""
+    """Sets torch's seed and number of threads for this process; the threads decide the last bits of a sum."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
 
 
 def float64_place(device: torch.device) -> torch.device:
-    """Where float64 is computed for what lies on `device`: there, or on the CPU for mps, which knows no float64."""
+    """The device for float64 work on data that lies on `device`: the same, or the CPU for mps, which lacks float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU; 0 for a device whose memory is the system's."""
+    """Free bytes of a GPU; 0 for a device that uses the system's memory."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def solve(solver: Callable[..., T], *matrices: Tensor) -> T:
-    """`solver` of float64 on the matrices where they lie; on the CPU for mps, and for a GPU that has no room for it.
+    """`solver` on the matrices in float64, on their device; on the CPU for mps, or if the GPU has too little memory.
 
-    The second is said in one line. What comes back lies where it was computed.
+    Too little GPU memory is reported in one line. The result stays on the device that computed it.
     """
     placed = [m.to(float64_place(m.device)) for m in matrices]
     try:
         return solver(*placed)
     except torch.OutOfMemoryError:
         sizes = " and ".join(str(list(m.shape)) for m in matrices)
-        print(f"note: no room on the GPU to solve for {sizes}; computed on the CPU", file=sys.stderr)
+        print(f"note: too little GPU memory to solve for {sizes}; computed on the CPU", file=sys.stderr)
         return solver(*(m.cpu() for m in placed))
 
 
 def compiled_or_eager(model: nn.Module, device: torch.device) -> Callable[..., Any]:
-    """The model compiled, or as it is where nothing compiles (no C compiler, no Triton); one line says so."""
+    """The compiled model, or the model itself if compiling fails (no C compiler, no Triton); then one line says so."""
     try:
         torch.compile(torch.relu)(torch.ones(1, device=device))
     except (RuntimeError, ImportError, OSError) as e:
@@ -74,12 +74,12 @@ PATIENCE = timedelta(hours=12)  # one process may still be at its largest matrix
 
 
 LOST = re.compile(r"closed by peer|reset by peer|Broken pipe|Connection refused|NCCL.*remote", re.IGNORECASE)
-"""What gloo and NCCL say where another process is gone."""
+"""Parts of the messages of gloo and NCCL when another process has ended."""
 
 
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
-    """Says in one line that another process is gone, whose own message has the reason; other errors pass."""
+    """Reports in one line that another process has ended, whose message has the reason; other errors pass."""
     try:
         yield
     except RuntimeError as e:
@@ -94,22 +94,22 @@ def _nobody_to_wait_for() -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that share the work."""
+    """This process among the processes that share the work."""
 
     rank: int = 0
     """Index of this process."""
     count: int = 1
     """Number of processes."""
     wait: Callable[[], None] = _nobody_to_wait_for
-    """Returns when every process has called it."""
+    """Blocks until every process has called it."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes what exists once."""
+        """Whether this process writes the output that exists only once."""
         return self.rank == 0
 
     def from_main(self, value: T) -> T:
-        """The main process's value, in every process; all must call it."""
+        """The main process's value, in every process; all processes must call it."""
         if self.count == 1:
             return value
         from torch.distributed import broadcast_object_list
@@ -120,7 +120,7 @@ class Processes:
         return values[0]
 
     def any_of(self, value: bool) -> bool:
-        """Whether `value` is true in any process; all must call it."""
+        """Whether `value` is true in any process; all processes must call it."""
         if self.count == 1:
             return value
         from torch.distributed import all_gather_object
@@ -132,7 +132,7 @@ class Processes:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints and tracks; known from the environment, nothing is set up."""
+    """Whether this process prints and tracks; read from the environment, without setting anything up."""
     return _whole_number("RANK", 0) == 0
 
 
@@ -144,9 +144,9 @@ def _whole_number(name: str, default: int) -> int:
 
 
 def processes(*, cpu: bool) -> Processes:
-    """The processes that `accelerate launch` started (gloo when `cpu`), or this one alone.
+    """The processes that `accelerate launch` started (gloo if `cpu`), or this one alone.
 
-    Without WORLD_SIZE > 1 in the environment nothing of accelerate is imported.
+    accelerate is imported only if WORLD_SIZE > 1 in the environment.
     """
     if _whole_number("WORLD_SIZE", 1) < 2:
         return Processes()
@@ -157,10 +157,10 @@ def processes(*, cpu: bool) -> Processes:
 
 
 def split_by_cost(costs: Sequence[float], num_processes: int) -> list[list[int]]:
-    """Indices of `costs` for each process, longest first to the least loaded (LPT; at most 4/3 of the best split).
+    """Indices of `costs` for each process: longest first to the least loaded one (LPT; at most 4/3 of the best split).
 
-    Graham 1969, Bounds on multiprocessing timing anomalies. Ties go to the lower index, so every process that asks
-    gets the same answer.
+    Graham 1969, Bounds on multiprocessing timing anomalies. Ties go to the lower index, so all processes get the same
+    answer.
     """
     if num_processes < 1:
         raise ValueError(f"num_processes={num_processes}: at least 1")

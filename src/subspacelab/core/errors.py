@@ -1,4 +1,4 @@
-"""How a mistake reaches a person: one line that names the thing and the remedy, and an exit code."""
+"""Errors as the user sees them: one line that names the thing and the remedy, and an exit code."""
 
 import errno
 import os
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 REMEDIES = {
-    errno.ENOSPC: "make room and run again",
-    errno.EDQUOT: "make room and run again",
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space and run again",
     errno.EFBIG: "raise the limit of file sizes and run again",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "give another place",
@@ -18,23 +18,23 @@ REMEDIES = {
     errno.EISDIR: "give another place",
     errno.ELOOP: "give another place",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.EACCES: "give a place that you may use, or change who may",
-    errno.EPERM: "give a place that you may use, or change who may",
+    errno.EACCES: "give another place, or change its permissions",
+    errno.EPERM: "give another place, or change its permissions",
     errno.EROFS: "give a place that can be written to",
 }
-"""What helps when the system refuses, by its number."""
+"""Remedy for a system error, by its number."""
 
 
 class SettingError(ValueError):
-    """A setting that is unknown, of another type or out of its bounds; the message is one line with its remedy."""
+    """A setting that is unknown, of a wrong type or out of bounds; the message is one line with the remedy."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of a kind that is not read; the message is one line with its remedy."""
+    """A checkpoint that is missing, damaged or of an unsupported kind; the message is one line with the remedy."""
 
 
 UNEXPECTED = 70
-"""Exit code of an error that nobody foresaw (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of an unexpected error (EX_SOFTWARE of sysexits.h)."""
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 _LONGEST = 2000  # characters of a line: a value that is quoted in it may be megabytes
@@ -44,7 +44,7 @@ _LONGEST = 2000  # characters of a line: a value that is quoted in it may be meg
 def one_line_errors(verbose: bool = False) -> Iterator[None]:
     """Turns an error into one line on standard error; `verbose` or VERBOSE=1 keeps the traceback.
 
-    Exit code 1 for bad input and for too little memory, 70 for what nobody foresaw, 130 for Ctrl-C.
+    Exit code 1 for bad input and for too little memory, 70 for an unexpected error, 130 for Ctrl-C.
     """
     try:
         yield
@@ -60,14 +60,14 @@ def one_line_errors(verbose: bool = False) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """The text as one line that a terminal shows and does not obey, without the user and password of an address."""
+    """The text as one printable line, without control characters and without the user and password of an address."""
     words = _CREDENTIALS.sub("", " ".join(text.split()))
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} [...] {shown[-_LONGEST // 2 :]}"
 
 
 def _said(e: Exception) -> tuple[str, int]:
-    """What to say of an error, and the exit code."""
+    """The message for an error, and its exit code."""
     if isinstance(e, MemoryError) or _is_torch_out_of_memory(e):
         return "out of memory; choose a smaller model, batch or size, or a machine with more", 1
     if isinstance(e, RecursionError):
@@ -81,7 +81,7 @@ def _said(e: Exception) -> tuple[str, int]:
 
 
 def first_of(e: Exception) -> Exception:
-    """The first file's error, where shutil has copied a folder and lists those of all files; else the error itself."""
+    """The error itself; for shutil's list of errors from copying a folder, the first file's error."""
     listed = e.args[0] if isinstance(e, shutil.Error) and e.args else None
     if not isinstance(listed, list):
         return e
@@ -91,7 +91,7 @@ def first_of(e: Exception) -> Exception:
 
 
 def _is_torch_out_of_memory(e: Exception) -> bool:
-    """Of torch's errors for it the CUDA one has a class, the CPU's only a text."""
+    """Whether torch ran out of memory: on CUDA it raises a class of its own, on the CPU only the text tells."""
     return type(e).__name__ == "OutOfMemoryError" or (
         isinstance(e, RuntimeError) and "DefaultCPUAllocator: " in str(e) and "memory" in str(e)
     )

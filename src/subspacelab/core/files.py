@@ -1,4 +1,4 @@
-"""Files and folders that appear, and go, whole or not at all: written beside, then renamed."""
+"""Files and folders written and removed whole or not at all: written beside their place, then renamed."""
 
 import errno
 import hashlib
@@ -21,10 +21,10 @@ _OURS = re.compile(r"\..+\.[0-9a-f]{32}\.partial", re.DOTALL)
 
 @contextmanager
 def write_beside(path: Path) -> Iterator[Path]:
-    """Yields a path of the same name in a folder of its own; moves it to `path` on success, removes it on failure.
+    """Yields a path of the same name in a new folder; moves it to `path` on success, removes it on failure.
 
-    A folder, because some writers (safetensors) themselves write to a file of another name and rename it: a kill
-    leaves theirs too where `remove_partials` finds it. A symbolic link is written through, not replaced.
+    A folder is needed because some writers (safetensors) write to a file of another name first. After a kill,
+    `remove_partials` finds that file in the folder, too. A symbolic link is written through, not replaced.
     """
     path = through_links(path)
     with partial_folder(path) as folder:
@@ -34,9 +34,9 @@ def write_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(final: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `final`; it takes the place of `final` on success and goes on failure.
+    """Yields an empty folder beside `final`; it replaces `final` on success and is removed on failure.
 
-    Only for a `final` that the caller knows to be its own. A symbolic link is written through, not replaced.
+    Use it only if `final` is known to belong to the caller. A symbolic link is written through, not replaced.
     """
     final = through_links(final)
     with partial_folder(final) as folder:
@@ -47,7 +47,7 @@ def replace_folder(final: Path) -> Iterator[Path]:
 
 
 def move_folder(source: Path, final: Path) -> None:
-    """Puts a folder in the place of `final`, whole or not at all, from another file system too."""
+    """Moves a folder to `final`, whole or not at all, also from another file system."""
     with replace_folder(final) as partial:
         try:
             os.replace(source, partial)
@@ -60,32 +60,32 @@ def move_folder(source: Path, final: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder: what a kill leaves of it has another name, so that no half is taken for the whole.
+    """Removes a folder. It is renamed first, so that after a kill no half-removed folder has its name.
 
-    Only for a folder that the caller knows to be its own.
+    Use it only if the folder is known to belong to the caller.
     """
     with partial_folder(path) as folder:
         _put_aside(path, folder)
 
 
 def _put_aside(path: Path, folder: Path) -> None:
-    """Out of the way by a rename: a kill leaves at `path` the old one or none, never a half."""
+    """Moves `path` away by one rename: after a kill there is the whole old one at `path`, or nothing."""
     if path.exists():
         os.replace(path, folder / "replaced")
 
 
 def real_path(path: Path) -> Path:
-    """The absolute path without links; where Path.resolve raises RuntimeError, a link to itself, that link."""
+    """The absolute path without links; for a link to itself, for which Path.resolve raises RuntimeError, that link."""
     return Path(os.path.realpath(path))
 
 
 def seen_from(folder: Path, place: Path) -> str:
-    """The way from `folder` to `place`, however either is typed: it stays the same when both are moved together."""
+    """The relative path from `folder` to `place`: it stays the same if both are moved together."""
     return os.path.relpath(real_path(place), real_path(folder))
 
 
 def through_links(path: Path) -> Path:
-    """Where output to `path` is written: a symbolic link's target, else `path` as it is typed; OSError for a loop."""
+    """The path that output to `path` goes to: a symbolic link's target, else `path`; OSError for a loop of links."""
     if not path.is_symlink():
         return path
     target = real_path(path)
@@ -96,7 +96,7 @@ def through_links(path: Path) -> Path:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` for work on it; it goes at the end, or with `remove_partials_of(path)`."""
+    """Yields an empty folder beside `path` for unfinished work; removed at the end or by `remove_partials_of(path)`."""
     # Not the process id: two containers on one volume may both be process 1.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
@@ -111,12 +111,12 @@ def partial_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Removes what killed processes left half-written below `folder`; only for who knows that nobody writes there."""
+    """Removes partial files that killed processes left below `folder`; only if no other process writes there."""
     _remove_ours(folder.rglob(f".*{PARTIAL}"))
 
 
 def remove_partials_of(path: Path) -> None:
-    """Removes what killed processes left beside `path` of it alone; only for who knows that nobody writes it."""
+    """Removes partial files that killed processes left for `path` alone; only if no other process writes it."""
     _remove_ours(p for p in path.parent.glob(f".*{PARTIAL}") if p.name.rsplit(".", 2)[0] == f".{path.name}")
 
 
@@ -127,7 +127,7 @@ def _remove_ours(found: Iterator[Path]) -> None:
 
 
 def is_partial(name: str) -> bool:
-    """Whether `name` is one that only `partial_folder` gives: what a killed process of ours has left."""
+    """Whether `name` is a name that only `partial_folder` gives: the leftover of a killed process."""
     return _OURS.fullmatch(name) is not None
 
 
@@ -139,7 +139,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `json_bytes`, whole or not at all; a file of these bytes is left alone."""
+    """Writes `json_bytes`, whole or not at all; a file with the same bytes is not touched."""
     write_if_changed(path, json_bytes(value))
 
 
@@ -150,30 +150,30 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
 
 
 def write_if_changed(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all; one of these very bytes is left alone."""
+    """Writes a file, whole or not at all; a file with the same bytes is not touched."""
     if not holds(path, data):
         with write_beside(path) as partial:
             partial.write_bytes(data)
 
 
 def holds(path: Path, data: bytes) -> bool:
-    """Whether `path` is a file of exactly these bytes."""
+    """Whether `path` is a file with exactly these bytes."""
     return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def require_regular(path: Path) -> None:
-    """ValueError for a pipe, which would be waited for, or a device, which may never end."""
+    """ValueError for a pipe or a device: reading it may block, or never end."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: not a regular file; put the file itself there")
 
 
 def expanded(path: str) -> Path:
-    """The path with `~` as the home folder; of somebody unknown it is a name like any other."""
+    """The path with `~` as the home folder; `~name` of an unknown user is kept as it is."""
     return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; a broken file is a ValueError that names it."""
+    """Reads JSON; ValueError, naming the file, if it is broken."""
     require_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     require_regular(path)
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Command-line flags made of settings: type, default, bounds and sentence of each stand once, in its dataclass."""
+"""Command-line flags generated from settings: a class of settings declares type, default, bounds and help once."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -7,19 +7,28 @@ from functools import wraps
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic import TypeAdapter
 
+from subspacelab.core import settings
 from subspacelab.core.settings import Flag, inner_settings, schema_of, validate
 
+
+def _number(kind: Any, help: str) -> Any:
+    """A flag for a whole number with the bounds of `kind`, one of the kinds of number in `core.settings`."""
+    facts = TypeAdapter(kind).json_schema()
+    return typer.Option(min=facts["minimum"], max=facts.get("maximum"), help=help)
+
+
 Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
-Rank = Annotated[int, typer.Option(min=1, help="Rank of the approximation.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random draw: starts, order, windows, splits.")]
+Rank = Annotated[int, _number(settings.Count, "Rank of the approximation.")]
+Seed = Annotated[int, _number(settings.Seed, "Seed of every random draw: starts, order, windows, splits.")]
 
 
 def with_settings(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Puts a flag for each field of `config` in the place of a command's parameter `settings`.
+    """Replaces a command's parameter `settings` by one flag for each field of `config`.
 
-    The command then gets `settings`, an instance of `config`. Mappings, and settings that may be
-    left out as a whole, have no flag.
+    The command is called with `settings`, an instance of `config`. Mappings, and nested settings that may be None, get
+    no flag.
     """
     flags = {flag.name: flag for flag in _flags(config)}
 
@@ -41,7 +50,7 @@ def with_settings(config: type) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def _flags(config: type, prefix: str = "") -> Iterator[inspect.Parameter]:
-    """The flags of a class of settings; those of one within it begin with the field's name."""
+    """The flags of a class of settings; flags of a nested class begin with the name of its field."""
     hints, schema = get_type_hints(config, include_extras=True), schema_of(config)["properties"]
     for name, plain in get_type_hints(config).items():
         if is_dataclass(plain):
@@ -61,14 +70,14 @@ def _flags(config: type, prefix: str = "") -> Iterator[inspect.Parameter]:
 
 
 def _names(name: str, hint: Any, facts: Mapping[str, Any]) -> list[str]:
-    """`--name`, or what a `Flag` says; a switch that is on by default can be switched off."""
+    """`--name`, or the names given by `Flag`; a switch that is on by default also has `--no-name`."""
     given = [str(mark) for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Flag)]
     flag = f"--{name.replace('_', '-')}"
     return given or [f"{flag}/--no-{flag[2:]}" if facts.get("default") is True else flag]
 
 
 def _choices(facts: Mapping[str, Any]) -> list[str]:
-    """The words that a setting, or each of its list, is one of; none where it may be anything."""
+    """The words allowed for a setting, or for each item of its list; empty if any value is allowed."""
     parts = [facts, *facts.get("anyOf", ())]
     parts += [part["items"] for part in parts if "items" in part]
     found: list[str] = next((part["enum"] for part in parts if "enum" in part), [])
@@ -76,20 +85,20 @@ def _choices(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _typed_as(plain: Any, of_words: bool) -> Any:
-    """The type that Typer reads; words are text to it, and the settings know which there are."""
+    """The type for Typer. A setting with fixed words is text to Typer; the settings check the words."""
     if not of_words:
         return plain
     return list[str] if any(get_origin(part) is list for part in (plain, *get_args(plain))) else str
 
 
 def _word_for_number(plain: Any) -> str | None:
-    """The word that may stand for a whole number, as `auto` does in `int | Literal["auto"]`."""
+    """The word that may replace a whole number, such as `auto` in `int | Literal["auto"]`."""
     words = [part for part in get_args(plain) if get_origin(part) is Literal]
     return str(get_args(words[0])[0]) if words and int in get_args(plain) else None
 
 
 def _number_or_word(text: str) -> int | str:
-    """What is no whole number stays a word, for the settings to refuse if it is not theirs."""
+    """The text as a whole number if possible; a word is returned unchanged, and the settings check it."""
     try:
         return int(text)
     except ValueError:
@@ -97,7 +106,7 @@ def _number_or_word(text: str) -> int | str:
 
 
 def _bounds(facts: Mapping[str, Any]) -> str:
-    """The bounds of a number in words; it is the settings that hold them, with one message for flags and files."""
+    """The bounds of a number in words. The settings enforce them, with one message for flags and files."""
     of_number = next((part for part in facts.get("anyOf", ()) if part.get("type") != "null"), facts)
     words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     found = [f"{word} {of_number[key]:g}" for key, word in words.items() if key in of_number]
@@ -105,7 +114,7 @@ def _bounds(facts: Mapping[str, Any]) -> str:
 
 
 def _nested(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flat flags as the settings that they are of."""
+    """Flat flags as nested settings."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(config).items():
         if is_dataclass(hint):

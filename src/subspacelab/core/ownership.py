@@ -1,4 +1,4 @@
-"""Where a command may write: not over its inputs, not over what others made, and not while another process does."""
+"""Where a command may write: not over its inputs, not over other people's files, not while another process writes."""
 
 import fcntl
 import json
@@ -26,11 +26,11 @@ from subspacelab.core.files import (
 from subspacelab.core.references import canonical
 
 MANIFEST = ".subspacelab.json"
-"""In a folder of loose files (tables, pictures): who wrote which of them, from what, and their SHA-256."""
+"""File in a folder of results (tables, pictures): which command wrote which file from what, with their SHA-256."""
 
 
 def require_apart(place: Path, inputs: Iterable[Path]) -> None:
-    """ValueError if `place`, where output would go, is one of the `inputs` or lies within one of their folders."""
+    """ValueError if the output `place` is one of the `inputs`, or lies inside one of their folders."""
     there = real_path(place)
     for given in inputs:
         source = real_path(given)
@@ -39,7 +39,7 @@ def require_apart(place: Path, inputs: Iterable[Path]) -> None:
 
 
 def require_own_entries(folder: Path, own: Collection[str], what: str) -> None:
-    """ValueError, naming it, if `folder` holds an entry whose name is not in `own`; `what` says what `own` makes up."""
+    """ValueError, naming the entry, if `folder` holds a name that is not in `own`; `what` describes the result."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: a file, not {what}, and would be replaced; give another place")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -50,16 +50,16 @@ def require_own_entries(folder: Path, own: Collection[str], what: str) -> None:
 
 
 def require_no_links(folder: Path) -> None:
-    """ValueError, naming it, for a symbolic link in `folder`: output would be written elsewhere, or replace it."""
+    """ValueError, naming it, for a symbolic link in `folder`: output would go elsewhere, or replace the link."""
     link = next((path for path in sorted(folder.iterdir()) if path.is_symlink()), None) if folder.is_dir() else None
     if link is not None:
         raise ValueError(f"{link}: a symbolic link among what is written here; move it away, or give another place")
 
 
 def require_same_job(place: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """ValueError if what stands at `place` was made of another source or by other settings; it names both.
+    """ValueError if the result at `place` comes from another source or other settings; the message names both.
 
-    `pipeline:NAME` and its older name `demo:NAME` are one source.
+    `pipeline:NAME` and its older name `demo:NAME` count as one source.
     """
     for key in sorted({*found, *wanted}):
         if canonical(found.get(key)) != canonical(wanted.get(key)):
@@ -71,10 +71,11 @@ def require_same_job(place: Path, found: Mapping[str, Any], wanted: Mapping[str,
 
 @contextmanager
 def sole_writer(place: Path) -> Iterator[None]:
-    """Keeps every other process off `place` for the time of the block; ValueError at once if one is at work there.
+    """Locks `place` against other processes within the block; ValueError at once if another process holds the lock.
 
-    The lock is a file beside `place` (so that it outlives a replacement of `place`), on a volume that several machines
-    share too; it goes with the process, however that ends. Folders made for it go again if nothing came into them.
+    The lock is a file beside `place`, so that it survives the replacement of `place`; it also works on a volume shared
+    by several machines. It is released when the process ends, in whatever way. Folders created for the lock are removed
+    again if they stay empty.
     """
     place = real_path(place) if place.name in ("", "..") else through_links(place)  # errors name it as it was typed
     path = lock_of(place)
@@ -99,16 +100,18 @@ def sole_writer(place: Path) -> Iterator[None]:
 
 
 def lock_of(place: Path) -> Path:
-    """The file by which `sole_writer(place)` keeps others off."""
+    """The lock file of `sole_writer(place)`."""
     return place.with_name(f".{place.name}.lock")
 
 
 def _require_lock(path: Path) -> None:
-    """ValueError for what no `sole_writer` has left: a lock is a file that holds a process id, or nothing yet."""
+    """ValueError if the file is not a lock of `sole_writer`: a lock holds a process id, or nothing yet."""
     if not os.path.lexists(path):
         return
     if path.is_symlink() or not path.is_file() or re.fullmatch(rb"[0-9]{0,20}", _head(path)) is None:
-        raise ValueError(f"{path}: no lock of subspacelab, and one would go there; move it away, or give another place")
+        raise ValueError(
+            f"{path}: not a lock file of subspacelab, and one is needed here; move it away, or give another place"
+        )
 
 
 def _head(path: Path) -> bytes:
@@ -138,20 +141,20 @@ def _is_still(path: Path, lock: IO[str]) -> bool:
 
 
 class _Entry(BaseModel):
-    """What one command wrote into a folder."""
+    """The files that one command wrote into a folder."""
 
     job: dict[str, Any]
     files: dict[str, list[str]]
-    """Name to the SHA-256 of its bytes; two while it is being replaced."""
+    """File name -> SHA-256 of its bytes; two values while the file is being replaced."""
 
 
 @contextmanager
 def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Iterable[str] = ()) -> Iterator[Path]:
-    """Yields an empty folder for the loose files of a report; they appear in `folder` together, on success.
+    """Yields an empty folder for result files; on success they all appear in `folder` together.
 
-    A file that stands in their way is replaced only if the manifest says that this `command` wrote it, for the same
-    `job` (its sources and settings), and its bytes are still those; all else is a ValueError that names it. `names`
-    are those that are known before the work, so that they are refused before it.
+    An existing file is replaced only if the manifest says that the same `command` wrote it for the same `job` (sources
+    and settings), and if its bytes are unchanged; otherwise a ValueError names it. `names` are the file names known
+    before the work, so that conflicts are found before the work.
     """
     with sole_writer(folder / MANIFEST):
         manifest = _read_manifest(folder / MANIFEST)
@@ -180,7 +183,7 @@ def report_folder(folder: Path, command: str, job: Mapping[str, Any], names: Ite
 
 
 def written_names(folder: Path, command: str) -> set[str]:
-    """The names of what `command` wrote into `folder`, by the manifest there."""
+    """Names of the files that `command` wrote into `folder`, according to its manifest."""
     entry = _read_manifest(folder / MANIFEST).get(command)
     return set(entry.files) if entry else set()
 

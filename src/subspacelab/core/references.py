@@ -1,4 +1,4 @@
-"""`pipeline:NAME`: what this project's pipeline makes, checkpoints and data; `demo:NAME` is its older name."""
+"""`pipeline:NAME`: checkpoints and data that the pipeline makes; `demo:NAME` is the older name."""
 
 import re
 from typing import Any
@@ -8,9 +8,9 @@ _OLDER = re.compile(r"(?<!\S)demo:")
 
 
 def canonical(value: Any) -> Any:
-    """A reference by its name of today: `pipeline:NAME` for `demo:NAME`, which earlier results hold.
+    """A reference under its present name: `pipeline:NAME` for `demo:NAME`, which earlier results hold.
 
-    The same within a text, a list and a mapping; all else is returned as it is.
+    Also inside a text, a list or a mapping; all other values are returned unchanged.
     """
     if isinstance(value, str):
         return _OLDER.sub(PIPELINE, value)
@@ -22,5 +22,5 @@ def canonical(value: Any) -> Any:
 
 
 def of_pipeline(reference: str) -> bool:
-    """Whether a reference names something that the pipeline makes, by either name."""
+    """Whether a reference names something that the pipeline makes, by the present or the older name."""
     return bool(canonical(reference).startswith(PIPELINE))

@@ -1,6 +1,7 @@
-"""Settings: declared once, as a frozen dataclass with a sentence for each field, and checked to the last key.
+"""Settings: declared once as a frozen dataclass with a docstring for each field, and fully checked.
 
-Command-line flags (`core.flags`), the check of params.yaml and its JSON schema (`pipeline.params`) are made of them.
+Command-line flags (`core.flags`), the check of params.yaml and its JSON schema (`pipeline.params`) are generated from
+it.
 """
 
 import json
@@ -21,22 +22,22 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A finite number above 0."""
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""A finite number from 0 on."""
+"""A finite number, 0 or above."""
 Share = Annotated[float, Field(ge=0, le=1)]
-"""From 0 to 1."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What every generator takes: torch's, NumPy's and transformers'."""
+"""A number from 0 to 1."""
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""A seed that torch, NumPy and transformers all accept."""
 
 
 class Flag(str):
-    """In a field's `Annotated`: a name of its flag on the command line, where that is not the field's own name."""
+    """In a field's `Annotated`: the name of its flag on the command line, if it is not the field's own name."""
 
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """A class of settings as a frozen dataclass; the docstring below a field is its help, in flags and schema alike.
+    """Makes a class of settings a frozen dataclass; the docstring below a field is its help in flags and schema.
 
-    What is not of a field's type, out of its bounds or of no field is a SettingError of one line.
+    An unknown field, a wrong type or a value out of bounds raises a SettingError of one line.
     """
     config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
     made: Any = dataclass(cls, frozen=True, config=config)
@@ -53,7 +54,7 @@ def settings(cls: type[T]) -> type[T]:
 
 
 def schema_of(kind: type) -> dict[str, Any]:
-    """JSON schema (2020-12) of a class of settings; pydantic itself takes inherited fields without their docstrings."""
+    """JSON schema (2020-12) of a class of settings, with the docstrings of inherited fields, which pydantic omits."""
     schema = TypeAdapter(kind).json_schema()
     for base in kind.__mro__[1:-1]:
         for name, facts in TypeAdapter(base).json_schema()["properties"].items():
@@ -63,7 +64,7 @@ def schema_of(kind: type) -> dict[str, Any]:
 
 
 def validate(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """`values` as an instance of `kind`, or a one-line SettingError that names the key and the value got."""
+    """`values` as an instance of `kind`, or a one-line SettingError that names the key and the value."""
     if is_dataclass(kind):
         _require_known(kind, values, where)
     try:
@@ -74,12 +75,14 @@ def validate(kind: type[T], values: dict[str, Any], where: str) -> T:
             bad = next(
                 f"{name}={value!a}" for name, value in values.items() if "\\ud" in json.dumps(value, default=str)
             )
-            raise SettingError(f"{where}: {bad} is no text in this locale; rename it, or set PYTHONUTF8=1") from e
+            raise SettingError(
+                f"{where}: {bad} is not valid text in this locale; rename it, or set PYTHONUTF8=1"
+            ) from e
         raise SettingError(_said(e, kind, where)) from e
 
 
 def _require_known(kind: Any, values: dict[str, Any], where: str) -> None:
-    """SettingError for a key that `kind`, or a dataclass within it, does not have; of most pydantic would drop it."""
+    """SettingError for a key that `kind`, or a dataclass nested in it, does not have; pydantic would drop most."""
     allowed = [f.name for f in fields(kind)]
     for key in sorted(values.keys() - set(allowed)):
         raise SettingError(f"{where}.{key}: no such key, got {values[key]!r}; allowed are {allowed}")
@@ -106,5 +109,5 @@ def _said(e: ValidationError, kind: type, where: str) -> str:
 
 
 def inner_settings(hint: Any) -> type | None:
-    """The dataclass that a field's type is, or that it may be beside None; None for a plain type."""
+    """The dataclass that is a field's type, alone or beside None; None for a plain type."""
     return next((t for t in (hint, *get_args(hint)) if is_dataclass(t) and isinstance(t, type)), None)

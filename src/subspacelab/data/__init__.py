@@ -1,1 +1,1 @@
-"""Pictures, questions and boxes: read from disk, turned into tensors."""
+"""Pictures, questions, boxes and text: read from disk and turned into tensors."""

@@ -1,4 +1,4 @@
-"""Pictures decoded ahead by processes of their own, so that who computes with them does not wait."""
+"""Pictures decoded ahead by separate processes, so that the computing process does not wait for them."""
 
 import json
 import os
@@ -23,25 +23,25 @@ MOST_WORKERS = 8
 
 
 def choose_workers(num_processes: int = 1) -> int:
-    """How many processes may decode beside each of `num_processes` that compute: one for each core but its own."""
+    """Decoding processes for each of `num_processes` computing ones: its share of the cores, less one for itself."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, max(1, cores // num_processes - 1))
 
 
 class DecodePool:
-    """Processes that decode; without any, a picture is decoded where it is waited for. A context manager.
+    """A context manager with decoding processes; with none, a picture is decoded when its result is asked for.
 
-    The processes run `data/decoding.py` alone: they import neither torch nor the program that started them. They end
-    with it, however it ends, for then nobody asks any more.
+    The processes run only `data/decoding.py`: they import neither torch nor the main program. They end when the main
+    process ends, in whatever way, because they then get no more requests.
     """
 
     def __init__(self, num_workers: int) -> None:
-        """They start with the first picture; where that is forbidden one line says so, and there are none."""
+        """The processes start with the first picture. If the system forbids it, one line says so and there are none."""
         self._stack = ExitStack()
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._spent: list[float] = []
         self.num_workers = num_workers
-        """How many there are."""
+        """Number of processes."""
         self._threads: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> "DecodePool":
@@ -57,11 +57,11 @@ class DecodePool:
 
     @property
     def seconds(self) -> float:
-        """What all that was decoded would have taken these processes, busy without a break."""
+        """Seconds that these processes would have needed for all pictures, had they worked without pauses."""
         return sum(self._spent) / max(1, self.num_workers)
 
     def begin(self, picture: Picture, size: int) -> Callable[[], SquarePicture]:
-        """Lets a process decode, in the order of the calls; the result waits for it, and raises as `square` does."""
+        """Starts decoding a picture; calls are served in order. The result blocks until done and raises as `square`."""
         if self._threads is None and self.num_workers:
             self._start()
         if self._threads is None:
@@ -97,7 +97,7 @@ class DecodePool:
 
 
 class _Worker:
-    """One process that decodes, and both ends of the talk with it; see `decoding.serve`."""
+    """One decoding process and its pipes; see `decoding.serve`."""
 
     def __init__(self) -> None:
         # In a session of its own: a Ctrl-C is for the program, which ends its workers.
@@ -124,12 +124,12 @@ class _Worker:
                 stream.close()
 
     def require_ready(self) -> None:
-        """OSError if the process has not come up."""
+        """OSError if the process has not started."""
         if self._replies.readline() != READY:
             raise OSError(f"it ended at once, with exit code {self._process.wait()}")
 
     def decode(self, picture: Picture, size: int) -> DecodedSquare:
-        """The decoded picture; ValueError if it is none, ChildProcessError if the process ended over it."""
+        """The decoded picture; ValueError if it is not a picture, ChildProcessError if the process ended."""
         try:
             head = self._ask({"name": picture.dataset_id, "size": size}, picture.image_bytes)
             pixels, jpeg = (self._read(head.get(part, 0)) for part in ("pixels", "jpeg"))
@@ -137,7 +137,7 @@ class _Worker:
             how = self._process.wait()
             raise ChildProcessError(
                 f"{picture.dataset_id}: the process that decodes it has ended (exit code {how}); there may be too "
-                "little memory: choose fewer --decode-workers, or 0"
+                "little memory: choose fewer `decode_workers`, or 0"
             ) from e
         if "error" in head:
             raise ValueError(head["error"])

@@ -1,6 +1,6 @@
-"""Encoded pictures to upright RGB, as transformers' loader and the Qwen processor make it.
+"""Encoded pictures to upright RGB, as transformers' loader and the Qwen processor convert them.
 
-Run as a program, it decodes what `DecodePool` asks for; so that this starts fast, nothing of torch is imported.
+Run as a program, it decodes the pictures that `DecodePool` sends. It imports nothing of torch, so that it starts fast.
 """
 
 import json
@@ -20,26 +20,26 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
-"""Formats that Pillow knows and does not decode itself: it starts Ghostscript, asks Windows, or has a stub only."""
+"""Formats that Pillow lists but does not decode itself: it would start Ghostscript, ask Windows, or has only a stub."""
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
-"""Tags of a TIFF."""
+"""Tags of a TIFF file."""
 WHITE_IS_ZERO = 0
 WHITE = {12: 4095, 16: 65535, 32: 65535}
-"""Bits of whole numbers to the brightest; 32 bits mostly hold 16."""
+"""Bits per channel -> the brightest whole number; 32-bit files usually hold 16-bit values."""
 LIGHT = 16
-"""Floats beyond 1 up to this are amounts of light, not of 255."""
+"""Floats whose maximum is above 1 and at most this value are amounts of light, not values up to 255."""
 JPEG_QUALITY = 90
-"""Of the pictures kept for looking at."""
+"""Quality of the pictures that are kept for display."""
 _DAMAGE = (
     *(OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
-"""What Pillow's decoders raise for bytes that are no picture: it depends on where they are damaged."""
+"""Exceptions of Pillow's decoders for bytes that are not a picture; which one depends on the position of the damage."""
 
 
 @cache
 def picture_suffixes() -> frozenset[str]:
-    """The suffixes, in small letters, of the formats that are read."""
+    """File suffixes, in lower case, of the formats that are read."""
     return frozenset(s for s, kind in Image.registered_extensions().items() if kind in _formats())
 
 
@@ -50,11 +50,12 @@ def _formats() -> tuple[str, ...]:
 
 
 def decode_rgb(encoded: bytes, name: str) -> Image.Image:
-    """The first frame in RGB, turned as its EXIF says, transparency on white; ValueError names what cannot be read.
+    """The first frame in RGB, turned by its EXIF tag, transparent parts on white; ValueError, naming it, if unreadable.
 
-    White is 65535 for 16 bits, 4095 for 12. Floats are of [0, 1] or of [0, 255], whichever holds them all; floats and
-    32-bit integers beyond, and floats up to 16 that are no whole numbers, go from their own minimum (black) to their
-    own maximum (white). Pictures of more than twice `PIL.Image.MAX_IMAGE_PIXELS` are refused.
+    White is 65535 for 16 bits and 4095 for 12. Floats are taken as [0, 1] or as [0, 255], whichever range holds them
+    all. Floats and 32-bit integers beyond these ranges, and floats up to 16 that are not whole numbers, are scaled from
+    their minimum (black) to their maximum (white). Pictures of more than twice `PIL.Image.MAX_IMAGE_PIXELS` are
+    refused.
     """
     try:
         with warnings.catch_warnings():
@@ -73,13 +74,13 @@ class DecodedSquare:
     """A picture as a square of RGB."""
 
     width: int
-    """Of the upright picture, before it was resized."""
+    """Width of the upright picture before resizing."""
     height: int
-    """Of the same."""
+    """Height of the upright picture before resizing."""
     pixels: bytes
     """uint8 [size, size, 3], row by row."""
     jpeg: bytes
-    """The square once more, small, for looking at."""
+    """The same square as a small JPEG, for display."""
 
 
 def decode_square(encoded: bytes, name: str, size: int) -> DecodedSquare:
@@ -95,10 +96,10 @@ READY = b"ready\n"
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Says READY, then answers one request after another, until there are no more.
+    """Writes READY, then answers requests one after another until the input ends.
 
-    A request: a line of JSON {name, size, bytes} and so many bytes of an encoded picture. A reply: a line {width,
-    height, pixels, jpeg} and so many bytes of pixels and of JPEG, or a line {error}.
+    A request is a line of JSON {name, size, bytes} and that many bytes of an encoded picture. A reply is a line {width,
+    height, pixels, jpeg} and that many bytes of pixels and of JPEG, or a line {error}.
     """
     replies.write(READY)
     replies.flush()
@@ -116,7 +117,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def has_known_format(encoded: bytes) -> bool:
-    """Whether the first bytes are those of a format that is read; the rest is not decoded."""
+    """Whether the first bytes belong to a format that is read; the rest is not decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -127,9 +128,10 @@ def has_known_format(encoded: bytes) -> bool:
 
 
 def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Pillow's own conversion clips what is above 255: a 16-bit picture is white then, and one of [0, 1] black.
+    """Converts to 8 bits by scaling; Pillow clips at 255 instead, so that 16 bits become white and [0, 1] black.
 
-    `tags` are a TIFF's: Pillow reads 12 bits as 16, unsigned 32 as signed, and white as black where 0 means white.
+    `tags` are those of a TIFF file: Pillow reads 12 bits as 16, unsigned 32 bits as signed, and ignores that 0 may mean
+    white.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -147,7 +149,7 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 
 
 def _range(values: np.ndarray, white: int | None) -> tuple[float, float]:
-    """Black and white of one channel of more than 8 bits; `white` is that of whole numbers, None for floats."""
+    """The values of black and white in a channel of more than 8 bits; `white` is for whole numbers, None for floats."""
     low, high = float(values.min()), float(values.max())
     if white is None:
         # Light beyond 1, as of a camera, is not 255 times darker than white; a few grey levels are whole numbers.

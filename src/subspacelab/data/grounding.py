@@ -24,36 +24,36 @@ SCHEMA = pa.schema(
 )
 COLUMNS = tuple(SCHEMA.names)
 MAX_EXPANSION = 1000
-"""Times that a column may unpack beyond its bytes in the file, and the most values per row of a column of lists: a
-picture packs two to a hundred times, and what unpacks to gigabytes from some bytes is no data set."""
+"""Largest ratio of a column's unpacked size to its bytes in the file, and most values per row of a column of lists.
+Pictures compress two to a hundred times; a file that unpacks far beyond that is not a data set."""
 SMALL_BYTES = 1 << 26
-"""What a column may unpack to, however few its bytes in the file."""
+"""Unpacked size that is always allowed, however few bytes the column has in the file."""
 
 
 @dataclass(frozen=True)
 class GroundingRow:
-    """One picture and what is asked about it."""
+    """One picture with its question, answers and box."""
 
     image_bytes: bytes
     """The encoded picture (PNG, JPEG, ...)."""
     image_path: str
     """Its file name."""
     question: str
-    """About one thing in the picture."""
+    """A question about one thing in the picture."""
     answers: tuple[str, ...]
-    """What people answered; one or more."""
+    """Answers given by people; one or more."""
     dataset_id: str
-    """Names the row."""
+    """Id of the row."""
     bbox: tuple[float, float, float, float]
-    """x, y, width, height in the picture's own pixels."""
+    """x, y, width, height in pixels of the original picture."""
 
     def image(self) -> Image.Image:
-        """The picture in RGB; bytes that are none are a ValueError that names the row."""
+        """The picture in RGB; ValueError, naming the row, if the bytes are not a picture."""
         return decode_rgb(self.image_bytes, f"row {self.dataset_id}")
 
 
 def write_grounding(path: Path, rows: Iterable[GroundingRow], *, rows_per_group: int = 100) -> int:
-    """Writes rows as they come, a row group at a time, and returns their number; equal rows give equal bytes."""
+    """Writes rows as they arrive, one row group at a time, and returns their number; equal rows give equal bytes."""
     written, group = 0, []
     with write_beside(path) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
         for row in rows:
@@ -68,9 +68,9 @@ def write_grounding(path: Path, rows: Iterable[GroundingRow], *, rows_per_group:
 
 
 def read_grounding(path: Path, *, limit: int | None = None, batch_rows: int = 32) -> Iterator[GroundingRow]:
-    """Rows of a parquet file, or of a folder's parquet files in the order of their names, a few in memory at a time.
+    """Rows of a parquet file, or of a folder's parquet files in the order of their names; a few in memory at a time.
 
-    `answer` may be a string or a list of strings; an image without a path and a numeric dataset_id are accepted.
+    `answer` may be a string or a list of strings. An image without a path and a numeric dataset_id are accepted.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit} must be at least 1; leave it out to read every row")
@@ -85,7 +85,7 @@ def read_grounding(path: Path, *, limit: int | None = None, batch_rows: int = 32
 
 
 def _records(file: Path, batch_rows: int) -> Iterator[dict[str, Any]]:
-    """Rows as they stand, a batch in memory at a time."""
+    """Rows as they are stored, one batch in memory at a time."""
     try:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(batch_rows, columns=list(COLUMNS)):
@@ -95,7 +95,7 @@ def _records(file: Path, batch_rows: int) -> Iterator[dict[str, Any]]:
 
 
 def grounding_files(path: Path) -> list[Path]:
-    """The parquet files that `path` stands for; none, or one that is no parquet, is a ValueError."""
+    """The parquet files at `path`; ValueError if there are none, or if one is not a parquet file."""
     files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")) if path.is_dir() else [path]
     if not files or not all(f.is_file() for f in files):
         raise ValueError(f"{path}: no parquet file there; pass a .parquet file or a folder that holds some")
@@ -105,7 +105,7 @@ def grounding_files(path: Path) -> list[Path]:
 
 
 def require_bounded(file: Path, columns: Sequence[str]) -> int:
-    """Rows of a parquet file; ValueError if it is none, or if `columns` unpack to more than such a file holds."""
+    """Number of rows of a parquet file; ValueError if it is not one, or if `columns` unpack to too much."""
     try:
         found = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as e:
@@ -152,7 +152,7 @@ class _Image(BaseModel):
 
 
 class _Record(BaseModel):
-    """A row as its file has it, its numbers as numbers."""
+    """A row as it is stored, with numbers as numbers."""
 
     image: _Image
     question: str

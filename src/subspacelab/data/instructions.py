@@ -1,4 +1,4 @@
-"""Questions with their answers, for fine-tuning and for asking, and the one prompt that they are put in."""
+"""Questions with answers, for fine-tuning and for evaluation, and the prompt around a question."""
 
 import json
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ HUB = {"meta-math/MetaMathQA": "MetaMathQA-395K.json"}
 
 @dataclass(frozen=True)
 class Instruction:
-    """What is asked and what is to be answered."""
+    """A question and its answer."""
 
     query: str
-    """The question, without any prompt around it."""
+    """The question, without a prompt around it."""
     response: str
     """The whole answer."""
 
@@ -33,7 +33,7 @@ class Instruction:
 def prompt_of(query: str) -> str:
     """The text that a response follows directly; the response ends with the end-of-sequence token.
 
-    It ends with a line break, where every tokenizer cuts, so that prompt and response may be encoded apart.
+    It ends with a line break, at which every tokenizer splits, so that prompt and response can be encoded separately.
     """
     return f"Question: {query}\nAnswer:\n"
 
@@ -42,7 +42,7 @@ def read_instructions(reference: str) -> list[Instruction]:
     """Reads `FILE.jsonl` or `FILE.json` (rows `{query, response}`), `meta-math/MetaMathQA`, or `pipeline:arithmetic`.
 
     Also `pipeline:arithmetic-validation`, `pipeline:arithmetic-test` and `pipeline:facts`. Other keys of a row are
-    ignored. ValueError, in one line, names a file that is not there or empty, and a bad row by its number.
+    ignored. ValueError, in one line, names a missing or empty file, or the number of a bad row.
     """
     path = expanded(reference)
     if canonical(reference) in CORPUS:

@@ -1,4 +1,4 @@
-"""Pictures from wherever they lie, a grounding data set (parquet, JSONL) or a plain folder, and their patches."""
+"""Pictures from a grounding data set (parquet, JSONL) or a plain folder, and their patches."""
 
 import hashlib
 import json
@@ -23,40 +23,40 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture, which may turn out not to be one."""
+    """Encoded bytes that should be a picture; decoding may show that they are not."""
 
     dataset_id: str
-    """Names it in reports."""
+    """Name of the picture in reports."""
     image_bytes: bytes
-    """PNG, JPEG, ..."""
+    """The encoded picture (PNG, JPEG, ...)."""
     bbox: Box | None = None
-    """x, y, width, height in the picture's own pixels, where the data set has a box."""
+    """x, y, width, height in pixels of the original picture; None if the data set has no box."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the bytes: the same picture under two names is the same picture."""
+        """SHA-256 of the bytes, by which two names of the same picture are recognised."""
         return hashlib.sha256(self.image_bytes).hexdigest()
 
 
 @dataclass(frozen=True)
 class SquarePicture:
-    """A picture as a vision tower takes it."""
+    """A picture in the form that a vision tower takes."""
 
     pixels: UInt8[Tensor, "size size 3"]
     """RGB."""
     bbox: Box | None
     """The box in these pixels."""
     jpeg: bytes
-    """The same, compressed, for looking at."""
+    """The same picture as a JPEG, for display."""
 
 
 def square(picture: Picture, size: int) -> SquarePicture:
-    """Decodes to RGB and resizes to `size` x `size` by LANCZOS; bytes that are no picture are a ValueError."""
+    """Decodes to RGB and resizes to `size` x `size` by LANCZOS; ValueError if the bytes are not a picture."""
     return squared(decode_square(picture.image_bytes, picture.dataset_id, size), picture.bbox, size)
 
 
 def squared(found: DecodedSquare, bbox: Box | None, size: int) -> SquarePicture:
-    """A decoded picture with its box, which counts in the pixels of the upright picture, as people see it."""
+    """A decoded picture with its box; the box is given in pixels of the upright picture."""
     pixels = torch.frombuffer(bytearray(found.pixels), dtype=torch.uint8).view(size, size, 3)
     if bbox is None:
         return SquarePicture(pixels, None, found.jpeg)
@@ -66,7 +66,7 @@ def squared(found: DecodedSquare, bbox: Box | None, size: int) -> SquarePicture:
 
 
 def looks_like_a_picture(picture: Picture) -> bool:
-    """Whether the first bytes are those of a format that is known; the rest is not decoded."""
+    """Whether the first bytes belong to a known format; the rest is not decoded."""
     return has_known_format(picture.image_bytes)
 
 
@@ -74,7 +74,7 @@ def read_pictures(path: Path, *, limit: int | None = None) -> Iterator[Picture]:
     """Pictures of a parquet file or folder (textVQA_groundingtask_bbox), a JSONL of that task, or a plain folder.
 
     A JSONL row holds `image` (a path beside the file, or a list of one) and `response` with `bbox_2d` [x1, y1, x2, y2].
-    Raises ValueError, naming path or line, when there is nothing to read or a path leads out of the folder.
+    ValueError, naming path or line, if there is nothing to read, or if a path leads out of the folder.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit} must be at least 1; leave it out to read every picture")
@@ -89,7 +89,7 @@ def read_pictures(path: Path, *, limit: int | None = None) -> Iterator[Picture]:
 
 
 def count_pictures(path: Path, *, limit: int | None = None) -> int:
-    """How many pictures `read_pictures` gives; none is a ValueError."""
+    """Number of pictures that `read_pictures` yields; ValueError if there are none."""
     if path.suffix == ".jsonl":
         count = len(_lines(path))
     elif _is_plain_folder(path):
@@ -106,7 +106,7 @@ def _is_plain_folder(path: Path) -> bool:
 
 
 def skipped_files(path: Path) -> Counter[str]:
-    """Suffix to number of the files in a plain folder that are not taken for pictures; nothing for all else."""
+    """Suffix -> number of files in a plain folder that are not taken as pictures; empty for other inputs."""
     files = path.rglob("*") if _is_plain_folder(path) else ()
     suffixes = (file.suffix.lower() for file in files if file.is_file())
     return Counter(suffix for suffix in suffixes if suffix not in picture_suffixes())
@@ -128,12 +128,12 @@ def _picture_files(path: Path) -> list[Path]:
 
 
 def _id(name: str) -> str:
-    """A file's name as text: the system allows bytes in it that are none."""
+    """A file's name as valid text: the system allows bytes in it that are not."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Numbered lines that hold something; JSON may hold U+2028, at which `splitlines` would break."""
+    """The lines that are not empty, numbered; splits at line feeds only, since JSON may hold U+2028."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; pass a parquet file or folder, a .jsonl, or a folder of pictures")
     try:
@@ -144,12 +144,12 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 class _Row(BaseModel):
-    """A line of a JSONL."""
+    """One line of a JSONL file."""
 
     image: str | Annotated[list[str], Field(min_length=1)]
-    """A path beside the file, or a list of which the first is taken."""
+    """A path beside the file, or a list whose first entry is used."""
     response: Any = None
-    """What may hold a box."""
+    """A response that may hold a box."""
 
     @property
     def name(self) -> str:
@@ -173,7 +173,7 @@ def _read_jsonl(path: Path) -> Iterator[Picture]:
 
 
 def _file_beside(path: Path, name: str, where: str) -> Path:
-    """The picture that a line of `path` names; ValueError if there is none, or it lies elsewhere."""
+    """The picture that a line of `path` names; ValueError if it does not exist, or lies outside the folder."""
     file = path.parent / name
     try:
         if "\0" in name or Path(name).is_absolute() or not real_path(file).is_relative_to(real_path(path.parent)):
@@ -187,7 +187,7 @@ def _file_beside(path: Path, name: str, where: str) -> Path:
 
 
 def _box(response: Any, where: str) -> Box | None:
-    """The box x, y, width, height of a response that holds one, or None."""
+    """The box x, y, width, height in a response, or None."""
     try:
         content = json.loads(response) if isinstance(response, str) else response
     except (ValueError, RecursionError):  # words, and not JSON

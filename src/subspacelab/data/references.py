@@ -1,4 +1,4 @@
-"""From what a person writes to files on this disk: a path, or a data set `org/name[@revision]` of the hub."""
+"""From a name to files on this disk: a path, or a data set `org/name[@revision]` on the hub."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from subspacelab.data.decoding import picture_suffixes
 def fetch_data_file(repo: str, name: str, *, revision: str | None = None) -> Path:
     """The local path of file `name` of data set `repo`.
 
-    ValueError, in one line, if neither hub nor cache has it: what was asked for, the reason, and what to do instead.
+    ValueError, in one line, if neither the hub nor the cache has it: the reference, the reason and the remedy.
     """
     from huggingface_hub import hf_hub_download  # the hub's client takes 0.5 s to import
 
@@ -38,7 +38,7 @@ def fetch_data_folder(repo: str, patterns: Sequence[str], *, revision: str | Non
 
 
 def _fetch(repo: str, revision: str | None, download: Callable[[bool], str], *, missing: str) -> Path:
-    """What `download(cached)` gives, from the hub where it answers; else from the cache, or the ValueError."""
+    """The result of `download(cached)`, from the hub or else from the cache; ValueError if neither has it."""
     from huggingface_hub import HfApi  # the hub's client takes 0.5 s to import
 
     try:
@@ -54,13 +54,13 @@ def _fetch(repo: str, revision: str | None, download: Callable[[bool], str], *, 
 
 
 def file_patterns() -> list[str]:
-    """What is fetched of a data set: the files that a folder of it is scanned for, in either case."""
+    """File patterns to fetch from a data set, in either case: the types that a local folder is scanned for."""
     suffixes = ("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in s) for s in sorted(picture_suffixes()))
     return ["*.parquet", "*.jsonl", *(f"*{suffix}" for suffix in suffixes)]
 
 
 def resolve_pictures(reference: str) -> Path:
-    """A file or folder that is there, else a data set of the hub, downloaded once; a ValueError says what is wrong."""
+    """A local file or folder, or else a data set on the hub, downloaded once; ValueError if there is neither."""
     path = expanded(reference)
     if path.exists():
         return path

@@ -1,4 +1,4 @@
-"""Documents of plain text: the usual calibration sets, the demo's corpus, or a person's own file."""
+"""Documents of plain text: the usual calibration sets, the pipeline's corpus, or the user's own file."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -30,21 +30,21 @@ HEADING = re.compile(r" = [^=].* = \n?")
 
 
 class NoSuchPart(ValueError):
-    """A text has nothing of the split that was asked for."""
+    """The text has no documents in the requested split."""
 
 
 @dataclass(frozen=True)
 class HubText:
-    """Where a data set's text lies on the hub."""
+    """Where the text of a data set is on the hub."""
 
     repo: str
     """`org/name`."""
     files: dict[Split, str]
-    """Split to file."""
+    """Split -> file."""
     revision: str | None = None
-    """Branch, if not the main one."""
+    """Branch, if it is not the main one."""
     max_documents: int | None = None
-    """Documents taken from the start of a file that is far larger than any calibration needs; None takes all."""
+    """Number of documents read from the start of a very large file; None reads all."""
 
 
 HUB = {
@@ -71,10 +71,10 @@ HUB = {
 def read_texts(reference: str, *, split: Split = "train") -> list[str]:
     """The documents of `wikitext2`, `c4`, `ptb`, `pipeline:corpus`, or of a local file or folder.
 
-    A file is `.txt` (a blank line ends a document), `.parquet` (column `text` or `sentence`), or `.jsonl`,
-    `.jsonl.gz`, `.json.gz` (rows with `text`). In a folder the split's name picks the files (`test` or else
-    `validation`); where no name says a split, the last tenth of the text is the test part. Of c4 the first 20,000
-    documents of a split are read. ValueError, in one line, says what is missing and what to do.
+    A file is `.txt` (a blank line ends a document), `.parquet` (column `text` or `sentence`), or `.jsonl`, `.jsonl.gz`,
+    `.json.gz` (rows with `text`). In a folder, files are selected by the split in their names (`test`, or else
+    `validation`); if no name contains a split, the last tenth of the text is the test part. Of c4, the first 20,000
+    documents of a split are read. ValueError, in one line, says what is missing and the remedy.
     """
     path = expanded(reference)
     if canonical(reference) == "pipeline:corpus":
@@ -99,7 +99,7 @@ def read_texts(reference: str, *, split: Split = "train") -> list[str]:
 
 
 def _local_texts(path: Path, split: Split) -> list[str]:
-    """A file, or the split's files of a folder in the order of their names."""
+    """A file, or the split's files in a folder, in the order of their names."""
     if not path.is_dir():
         require_text_file(path)
         return _part(_file_texts(path), split)
@@ -117,12 +117,12 @@ def _local_texts(path: Path, split: Split) -> list[str]:
 
 
 def _says(name: str, path: Path) -> bool:
-    """Whether a path names a split: `test` stands in `x-test-0.parquet` and `test/0.parquet`, not in `latest.txt`."""
+    """Whether a path names a split: `test` is named by `x-test-0.parquet` and `test/0.parquet`, not by `latest.txt`."""
     return re.search(rf"(?<![a-z]){name}(?![a-z])", path.as_posix().lower()) is not None
 
 
 def _part(texts: list[str], split: Split) -> list[str]:
-    """The first nine tenths of the characters, or the last tenth; the border may cut a document."""
+    """The first nine tenths of the characters, or the last tenth; the cut may fall inside a document."""
     border, position, part = int(sum(map(len, texts)) * 0.9), 0, []
     for text in texts:
         cut = min(max(border - position, 0), len(text))
@@ -134,7 +134,7 @@ def _part(texts: list[str], split: Split) -> list[str]:
 
 
 def _file_texts(path: Path, limit: int | None = None) -> list[str]:
-    """The documents of one file, by its suffix; of JSON lines the first `limit`."""
+    """The documents of one file, by its suffix; of a file of JSON lines the first `limit`."""
     name = path.name.lower()
     if name.endswith(".txt"):
         with open_text(path) as file:
@@ -147,14 +147,14 @@ def _file_texts(path: Path, limit: int | None = None) -> list[str]:
 
 
 def paragraphs(text: str) -> list[str]:
-    """The stretches between blank lines."""
+    """The pieces of text between blank lines."""
     return [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
 
 
 def articles(rows: Iterable[str]) -> list[str]:
-    """Joins wikitext's rows, which are lines, into articles: each begins at a heading ` = Title = `.
+    """Joins the rows of wikitext, which are lines, into articles; an article begins at a heading ` = Title = `.
 
-    Rows without any heading are documents already.
+    Rows without any heading are already documents.
     """
     rows = list(rows)
     if not any(HEADING.fullmatch(row) for row in rows):
@@ -181,7 +181,7 @@ def _parquet_texts(path: Path) -> list[str]:
 
 
 def _parquet_rows(path: Path) -> tuple[str, list[str]]:
-    """The name of the column of text and its rows, null as nothing."""
+    """Name of the text column and its rows; a null row is an empty text."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:

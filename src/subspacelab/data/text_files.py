@@ -1,4 +1,4 @@
-"""Text in files: its encoding, rows of JSON, and bounds on what a file may hold or unpack to."""
+"""Text files: encoding, rows of JSON, and limits on the size of a file and of its unpacked content."""
 
 import codecs
 import gzip
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 1 << 30
-"""A larger file is refused, for text is read whole: MetaMathQA has 0.4 GB, and no calibration draws on more."""
+"""Largest file that is read, since text is read whole; MetaMathQA has 0.4 GB."""
 MAX_UNPACKED = 1 << 28
-"""Characters that a compressed file may unpack to: a few hundred bytes may claim any number."""
+"""Most characters that a compressed file may unpack to; a few hundred bytes may unpack to any number."""
 ROW = 64
-"""What a row costs beside its characters: rows of nothing are bounded too."""
+"""Characters that each row counts for in addition to its own, so that empty rows are limited, too."""
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -38,15 +38,15 @@ def require_text_file(path: Path) -> None:
 
 
 def too_much(path: Path) -> ValueError:
-    """The refusal of a file that holds more text than is ever wanted."""
-    return ValueError(f"{path}: holds more text than is read of one file (1 GiB, packed 256 MiB); give a part of it")
+    """The error for a file that holds more text than is allowed."""
+    return ValueError(f"{path}: holds more text than is read from one file (1 GiB, packed 256 MiB); give a part of it")
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
-    """Opens a file, compressed (`.gz`) or not, as UTF-8, or as its byte order mark says; the locale has no say.
+    """Opens a file, compressed (`.gz`) or not, as UTF-8 or by its byte order mark, whatever the locale.
 
-    Damage met within the block is a ValueError that names the file.
+    Damage found inside the block is a ValueError that names the file.
     """
     require_text_file(path)
     encoding = "utf-8"
@@ -67,7 +67,7 @@ def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(`FILE, line N`, value) of each line of JSON that is not blank."""
+    """(`FILE, line N`, value) for each line of JSON that is not blank."""
     left = MAX_UNPACKED if path.suffix.lower() == ".gz" else MAX_BYTES
     with open_text(path) as file:
         for number in count(1):
@@ -83,7 +83,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def json_list(path: Path) -> Iterator[tuple[str, Any]]:
-    """(`FILE, row N`, value) of a file that is one JSON list."""
+    """(`FILE, row N`, value) for each item of a file that is one JSON list."""
     with open_text(path) as file:
         rows = _parsed(file.read(), str(path))
     if not isinstance(rows, list):
@@ -92,7 +92,7 @@ def json_list(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def require_characters(text: str, where: str) -> str:
-    """`text`; ValueError for half a surrogate pair, which JSON can write and no tokenizer read."""
+    """`text`; ValueError if it holds half a surrogate pair, which JSON can write but tokenizers cannot read."""
     half = _HALF.search(text)
     if half:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Documents as token ids cut into windows of one length, for calibration and for measuring drift."""
+"""Documents as token ids, cut into windows of one length, for calibration and evaluation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,32 +10,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Windows:
-    """Equally long stretches of token ids."""
+    """Token ids in windows of one length."""
 
     input_ids: Int[Tensor, "n length"]
     """Token ids; 0 where the mask is false."""
     attention_mask: Bool[Tensor, "n length"]
-    """False on padding, which only a text shorter than one window has."""
+    """False on padding, which occurs only if the text is shorter than one window."""
     shortage: str = ""
-    """Says how many tokens there were and how many were asked for, if there were too few; else empty."""
+    """If the text had too few tokens: how many there were and how many were requested; else empty."""
     prefix: tuple[str, ...] = ()
-    """Names of the tokens that each begins with, as the tokenizer puts them before a text."""
+    """Names of the tokens at the start of each window, which the tokenizer puts before a text."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """Number of tokens without padding."""
         return int(self.attention_mask.sum())
 
 
 def token_windows(
     documents: Sequence[Sequence[int]], *, num_windows: int, seq_len: int, seed: int, separator: int | None
 ) -> Windows:
-    """`cut_windows` of the documents joined in their order."""
+    """`cut_windows` of the documents, joined in their order."""
     return cut_windows([join(documents, separator)], num_windows=num_windows, seq_len=seq_len, seed=seed)
 
 
 def join(documents: Iterable[Sequence[int]], separator: int | None) -> list[int]:
-    """The tokens of all documents that have some, `separator` after each if there is one."""
+    """The tokens of all non-empty documents, each followed by `separator` if there is one."""
     ending = [] if separator is None else [separator]
     return [token for document in documents if document for token in [*document, *ending]]
 
@@ -45,9 +45,9 @@ def cut_windows(
 ) -> Windows:
     """Draws `num_windows` windows of `seq_len` tokens that do not overlap, in an order drawn from `seed`.
 
-    Each stretch is cut from its start; `prefix` stands before each window, as a part of its length. With fewer tokens
-    than asked for there are fewer windows, and `shortage` says so; with less than one window's, that one is padded
-    on the right. ValueError when there is no token at all, or a size leaves no room.
+    Each stretch is cut from its start; every window begins with `prefix`, which counts towards its length. With too few
+    tokens there are fewer windows, and `shortage` says so; with too few for one window, that window is padded on the
+    right. ValueError if there is no token at all, or if a size is too small.
     """
     for name, value, least in (("num_windows", num_windows, 1), ("seq_len", seq_len, len(prefix) + 1)):
         if value < least:

@@ -12,7 +12,7 @@ BLOCK = 256  # columns per block of the triangle: smaller ones save no more, as 
 
 
 def chunk_rows(w: Float[Tensor, "m n"]) -> int:
-    """Rows of `w` that make a chunk of about `CHUNK_ENTRIES` entries (at least one)."""
+    """Number of rows of `w` in a chunk of about `CHUNK_ENTRIES` entries (at least one)."""
     return max(1, CHUNK_ENTRIES // max(1, w.shape[1]))
 
 
@@ -21,8 +21,8 @@ def gram(
 ) -> Float[Tensor, "k k"]:
     """Gram matrix in float64: `W^T W` [n n] for side "right", `W W^T` [m m] for "left".
 
-    Streamed: beside the result only one chunk of `w` is ever converted. Only the upper block triangle is
-    multiplied out, the rest mirrored, so the result is exactly symmetric between blocks.
+    Streamed: only one chunk of `w` is converted at a time. Only the upper block triangle is computed and then mirrored,
+    so the result is exactly symmetric between blocks.
     """
     a = w if side == "right" else w.T
     n = a.shape[1]
@@ -41,24 +41,24 @@ CHUNK = 4096  # tokens converted at a time
 
 
 class SecondMoment:
-    """C = sum of x x^T over tokens x; the mean is not taken off, for an adapter must vanish on the mean too.
+    """C = sum of x x^T over tokens x, not centred, because an adapter must vanish on the mean, too.
 
-    float64, because C squares the condition of the activations: float32 sums resolve singular values down to 3e-4 of
-    the largest, these down to 1e-8. Only the upper block triangle is multiplied out, and kept.
+    float64, because C squares the condition number of the activations: float32 sums resolve singular values down to
+    3e-4 of the largest, float64 sums down to 1e-8. Only the upper block triangle is computed and kept.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.width = width
         """Dimensions of a token."""
         self.num_tokens = 0
-        """Tokens that were added."""
+        """Number of tokens added so far."""
         starts = range(0, width, TOKENS_AT_ONCE)
         sizes = [(min(TOKENS_AT_ONCE, width - i), width - i) for i in starts]
         self._rows = [torch.zeros(*size, dtype=torch.float64, device=device) for size in sizes]
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "dim dim"], num_tokens: int) -> "SecondMoment":
-        """The sum that `matrix` gave, on its device."""
+        """A sum that returns `matrix` from `matrix()`, on its device."""
         found = cls(len(matrix), matrix.device)
         found.num_tokens = num_tokens
         for i, rows in found._blocks():
@@ -74,7 +74,7 @@ class SecondMoment:
         self.num_tokens += len(x)
 
     def matrix(self, *others: "SecondMoment") -> Float[Tensor, "dim dim"]:
-        """C, symmetric between blocks; that of the tokens of `others` too, without a matrix of each."""
+        """C, symmetric between blocks; with `others`, of their tokens too, without a full matrix for each."""
         whole = torch.empty(self.width, self.width, dtype=torch.float64, device=self.device)
         for number, (i, rows) in enumerate(self._blocks()):
             stop = i + len(rows)
@@ -90,16 +90,16 @@ class SecondMoment:
 
     @property
     def device(self) -> torch.device:
-        """Where it is summed."""
+        """The device of the sum."""
         return self._rows[0].device
 
     def to(self, device: torch.device) -> "SecondMoment":
-        """The same on `device`."""
+        """A copy on `device`."""
         moved = SecondMoment(self.width, "meta")
         moved.num_tokens = self.num_tokens
         moved._rows = [rows.to(device) for rows in self._rows]
         return moved
 
     def _blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """First row and content of each block of rows; what is left of its diagonal block is left out."""
+        """First row and content of each block of rows, from its diagonal block on."""
         yield from zip(range(0, self.width, TOKENS_AT_ONCE), self._rows, strict=True)

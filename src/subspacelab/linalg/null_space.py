@@ -1,4 +1,4 @@
-"""The directions that inputs hardly use: bottom eigenvectors of their second moment C (LoRA-Null, arXiv 2503.02659)."""
+"""Directions with little input energy: bottom eigenvectors of the second moment C (LoRA-Null, arXiv 2503.02659)."""
 
 import math
 from collections.abc import Callable
@@ -12,36 +12,38 @@ TIE = 1e-9  # residual lengths closer than this count as equal: rounding must no
 
 
 BottomPairs = Callable[[Float[Tensor, "dim dim"], int], tuple[Float[Tensor, " k"], Float[Tensor, "k dim"]]]
-"""From a symmetric C and k to its k smallest eigenvalues, ascending, and their vectors as rows."""
+"""Function from a symmetric C and k to its k smallest eigenvalues, ascending, and their eigenvectors as rows."""
 
 
 @dataclass(frozen=True)
 class NullSpace:
-    """The r directions of least energy, and what the spectrum says of them."""
+    """The r directions of least energy, and facts about the spectrum."""
 
     basis: Float[Tensor, "r dim"]
-    """Orthonormal rows, float64, the least energetic first; the largest-magnitude entry of each is positive."""
+    """Orthonormal rows, float64, lowest energy first; the entry of largest magnitude in each row is positive."""
     eigenvalues: Float[Tensor, " k"]
     """Eigenvalues of C, ascending, those below rounding set to 0: all of them, or the smallest r + 1."""
     num_clamped: int
-    """Eigenvalues that are rounding only, some of them negative: at most largest * dim * eps, so set to 0."""
+    """Number of eigenvalues set to 0 because they are rounding: at most largest * dim * eps, some of them negative."""
     total: float
     """The sum of all eigenvalues."""
 
     @property
     def numerical_rank(self) -> int:
-        """Directions whose energy is more than rounding."""
+        """Number of directions with energy above rounding."""
         return self.basis.shape[1] - self.num_clamped
 
     @property
     def optimum(self) -> float:
-        """sqrt(sum of the bottom r eigenvalues / their total): no orthonormal B does better on C (Ky Fan)."""
+        """sqrt(sum of the bottom r eigenvalues / total): the least ratio of any orthonormal B on C (Ky Fan)."""
         bottom = self.eigenvalues[: len(self.basis)].sum().item()
         return math.sqrt(bottom / self.total) if self.total > 0 else 0.0
 
     @property
     def gap(self) -> float:
-        """l_(r+1) / l_r: near 1 the space is hardly determined; infinite where l_r is 0, 1 where both or all are."""
+        """l_(r+1) / l_r: near 1 the space is poorly determined; infinite if r = dim or l_r alone is 0, 1 if both
+        are.
+        """
         r = len(self.basis)
         if r == self.basis.shape[1]:
             return math.inf
@@ -52,8 +54,8 @@ class NullSpace:
 def null_space(c: Float[Tensor, "dim dim"], rank: int) -> NullSpace:
     """The bottom `rank` eigenvectors of a symmetric C >= 0, by `eigh` in float64.
 
-    Where C has more than `rank` directions without energy, any of them would do and LAPACK's choice would be its own:
-    then those are taken that lie nearest to the coordinate axes, greedily, the first axis of equals. ValueError
+    If more than `rank` directions have no energy, the choice among them is arbitrary and LAPACK's would depend on the
+    machine. Then the directions nearest to the coordinate axes are taken, greedily, the first axis in a tie. ValueError
     unless 1 <= rank <= dim.
     """
     if not 1 <= rank <= len(c):
@@ -68,9 +70,9 @@ def null_space(c: Float[Tensor, "dim dim"], rank: int) -> NullSpace:
 
 
 def bottom_null_space(c: Float[Tensor, "dim dim"], rank: int, solve: BottomPairs) -> NullSpace | None:
-    """The same from the smallest `rank` + 1 eigenpairs alone, which `solve` gives; it may overwrite C.
+    """As `null_space`, from the smallest `rank` + 1 eigenpairs alone, computed by `solve`, which may overwrite C.
 
-    None where more than `rank` directions have no energy: which of them are taken, all must be known to say.
+    None if more than `rank` directions have no energy: to choose among them, all must be known.
     """
     total = c.trace().item()
     rounding = _largest(c) * len(c) * torch.finfo(torch.float64).eps
@@ -82,7 +84,7 @@ def bottom_null_space(c: Float[Tensor, "dim dim"], rank: int, solve: BottomPairs
 
 
 def _largest(c: Float[Tensor, "dim dim"], steps: int = 30) -> float:
-    """The largest eigenvalue, or a little less, by powers of C: enough to say what rounding is."""
+    """The largest eigenvalue, or slightly less, by power iteration: accurate enough to set the level of rounding."""
     v = c.diagonal().clone() + 1
     for _ in range(steps):
         v = c @ (v / v.norm().clamp_min(torch.finfo(v.dtype).tiny))
@@ -97,7 +99,7 @@ def null_ratio(c: Float[Tensor, "dim dim"], basis: Float[Tensor, "r dim"]) -> fl
 
 
 def optimal_ratio(eigenvalues: Float[Tensor, " dim"], rank: int) -> float:
-    """sqrt(sum of the `rank` smallest / sum of all) of ascending eigenvalues, negative ones taken as 0."""
+    """sqrt(sum of the `rank` smallest / sum of all) of ascending eigenvalues; negative ones count as 0."""
     values = eigenvalues.double().clamp_min(0)
     total = values.sum().item()
     return math.sqrt(values[:rank].sum().item() / total) if total > 0 else 0.0
@@ -109,9 +111,9 @@ def random_ratio(rank: int, dim: int) -> float:
 
 
 def row_space(b: Float[Tensor, "r dim"]) -> Float[Tensor, "r dim"]:
-    """Orthonormal rows that span the rows of B, float64; on B itself the ratio would measure its size.
+    """Orthonormal rows that span the rows of B, float64; B itself would make the ratio depend on its size.
 
-    By SVD, so that rows of very different length weigh the same; the rows of B must be independent.
+    By SVD, so that rows of very different length have equal weight; the rows of B must be independent.
     """
     basis: Tensor = torch.linalg.svd(b.double(), full_matrices=False).Vh
     return basis
@@ -122,7 +124,7 @@ def projected_factors(
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r dim"]]:
     """(U sqrt(S), sqrt(S) V^T) of W N N^T = U S V^T, N^T = `basis`; float64, from the svd of W N [out r].
 
-    ValueError when r exceeds `out`, the rank W N can have.
+    ValueError if r exceeds `out`, the largest rank that W N can have.
     """
     if len(basis) > len(w):
         raise ValueError(f"rank {len(basis)} of a weight with {len(w)} outputs: W N has no more than these")
@@ -132,7 +134,7 @@ def projected_factors(
 
 
 def _nearest_axes(rows: Float[Tensor, "m dim"], rank: int) -> Float[Tensor, "rank dim"]:
-    """`rank` orthonormal directions of the row space, by pivoted Gram-Schmidt on the axes' projections into it."""
+    """`rank` orthonormal directions in the row space, by pivoted Gram-Schmidt on the projections of the axes."""
     left = rows.clone()  # column j: what is left of axis j, in coordinates of the space
     chosen = []
     for _ in range(rank):

@@ -14,8 +14,8 @@ def random_orthonormal(
 ) -> Float[Tensor, "m k"]:
     """`k` orthonormal columns in R^m, uniform under rotations (Haar): Q of a Gaussian matrix, diag(R) > 0.
 
-    Without the sign fix Householder's convention would bias the columns (Mezzadri, math-ph/0609050).
-    Raises ValueError when `k > m`.
+    Without the sign fix, Householder's convention would bias the columns (Mezzadri, math-ph/0609050). ValueError if `k
+    > m`.
     """
     if not 0 < k <= m:
         raise ValueError(f"cannot draw k = {k} orthonormal columns in dimension m = {m}: choose 1 <= k <= {m}")
@@ -27,10 +27,10 @@ def random_orthonormal(
 def principal_angles(qa: Float[Tensor, "m k"], qb: Float[Tensor, "m k"]) -> Float[Tensor, " k"]:
     """Principal angles in radians, ascending, float64, between the column spans of `qa` and `qb`.
 
-    cos(theta) = singular values of Qa^T Qb; sin(theta) = those of Qb - Qa Qa^T Qb; theta = atan2(sin, cos): the
-    sine keeps small angles, which the cosine alone loses below 1e-8, and the cosine those near pi/2.
-    The columns need not be orthonormal: both bases are orthonormalised by QR in float64 (Bjorck & Golub 1973;
-    Knyazev & Argentati 2002). Columns must be independent.
+    cos(theta) = singular values of Qa^T Qb; sin(theta) = those of Qb - Qa Qa^T Qb; theta = atan2(sin, cos): the sine is
+    accurate for small angles, which the cosine alone loses below 1e-8, and the cosine for angles near pi/2. The columns
+    need not be orthonormal, but independent: both bases are orthonormalised by QR in float64 (Bjorck & Golub 1973;
+    Knyazev & Argentati 2002).
     """
     qa = torch.linalg.qr(qa.double()).Q
     qb = torch.linalg.qr(qb.double()).Q
@@ -42,12 +42,12 @@ def principal_angles(qa: Float[Tensor, "m k"], qb: Float[Tensor, "m k"]) -> Floa
 
 @dataclass(frozen=True)
 class Composition:
-    """How far (Q0^T Q1)(Q1^T Q2) is from Q0^T Q2, which is by -Q0^T (I - Q1 Q1^T) Q2."""
+    """The difference between (Q0^T Q1)(Q1^T Q2) and Q0^T Q2, which is -Q0^T (I - Q1 Q1^T) Q2."""
 
     mse: float
     """Mean of the squared entries of the difference."""
     relative: float
-    """Frobenius norm of the difference over that of Q0^T Q2 (0 where the difference is 0)."""
+    """Frobenius norm of the difference over that of Q0^T Q2 (0 if the difference is 0)."""
 
 
 def rotation(qa: Float[Tensor, "m ra"], qb: Float[Tensor, "m rb"]) -> Float[Tensor, "ra rb"]:
@@ -62,11 +62,11 @@ def rotation(qa: Float[Tensor, "m ra"], qb: Float[Tensor, "m rb"]) -> Float[Tens
 def composition_error(q0: Float[Tensor, "m r"], q1: Float[Tensor, "m r1"], q2: Float[Tensor, "m r"]) -> Composition:
     """Error of the claim R_02 = R_01 R_12 for three bases, R_ab = Qa^T Qb, in float64.
 
-    R_01 R_12 - R_02 = -Q0^T (I - Q1 Q1^T) Q2: the two projections outside span(Q1), multiplied. So the error sees the
-    tilt of the spans alone. It is 0 for any matrices where Q1 is square (Q1 Q1^T = I), as on the short side of a full
-    decomposition, and it does not change when the columns of a basis are turned among themselves (Q -> Q H, H
-    orthogonal), so singular directions that turn within the column space leave no trace in it. Nothing larger than
-    r x r is formed.
+    R_01 R_12 - R_02 = -Q0^T (I - Q1 Q1^T) Q2: the product of the two projections outside span(Q1). So the error depends
+    only on the tilt of the spans. It is 0 for any matrices if Q1 is square (Q1 Q1^T = I), as on the short side of a
+    full decomposition. It does not change if the columns of a basis are rotated among themselves (Q -> Q H, H
+    orthogonal), so it does not show rotations of singular directions within the column space. Nothing larger than r x r
+    is formed.
     """
     direct = rotation(q0, q2)
     difference = torch.addmm(direct, rotation(q0, q1), rotation(q1, q2), beta=-1)

@@ -14,10 +14,10 @@ from subspacelab.linalg.moments import chunk_rows, gram
 def resolve_tail(
     weak: Float[Tensor, "m t"], strong: Float[Tensor, "m h"], noise: float
 ) -> tuple[Float[Tensor, "m t"], Float[Tensor, " t"], Float[Tensor, "t t"]]:
-    """SVD of `weak` = A V_t inside the complement of the strong left vectors: (U_t, S_t, R), V_t R the right ones.
+    """SVD of `weak` = A V_t inside the complement of the strong left vectors: (U_t, S_t, R); V_t R are the right ones.
 
-    A V_t carries the tail to eps s_1, where the Gram matrix has it to sqrt(eps) s_1 only. Columns below `noise`
-    point nowhere: random ones (seeded) complete the basis, and keep whatever singular value the product gives them.
+    A V_t has the tail accurate to eps s_1, the Gram matrix only to sqrt(eps) s_1. Columns below `noise` have no defined
+    direction: seeded random ones complete the basis, with the singular values that the product gives them.
     """
     q = _orthonormal_outside(strong, _directions(weak, noise))
     p, s, rh = torch.linalg.svd(q.T @ weak)
@@ -31,7 +31,7 @@ def _directions(weak: Float[Tensor, "m t"], noise: float) -> Float[Tensor, "m t"
 
 
 def _orthonormal_outside(strong: Float[Tensor, "m h"], q: Float[Tensor, "m t"]) -> Float[Tensor, "m t"]:
-    """Orthonormal columns in the span of `q` made orthogonal to `strong`; twice, as one pass leaves rounding behind."""
+    """Orthonormal columns in the span of `q`, orthogonal to `strong`; done twice, since one pass leaves rounding."""
     rows = chunk_rows(strong)
     for _ in range(2):
         overlap = q.new_zeros(strong.shape[1], q.shape[1])
@@ -53,7 +53,7 @@ TAIL = 1e-4
 def gram_spectrum(a: Float[Tensor, "m n"], device: torch.device) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
     """Singular values, descending, and right singular vectors of `a` in float64, from `eigh` of its Gram matrix.
 
-    Raises ValueError for NaN or Inf, either of which always reaches the diagonal.
+    ValueError for NaN or Inf, either of which always reaches the diagonal.
     """
     g = gram(a, device=device)
     if not torch.isfinite(g.diagonal()).all():
@@ -63,16 +63,16 @@ def gram_spectrum(a: Float[Tensor, "m n"], device: torch.device) -> tuple[Float[
 
 
 def num_tail(s: Float[Tensor, " r"]) -> int:
-    """How many of the descending singular values are too weak for the Gram matrix to resolve."""
+    """Number of trailing singular values, of a descending list, that are too small for the Gram matrix to resolve."""
     return int((s <= TAIL * s[0]).sum())
 
 
 def left_factor(
     a: Float[Tensor, "m n"], s: Float[Tensor, " r"], v: Float[Tensor, "n r"]
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, " r"], Float[Tensor, "n r"]]:
-    """U = A V / s in row chunks with the tail computed again: (U, S, V) in float32.
+    """U = A V / s in row chunks, with the tail computed again: (U, S, V) in float32.
 
-    U takes the memory order of `a`, so that the Vh of a transposed wide matrix is contiguous.
+    U has the memory order of `a`, so that the Vh of a transposed wide matrix is contiguous.
     """
     m, r, head = a.shape[0], len(s), len(s) - num_tail(s)
     by_column = a.stride(0) < a.stride(1)
@@ -125,14 +125,14 @@ def svd(
     """Thin SVD W = U diag(S) Vh of all r = min(m, n) directions, or of the leading `rank` of them.
 
     "gram": eigenvectors of the short side's float64 Gram matrix, the other factor from one float64 product in row
-    chunks; directions below 1e-4 of the largest singular value are computed again from their own product.
-    "lapack": `torch.linalg.svd` in float64. "auto": gram, but LAPACK where the short side is at most 64 or, on the
-    CPU, more than an eighth of the directions are that weak. On CUDA the condition never changes the
-    choice: cuSOLVER's SVD costs many times its `eigh`.
+    chunks; directions below 1e-4 of the largest singular value are computed again from their own product. "lapack":
+    `torch.linalg.svd` in float64. "auto": gram, but LAPACK if the short side is at most 64 or, on the CPU, if more than
+    an eighth of the directions are below 1e-4. On CUDA the condition never changes the choice: cuSOLVER's SVD costs
+    many times its `eigh`.
 
-    The factors lie on `device` (default: that of `w`); "mps" has no float64 and means the CPU. Among entries of equal
-    magnitude the first decides the sign. Raises ValueError for anything but a non-empty floating matrix, a rank
-    outside 1 ... min(m, n), an unknown method, and NaN or Inf among the entries.
+    The factors are on `device` (default: that of `w`); "mps" lacks float64 and means the CPU. Among entries of equal
+    magnitude the first decides the sign. ValueError unless the matrix is non-empty and floating-point, the rank in 1
+    ... min(m, n), the method known and all entries finite.
     """
     _check(w, rank, method)
     place = torch.device(device or w.device)
@@ -178,7 +178,7 @@ def _lapack(a: Float[Tensor, "m n"], rank: int, device: torch.device) -> tuple[T
 
 
 def fix_signs(u: Float[Tensor, "m r"], v: Float[Tensor, "n r"]) -> None:
-    """Flip columns of both in place so that the first entry of largest magnitude in each column of `u` is positive."""
+    """Flips columns of both in place so that the first entry of largest magnitude in each column of `u` is positive."""
     high, low = u.amax(dim=0), u.amin(dim=0)
     flip = -low > high
     for j in (-low == high).nonzero().flatten().tolist():  # rare: both signs reach the largest magnitude
@@ -189,7 +189,7 @@ def fix_signs(u: Float[Tensor, "m r"], v: Float[Tensor, "n r"]) -> None:
 
 
 def reconstruction_error(w: Float[Tensor, "m n"], svd: SVD) -> float:
-    """||W - U diag(S) Vh||_F / ||W||_F in float64, row by row chunk; 0 for W = 0 reproduced exactly."""
+    """||W - U diag(S) Vh||_F / ||W||_F in float64, one row chunk at a time; 0 if W = 0 is reproduced exactly."""
     scaled = svd.S.double()[:, None] * svd.Vh.double()
     rows = chunk_rows(w)
     wrong = size = 0.0
@@ -213,7 +213,7 @@ def _deviation(g: Float[Tensor, "r r"]) -> float:
 def normalised_spectral_shift(sa: Float[Tensor, " r"], sb: Float[Tensor, " r"]) -> float:
     """||sb - sa||_2 / ||sa||_2 of two descending spectra (2511.08567, section 4.1).
 
-    0 for equal spectra, infinite where only `sa` is zero.
+    0 for equal spectra, infinite if only `sa` is zero.
     """
     shift = torch.linalg.vector_norm(sb.double() - sa.double()).item()
     size = torch.linalg.vector_norm(sa.double()).item()
@@ -228,9 +228,9 @@ def stable_rank(w: Float[Tensor, "m n"]) -> float:
 
 
 def spectral_gap(s: Float[Tensor, " r"], k: int) -> float:
-    """sigma_k / sigma_(k+1), counting from 1; infinite where sigma_(k+1) is absent or 0.
+    """sigma_k / sigma_(k+1), counting from 1; infinite if sigma_(k+1) is absent or 0.
 
-    Near 1 the leading-k subspace is hardly determined. Raises ValueError unless 1 <= k <= len(s).
+    Near 1 the leading-k subspace is poorly determined. ValueError unless 1 <= k <= len(s).
     """
     if not 1 <= k <= len(s):
         raise ValueError(f"spectral gap at k = {k} of {len(s)} singular values: choose 1 <= k <= {len(s)}")

@@ -12,7 +12,7 @@ def sketch_basis(
 ) -> Float[Tensor, "batch tokens k"]:
     """Orthonormal Q = orth((X X^T)^q X Omega), k <= min(tokens, dim); orthonormalised after every step.
 
-    Halko, Martinsson & Tropp (arXiv 0909.4061), algorithm 4.4. Differentiable in `omega`, which can be trained
+    Halko, Martinsson & Tropp (arXiv 0909.4061), algorithm 4.4. Differentiable in `omega`, so that it can be trained
     (Indyk, Vakilian & Yuan, arXiv 1910.13984).
     """
     q = torch.linalg.qr(x @ omega).Q
@@ -23,15 +23,15 @@ def sketch_basis(
 
 @dataclass(frozen=True)
 class TokenSVD:
-    """The left side of X = U S V^T for each X [tokens, dim] of a batch."""
+    """The left factors of X = U S V^T for each X [tokens, dim] of a batch."""
 
     U: Float[Tensor, "batch tokens tokens"]
     """Left singular vectors as columns, float64, strongest first."""
     energies: Float[Tensor, "batch tokens"]
-    """Squared singular values, descending, float64; beyond the rank of X they are rounding, clamped at 0."""
+    """Squared singular values, descending, float64; values beyond the rank of X are rounding, clamped at 0."""
 
     def cosines(self) -> Float[Tensor, "batch tokens"]:
-        """cos(X, X_r) of the flattened matrices for r = 1 ... tokens: ||X_r||_F / ||X||_F, the best any rank r can.
+        """cos(X, X_r) of the flattened matrices for r = 1 ... tokens: ||X_r||_F / ||X||_F, the best for any rank r.
 
         Eckart & Young 1936: X_r is the projection of X on the leading r vectors, so <X, X_r> = ||X_r||^2. 1 for X = 0.
         """
@@ -43,7 +43,7 @@ class TokenSVD:
 def token_svd(x: Float[Tensor, "batch tokens dim"]) -> TokenSVD:
     """Eigenvectors and eigenvalues of X X^T [tokens, tokens] in float64.
 
-    Squaring loses the directions below sqrt(eps) = 1e-8 of the largest singular value, which carry 1e-16 of the energy.
+    Squaring loses directions below sqrt(eps) = 1e-8 of the largest singular value, which carry 1e-16 of the energy.
     """
     wide = x.double()
     energies, u = torch.linalg.eigh(wide @ wide.mT)
@@ -53,6 +53,6 @@ def token_svd(x: Float[Tensor, "batch tokens dim"]) -> TokenSVD:
 def project(
     x: Float[Tensor, "batch tokens dim"], basis: Float[Tensor, "batch tokens k"]
 ) -> Float[Tensor, "batch tokens dim"]:
-    """Q Q^T X for a basis Q of orthonormal columns, in its dtype."""
+    """Q Q^T X for a basis Q of orthonormal columns, in the dtype of X."""
     projected: Tensor = basis @ (basis.mT @ x.to(basis.dtype))
     return projected

@@ -1,4 +1,4 @@
-"""Parts of the update of a weight: its best approximation of rank k, the rest, the change of directions, of values."""
+"""Parts of a weight's update: its best approximation of rank k, the rest, new directions, new singular values."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +15,14 @@ UpdatePart = Literal["leading", "trailing", "rotation", "spectrum"]
 
 
 def match_pairs(a: SVD, b: SVD) -> Float[Tensor, "r r"]:
-    """The orthogonal Q, float64, by which the singular pairs of `b` are those of `a`: U_b Q^T, V_b Q^T beside U_a, V_a.
+    """The orthogonal Q, float64, that matches singular pairs of `b` to those of `a`: U_b Q^T, V_b Q^T beside U_a, V_a.
 
-    Q is the polar factor of the overlap of pairs, O_ij = <u_i^a, u_j^b> <v_i^a, v_j^b>, which is the identity for the
-    same pairs in one order, and a permutation where two of them have changed places: with gaps of 1.001 between the
-    singular values a small update does that, and an index means nothing. A small turn, left and right alike, leaves O
-    symmetric and positive, so that Q is the identity and the turn is not lost. The overlaps <u_i^a, u_j^b> alone would
-    not do: those of a square weight are an orthogonal matrix already, and U_b Q^T = U_a for any two weights.
+    Q is the polar factor of the overlap of pairs, O_ij = <u_i^a, u_j^b> <v_i^a, v_j^b>. O is the identity for the same
+    pairs in the same order, and a permutation if two pairs have changed places. A small update does that when the
+    singular values have gaps of 1.001, so indices alone cannot match pairs. A small rotation, equal on the left and
+    right, leaves O symmetric and positive, so Q is the identity and the rotation stays visible. The overlaps <u_i^a,
+    u_j^b> alone would not work: for a square weight they form an orthogonal matrix, and U_b Q^T = U_a for any two
+    weights.
     """
     overlap = (a.U.double().T @ b.U.double()) * (a.Vh.double() @ b.Vh.double().T)
     p, _, qh = torch.linalg.svd(overlap)
@@ -30,7 +31,7 @@ def match_pairs(a: SVD, b: SVD) -> Float[Tensor, "r r"]:
 
 @dataclass(frozen=True)
 class UpdateParts:
-    """The update D = W_b - W_a of a weight, whose parts are matrices to be added to W_a."""
+    """The update D = W_b - W_a of a weight; its parts are matrices that can be added to W_a."""
 
     before: Float[Tensor, "m n"]
     """W_a."""
@@ -39,7 +40,7 @@ class UpdateParts:
 
     @cached_property
     def whole(self) -> Float[Tensor, "m n"]:
-        """D, in float64 if an operand is, else in float32."""
+        """D, in float64 if an operand is float64, else in float32."""
         dtype = torch.float64 if torch.float64 in (self.before.dtype, self.after.dtype) else torch.float32
         return self.after.to(dtype) - self.before.to(dtype)
 
@@ -57,10 +58,10 @@ class UpdateParts:
         """One part of D, float64 or float32.
 
         leading: sum of the `rank` leading terms s_i u_i v_i^T of D, its best approximation of that rank; trailing: the
-        rest; rank None, or no less than min(m, n): all of D, and 0.
-        rotation: U_b H V_b^T - W_a with H = Q^T diag(S_a) Q, the tuned directions with the base's singular values;
-        spectrum: U_a H V_a^T - W_a with H = Q diag(S_b) Q^T, the base's directions with the tuned singular values; Q of
-        `match_pairs`. The two do not add up to D.
+        rest. With rank None, or at least min(m, n), leading is all of D and trailing is 0. rotation: U_b H V_b^T - W_a
+        with H = Q^T diag(S_a) Q: the tuned directions with the base's singular values; spectrum: U_a H V_a^T - W_a with
+        H = Q diag(S_b) Q^T: the base's directions with the tuned singular values; Q from `match_pairs`. Rotation and
+        spectrum do not add up to D.
         """
         if part in ("leading", "trailing"):
             leading = self._leading(rank)

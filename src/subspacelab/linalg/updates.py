@@ -1,4 +1,4 @@
-"""Where an update of a weight lies: its frame, its entries, an earlier update; also one given as two thin factors."""
+"""Measures of a weight's update: its position in the singular frame, against an earlier update, and as thin factors."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from subspacelab.linalg.moments import chunk_rows
 
 
 def principal_energy(delta: Float[Tensor, "m n"], u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> float:
-    """Share of ||delta||_F^2 inside span(u) x span(v), over the share a random update has there.
+    """Share of ||delta||_F^2 inside span(u) x span(v), divided by the share that a random update has there.
 
-    (||U^T delta V||_F^2 / ||delta||_F^2) / ((k/m) (k/n)), U and V orthonormal: 1 for a random update, below 1 for
-    one that avoids the frame, at most m n / k^2. 0 for delta = 0.
+    (||U^T delta V||_F^2 / ||delta||_F^2) / ((k/m) (k/n)), U and V orthonormal: 1 for a random update, below 1 for an
+    update that avoids the frame, at most m n / k^2. 0 for delta = 0.
     """
     (m, n), k = delta.shape, u.shape[1]
     projected = torch.zeros(k, n, dtype=torch.float64, device=delta.device)
@@ -42,7 +42,7 @@ def random_cosine_deviation(m: int, n: int) -> float:
 
 
 def update_cosine(da: Float[Tensor, "m n"], db: Float[Tensor, "m n"]) -> float:
-    """<da, db> / (||da||_F ||db||_F): does the second update go on where the first went; 0 if either is 0."""
+    """<da, db> / (||da||_F ||db||_F): whether the second update continues the first; 0 if either is 0."""
     rows = chunk_rows(da)
     inner = square_a = square_b = 0.0
     for chunk_a, chunk_b in zip(da.split(rows), db.split(rows), strict=True):
@@ -58,9 +58,9 @@ def update_cosine(da: Float[Tensor, "m n"], db: Float[Tensor, "m n"]) -> float:
 def intruder_dimensions(ua: Float[Tensor, "m ra"], ub: Float[Tensor, "m rb"], k: int = 10, eps: float = 0.5) -> int:
     """Number of j <= k with max_i |<ub_j, ua_i>| < eps (2410.21228, definition 3.1).
 
-    `ua`, `ub`: singular vectors of the base and of the tuned weight as columns, descending singular values.
-    Where k exceeds the columns of `ub`, all of them are looked at. Streamed in row chunks: an embedding's `ua` in
-    float64 would be gigabytes.
+    `ua`, `ub`: singular vectors of the base and of the tuned weight as columns, descending singular values. If k
+    exceeds the columns of `ub`, all of them are checked. Streamed in row chunks: an embedding's `ua` in float64 would
+    take gigabytes.
     """
     rows, leading = chunk_rows(ua), ub[:, :k]
     overlap = ua.new_zeros(ua.shape[1], leading.shape[1], dtype=torch.float64)
@@ -71,7 +71,7 @@ def intruder_dimensions(ua: Float[Tensor, "m ra"], ub: Float[Tensor, "m rb"], k:
 
 @dataclass(frozen=True)
 class FactoredSVD:
-    """L R = U diag(S) V^T, float64; S descends, and may end in zeros."""
+    """L R = U diag(S) V^T, float64; S is descending and may end in zeros."""
 
     U: Float[Tensor, "m r"]
     """Left singular vectors as columns."""
@@ -93,9 +93,9 @@ def product_svd(left: Float[Tensor, "m q"], right: Float[Tensor, "q n"]) -> Fact
 
 
 def effective_rank(s: Float[Tensor, " r"]) -> float:
-    """exp of the entropy of s / sum(s) (Roy & Vetterli 2007): r for equal singular values, 1 for a single one, 0 for 0.
+    """exp of the entropy of s / sum(s) (Roy & Vetterli 2007): r for r equal singular values, 1 for one, 0 for 0.
 
-    `s`: singular values, not negative.
+    `s`: singular values, all >= 0.
     """
     s = s.double()
     total = s.sum()
@@ -105,7 +105,7 @@ def effective_rank(s: Float[Tensor, " r"]) -> float:
 
 
 def factored_energy(update: FactoredSVD, u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> float:
-    """`principal_energy` of a product: share of ||L R||_F^2 inside span(u) x span(v) over a random update's."""
+    """`principal_energy` of a product: share of ||L R||_F^2 inside span(u) x span(v), over a random update's."""
     (m, k), n = u.shape, v.shape[0]
     squares = update.S.square().sum().item()
     if squares == 0:
@@ -117,9 +117,10 @@ def factored_energy(update: FactoredSVD, u: Float[Tensor, "m k"], v: Float[Tenso
 def random_frames_deviation(s: Float[Tensor, " r"], m: int, n: int, k: int) -> float:
     """Exact deviation of `factored_energy` of U diag(s) V^T with U, V uniform and independent; its mean is 1.
 
-    With P = U^T u u^T U and Q = V^T v v^T V the share is sum_ij s_i s_j P_ij Q_ij. A random projection of rank k in R^m
-    has E P_ii^2 = k (k + 2) / (m (m + 2)), and E P_ii P_jj and E P_ij^2 follow from tr P = k and P^2 = P. A Gaussian
-    update (`random_energy_deviation`) has many singular values and so a smaller deviation than one of few.
+    With P = U^T u u^T U and Q = V^T v v^T V the share is sum_ij s_i s_j P_ij Q_ij. For a random projection of rank k in
+    R^m, E P_ii^2 = k (k + 2) / (m (m + 2)); E P_ii P_jj and E P_ij^2 follow from tr P = k and P^2 = P. A Gaussian
+    update (`random_energy_deviation`) has many singular values and therefore a smaller deviation than an update with
+    few.
     """
     squares = s.double().square()
     share = squares / squares.sum()

@@ -1,1 +1,1 @@
-"""The only package that imports transformers or peft."""
+"""Models of transformers and adapters of PEFT; the only package that imports either library."""

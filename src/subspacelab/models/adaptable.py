@@ -1,4 +1,4 @@
-"""Which modules of a checkpoint's model a LoRA adapter can be put on: by its config, without any weights."""
+"""Modules of a model that a LoRA adapter can adapt, found from config.json without loading weights."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from subspacelab.models.causal_lm import SAME_PRODUCT, known_to_peft, quiet, req
 def described_model(checkpoint: Checkpoint) -> Any:
     """The model that config.json describes, on the device "meta": names and shapes, no entries.
 
-    CheckpointError without a config.json, and for one that describes none that transformers knows.
+    CheckpointError if there is no config.json, or if transformers knows no model for it.
     """
     import transformers
 
@@ -37,10 +37,10 @@ def described_model(checkpoint: Checkpoint) -> Any:
 
 
 def adaptable_modules(model: nn.Module) -> dict[str, bool]:
-    """Name of each linear layer that PEFT adapts -> whether its weight is stored [in, out], as that of `Conv1D` is.
+    """Name of each linear layer that PEFT adapts -> whether its weight is stored [in, out], as in `Conv1D`.
 
-    Left out: weights tied to an embedding; subclasses with a forward pass of their own (routers), and names that PEFT
-    takes for fused experts.
+    Excluded: weights tied to an embedding; subclasses with their own forward pass (routers); names that PEFT takes for
+    fused experts.
     """
     from transformers.pytorch_utils import Conv1D
 

@@ -1,8 +1,8 @@
-"""A causal language model run block after block: of a checkpoint one block's weights are in memory at a time.
+"""A causal language model run block by block: of a checkpoint, only one block's weights are in memory at a time.
 
-What each block is handed beside the hidden states (masks, rotary tables, positions) is asked of the model's own trunk,
-which runs with every block replaced by one that passes the states on. That nothing else travels from block to block
-is checked, not known by name; a model of which it is not true is run as one block.
+The other arguments of a block (masks, rotary tables, positions) come from the model's own trunk, which is run with
+every block replaced by one that passes the states on. That only hidden states travel from block to block is checked,
+not assumed from names; a model for which it is not true is run as one block.
 """
 
 import math
@@ -22,28 +22,28 @@ from subspacelab.models.lora_factors import Factors, residual
 from subspacelab.models.meta_model import Shards, describe_causal_lm
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
-"""What a block may be handed beside tensors, and tuples of these: no object that blocks could write to."""
+"""Types that a block may receive beside tensors, alone or in tuples: no objects that a block could write to."""
 PROBE = torch.tensor([[0, 1, 2], [0, 1, 3]])
-"""Two short windows that differ in their last token."""
+"""Two short windows that differ only in their last token."""
 Mask = Bool[Tensor, "batch length"]
 States = Float[Tensor, "batch length dim"]
 T = TypeVar("T")
 
 
 class BlockStream:
-    """Blocks of a model in their order, each run on states that are handed in and out; made by `stream_of`."""
+    """The blocks of a model in order, each run on given states; made by `stream_of`."""
 
     def __init__(
         self, model: Any, blocks: Mapping[str, nn.Module], shards: Shards | None, device: torch.device
     ) -> None:
         self.model = model
-        """The whole model; of a checkpoint on the meta device, but for the block that is `loaded`."""
+        """The whole model; for a checkpoint, all but the `loaded` block is on the meta device."""
         self.names = list(blocks)
         """Name of each block within the model."""
         self.device = device
-        """Where the blocks run."""
+        """Device that the blocks run on."""
         self.note = ""
-        """Why the model is not run block by block; "" where it is."""
+        """The reason why the model is not run block by block; empty if it is."""
         self._blocks, self._shards = list(blocks.values()), shards
         self._as_tuple = False
 
@@ -52,25 +52,25 @@ class BlockStream:
         return len(self._blocks)
 
     def within(self, index: int, linears: Mapping[str, T]) -> dict[str, T]:
-        """Those of the layers that are in a block."""
+        """The layers that are inside a block."""
         return {name: linear for name, linear in linears.items() if name.startswith(f"{self.names[index]}.")}
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[None]:
-        """With the weights of a block, which are let go at the end; of a live model they are there anyway."""
+        """Holds a block's weights in memory within the block of code; does nothing for a live model."""
         with self._shards.loaded(self.names[index]) if self._shards else ExitStack():
             yield
 
     @torch.no_grad()
     def embed(self, ids: Int[Tensor, "batch length"], mask: Mask) -> States:
-        """The states that the first block is handed; within `ends`."""
+        """The states before the first block; call it within `ends`."""
         return self._reach(0, None, input_ids=ids.to(self.device), attention_mask=self._as_given(mask))[0]
 
     @torch.no_grad()
     def run(self, index: int, states: States, mask: Mask, *, to_logits: bool = False) -> States:
-        """The states after a block, which must be `loaded`; by the trunk's own arguments.
+        """The states after a block, run with the trunk's own arguments; the block must be `loaded`.
 
-        `to_logits` says that `logits` will be asked for.
+        Pass `to_logits` if `logits` will be called.
         """
         states = states.to(self.device)
         _, args, kwargs = self._reach(index, states, inputs_embeds=states, attention_mask=self._as_given(mask))
@@ -80,7 +80,7 @@ class BlockStream:
 
     @torch.no_grad()
     def logits(self, states: States) -> Float[Tensor, "batch length vocabulary"]:
-        """What the model makes of the states after the last block, no token of which is padding; within `ends`."""
+        """The logits for states after the last block, without padding; call it within `ends`."""
         states = states.to(self.device)
         with self._replaced(lambda _, __, ___: states):
             found: Tensor = self.model(inputs_embeds=states, use_cache=False).logits
@@ -88,7 +88,7 @@ class BlockStream:
 
     @contextmanager
     def ends(self) -> Iterator[None]:
-        """With the embeddings and the output head in memory, which no block needs."""
+        """Holds embeddings and output head in memory within the block of code; blocks do not need them."""
         with self._shards.ends() if self._shards else ExitStack():
             yield
 
@@ -98,7 +98,7 @@ class BlockStream:
     def _reach(
         self, index: int, states: Tensor | None, **inputs: Any
     ) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-        """What the trunk hands to a block: states, further arguments, keywords."""
+        """The arguments that the trunk passes to a block: states, further arguments, keywords."""
 
         def answer(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
             if number == index:
@@ -114,7 +114,7 @@ class BlockStream:
 
     @contextmanager
     def _replaced(self, answer: Callable[[int, tuple[Any, ...], dict[str, Any]], Tensor]) -> Iterator[None]:
-        """Every block's forward pass replaced by `answer(number, args, kwargs)` within the block of code."""
+        """Replaces every block's forward pass by `answer(number, args, kwargs)` within the block of code."""
 
         def forward_of(number: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -136,7 +136,7 @@ class BlockStream:
 
     @torch.no_grad()
     def why_not(self, linears: Mapping[str, nn.Module]) -> str:
-        """Why the layers cannot be seen block by block, in words; "" if they can. Within `ends`."""
+        """The reason why the layers cannot be run block by block; empty if they can. Call it within `ends`."""
         outside = linears.keys() - {name for index in range(len(self)) for name in self.within(index, linears)}
         if outside:
             return f"has {min(outside)} outside of its blocks"
@@ -154,7 +154,7 @@ class BlockStream:
         return reasons[0]
 
     def _record(self, added: float, **inputs: Any) -> tuple[list[tuple[int, Any, Any]], Tensor]:
-        """Number, further arguments and whether the states are those of the block before, of each block in turn."""
+        """For each block: number, further arguments, and whether its states are the output of the block before."""
         calls: list[tuple[int, Any, Any]] = []
         given: list[Tensor] = []
 
@@ -181,23 +181,23 @@ class BlockStream:
 
 
 class WholeModel(BlockStream):
-    """A model that is one block. Its states are the token ids before and after it, and logits where they are wanted."""
+    """A model as a single block. Its states are token ids, or logits after the block if they are requested."""
 
     def __init__(self, model: Any, note: str) -> None:
         super().__init__(model, {"": model}, None, model.device)
         self.note = note
 
     def within(self, index: int, linears: Mapping[str, T]) -> dict[str, T]:
-        """All are in the one block."""
+        """All layers: there is only one block."""
         return dict(linears)
 
     def embed(self, ids: Int[Tensor, "batch length"], mask: Mask) -> Tensor:
-        """The ids."""
+        """The token ids, unchanged."""
         return ids.to(self.device)
 
     @torch.no_grad()
     def run(self, index: int, states: Tensor, mask: Mask, *, to_logits: bool = False) -> Tensor:
-        """The ids again, or the logits."""
+        """The token ids again, or the logits."""
         given = {"input_ids": states.to(self.device), "attention_mask": self._as_given(mask), "use_cache": False}
         if to_logits:
             logits: Tensor = self.model(**given).logits
@@ -206,16 +206,16 @@ class WholeModel(BlockStream):
         return states
 
     def logits(self, states: Tensor) -> Tensor:
-        """The logits that `run` gave."""
+        """The logits from `run`."""
         return states
 
 
 class _Reached(Exception):
-    """Ends a pass of the trunk at the block whose arguments are wanted."""
+    """Stops the trunk's forward pass at the block whose arguments are wanted."""
 
 
 def _equal(one: Any, two: Any) -> bool:
-    """Whether two arguments are the same plain values and tensors."""
+    """Whether two arguments hold the same plain values and tensors."""
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return one.shape == two.shape and one.dtype == two.dtype and bool(torch.equal(one, two))
     if isinstance(one, tuple) and isinstance(two, tuple):
@@ -224,7 +224,7 @@ def _equal(one: Any, two: Any) -> bool:
 
 
 def find_blocks(model: Any) -> dict[str, nn.Module]:
-    """Name -> block, of the list of modules in the trunk that holds most parameters; {} where there is no list."""
+    """Name -> block, from the module list in the trunk that holds most parameters; {} if there is no such list."""
     trunk = trunk_of(model)
     lists = {m: name for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     within = [m for m in trunk.modules() if isinstance(m, nn.ModuleList)]
@@ -233,7 +233,7 @@ def find_blocks(model: Any) -> dict[str, nn.Module]:
 
 
 def stream_of(model: Any, linears: Mapping[str, nn.Module]) -> BlockStream:
-    """A live model block by block; as one block where more than hidden states travel between its blocks."""
+    """A live model block by block; as one block if more than hidden states travels between its blocks."""
     stream = BlockStream(model, find_blocks(model), None, model.device)
     reason = stream.why_not(linears)
     return WholeModel(model, f"{type(model).__name__} {reason}; it is run as a whole") if reason else stream
@@ -242,10 +242,10 @@ def stream_of(model: Any, linears: Mapping[str, nn.Module]) -> BlockStream:
 def open_stream(
     folder: Path, *, device: torch.device, targets: Sequence[str] | None = None
 ) -> tuple[BlockStream, dict[str, nn.Linear]]:
-    """The model in a folder block by block, and its linear layers as `target_linears` finds them.
+    """The model in a folder, block by block, and its linear layers as `target_linears` finds them.
 
-    Refused by the errors of `load_causal_lm`, but for a model that looks ahead, which shows when it runs. A model that
-    cannot be run block by block is loaded as a whole, and `note` says why.
+    Errors as `load_causal_lm`, except that a model with look-ahead attention is detected only when it runs. A model
+    that cannot be run block by block is loaded as a whole, and `note` gives the reason.
     """
     model, shards = describe_causal_lm(folder, device=device)
     linears, blocks = target_linears(model, targets), find_blocks(model)
@@ -263,7 +263,7 @@ def open_stream(
 
 @contextmanager
 def with_adapter(linears: Mapping[str, nn.Linear], factors: Mapping[str, Factors]) -> Iterator[None]:
-    """Layers that give W_res x + A (B x), as PEFT computes it, within the block of code; W_res stays in them."""
+    """Makes layers compute W_res x + A (B x), as PEFT does, within the block of code; W_res stays in them."""
     hooks = []
     with torch.no_grad():
         for name, f in factors.items():

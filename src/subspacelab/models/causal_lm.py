@@ -1,4 +1,4 @@
-"""Causal language models of any family that transformers knows: loading them, and the linear layers adapters go on."""
+"""Causal language models of any family that transformers knows: loading, and finding the linear layers to adapt."""
 
 import re
 import warnings
@@ -19,31 +19,31 @@ from subspacelab.core.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 NO_ADAPTER = {"subfolder": "\0"}
-"""Where transformers shall look for an adapter beside the weights: in a folder that no system can have."""
+"""Folder in which transformers looks for an adapter beside the weights: a path that cannot exist."""
 COMPUTED = re.compile(r"(^|[._])(inv_freq|masked_bias|position_ids|cos_cached|sin_cached)$")
-"""Stored by old versions of transformers, computed by today's."""
+"""Buffers that old versions of transformers stored and present ones compute."""
 LAYER_COUNT = re.compile(r"(num|n)_(\w+_)?(layers?|blocks)|(en|de)coder_layers|depth")
 COUNT = re.compile(r"(num|n)_(\w+_)?(heads?|experts|labels)")
-"""Settings that a model is built in a loop over."""
+"""Settings that count the repetitions of a loop in which the model is built."""
 TABLE_BYTES = 1 << 30
-"""What a model may compute for itself, beside its weights: causal masks, rotary frequencies."""
+"""Largest size of the tables that a model may compute itself: causal masks, rotary frequencies."""
 SAME_PRODUCT = {"FalconLinear"}
-"""Subclasses of `nn.Linear` that take the same product by a forward pass of their own."""
+"""Subclasses of `nn.Linear` with their own forward pass that computes the same product."""
 GENERATION_CONFIG = "generation_config.json"
 FEW = 1 / 3
-"""Below this share of the parameters, what is said of a model's null spaces is said of little of it."""
+"""Share of the parameters below which results on the adapted layers say little about the whole model."""
 
 
 def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device, shares: int = 1) -> Any:
-    """Reads a folder in evaluation mode; without `dtype` as it is stored, but in float32 on the CPU.
+    """Loads the model in a folder, in evaluation mode; without `dtype` in its stored dtype, on the CPU in float32.
 
-    The folder's own weights: an adapter beside them is not looked at. Nothing is downloaded and no code of the folder
-    runs. ValueError for a quantised checkpoint, one that lacks weights (transformers would fill them with random
-    numbers) or stores some that the model has no place for, one that announces sizes far beyond what is stored, and
-    a model that looks ahead.
+    Only the folder's own weights: an adapter beside them is ignored. Nothing is downloaded, and no code from the folder
+    is run. ValueError for a quantised checkpoint, for one that lacks weights (transformers would fill them with random
+    numbers) or has weights that the model does not use, for sizes in config.json far beyond the stored weights, and for
+    a model whose tokens see later ones.
 
-    `shares` > 1 is the number of processes, all of which call this: each reads and keeps its part of every weight,
-    frozen, and a block's weights are whole in a process only while it computes with them (FSDP2).
+    `shares` > 1 is the number of processes, all of which must call this: each reads and keeps its part of every weight,
+    frozen; a block's weights are whole in a process only while it computes with them (FSDP2).
     """
     from transformers import AutoModelForCausalLM
 
@@ -80,7 +80,7 @@ def require_causal_lm(folder: Path) -> tuple[Any, Any]:
 
 
 def _spread(shares: int) -> dict[str, Any]:
-    """What transformers is told of a model that several processes share."""
+    """Arguments for transformers to load a model that several processes share."""
     if shares == 1:
         return {}
     try:
@@ -91,14 +91,14 @@ def _spread(shares: int) -> dict[str, Any]:
 
 
 def kept_dtype(folder: Path) -> torch.dtype | None:
-    """bfloat16 for a checkpoint stored in nothing else, whose training needs no more; None: `load_causal_lm`'s own."""
+    """bfloat16 if the checkpoint stores nothing else: training needs no more. Else None, `load_causal_lm`'s default."""
     with open_source(folder) as checkpoint:
         stored = {checkpoint.info(name).dtype for name in checkpoint.names if checkpoint.info(name).is_floating}
     return torch.bfloat16 if stored == {"BF16"} else None
 
 
 def _require_whole_model(folder: Path) -> None:
-    """ValueError for a folder without config.json, or with an adapter in the place of weights."""
+    """ValueError for a folder without config.json, or with an adapter instead of weights."""
     if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).exists() for name in PREFERENCE):
         named = read_json(folder / ADAPTER_CONFIG)
         base = named.get("base_model_name_or_path") if isinstance(named, dict) else None
@@ -114,9 +114,9 @@ def _require_whole_model(folder: Path) -> None:
 
 
 def require_own_settings(checkpoint: Checkpoint, path: Path) -> None:
-    """ValueError if config.json calls for code or weights of elsewhere, quantised weights, or endless loops.
+    """ValueError if config.json refers to code or weights elsewhere, to quantised weights, or asks for endless loops.
 
-    Looked at before transformers makes anything of it: a config builds lists as long as it says.
+    Checked before transformers reads it, since a config builds lists of any length that it states.
     """
     most = len(checkpoint.names)
     if any(checkpoint.quantisation(name) for name in checkpoint.names) or checkpoint.config.get("quantization_config"):
@@ -134,7 +134,7 @@ def require_own_settings(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every setting of config.json, those of its parts too."""
+    """Every setting of config.json, including those of its sections."""
     for key, value in config.items():
         yield key, value
         if isinstance(value, dict):
@@ -142,9 +142,9 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _described(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
-    """The model that config.json describes, made without memory, and its config.
+    """The model that config.json describes, built without memory, and its config.
 
-    ValueError unless it is a causal language model about as large as what is stored.
+    ValueError unless it is a causal language model of about the size of the stored weights.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -180,7 +180,7 @@ def _described(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
 
 
 def require_placed(folder: Path, model: Any, checkpoint: Checkpoint, found: Mapping[str, Any]) -> None:
-    """ValueError, naming one, for weights that are missing, of another shape, or stored without a place for them."""
+    """ValueError, naming one, for weights that are missing, of another shape, or not used by the model."""
     for name, stored, wanted in sorted(found["mismatched_keys"]):
         raise ValueError(
             f"{folder}: {name} is {list(stored)}, config.json says {list(wanted)}; download the checkpoint again"
@@ -202,13 +202,13 @@ def require_placed(folder: Path, model: Any, checkpoint: Checkpoint, found: Mapp
     if unplaced:
         raise ValueError(
             f"{folder}: {unplaced[0]} is stored and has no place in {kind} ({len(unplaced)} weights in all);"
-            " correct config.json, or what comes out is another model's"
+            " correct config.json, or the output is another model's"
         )
 
 
 @torch.no_grad()
 def _take_indexed(folder: Path, model: Any, checkpoint: Checkpoint) -> None:
-    """Of a tensor in two shards transformers takes the last one's; the index decides, as everywhere else."""
+    """Loads the tensors that are in two shards from the shard that the index names; transformers takes the last one."""
     files = find_weights(folder)
     if len(files.shards) == 1:
         return
@@ -222,13 +222,13 @@ def _take_indexed(folder: Path, model: Any, checkpoint: Checkpoint) -> None:
 
 
 def _is_computed(name: str, checkpoint: Checkpoint) -> bool:
-    """Whether it is a buffer of an old version: by its name, or a mask, which is of no floating type."""
+    """Whether a stored name is a buffer of an old version: by its name, or as a mask of a non-floating dtype."""
     stored = name in checkpoint.names and not checkpoint.info(name).is_floating
     return stored or COMPUTED.search(name) is not None
 
 
 def unused_weights(folder: Path, model: Any) -> list[str]:
-    """Stored names that this family has no use for: old buffers, and layers that transformers leaves out (MTP)."""
+    """Stored names that this family does not use: old buffers, and layers that transformers leaves out (MTP)."""
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     placed = model.state_dict().keys()
     with open_source(folder) as checkpoint:
@@ -238,9 +238,9 @@ def unused_weights(folder: Path, model: Any) -> list[str]:
 
 @torch.no_grad()
 def _require_causal(folder: Path, model: Any) -> None:
-    """ValueError if a token that follows changes what is said before it, as in an encoder with a head.
+    """ValueError if a token changes the output at an earlier position, as in an encoder with a head.
 
-    And for settings that no weight tells of, such as more experts to a token than there are: they show when it runs.
+    Also for settings that no weight shows to be wrong, such as more experts per token than experts: they fail when run.
     """
     ids = torch.arange(6, device=model.device).view(2, 3) % model.config.get_text_config().vocab_size
     ids[1, :2] = ids[0, :2]
@@ -248,9 +248,9 @@ def _require_causal(folder: Path, model: Any) -> None:
 
 
 def require_no_look_ahead(folder: Path, model: Any, run: Callable[[], Tensor]) -> Tensor:
-    """What `run` gives [2, tokens, dim] of two windows that differ in their last token alone.
+    """Checks that `run`, [2, tokens, dim] for two windows that differ only in their last token, is causal.
 
-    ValueError if their first tokens differ there, and for a model that does not run.
+    ValueError if the outputs differ before the last token, and if the model does not run.
     """
     try:
         found = run()
@@ -268,7 +268,7 @@ def require_no_look_ahead(folder: Path, model: Any, run: Callable[[], Tensor]) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and warnings of transformers and torch: what matters is said in one line of ours."""
+    """Turns off progress bars and warnings of transformers and torch; important ones are reported by our own lines."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -285,9 +285,9 @@ def quiet() -> Iterator[None]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model's folder; nothing is downloaded and no code of the folder runs.
+    """The tokenizer of a model's folder; nothing is downloaded, and no code from the folder is run.
 
-    ValueError when there is none, or none that can be read.
+    ValueError if there is none, or if it cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -305,16 +305,17 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def trunk_of(model: Any) -> Any:
-    """The model without its output head: what runs when only activations are wanted."""
+    """The model without its output head, for callers that need only activations."""
     return model.base_model
 
 
 def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str, nn.Linear]:
-    """Module name -> linear layer, in the model's order: all `nn.Linear` but the output head, tied or not.
+    """Module name -> linear layer, in the model's order: every `nn.Linear` except the output head, tied or not.
 
-    A subclass with a forward pass of its own is left out: Llama 4's router gives two tensors, and no adapter fits. So
-    is a layer whose name PEFT takes for that of fused experts (shared experts and dense MLPs of DeepSeek-V3 and kin).
-    `targets` are regular expressions found anywhere in the name; each must find a layer, else ValueError.
+    A subclass with its own forward pass is excluded: Llama 4's router returns two tensors, so no adapter fits. A layer
+    whose name PEFT takes for fused experts is excluded, too (shared experts and dense MLPs of DeepSeek-V3 and related
+    models). `targets` are regular expressions, searched anywhere in the name; ValueError if one of them matches no
+    layer.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     linears = {
@@ -340,7 +341,7 @@ def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str
 
 
 def known_to_peft(model: Any, names: Sequence[str]) -> set[str]:
-    """The names that PEFT leaves as they are: of some families it turns `gate_proj` and the like into experts."""
+    """The names that PEFT keeps; for some families it maps `gate_proj` and similar names to fused experts."""
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -361,28 +362,28 @@ def _require_match(target: str, linears: dict[str, nn.Linear]) -> None:
 
 @dataclass(frozen=True)
 class Reach:
-    """How much of a model the adapters are on."""
+    """Which share of a model the adapters cover."""
 
     parameters: int
-    """All of the model's."""
+    """Number of parameters of the whole model."""
     reached: int
-    """In the weights of the layers that got an adapter."""
+    """Number of parameters in the adapted layers' weights."""
     left_out: dict[str, int]
-    """Kind of weight, its block's number as *, to its parameters."""
+    """Kind of weight, with * for its block's number -> number of its parameters."""
 
     @property
     def share(self) -> float:
-        """Of the parameters, those reached."""
+        """Share of all parameters that is adapted."""
         return self.reached / self.parameters
 
     @property
     def share_of_blocks(self) -> float:
-        """Of the parameters in the model's blocks, those reached: embeddings, head and last norm do not count."""
+        """Share of the parameters in the blocks that is adapted: without embeddings, head and last norm."""
         rest = sum(size for kind, size in self.left_out.items() if ".*" in kind)
         return self.reached / (self.reached + rest)
 
     def said(self) -> str:
-        """One line."""
+        """One line for the user."""
         largest = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))[:3]
         parts = [(kind, 100 * size / self.parameters) for kind, size in largest]
         named = ", ".join(f"{kind} ({part:.0f} %)" for kind, part in parts if part >= 1)
@@ -394,7 +395,7 @@ class Reach:
 
 
 def reach(model: Any, linears: Mapping[str, nn.Linear]) -> Reach:
-    """How much of the model `linears` are; experts kept in one tensor, embeddings and norms are no linear layers."""
+    """How much of the model `linears` cover; fused experts, embeddings and norms are not linear layers."""
     mine = {id(linear.weight): linear.weight.numel() for linear in linears.values()}  # two layers may share one weight
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters():

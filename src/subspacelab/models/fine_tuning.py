@@ -1,4 +1,4 @@
-"""Fine-tuning of an adapter by transformers' Trainer, continued from its last checkpoint when it was cut short."""
+"""Fine-tuning of an adapter by transformers' Trainer; an interrupted run continues from its last checkpoint."""
 
 import math
 import os
@@ -25,18 +25,18 @@ IGNORED = -100  # label of a position that has no loss
 STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint
 SUMS = "sha256.json"  # what we add: the digest of every file in it
 OTHER_WAYS = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
-"""Ways of `accelerate config` to spread a model over processes, which an adapter on a frozen base does not take."""
+"""Settings of `accelerate config` that spread a model over processes and cannot train an adapter on a frozen base."""
 CURVES = {"loss": "train_loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as the model reads it."""
+    """One row as token ids."""
 
     input_ids: list[int]
     """Prompt and response."""
     labels: list[int]
-    """The response's ids in their places, `IGNORED` on the prompt."""
+    """The response's ids at their positions, `IGNORED` on the prompt."""
 
 
 @dataclass(frozen=True)
@@ -53,33 +53,33 @@ class Batch:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How an adapter is trained; gradients are clipped at norm 1."""
+    """Settings of a training; gradients are clipped at norm 1."""
 
     steps: int
     """Optimizer steps."""
     learning_rate: float
-    """AdamW's peak; a cosine brings it to 0."""
+    """Peak learning rate of AdamW; a cosine schedule lowers it to 0."""
     batch_size: int
-    """Examples of one pass, over all processes."""
+    """Examples per forward pass, over all processes."""
     gradient_accumulation: int
-    """Passes per optimizer step."""
+    """Forward passes per optimizer step."""
     warmup_steps: int
-    """Steps on which the rate rises."""
+    """Steps during which the learning rate rises."""
     weight_decay: float
     """AdamW's decoupled weight decay."""
     save_steps: int
     """Steps between checkpoints."""
     seed: int
-    """Of the order of the examples."""
+    """Seed of the order of the examples."""
     checkpointing: bool = False
-    """Whether activations are computed again for the backward pass and not kept."""
+    """Whether activations are recomputed in the backward pass instead of kept."""
     shared_base: bool = False
-    """Whether the processes share the base (FSDP). The Trainer then saves the adapter at the end and nothing to go on
-    from: a training that was killed begins anew."""
+    """Whether the processes share the base (FSDP). The Trainer then saves only the adapter, at the end, so that a
+    killed training starts again."""
 
 
 def encode_example(prompt: Sequence[int], response: Sequence[int], eos: int | None, max_length: int) -> Example | None:
-    """Prompt, response and end token, cut at `max_length`; None when no token of the response is left."""
+    """Prompt, response and end token, cut at `max_length`; None if no token of the response is left."""
     answer = [*response] if eos is None else [*response, eos]
     ids = [*prompt, *answer][:max_length]
     labels = ([IGNORED] * len(prompt) + answer)[:max_length]
@@ -106,11 +106,11 @@ def num_steps(num_examples: int, how: tuple[int, int], epochs: float) -> int:
 def fine_tune(
     live: LiveAdapter, examples: Sequence[Example], work_dir: Path, *, how: FineTuning, pad: int, log: Log
 ) -> Path:
-    """Trains what the adapter lets train and returns the last checkpoint's folder, in `work_dir`.
+    """Trains the trainable parameters of the adapter; returns the folder of the last checkpoint, inside `work_dir`.
 
-    It takes up the newest whole checkpoint that it finds there. After every optimizer step a frozen B must be
-    bit-equal to what it was. `log(metrics, step)` gets loss, gradient norm and learning rate of each step, in the
-    main process. Raises ValueError when the loss is no longer finite.
+    Continues from the newest complete checkpoint in `work_dir`. After every optimizer step, a frozen B must be
+    bit-equal to its start. `log(metrics, step)` receives loss, gradient norm and learning rate of each step, in the
+    main process. ValueError if the loss is no longer finite.
     """
     with quiet():
         trainer = _AdapterTrainer(live, examples, _arguments(live, work_dir, how), pad)
@@ -125,9 +125,9 @@ def fine_tune(
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
-    """The last checkpoint that is as it was written; later ones, halves or damaged, are removed.
+    """The last checkpoint that is complete and undamaged; later ones, which are not, are removed.
 
-    Only for a `work_dir` that the caller knows to be of this training.
+    Use it only if `work_dir` is known to belong to this training.
     """
     found = [work_dir / name for name in checkpoint_names(work_dir)]
     while found and not _is_whole(found[-1]):
@@ -136,14 +136,14 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
 
 
 def checkpoint_names(work_dir: Path) -> list[str]:
-    """Names of the folders that the Trainer makes in `work_dir`, in the order of their steps."""
+    """Names of the Trainer's checkpoint folders in `work_dir`, in the order of their steps."""
     names = (p.name for p in work_dir.glob("checkpoint-*") if p.is_dir())
     found = [name for name in names if re.fullmatch(r"checkpoint-\d{1,18}", name)]
     return sorted(found, key=lambda name: int(name.rpartition("-")[2]))
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether all its files are to the last byte what was written."""
+    """Whether all files of a checkpoint have the bytes that were written."""
     try:
         sums = read_json(checkpoint / SUMS)
     except (OSError, ValueError):
@@ -197,17 +197,17 @@ def _arguments(live: LiveAdapter, work_dir: Path, how: FineTuning) -> TrainingAr
 
 
 def require_plain_launch() -> None:
-    """ValueError if `accelerate launch` would spread the model itself: the processes share the rows only."""
+    """ValueError if `accelerate launch` would spread the model itself: the processes share only the rows."""
     for way in OTHER_WAYS:
         if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() in ("true", "1"):
             raise ValueError(
                 f"accelerate is configured for {way}, which does not train an adapter on a frozen base; launch with"
-                " `accelerate launch --multi_gpu`, each process with the whole model, or --fsdp with a part of it"
+                " `accelerate launch --multi_gpu`, each process with the whole model, or with a part of it (`fsdp`)"
             )
 
 
 class _Arguments(TrainingArguments):
-    """One GPU a process, and no precision but ours, whatever GPUs or `accelerate config` there are."""
+    """One GPU per process, and our own choice of precision, whatever the GPUs and `accelerate config` are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,12 +215,12 @@ class _Arguments(TrainingArguments):
 
     @property
     def n_gpu(self) -> int:
-        """With more than one the Trainer would take `DataParallel`, whose batches and losses are others."""
+        """One: with more, the Trainer would use `DataParallel`, with other batches and losses."""
         return min(super().n_gpu, 1)
 
 
 class _AdapterTrainer(Trainer):
-    """The Trainer, whose optimizer gets exactly what the adapter lets train, after a resume too."""
+    """The Trainer, with an optimizer over exactly the adapter's trainable parameters, also after a resume."""
 
     def __init__(self, live: LiveAdapter, examples: Sequence[Example], arguments: TrainingArguments, pad: int) -> None:
         self._live = live
@@ -239,7 +239,7 @@ class _AdapterTrainer(Trainer):
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter alone, which is whole in every process: a base that they share is never gathered to be saved."""
+        """Saves the adapter alone, which is whole in every process: a shared base is never gathered."""
         adapter = {name: tensor for name, tensor in self.model.named_parameters() if ADAPTER in name.split(".")}
         super()._save(output_dir, state_dict=adapter)
 
@@ -254,11 +254,11 @@ class _AdapterTrainer(Trainer):
             folder = Path(self.args.output_dir)
             shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
             reason = str(e).partition("\n")[0]
-            raise OSError(f"{folder}: no checkpoint can be written ({reason}); make room and run again") from e
+            raise OSError(f"{folder}: no checkpoint can be written ({reason}); free some space and run again") from e
 
 
 class _Curves(TrainerCallback):
-    """Hands each step's numbers on, and stops a training that has diverged."""
+    """Passes each step's numbers on, and stops a training that has diverged."""
 
     def __init__(self, log: Log) -> None:
         self._log = log

@@ -1,4 +1,4 @@
-"""Asking a causal language model: greedy answers to many questions at once."""
+"""Generation by a causal language model: greedy answers to many questions at once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from subspacelab.models.tokens import encode_prompts, max_positions, padding_id,
 def greedy_answers(
     model: Any, tokenizer: Any, queries: Sequence[str], *, max_new_tokens: int, batch_size: int
 ) -> list[str]:
-    """The model's most likely answer to each query, without the prompt, up to its end token.
+    """The model's greedy answer to each query, without the prompt, up to its end token.
 
-    Prompts (`prompt_of`) are padded on the left, so that every row's answer starts at the same position; answers end
-    where the model's positions do. A model in training mode is asked in evaluation mode and put back. ValueError for
-    a prompt that the model has no room or no embedding for.
+    Prompts (`prompt_of`) are padded on the left, so that all answers start at the same position; answers stop at the
+    model's last position. The model is put in evaluation mode and restored afterwards. ValueError for a prompt that is
+    too long or has a token without an embedding.
     """
     training = model.training
     model.eval()

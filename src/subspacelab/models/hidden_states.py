@@ -14,55 +14,55 @@ from subspacelab.core.files import remove_folder
 
 Offload = Literal["auto", "device", "cpu", "disk"]
 DEVICE_SHARE, MEMORY_SHARE = 4, 2
-"""`auto` takes the device for what fits into a quarter of its free memory, then RAM for what fits into half of it."""
+"""`auto` uses the device if the states fit into a quarter of its free memory, else RAM if they fit into half of it."""
 
 
 class HiddenStates:
-    """States of each batch before the block that is next, and those after it that are there already."""
+    """The states of each batch before the current block, and those after it that are already computed."""
 
     def __init__(self, place: torch.device) -> None:
         self.depth = -1
-        """Number of blocks that all states have passed; -1 before they are embedded."""
+        """Number of blocks that all states have passed; -1 before the embedding."""
         self._place = place
         self._states: dict[int, Tensor] = {}
 
     def before(self, batch: int) -> Tensor:
-        """The states of a batch before the block that is next."""
+        """The states of a batch before the current block."""
         return self._states[batch]
 
     def put(self, batch: int, states: Tensor) -> None:
-        """Keeps the states of a batch after that block."""
+        """Stores the states of a batch after the current block."""
         self._states[batch] = states.to(self._place)
 
     def advance(self) -> None:
-        """All batches have passed the block."""
+        """Moves on to the next block; all batches must have passed the current one."""
         self.depth += 1
 
 
 class StatesOnDisk(HiddenStates):
-    """The same in a folder, a file per batch: read and written one at a time, and found again after a kill."""
+    """Hidden states in a folder, one file per batch: read and written one at a time, and found again after a kill."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(torch.device("cpu"))
         self._folder = folder
 
     def before(self, batch: int) -> Tensor:
-        """The states of a batch before the block that is next."""
+        """The states of a batch before the current block."""
         return read_tensors(self._file(self.depth, batch))[0]["states"]
 
     def put(self, batch: int, states: Tensor) -> None:
-        """Keeps the states of a batch after that block, beside those before it."""
+        """Stores the states of a batch after the current block, beside those before it."""
         file = self._file(self.depth + 1, batch)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(file, {"states": states})
 
     def advance(self) -> None:
-        """All batches have passed the block, and what it made of them is kept: the states before it go."""
+        """Moves on to the next block and removes the states before the current one, whose results must be stored."""
         super().advance()
         self._drop(self.depth - 1)
 
     def resume(self, depth: int) -> bool:
-        """Goes on with the states after `depth` blocks, if they are all there."""
+        """Continues with the states after `depth` blocks, if all of them exist."""
         if depth < 1 or not self._file(depth, 0).parent.is_dir():
             return False
         self.depth = depth
@@ -79,7 +79,7 @@ class StatesOnDisk(HiddenStates):
 
 
 def open_states(offload: Offload, num_bytes: int, device: torch.device, folder: Path) -> HiddenStates:
-    """Where states of `num_bytes` are kept: as asked for, or the first place with room; `folder` is for the disk."""
+    """A place for states of `num_bytes`: the requested one, or the first that is large enough; on disk, `folder`."""
     if offload == "auto":
         offload = _first_with_room(num_bytes, device, folder)
     if offload == "disk":
@@ -96,6 +96,6 @@ def _first_with_room(num_bytes: int, device: torch.device, folder: Path) -> Offl
     if 2 * num_bytes > (free := shutil.disk_usage(near).free):
         raise ValueError(
             f"the hidden states of the calibration take {num_bytes:.3g} bytes, more than half of memory, and twice that"
-            f" on disk, where {free:.3g} are free at {near}: lower --calib-loader-size or --seq-len"
+            f" on disk, where {free:.3g} are free at {near}: lower `calib_loader_size` or `seq_len`"
         )
     return "disk"

@@ -27,7 +27,7 @@ class LlamaSizes:
 
 @dataclass(frozen=True)
 class TextTokens:
-    """What a model must know of its tokenizer."""
+    """Facts about the tokenizer that the model needs."""
 
     vocab_size: int
     """Rows of the embedding."""
@@ -40,7 +40,7 @@ class TextTokens:
 
 
 def build_llama(sizes: LlamaSizes, tokens: TextTokens, *, seed: int) -> LlamaForCausalLM:
-    """A model with weights drawn from `seed`, embedding and head apart; torch's global generator is left alone."""
+    """A model with weights drawn from `seed`, embedding and head separate; torch's global generator is not changed."""
     config = LlamaConfig(
         vocab_size=tokens.vocab_size,
         hidden_size=sizes.hidden,
@@ -66,5 +66,5 @@ def save_llama(model: LlamaForCausalLM, folder: Path, *, max_shard_size: str = "
 
 
 def load_llama(folder: Path) -> tuple[LlamaForCausalLM, Any]:
-    """Reads a folder's model in float32, in evaluation mode, and its tokenizer."""
+    """Loads a folder's model in float32, in evaluation mode, and its tokenizer."""
     return load_causal_lm(folder, dtype=torch.float32, device=torch.device("cpu")), load_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""The factors of an adapter: how PEFT starts them, and the ordinary LoRA pair on the original weights."""
+"""The factors of an adapter: how PEFT initialises them, and the equivalent plain LoRA pair on the original weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,25 +21,25 @@ class Factors:
     B: Float[Tensor, "r in"]
     """Down-projection."""
     A0: Float[Tensor, "out r"] | None = None
-    """Up-projection that was taken out of W at the start; None where W_res = W."""
+    """Up-projection that was subtracted from W at the start; None if W_res = W."""
     B0: Float[Tensor, "r in"] | None = None
-    """Down-projection that was taken out of W at the start; None where W_res = W."""
+    """Down-projection that was subtracted from W at the start; None if W_res = W."""
 
 
 def residual(w: Float[Tensor, "out in"], factors: Factors) -> Float[Tensor, "out in"]:
-    """W_res = W - A0 B0, computed in float64 and rounded once to the dtype of `w`; `w` itself where W_res = W."""
+    """W_res = W - A0 B0, computed in float64 and rounded once to the dtype of `w`; `w` itself if W_res = W."""
     return w if factors.A0 is None else _added(w, -_product(factors))
 
 
 def original(w_res: Float[Tensor, "out in"], factors: Factors) -> Float[Tensor, "out in"]:
-    """W = W_res + A0 B0, to the rounding of one addition; `w_res` itself where W_res = W."""
+    """W = W_res + A0 B0, up to the rounding of one addition; `w_res` itself if W_res = W."""
     return w_res if factors.A0 is None else _added(w_res, _product(factors))
 
 
 def to_lora(factors: Factors, *, down_frozen: bool) -> tuple[Float[Tensor, "k in"], Float[Tensor, "out k"]]:
     """PEFT's (lora_A, lora_B) on the original W, with lora_B lora_A = A B - A0 B0.
 
-    k = r where W_res = W (B, A), and where B never moved (B, A - A0). Else k = 2 r: ([B; B0], [A, -A0]).
+    k = r if W_res = W: (B, A); also if B never changed: (B, A - A0). Else k = 2 r: ([B; B0], [A, -A0]).
     """
     a, b, a0, b0 = factors.A, factors.B, factors.A0, factors.B0
     if a0 is None or b0 is None:
@@ -58,7 +58,7 @@ def from_lora(
     *,
     down_frozen: bool,
 ) -> Factors:
-    """The inverse of `to_lora`; `initial` is (A0, B0), None where W_res = W."""
+    """The inverse of `to_lora`; `initial` is (A0, B0), None if W_res = W."""
     if initial is None:
         return Factors(lora_b, lora_a)
     a0, b0 = initial
@@ -76,16 +76,16 @@ def _product(factors: Factors) -> Float[Tensor, "out in"]:
 
 
 def _added(w: Float[Tensor, "out in"], update: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-    """The sum in float64, where there is float64, in the dtype and on the device of `w`."""
+    """The sum, computed in float64 where possible; in the dtype and on the device of `w`."""
     place = float64_place(w.device)
     return (w.to(place).double() + update.to(place)).to(w.dtype).to(w.device)
 
 
 def peft_start(linear: nn.Linear, rank: int, init: bool | str) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]]:
-    """(A, B) = (lora_B, lora_A) as `init_lora_weights=init` starts them on this layer, float32 on the CPU.
+    """(A, B) = (lora_B, lora_A) as `init_lora_weights=init` initialises them on this layer, float32 on the CPU.
 
-    True draws from torch's global generator; "pissa" takes the top of the layer's SVD; "corda" what
-    `prepare_corda` left at the layer, and takes it away.
+    True draws from torch's global generator; "pissa" takes the leading terms of the layer's SVD; "corda" uses, and then
+    removes, what `prepare_corda` stored at the layer.
     """
     from peft import LoraConfig, get_peft_model  # seconds, which who reads an adapter need not wait for
     from peft.tuners.lora.config import CordaConfig
@@ -104,10 +104,10 @@ def peft_start(linear: nn.Linear, rank: int, init: bool | str) -> tuple[Float[Te
 
 
 def prepare_corda(model: Any, targets: list[str], rank: int, run_model: Callable[[], None]) -> None:
-    """CorDA's decomposition svd(W C) C^-1 of each target, kept at the layer for `peft_start`.
+    """Stores CorDA's decomposition svd(W C) C^-1 at each target, for `peft_start`.
 
-    kpm: the directions of least energy, which preserve knowledge (arXiv 2406.05223). `run_model` must run the model
-    on one unpadded window at a time; C of every target is held at once, in float32.
+    kpm: the directions of least energy, which preserve knowledge (arXiv 2406.05223). `run_model` must run the model on
+    one unpadded window at a time; C of every target is held at once, in float32.
     """
     from peft import LoraConfig
     from peft.tuners.lora.config import CordaConfig
@@ -123,12 +123,12 @@ def prepare_corda(model: Any, targets: list[str], rank: int, run_model: Callable
     try:
         preprocess_corda(model, config, run_model=run_model)
     except ValueError as e:  # PEFT names neither the layer nor the cause
-        raise ValueError(f"corda: PEFT cannot start from these inputs ({e}); a layer may be fed zeros alone") from e
+        raise ValueError(f"corda: PEFT cannot start from these inputs ({e}); all inputs of a layer may be zero") from e
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's global generator at `seed` inside, as it was outside: PEFT has no other source of chance."""
+    """Sets torch's global generator, PEFT's only source of randomness, to `seed` within the block."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

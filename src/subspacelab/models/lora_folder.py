@@ -1,4 +1,4 @@
-"""An adapter as a folder that plain PEFT loads on the original base: its files, and what they must hold."""
+"""An adapter as a folder that plain PEFT loads on the original base: its files and their checks."""
 
 import hashlib
 import json
@@ -29,22 +29,22 @@ META, WEIGHTS, CONFIG, INITIAL = (
     "initial.safetensors",
 )
 PREFIX = "base_model.model."
-"""What PEFT puts before a module's name in its files."""
+"""Prefix that PEFT puts before a module's name in its files."""
 PLAIN: dict[str, Any] = {
     **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out"), False),
     **dict.fromkeys(("modules_to_save", "layers_to_transform")),
     **{"bias": "none", "rank_pattern": {}, "alpha_pattern": {}},
 }
-"""What every `adapter_config.json` of ours says: PEFT's result is W + A B and nothing else."""
+"""Settings of every `adapter_config.json` that we write: PEFT then computes W + A B and nothing else."""
 T = TypeVar("T")
 
 AGAIN = "build the adapter again"
 FILES = (META, WEIGHTS, CONFIG, INITIAL)
-"""All that an adapter's folder holds."""
+"""All files of an adapter's folder."""
 
 
 class _Base(BaseModel):
-    """What an adapter was built on."""
+    """The base that an adapter was built on."""
 
     reference: str
     revision: str | None
@@ -52,7 +52,7 @@ class _Base(BaseModel):
 
 
 class _Meta(BaseModel):
-    """What `nullspace.json` must say; it says more."""
+    """The required keys of `nullspace.json`; there are more."""
 
     method: str
     rank: PositiveInt
@@ -68,7 +68,7 @@ class _Meta(BaseModel):
 
 
 class _PlainLora(BaseModel):
-    """What `adapter_config.json` must say for PEFT to read it as the adapter that was written."""
+    """The values that `adapter_config.json` must have, so that PEFT loads the adapter as it was written."""
 
     peft_type: Literal["LORA"]
     r: PositiveInt
@@ -77,7 +77,7 @@ class _PlainLora(BaseModel):
 
 
 def write_adapter(folder: Path, factors: Mapping[str, Factors], meta: Mapping[str, Any]) -> None:
-    """Writes an ordinary LoRA adapter on the original base, its start, and `nullspace.json`: whole or not at all."""
+    """Writes a plain LoRA adapter on the original base, its start, and `nullspace.json`: whole or not at all."""
     tensors: dict[str, Tensor] = {}
     initial: dict[str, Tensor] = {}
     for name, f in factors.items():
@@ -102,7 +102,7 @@ def write_lora(
     *,
     fan_in_fan_out: bool = False,
 ) -> None:
-    """Writes module -> (lora_A, lora_B) of any ranks as an ordinary LoRA adapter of scaling 1 into `folder`.
+    """Writes module -> (lora_A, lora_B) of any ranks as a plain LoRA adapter of scaling 1 into `folder`.
 
     `base` has `reference` and `revision`. Patterns are whole names: `^` keeps one from matching the end of another.
     """
@@ -120,7 +120,7 @@ def write_lora(
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The contents of `nullspace.json`; ValueError when it is missing or says too little."""
+    """The content of `nullspace.json`; ValueError if it is missing or incomplete."""
     path = folder / META
     if not path.is_file():
         raise ValueError(
@@ -132,10 +132,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
-    """The base model that `nullspace.json` (`meta`) names, or `base` in its place.
+    """The base model named by `nullspace.json` (`meta`), or `base` in its place.
 
-    ValueError that names `--base` for a folder that is not where it was: it is never looked for on the hub, where
-    anybody may have given its name to another model.
+    ValueError that names `base` if the folder is no longer there: it is never looked up on the hub, where anybody may
+    have given its name to another model.
     """
     if base is not None:
         return resolve_reference(base)
@@ -143,17 +143,19 @@ def base_of(meta: Mapping[str, Any], base: str | None = None) -> Source:
     if revision is not None:
         return resolve_reference(f"{reference}@{revision}")
     if not of_pipeline(reference) and not expanded(reference).exists():
-        raise ValueError(f"the adapter's base, {reference}, is no such checkpoint on this disk; name it by --base")
+        raise ValueError(
+            f"the adapter's base, {reference}, is no such checkpoint on this disk; give its place as `base`"
+        )
     return resolve_reference(reference)
 
 
 def require_plain_lora(folder: Path) -> None:
-    """ValueError unless `adapter_config.json` is that of an ordinary LoRA, which no code of elsewhere is run for."""
+    """ValueError unless `adapter_config.json` describes a plain LoRA, for which PEFT runs no foreign code."""
     read_schema(_PlainLora, read_json(folder / CONFIG), folder / CONFIG, AGAIN)
 
 
 def read_schema(kind: type[T], content: Any, path: Path, remedy: str) -> T:
-    """`content`, which was read from `path`, as that kind; ValueError names the key in which it is not."""
+    """`content`, read from `path`, as an instance of that type; ValueError names the wrong key."""
     try:
         return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as e:
@@ -166,9 +168,9 @@ def read_schema(kind: type[T], content: Any, path: Path, remedy: str) -> T:
 
 
 def require_own_config(folder: Path) -> None:
-    """ValueError if PEFT has saved here since: its `adapter_config.json` ends without a line's end, ours with one.
+    """ValueError if PEFT has saved here since: PEFT's `adapter_config.json` ends without a newline, ours with one.
 
-    A damaged one is made anew with the rest.
+    A damaged one is accepted, since it is rewritten with the rest.
     """
     path = folder / CONFIG
     try:
@@ -177,13 +179,13 @@ def require_own_config(folder: Path) -> None:
         return
     if not holds(path, json_bytes(content)):
         raise ValueError(
-            f"{path}: not as it was written, by PEFT or by hand, and what was trained or set there would be lost; "
+            f"{path}: changed since it was written, by PEFT or by hand, and the change would be lost; "
             "give another folder, or move it away"
         )
 
 
 def is_intact(folder: Path, meta: Mapping[str, Any]) -> bool:
-    """Whether `adapter_config.json` can be read and the tensors are those written with `nullspace.json` (`meta`)."""
+    """Whether `adapter_config.json` can be read and the tensors match the digests in `nullspace.json` (`meta`)."""
     files = meta.get("files", {})
     try:
         read_json(folder / CONFIG)
@@ -193,7 +195,7 @@ def is_intact(folder: Path, meta: Mapping[str, Any]) -> bool:
 
 
 def base_digest(weight: Float[Tensor, "out in"]) -> str:
-    """SHA-256 of a weight's entries in float32: tells two checkpoints of one architecture apart."""
+    """SHA-256 of a weight's entries in float32: distinguishes two checkpoints of one architecture."""
     whole: Any = weight.detach()
     whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole  # of a model that processes share
     entries = whole.float().cpu().contiguous().view(torch.uint8)
@@ -201,7 +203,7 @@ def base_digest(weight: Float[Tensor, "out in"]) -> str:
 
 
 def lora_config(targets: list[str], rank: int) -> "LoraConfig":
-    """An ordinary LoRA of scaling 1 on modules named in full, biases frozen."""
+    """A plain LoRA config of scaling 1 for modules with full names, biases frozen."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -210,7 +212,7 @@ def lora_config(targets: list[str], rank: int) -> "LoraConfig":
 
 
 def _config_json(targets: list[str], rank: int, base: Mapping[str, Any]) -> dict[str, Any]:
-    """`adapter_config.json`: PEFT's own would list the modules in an order that changes from process to process."""
+    """`adapter_config.json`, written by us: PEFT would list the modules in an order that changes between processes."""
     import peft
 
     config = lora_config(targets, rank).to_dict()
@@ -219,9 +221,10 @@ def _config_json(targets: list[str], rank: int, base: Mapping[str, Any]) -> dict
 
 
 def read_factors(folder: Path, meta: Mapping[str, Any]) -> dict[str, Factors]:
-    """Module -> its factors, as `nullspace.json` (`meta`) announces them.
+    """Module -> its factors, as `nullspace.json` (`meta`) lists them.
 
-    ValueError for NaN, gaps, other shapes, and an `adapter_config.json` by which PEFT would make another adapter.
+    ValueError for NaN, missing factors, other shapes, and an `adapter_config.json` that PEFT would read as another
+    adapter.
     """
     tensors, _ = read_tensors(folder / WEIGHTS)
     initial = read_tensors(folder / INITIAL)[0] if (folder / INITIAL).exists() else {}

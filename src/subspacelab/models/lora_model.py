@@ -1,4 +1,4 @@
-"""An adapter alive in its model: attached by PEFT, opened from its folder, and what of it trains."""
+"""An adapter inside its model: attached by PEFT or opened from its folder, and its trainable parameters."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,32 +28,32 @@ from subspacelab.models.lora_folder import (
 )
 
 ADAPTER = "default"
-"""The name under which PEFT keeps our adapter."""
+"""Name of our adapter in PEFT."""
 DOWN, UP = "lora_A", "lora_B"
 """PEFT's names of B [r in] and A [out r]."""
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without the warning that peft 0.21 earns by asking transformers 5.23 for a property by its old name."""
+    """Hides the warning of peft 0.21, which asks transformers 5.23 for a property by its old name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
 def lora_layers(model: Any) -> Iterator[tuple[str, LoraLayer]]:
-    """Name in the base model and layer of everything that our adapter is on."""
+    """Name in the base model -> adapted layer, for all layers of our adapter."""
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
             yield name, module
 
 
 def set_trainable(model: Any, *, up: bool, down: bool) -> None:
-    """Lets exactly the up-projections and/or the down-projections of our adapter train, and nothing else.
+    """Makes exactly the up-projections and/or the down-projections of our adapter trainable.
 
     A frozen down-projection is entered in PEFT's own list of weights that stay frozen, which `set_adapter`,
-    `enable_adapters`, loading and `set_requires_grad` respect. RuntimeError if PEFT does not: a version that
-    has dropped the list would train B without a word.
+    `enable_adapters`, loading and `set_requires_grad` respect. RuntimeError if PEFT does not respect it: a version
+    without the list would silently train B.
     """
     for _, layer in lora_layers(model):
         _register(layer, frozen=not down)
@@ -66,7 +66,7 @@ def set_trainable(model: Any, *, up: bool, down: bool) -> None:
 
 
 def require_trainable(model: Any, *, up: bool, down: bool) -> None:
-    """RuntimeError, naming a parameter, unless exactly the wanted ones train."""
+    """RuntimeError, naming a parameter, unless exactly the wanted ones are trainable."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wrong = sorted(trained ^ _wanted(model, up=up, down=down))
     if wrong:
@@ -77,7 +77,7 @@ def require_trainable(model: Any, *, up: bool, down: bool) -> None:
 
 
 def _wanted(model: Any, *, up: bool, down: bool) -> set[str]:
-    """Full names of the parameters that shall train, found by the layers and not by a pattern in a name."""
+    """Full names of the parameters to train, found by the layers and not by a name pattern."""
     allowed = {
         id(getattr(layer, kind)[ADAPTER].weight)
         for _, layer in lora_layers(model)
@@ -88,7 +88,7 @@ def _wanted(model: Any, *, up: bool, down: bool) -> set[str]:
 
 
 def _register(layer: LoraLayer, *, frozen: bool) -> None:
-    """Enters B in PEFT's list, or takes it out; a copy, since the list starts as one that all layers share."""
+    """Adds B to PEFT's list, or removes it, in a copy of the list, since all layers share one at first."""
     if not hasattr(layer, "frozen_peft_weight_names"):
         raise RuntimeError(f"peft {peft.__version__} keeps no list of frozen adapter weights; install peft 0.21")
     names = dict(layer.frozen_peft_weight_names)
@@ -97,9 +97,9 @@ def _register(layer: LoraLayer, *, frozen: bool) -> None:
 
 
 def load_plain(base: Path, adapter: Path, *, device: torch.device) -> Any:
-    """The base model in `base` with the adapter in `adapter` on it, in evaluation mode, all frozen.
+    """The base model in `base` with the adapter in `adapter`, in evaluation mode, all frozen.
 
-    Returned is the base's own class with LoRA layers in it, so that it generates as the base does.
+    The result has the base's own class, with LoRA layers inside, so that it generates as the base does.
     """
     require_plain_lora(adapter)
     model = load_causal_lm(base, device=device)
@@ -109,23 +109,23 @@ def load_plain(base: Path, adapter: Path, *, device: torch.device) -> Any:
 
 @dataclass(frozen=True)
 class LiveAdapter:
-    """A PEFT model whose base weights are W_res and whose LoRA tensors are A and B: training it is plain training."""
+    """A PEFT model with base weights W_res and LoRA tensors A and B, so that plain training trains it."""
 
     model: Any
     """The PeftModel."""
     meta: dict[str, Any]
-    """The contents of `nullspace.json`."""
+    """The content of `nullspace.json`."""
     initial: dict[str, tuple[Tensor, Tensor]]
-    """Module -> (A0, B0); empty where W_res = W."""
+    """Module -> (A0, B0); empty if W_res = W."""
 
     @property
     def down_frozen(self) -> bool:
-        """Whether B stays as it was built."""
+        """Whether B keeps its initial value."""
         frozen: bool = self.meta["down_frozen"]
         return frozen
 
     def factors(self) -> dict[str, Factors]:
-        """Module -> its factors; A and B are the live parameters."""
+        """Module -> its factors; A and B are the parameters themselves, not copies."""
         pairs: dict[str, tuple[Any, Any]] = {
             name: (layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]) for name, layer in lora_layers(self.model)
         }
@@ -135,18 +135,18 @@ class LiveAdapter:
         }
 
     def residual_weight(self, module: str) -> Float[Tensor, "out in"]:
-        """W_res, the live base weight of a module."""
+        """W_res, the base weight of a module in the live model."""
         layer: Any = dict(lora_layers(self.model))[module]
         weight: Tensor = layer.get_base_layer().weight
         return weight
 
     def base_weight(self, module: str) -> Float[Tensor, "out in"]:
-        """W, the weight in the original checkpoint; where W_res differs, to the rounding of one addition."""
+        """W, the weight in the original checkpoint; if W_res differs from it, up to the rounding of one addition."""
         return original(self.residual_weight(module).detach(), self.factors()[module])
 
 
 def attach_adapter(model: Any, factors: Mapping[str, Factors], meta: dict[str, Any]) -> LiveAdapter:
-    """Puts factors on the linear layers of a base model, in place, and leaves everything frozen."""
+    """Puts factors on the linear layers of a base model, in place; everything is frozen."""
     linears = target_linears(model)
     # PEFT's random start is overwritten: it must not move the caller's generator.
     with torch.no_grad(), torch.random.fork_rng():
@@ -175,11 +175,11 @@ def open_adapter(
     dtype: torch.dtype | None = None,
     shares: int = 1,
 ) -> LiveAdapter:
-    """The adapter of `folder` on its base, which `nullspace.json` names unless `base` does.
+    """Opens the adapter in `folder` on its base, named by `nullspace.json` or by `base`.
 
-    `trainable` lets A train, and B where the method says so; otherwise everything is frozen. ValueError, in one line,
-    for a folder that is incomplete, holds NaN or wrong shapes, or belongs to another base. `dtype` is the base's; the
-    adapter's factors are in float32 whatever it is. `shares` as in `load_causal_lm`; the adapter is whole everywhere.
+    With `trainable`, A is trainable, and B if the method trains it; otherwise everything is frozen. ValueError, in one
+    line, if the folder is incomplete, has NaN or wrong shapes, or belongs to another base. `dtype` is the base's; the
+    adapter's factors are always float32. `shares` as in `load_causal_lm`; the adapter is whole in every process.
     """
     meta = read_meta(folder)
     source = base_of(meta, base)
@@ -197,7 +197,7 @@ def open_adapter(
 def require_base(
     model: Any, factors: Mapping[str, Factors], meta: Mapping[str, Any], reference: str, folder: Path
 ) -> None:
-    """ValueError unless every module is there in its shape, and the first has the weights that were built on."""
+    """ValueError unless every module exists in its shape, and the first has the weights of the build."""
     modules = dict(model.named_modules())
     for name, f in factors.items():
         shape = (f.A.shape[0], f.B.shape[1])

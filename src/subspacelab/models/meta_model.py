@@ -1,4 +1,4 @@
-"""A causal language model without its weights, and the shards they are read from part by part."""
+"""A causal language model without its weights, and a reader that loads parts of them from the shards."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
 
 class Shards:
-    """Reads parts of a model out of its folder, under the names and in the form that transformers gives them."""
+    """Reads parts of a model from its folder, with the names and conversions of transformers."""
 
     def __init__(self, folder: Path, model: Any, device: torch.device) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -34,14 +34,14 @@ class Shards:
             }
 
     def divide(self, blocks: Sequence[str]) -> None:
-        """Reads what is in none of the `blocks`, nor an end of the model: norms and learned positions, for instance."""
+        """Loads parameters outside the `blocks` and the ends of the model, such as norms and learned positions."""
         ends = [name for name, module in self._model.named_modules() if module in self._end_modules()]
         apart = tuple(f"{name}." for name in [*blocks, *ends])
         self._read([name for name, place in self._places.items() if not place.startswith(apart)])
 
     @contextmanager
     def ends(self) -> Iterator[None]:
-        """With the input embeddings and the output head."""
+        """Holds the input embeddings and the output head in memory within the block of code."""
         ends = self._end_modules()
         names = tuple(f"{name}." for name, module in self._model.named_modules() if module in ends)
         self._read([name for name, place in self._places.items() if place.startswith(names)])
@@ -55,7 +55,7 @@ class Shards:
 
     @contextmanager
     def loaded(self, block: str) -> Iterator[None]:
-        """With the weights of a block."""
+        """Holds a block's weights in memory within the block of code."""
         self._read([name for name, place in self._places.items() if place.startswith(f"{block}.")])
         try:
             yield
@@ -67,7 +67,7 @@ class Shards:
         return [module for module in ends if module is not None]
 
     def _read(self, names: Sequence[str]) -> None:
-        """Puts stored tensors in their places. The shard is closed afterwards: mapped pages count as memory."""
+        """Loads stored tensors into the model. The shard is closed afterwards, since mapped pages count as memory."""
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
@@ -80,7 +80,7 @@ class Shards:
 
 
 def let_go(module: nn.Module) -> None:
-    """Takes the weights of a module out of memory; their shapes stay."""
+    """Frees the weights of a module; their shapes stay."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             empty = torch.empty_like(parameter, device="meta")
@@ -88,9 +88,9 @@ def let_go(module: nn.Module) -> None:
 
 
 def describe_causal_lm(folder: Path, *, device: torch.device) -> tuple[Any, Shards]:
-    """The model in a folder with shapes, names and buffers and no weights, and what reads them.
+    """The model in a folder with shapes, names and buffers but without weights, and their reader.
 
-    Refuses what `load_causal_lm` refuses, but for a model that looks ahead, which shows when it runs.
+    Errors as `load_causal_lm`, except that a model with look-ahead attention is detected only when it runs.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM

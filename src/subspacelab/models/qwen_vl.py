@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: building a small one, reading and writing folders, and the parts that training and decoding call."""
+"""Qwen2.5-VL: building a small one, reading and writing folders, and the parts used in training and decoding."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class QwenVLSizes:
 def build_qwen_vl(
     sizes: QwenVLSizes, *, vocab_size: int, token_ids: dict[str, int], initializer_range: float = 0.02
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """A freshly initialised model (torch's global generator), embeddings tied as in the 3B.
+    """A freshly initialised model (torch's global generator), with tied embeddings as in the 3B model.
 
     `token_ids` holds image_token_id, video_token_id, vision_start_token_id, vision_end_token_id and eos_token_id.
     """
@@ -81,7 +81,7 @@ def build_qwen_vl(
 
 
 def load_qwen_vl(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
-    """Reads a folder in float32, in evaluation mode."""
+    """Loads a folder in float32, in evaluation mode."""
     logging.disable_progress_bar()  # a small model is there before a bar is
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
@@ -103,6 +103,6 @@ def vision_tokens(model: Any, batch: dict[str, Tensor]) -> Float[Tensor, "batch 
 def prompt_embeddings(
     model: Any, input_ids: Int[Tensor, "batch length"], pictures: Float[Tensor, "batch tokens dim"]
 ) -> Float[Tensor, "batch length dim"]:
-    """Text embeddings with the picture's tokens in their place, straight after the first token."""
+    """Text embeddings with the picture's tokens inserted directly after the first token."""
     text = model.get_input_embeddings()(input_ids)
     return torch.cat([text[:, :1], pictures, text[:, 1 + pictures.shape[1] :]], dim=1)

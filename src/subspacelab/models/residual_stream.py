@@ -1,4 +1,4 @@
-"""The residual stream of a causal language model: what its blocks read and add to, seen while text passes through."""
+"""The residual stream of a causal language model, observed while text passes through its blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from subspacelab.models.causal_lm import trunk_of
 
 
 def blocks_of(model: Any) -> nn.ModuleList:
-    """The blocks in their order; ValueError for a model that keeps them in no list of its own."""
+    """The blocks in order; ValueError if the model has no list of blocks."""
     if not hasattr(model, "config"):
         raise ValueError(f"{type(model).__name__}: no model of transformers; give a causal language model")
     depth = model.config.get_text_config().num_hidden_layers
@@ -27,8 +27,8 @@ def blocks_of(model: Any) -> nn.ModuleList:
 def watched_stream(model: Any, take: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Within the block, calls `take(layer, x)` as the model runs: x [batch, length, dim] is the residual stream.
 
-    Layer 0 is what the first block reads, the embedding; layer i is what block i - 1 leaves. The last one is before the
-    final norm.
+    Layer 0 is the input of the first block, the embedding; layer i is the output of block i - 1. The last layer is
+    before the final norm.
     """
     blocks = blocks_of(model)
 
@@ -51,7 +51,7 @@ def watched_stream(model: Any, take: Callable[[int, Tensor], None]) -> Iterator[
 
 
 def run_trunk(model: Any, ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]) -> None:
-    """The model without its head: no logits are wanted."""
+    """Runs the model without its head, when no logits are needed."""
     with torch.inference_mode():
         trunk_of(model)(input_ids=ids.to(model.device), attention_mask=mask.long().to(model.device), use_cache=False)
 

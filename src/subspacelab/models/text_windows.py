@@ -1,4 +1,4 @@
-"""Windows of text for a model, by its own tokenizer."""
+"""Windows of text for a model, tokenised by its own tokenizer."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.tokens import encode, prefix_of, read_model_config, require_readable
 
 CHARACTERS_PER_TOKEN = 8
-"""Characters of text taken at first for each token that is asked for: twice what English needs. Four times as many
-are taken where they do not suffice."""
+"""Characters of text read at first for each requested token: twice what English needs. If they are too few, four times
+as many are read."""
 
 
 def text_windows(model: Path, texts: Sequence[str], num_windows: int, seq_len: int, seed: int) -> Windows:
-    """Windows of `texts` by the tokenizer in the folder `model`, as `cut_windows` draws them.
+    """Windows of `texts` by the tokenizer in the folder `model`, drawn as `cut_windows` does.
 
-    Each begins with what the tokenizer puts before a text; its end token stands after each document. Of a text much
-    longer than what is asked for, stretches are drawn by `seed` first, and only they are tokenised. ValueError for
-    a window that is longer than the model's positions, and for a token that it has no embedding of.
+    Each window begins with the tokens that the tokenizer puts before a text; an end token follows each document. If the
+    text is much longer than needed, stretches are drawn by `seed` first, and only these are tokenised. ValueError if a
+    window is longer than the model's positions, or has a token without an embedding.
     """
     config, tokenizer = read_model_config(model), load_tokenizer(model)
     prefix = prefix_of(tokenizer, texts[0])
@@ -34,7 +34,7 @@ def text_windows(model: Path, texts: Sequence[str], num_windows: int, seq_len: i
         if not windows.shortage or num_windows * length >= total:
             break
         length *= 4
-    require_readable(config, tokenizer, windows.input_ids.tolist(), remedy="shorten --seq-len")
+    require_readable(config, tokenizer, windows.input_ids.tolist(), remedy="shorten `seq_len`")
     return replace(windows, prefix=tuple(tokenizer.convert_ids_to_tokens(prefix)))
 
 
@@ -43,8 +43,9 @@ def _encode(tokenizer: Any, documents: Sequence[str]) -> list[int]:
 
 
 def _draw(texts: Sequence[str], num_windows: int, length: int, seed: int) -> Iterator[Sequence[str]]:
-    """Stretches that do not overlap, in the text's order, of `num_windows` times `length` characters together, each
-    twice as long as that; or all of the text as one, where it is no longer.
+    """Stretches of `texts` that do not overlap, in their order, with `num_windows` times `length` characters in all.
+
+    Each stretch has twice `length` characters. A text that is not longer than the total is returned as one stretch.
     """
     ends = list(accumulate(map(len, texts)))
     if ends[-1] <= num_windows * length:

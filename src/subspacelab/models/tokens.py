@@ -1,19 +1,19 @@
-"""Text as a causal language model reads it: token ids with what its tokenizer puts in front, within its tables."""
+"""Text as token ids for a causal language model: with the tokenizer's prefix, within positions and vocabulary."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 PART, BATCH = 1 << 14, 64
-"""Characters of a text, and such parts, that a tokenizer is given at once: it takes some 360 bytes for each."""
+"""Characters per part of a text, and parts per call of the tokenizer, which needs about 360 bytes per character."""
 _POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
-"""What families call the length of their tables; the second is MPT's, the third that of speech models."""
+"""Names of the maximum length in different families; the second is MPT's, the third that of speech models."""
 _COUNT_FROM_PADDING = ("roberta", "camembert", "data2vec-text", "xmod")
-"""Kinds of models whose first position is the padding's id + 1."""
+"""Model types whose first position is the padding's id + 1."""
 
 
 def read_model_config(folder: Path) -> Any:
-    """The configuration of a model's folder as transformers reads it; no code of the folder runs."""
+    """The configuration of a model's folder as transformers reads it; no code from the folder is run."""
     from transformers import AutoConfig
 
     from subspacelab.models.causal_lm import quiet
@@ -23,9 +23,9 @@ def read_model_config(folder: Path) -> Any:
 
 
 def encode(tokenizer: Any, texts: Sequence[str], enough: int | None = None) -> list[list[int]]:
-    """The tokens of each text alone, without what the tokenizer puts around it; memory does not grow with a text.
+    """The tokens of each text, without special tokens around it; memory does not grow with the length of a text.
 
-    Of a long text that has `enough` tokens, the rest is not read.
+    The rest of a long text is not read once it has `enough` tokens.
     """
     found: list[list[int]] = [[] for _ in texts]
     parts = [(number, i) for number, text in enumerate(texts) for i in range(0, len(text), PART)]
@@ -41,9 +41,9 @@ def encode(tokenizer: Any, texts: Sequence[str], enough: int | None = None) -> l
 
 
 def prefix_of(tokenizer: Any, text: str) -> list[int]:
-    """What the tokenizer puts before every text, such as its begin token, seen on one.
+    """The tokens that the tokenizer puts before every text, such as a begin token; found from one example.
 
-    On a letter, where the text is empty or holds nothing but special tokens: these would be taken for one another.
+    If the text is empty or has only special tokens, the letter "a" is used, since the prefix could not be recognised.
     """
     text = text[:PART]
     whole, (plain,) = tokenizer(text)["input_ids"], encode(tokenizer, [text])
@@ -54,16 +54,16 @@ def prefix_of(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], enough: int | None = None) -> list[list[int]]:
-    """Each prompt with what the tokenizer puts before it; what it would put behind does not belong in the midst."""
+    """Each prompt with the tokenizer's prefix; tokens that it puts after a text are left out: a response follows."""
     prefix = prefix_of(tokenizer, prompts[0])
     return [prefix + ids for ids in encode(tokenizer, prompts, enough)]
 
 
 def encode_responses(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str], enough: int) -> list[list[int]]:
-    """The tokens of each response where it follows its prompt, for a tokenizer may begin every text with a space.
+    """The tokens of each response after its prompt, since a tokenizer may begin every text with a space.
 
-    Where the border of the two lies within a token, those of the response alone. Both may lack what comes after
-    their first `enough` tokens.
+    If the border between the two falls inside a token, the tokens of the response alone. The rest after the first
+    `enough` tokens may be missing in both cases.
     """
     before = encode(tokenizer, prompts, enough)
     both = encode(tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)], 2 * enough)
@@ -72,7 +72,7 @@ def encode_responses(tokenizer: Any, prompts: Sequence[str], responses: Sequence
 
 
 def max_positions(config: Any) -> int | None:
-    """The longest text that a model is made for; None without a limit."""
+    """The longest text that the model supports; None without a limit."""
     text = config.get_text_config()
     limit = next((found for key in _POSITIONS if (found := getattr(text, key, None))), None)
     if limit and any(kind in text.model_type for kind in _COUNT_FROM_PADDING):
@@ -81,7 +81,7 @@ def max_positions(config: Any) -> int | None:
 
 
 def require_readable(config: Any, tokenizer: Any, rows: Sequence[Sequence[int]], remedy: str) -> None:
-    """ValueError for a row that is longer than the model's positions, and for a token that has no embedding."""
+    """ValueError if a row is longer than the model's positions, or has a token without an embedding."""
     limit, longest = max_positions(config), max(map(len, rows), default=0)
     if limit and longest > limit:
         raise ValueError(f"{longest} tokens are more than the model has positions, {limit}: {remedy}")
@@ -95,9 +95,7 @@ def require_readable(config: Any, tokenizer: Any, rows: Sequence[Sequence[int]],
 
 
 def padding_id(config: Any, tokenizer: Any) -> int:
-    """What fills up a batch, hidden by its mask: the tokenizer's padding or else its end token, if the model has an
-    embedding of it, or else token 0.
-    """
+    """Id of the padding, which the mask hides: the first of padding and end token that has an embedding, else 0."""
     size = config.get_text_config().vocab_size
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((token for token in found if token is not None and token < size), 0)

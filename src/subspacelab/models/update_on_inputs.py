@@ -1,4 +1,4 @@
-"""What an update of linear layers does to the inputs that a model really feeds them."""
+"""The effect of an update of linear layers on the inputs that the model really feeds them."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from subspacelab.models.causal_lm import trunk_of
 
 @dataclass
 class OnInputs:
-    """Sums of squares over all tokens x of a layer W, whose update is D."""
+    """Sums of squares over all tokens x of a layer with weight W and update D."""
 
     update: float = 0.0
     """||D x||^2."""
@@ -36,8 +36,8 @@ def measure_on_inputs(
 ) -> dict[str, OnInputs]:
     """Runs the windows through the model; canonical name of a weight -> sums, for each (L, R) with D = L R.
 
-    Nothing larger than an input is kept: the sums are taken as the layers run. Padding never enters. A layer that does
-    not run, or that the model does not have, is absent.
+    Nothing larger than an input is kept: the sums are formed while the layers run. Padding is left out. A layer that
+    does not run, or that the model lacks, is missing in the result.
     """
     sums: dict[str, OnInputs] = {}
     mask = torch.empty(0, dtype=torch.bool)

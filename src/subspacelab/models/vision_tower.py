@@ -1,4 +1,4 @@
-"""The vision tower of a Qwen2.5-VL checkpoint alone; the language model is never read."""
+"""The vision tower of a Qwen2.5-VL checkpoint; the language model is never read."""
 
 import hashlib
 import json
@@ -28,18 +28,18 @@ from subspacelab.data.pictures import FRAMES, MEAN, MERGE, PATCH, STD, patchify
 PREFIX = "visual."
 PROCESSOR_NAME = "preprocessor_config.json"
 NESTED_PROCESSOR_NAME = "processor_config.json"
-"""Of transformers 5: the settings of `PROCESSOR_NAME` stand in it, under `image_processor`."""
+"""File of transformers 5, which holds the settings of `PROCESSOR_NAME` under `image_processor`."""
 MAX_WINDOW = 1 << 14
-"""Pixels per side of a window of attention; Qwen's are 112."""
+"""Largest side of an attention window in pixels; Qwen's windows have 112."""
 
 
 class VisionTower:
-    """A vision tower ready to turn pictures into merged tokens."""
+    """A vision tower that turns pictures into merged tokens."""
 
     def __init__(self, module: nn.Module, storage_dtype: torch.dtype, digest: str) -> None:
         self._module = module
         self.storage_dtype = storage_dtype
-        """The dtype of the checkpoint, in which features are stored; float32 for one of float64."""
+        """The checkpoint's dtype, in which features are stored; float32 for a float64 checkpoint."""
         self.digest = digest
         """SHA-256 of the config and the stored weights."""
 
@@ -53,11 +53,11 @@ class VisionTower:
 
 
 def load_vision_tower(weights: Weights, device: torch.device, image_size: int | None = None) -> VisionTower:
-    """Reads `visual.*` and nothing else, each tensor once, in float32 on a CPU (bfloat16 is slower there), else as
-    stored. Of a reference on the hub these tensors are fetched by byte ranges.
+    """Reads `visual.*` and nothing else, each tensor once; from the hub by byte ranges.
 
-    Raises ValueError for another family, a picture processor with other settings or none for `image_size`, missing
-    weights, and weights that the tower has no place for.
+    On a CPU the tower is float32, since bfloat16 is slower there; elsewhere it has the stored dtype. ValueError for
+    another family, for missing or different settings of the picture processor, for an unsuitable `image_size`, for
+    missing weights, and for weights that the tower does not use.
     """
     with open_checkpoint(weights) as checkpoint:
         names = _names_of_tower(checkpoint)
@@ -101,7 +101,7 @@ def _storage_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
 
 
 def _vision_config(checkpoint: Checkpoint) -> Qwen2_5_VLVisionConfig:
-    """The tower that config.json describes; ValueError if it describes none, or not one for `patchify`."""
+    """The tower that config.json describes; ValueError if it describes none, or one that `patchify` does not fit."""
     reference = checkpoint.source.reference
     try:
         given = dict(checkpoint.config.get("vision_config") or {})
@@ -129,7 +129,7 @@ def _vision_config(checkpoint: Checkpoint) -> Qwen2_5_VLVisionConfig:
 
 
 def _require_sizes(checkpoint: Checkpoint, config: Qwen2_5_VLVisionConfig, names: dict[str, str]) -> None:
-    """ValueError unless the stored weights are those of the tower in `config`, before memory is asked for."""
+    """ValueError unless the stored weights fit the tower in `config`; checked before memory is allocated."""
     reference = checkpoint.source.reference
     depth = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
     if config.depth != depth:
@@ -172,7 +172,7 @@ def _no_tower(reference: str, e: Exception) -> ValueError:
 
 
 def _require_processor(checkpoint: Checkpoint, image_size: int | None) -> None:
-    """The pixels are prepared by `patchify`: a checkpoint that wants them otherwise is refused."""
+    """ValueError if the checkpoint's picture processor prepares pixels in another way than `patchify`."""
     name, nested = NESTED_PROCESSOR_NAME, _read_settings(checkpoint, NESTED_PROCESSOR_NAME)
     settings = nested.get("image_processor")
     if settings is None:  # transformers looks for it there first

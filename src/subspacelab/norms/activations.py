@@ -23,7 +23,7 @@ from subspacelab.norms.results import MAGNITUDE, RATIO, Massive
 from subspacelab.norms.survey import NormLayer, survey
 
 CHARACTERS_PER_TOKEN = 16
-"""Characters of the text that are read for each token wanted: several times what most languages need."""
+"""Characters of text read for each requested token: several times what most languages need."""
 
 
 def massive(
@@ -38,17 +38,17 @@ def massive(
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Massive:
-    """The few dimensions of the residual stream that carry massive activations, layer by layer (arXiv 2402.17762).
+    """Dimensions of the residual stream with massive activations, layer by layer (arXiv 2402.17762).
 
     An activation is massive if |x| > 100 and |x| > 1000 times the median |x| of its window in that layer. `model`: a
-    causal language model, live or where one lies. `text`: a file or data set, of whose beginning `num_windows` windows
+    causal language model, live or by reference. `text`: a file or data set, from whose beginning `num_windows` windows
     of `seq_len` tokens are drawn by `seed`, each with the tokenizer's begin token; or token ids [n, length]. The
-    `num_dims` dimensions of the largest ratios are followed, and beside them as many others, drawn at random.
+    `num_dims` dimensions with the largest ratios are followed and, as a control, as many random ones.
 
         found = massive("HuggingFaceTB/SmolLM2-135M", "wikitext2")
         found.layers, found.scales, found.plot()
 
-    ValueError for NaN or infinity, naming the layer, and for a text without a token.
+    ValueError, naming the layer, for NaN or infinity, and for a text without tokens.
     """
     for name, value in (("num_windows", num_windows), ("num_dims", num_dims), ("batch_size", batch_size)):
         if value < 1:
@@ -77,7 +77,7 @@ def massive(
 def _opened(
     model: Weights, text: Any, num_windows: int, seq_len: int, seed: int, place: torch.device
 ) -> tuple[Any, Checkpoint, Windows, Any]:
-    """The live model, its checkpoint, the windows, and the tokenizer where there is one."""
+    """The live model, its checkpoint, the windows, and the tokenizer if there is one."""
     if isinstance(model, nn.Module):
         if not isinstance(text, Tensor):
             raise SettingError("text: of a live model the tokenizer is not known; give token ids [n, length]")
@@ -93,7 +93,7 @@ def _opened(
 
 
 def _given(ids: Tensor, model: Any) -> Windows:
-    """Token ids of the caller as windows; SettingError for what the model cannot read."""
+    """The caller's token ids as windows; SettingError for ids that the model cannot read."""
     if ids.ndim != 2 or ids.numel() == 0 or ids.dtype not in (torch.int32, torch.int64):
         raise SettingError(f"text: a tensor {list(ids.shape)} of {ids.dtype}; token ids [n, length] are needed")
     size, limit = model.get_input_embeddings().num_embeddings, max_positions(model.config)
@@ -105,11 +105,11 @@ def _given(ids: Tensor, model: Any) -> Windows:
 
 
 def _encoded(folder: Path, tokenizer: Any, texts: Sequence[str], num_windows: int, seq_len: int, seed: int) -> Windows:
-    """Windows of the text's beginning, each after what the tokenizer puts before a text."""
+    """Windows from the beginning of the text, each with the tokenizer's prefix."""
     prefix = prefix_of(tokenizer, texts[0])
     ids = join(encode(tokenizer, list(_beginning(texts, CHARACTERS_PER_TOKEN * num_windows * seq_len))), None)
     windows = cut_windows([ids], num_windows=num_windows, seq_len=seq_len, seed=seed, prefix=prefix)
-    require_readable(read_model_config(folder), tokenizer, windows.input_ids.tolist(), remedy="shorten --seq-len")
+    require_readable(read_model_config(folder), tokenizer, windows.input_ids.tolist(), remedy="shorten `seq_len`")
     names = tuple(tokenizer.convert_ids_to_tokens(prefix))
     return Windows(windows.input_ids, windows.attention_mask, windows.shortage, names)
 
@@ -124,24 +124,24 @@ def _beginning(texts: Sequence[str], num_characters: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Stream:
-    """Of every layer and dimension."""
+    """Statistics of the residual stream per layer and dimension."""
 
     medians: Float[Tensor, "layers windows"]
     """Median |x| of each window."""
     largest: Float[Tensor, "layers dim"]
     """Largest |x|."""
     ratio: Float[Tensor, "layers dim"]
-    """Largest |x| over the median of its window."""
+    """Largest ratio of |x| to the median of its window."""
     place: Int[Tensor, "layers dim 2"]
     """Window and position of that ratio."""
     count: Int[Tensor, "layers dim"]
-    """Massive activations."""
+    """Number of massive activations."""
     first: Int[Tensor, "layers dim"]
-    """Of them those at the first token of a window."""
+    """Number of massive activations at the first token of a window."""
 
     @property
     def is_massive(self) -> Bool[Tensor, " dim"]:
-        """Dimensions with a massive activation in any layer."""
+        """Whether each dimension has a massive activation in any layer."""
         return self.count.sum(0) > 0
 
 
@@ -185,7 +185,7 @@ def _measure(model: Any, windows: Windows, batch_size: int, progress: Progress) 
 
 
 def _followed(stream: _Stream, num_dims: int, seed: int) -> list[tuple[str, int]]:
-    """(kind, dimension): those of the largest ratios, massive or not, and as many of the others at random."""
+    """(kind, dimension) of the dimensions with the largest ratios, massive or not, and of as many random ones."""
     order = stream.ratio.amax(0).argsort(descending=True, stable=True).tolist()
     leading, others = order[:num_dims], [d for d in order[num_dims:] if not stream.is_massive[d]]
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:num_dims].tolist()
@@ -234,7 +234,7 @@ def _dim_table(stream: _Stream, followed: Sequence[tuple[str, int]]) -> pd.DataF
 
 
 def _scale_table(checkpoint: Checkpoint, followed: Sequence[tuple[str, int]], width: int) -> pd.DataFrame:
-    """Of every norm layer as wide as the stream; what a quantised file keeps as codes is left out."""
+    """Scales of every norm layer as wide as the stream; layers that a quantised file stores as codes are left out."""
     norms = [n for n in survey(checkpoint).norms if checkpoint.info(n.key).shape == (width,)]
     readable = [n for n in norms if checkpoint.info(n.key).is_floating and checkpoint.quantisation(n.key) is None]
     stored = dict(checkpoint.read_many([n.key for n in readable]))
@@ -263,7 +263,7 @@ def _scales_of(
 
 
 def _headline(layers: pd.DataFrame, dims: pd.DataFrame, scales: pd.DataFrame, stream: _Stream) -> dict[str, Any]:
-    """Figures of the whole model; layers and shares are null where nothing is massive."""
+    """Numbers for the whole model; layers and shares are null if nothing is massive."""
     there = layers[layers["massive"] > 0]["layer"].tolist()
     total = int(stream.count.sum())
     peak = layers.iloc[int(layers["ratio"].argmax())]
@@ -281,7 +281,7 @@ def _headline(layers: pd.DataFrame, dims: pd.DataFrame, scales: pd.DataFrame, st
 
 
 def _ranks(scales: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Norm within the blocks -> kind of dimension -> mean rank of its scale; 0.5 is what chance gives."""
+    """Norm within the blocks -> kind of dimension -> mean rank of its scale; chance gives 0.5."""
     means = scales[scales["block"].notna()].groupby(["norm", "kind"], sort=False)["rank"].mean()
     found: dict[str, dict[str, float]] = {}
     for row in means.reset_index().to_dict("records"):

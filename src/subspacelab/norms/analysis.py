@@ -1,4 +1,4 @@
-"""Reads the embeddings and norm layers of one checkpoint, and nothing else of it."""
+"""Analysis of one checkpoint: reads its embeddings and norm layers, and nothing else."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ from subspacelab.norms.results import Analysis
 from subspacelab.norms.survey import EmbeddingLayer, NormLayer, Survey, survey
 
 CHUNK_ENTRIES = 1 << 23
-"""Entries read at once: 16 MB of bf16, a request to the hub."""
+"""Entries per read: 16 MB of bf16, one request to the hub."""
 
 AROUND_ZERO = "stored around zero; if this model multiplies by 1 + w, its scales are 1 more than is said here"
 
@@ -37,12 +37,12 @@ def analyze(
 ) -> Analysis:
     """Norms of every embedding vector and moments of every norm layer; no model is loaded, nothing else is read.
 
-    `checkpoint`: a reference, a path, an opened checkpoint, a state dict or a module; of one on the hub only these
-    tensors are fetched. `all_norms` reports every norm layer, not only those that read the embedding stream; without
-    `curves` no others are read. Without `embeddings` the norm layers alone are.
+    `checkpoint`: a reference, a path, an opened checkpoint, a state dict or a module; from the hub only these tensors
+    are fetched. `all_norms` reports every norm layer, not only those that read the embedding stream. Without `curves`,
+    norm layers that are not reported are not read. Without `embeddings`, only norm layers are read.
 
-    Quantised tensors are left out one by one, with a warning each; ValueError, naming the tensor, for NaN or infinity.
-    "mps" has no float64 and means the CPU.
+    Quantised tensors are skipped one by one, each with a warning. ValueError, naming the tensor, for NaN or infinity.
+    "mps" lacks float64 and means the CPU.
 
         found = analyze("google/siglip-base-patch16-224")
         found.norms, found.embeddings
@@ -107,7 +107,7 @@ def _measure_embedding(
 
 
 def _require_finite_norms(key: str, norms: Tensor) -> None:
-    """ValueError naming the embedding if a vector of it holds NaN or infinity."""
+    """ValueError, naming the embedding, if one of its vectors has NaN or infinity."""
     bad = (~torch.isfinite(norms)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
@@ -117,13 +117,13 @@ def _require_finite_norms(key: str, norms: Tensor) -> None:
 
 
 def _require_finite_moments(key: str, *found: Moments) -> None:
-    """ValueError for entries whose squares float64 does not hold; a report has no infinity."""
+    """ValueError for entries whose squares overflow float64, since a report must not hold infinity."""
     if not all(math.isfinite(value) for each in found for value in (each.mean, each.abs_mean, each.std)):
         raise ValueError(f"{key}: entries too large for statistics, beyond 1e150; the checkpoint is damaged")
 
 
 def _read_chunks(checkpoint: Checkpoint, layer: EmbeddingLayer) -> Iterator[Tensor]:
-    """The vectors as rows [rows, width], so many at a time as `CHUNK_ENTRIES` holds."""
+    """The vectors as rows [rows, width], about `CHUNK_ENTRIES` entries at a time."""
     num_rows = layer.shape[0]
     step = max(1, CHUNK_ENTRIES // max(1, layer.num_vectors * layer.width // max(1, num_rows)))
     for chunk in checkpoint.read_chunks(layer.key, step):
@@ -133,7 +133,7 @@ def _read_chunks(checkpoint: Checkpoint, layer: EmbeddingLayer) -> Iterator[Tens
 def _measure_norms(
     checkpoint: Checkpoint, layers: tuple[NormLayer, ...], doubtful: bool, refused: dict[str, str]
 ) -> tuple[Norm, ...]:
-    """Every readable norm; `doubtful`: nothing is known of how the model uses what it stores."""
+    """Every readable norm layer. `doubtful`: it is unknown how the model uses the stored values."""
     readable = [layer for layer in layers if _readable(checkpoint, _keys(layer), refused)]
     tensors: dict[str, Tensor] = {}
     for key, tensor in checkpoint.read_many([key for layer in readable for key in _keys(layer)]):
@@ -152,7 +152,7 @@ def _measure_norms(
 
 
 def _doubts(norms: tuple[Norm, ...]) -> list[str]:
-    """Their doubts in one line."""
+    """The doubts of all layers in one line."""
     doubtful = [n for n in norms if n.doubt]
     if not doubtful:
         return []
@@ -164,7 +164,7 @@ def _keys(layer: NormLayer) -> list[str]:
 
 
 def _readable(checkpoint: Checkpoint, keys: list[str], refused: dict[str, str]) -> bool:
-    """Whether all of a layer's tensors mean what they store; else the reason goes to `refused`."""
+    """Whether none of a layer's tensors is quantised; if one is, the reason is added to `refused`."""
     try:
         for key in keys:
             checkpoint.require_floating(key)
@@ -182,7 +182,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[int, str] | None:
 
 
 def _torch_files(checkpoint: Checkpoint) -> list[str]:
-    """The hub's torch files cannot be read in part."""
+    """A warning for torch files on the hub, which cannot be read in part."""
     if checkpoint.source.revision is None or not checkpoint.names:
         return []
     shard = checkpoint.info(checkpoint.names[0]).shard
@@ -205,7 +205,7 @@ class _AddedToken(BaseModel):
 
 
 class _Tokenizer(BaseModel):
-    """What is used of a tokenizer.json."""
+    """The keys of tokenizer.json that this code reads."""
 
     model: _Vocabulary
     added_tokens: list[_AddedToken] | None = None
@@ -215,7 +215,7 @@ TOKENIZER = TypeAdapter(_Tokenizer)
 
 
 def read_vocabulary(path: Path) -> dict[int, str]:
-    """Id -> token as the tokenizer stores it, added tokens included; ValueError if the file is none.
+    """Id -> token as stored by the tokenizer, added tokens included; ValueError if the file is not a tokenizer.
 
     The vocabulary of BPE, WordPiece and WordLevel is a mapping token -> id, that of Unigram a list in the order of ids.
     """

@@ -25,19 +25,23 @@ def analyze(
         list[str],
         typer.Option(help="A checkpoint: local folder, org/name@revision on the hub, or pipeline:NAME. Repeatable."),
     ],
-    output: Annotated[Path, typer.Option(help="The report as JSON; of several models a list, in order.")] = Path(
-        "embedding_analysis.json"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="File of the report (JSON); for several models a list, in order.")
+    ] = Path("embedding_analysis.json"),
     output_dir: Annotated[
-        Path | None, typer.Option(help="Pictures and the comparison's CSV; left out: beside the JSON, by its name.")
+        Path | None,
+        typer.Option(
+            help="Folder of pictures and of the comparison's CSV; default: beside the JSON file, with its name."
+        ),
     ] = None,
     *,
     settings: AnalyzeSettings,
     track: Track = True,
 ) -> None:
-    """Families are found, not asked for; only config.json and the tensors concerned are read, from the hub too.
+    """Norms of embeddings and norm layers; only config.json and these tensors are read, also from the hub.
 
-    Some 40 families are known (docs/your-models.md lists them); others are analysed by names alone, with a warning.
+    The model family is detected. About 40 families are known (docs/your-models.md lists them); others are analysed by
+    tensor names alone, with a warning.
     """
     from contextlib import ExitStack
     from dataclasses import asdict, replace
@@ -119,8 +123,8 @@ def massive(
 ) -> None:
     """Dimensions of the residual stream with massive activations, layer by layer, beside their norm scales.
 
-    Massive: larger than 100 and than 1000 times the median of its window (arXiv 2402.17762). Random dimensions stand
-    beside them as a control. The model is loaded and reads the text; `analyze` loads none.
+    Massive: larger than 100 and than 1000 times the median of its window (arXiv 2402.17762). Random dimensions are
+    shown as a control. The model is loaded and reads the text; `analyze` loads none.
     """
     from dataclasses import asdict
 
@@ -152,21 +156,22 @@ def massive(
 
 
 def require_free_or_own(output: Path, folder: Path) -> None:
-    """ValueError if `folder`, which nobody named, is there and not because the pictures of `output` lie in it."""
+    """ValueError if the default `folder` exists, unless it holds the pictures of `output`."""
     from subspacelab.core.ownership import written_names
 
     own = written_names(output.parent, f"norms analyze {output.name}")
     if folder.is_dir() and any(folder.iterdir()) and not any(name.startswith(f"{folder.name}/") for name in own):
         raise ValueError(
-            f"{folder}: there already, and not by this command; name a place for the pictures of {output}: --output-dir"
+            f"{folder}: exists, and was not made by this command; give a folder for the pictures of {output} by "
+            "--output-dir"
         )
 
 
 @contextmanager
 def reserved(output: Path, folder: Path, job: dict[str, Any], drawn: Sequence[str]) -> Iterator[tuple[Path, Path]]:
-    """Yields where to write the report and its pictures, which appear as `output` and in `folder` on success.
+    """Yields temporary paths for the report and its pictures; they appear as `output` and in `folder` on success.
 
-    ValueError, before anything is written, if something else is in the way of the report or of the names `drawn`.
+    ValueError, before any work, if the report or one of the pictures `drawn` would replace something else.
     """
     from subspacelab.core.files import real_path
     from subspacelab.core.ownership import report_folder
@@ -187,6 +192,6 @@ def reserved(output: Path, folder: Path, job: dict[str, Any], drawn: Sequence[st
 
 
 def unique(name: str, taken: list[str]) -> str:
-    """`name`, or `name-2`, `name-3`, ... if it is taken: two checkpoints may lie in folders of one name."""
+    """`name`, or `name-2`, `name-3`, ... if it is taken, since two checkpoints may be in folders of one name."""
     names = [name, *(f"{name}-{i}" for i in range(2, len(taken) + 2))]
     return next(n for n in names if n not in taken)

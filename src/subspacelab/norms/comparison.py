@@ -1,4 +1,4 @@
-"""Norm layers as curves over depth, and several checkpoints in one table, kind beside like kind."""
+"""Norm layers as curves over depth, and several checkpoints in one table, layer by matching layer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    """Layers of one kind, block by block."""
+    """Norm layers of one kind, block by block."""
 
     tower: str
     """Part of the model."""
     label: str
-    """The layers' name within a block."""
+    """Name of the layers within a block."""
     blocks: tuple[int, ...]
     """Indices of the blocks, ascending."""
     abs_means: tuple[float, ...]
-    """Mean |scale| of the layer in each."""
+    """Mean |scale| of the layer in each block."""
 
     @property
     def metric(self) -> str:
@@ -32,7 +32,7 @@ class Curve:
 
 
 def depth_curves(norms: Iterable[Norm]) -> list[Curve]:
-    """A curve per kind of norm that lies in blocks, in the order of the model."""
+    """One curve for each kind of norm layer in the blocks, in the order of the model."""
     kinds: dict[tuple[str, str], list[Norm]] = {}
     for norm in norms:
         if norm.layer.name.block is not None:
@@ -46,10 +46,11 @@ def depth_curves(norms: Iterable[Norm]) -> list[Curve]:
 
 
 def compared_curves(norms: Iterable[Norm]) -> dict[tuple[str, str], Curve]:
-    """(tower, what the layers do) -> curve: what may stand beside the same of another model.
+    """(tower, role of the layers) -> curve, to be compared with the same key of another model.
 
-    That is the label, but for one name of two roles: a `post_attention_layernorm` is read by the MLP (Llama and most
-    others), or put on what the attention writes (Gemma 2/3, OLMo 2/3), where the MLP has a norm after it too.
+    The role is the label, except where one name has two roles: a `post_attention_layernorm` normalises the input of the
+    MLP (Llama and most others), or the output of attention (Gemma 2/3, OLMo 2/3), which have another norm after the
+    MLP.
     """
     curves = depth_curves(norms)
     after_mlp = {curve.tower for curve in curves if curve.label == "post_feedforward_layernorm"}
@@ -59,22 +60,22 @@ def compared_curves(norms: Iterable[Norm]) -> dict[tuple[str, str], Curve]:
 
 
 def short_name(norm: Norm) -> str:
-    """The last two parts of the name of a norm outside the blocks."""
+    """The last two parts of the name of a norm layer outside the blocks."""
     return ".".join(norm.layer.name.layer.split(".")[-2:])
 
 
 def outside_blocks(norms: Iterable[Norm], tower: str) -> list[Norm]:
-    """The norms of a part of the model that belong to no block: stem, final, projector."""
+    """The norm layers of a tower that belong to no block: stem, final, projector."""
     return [n for n in norms if n.layer.tower == tower and n.layer.name.block is None]
 
 
 def towers_of(norms: Iterable[Norm]) -> list[str]:
-    """The parts of the model that have norms, in its order."""
+    """The towers of the model that have norm layers, in its order."""
     return list(dict.fromkeys(n.layer.tower for n in norms))
 
 
 def headline(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """`<model>_token_norm`: the mean norm of the token embedding's vectors, of each report by `norms analyze`."""
+    """`<model>_token_norm`: the mean norm of the token embedding's vectors, for each report of `norms analyze`."""
     found: dict[str, float] = {}
     for model, report in reports.items():
         tokens = [entry for entry in report["embedding_layers"].values() if entry["kind"] == "token"]
@@ -83,7 +84,7 @@ def headline(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def scale_curves(reports: Mapping[str, Mapping[str, Any]]) -> "pd.DataFrame":
-    """scales.csv: model, module, block and abs_mean of every norm layer of such reports that lies in a block."""
+    """scales.csv: model, module, block and abs_mean of every norm layer in a block, from such reports."""
     import pandas as pd
 
     rows = [
@@ -108,9 +109,10 @@ COLUMNS = (
 
 
 def comparison_table(analyses: Sequence[Analysis]) -> "pd.DataFrame":
-    """A row for each embedding and each reported norm layer of each model; equal kinds and layers follow each other.
+    """One row per embedding and per reported norm layer of each model; matching kinds and layers follow each other.
 
-    norm_* are of an embedding's vectors, the rest of entries; of a zero-centred norm the entries of 1 + w.
+    norm_* are of an embedding's vectors, the other columns of entries; for a zero-centred norm, of the entries of 1 +
+    w.
     """
     import pandas as pd
 
@@ -123,7 +125,7 @@ def comparison_table(analyses: Sequence[Analysis]) -> "pd.DataFrame":
 
 
 def comparison_rows(analyses: Sequence[Analysis]) -> Iterator[list[str]]:
-    """For the terminal: a line per kind, a column per model; several tables or norms of a kind are a range."""
+    """Rows for the terminal: one per kind, a column per model; several tables or norm layers of a kind give a range."""
     yield ["family", *(a.model_type for a in analyses)]
     yield ["embeddings", *(str(len(a.embedding_layers)) for a in analyses)]
     yield ["norm layers", *(str(len(a.norm_layers)) for a in analyses)]

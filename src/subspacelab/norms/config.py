@@ -8,39 +8,39 @@ class AnalyzeNormsConfig:
     """`analyze`: embedding norms and norm-layer parameters of a checkpoint."""
 
     all_norms: bool = False
-    """Every norm layer, not only those that read the embedding stream, and the final ones."""
+    """Report every norm layer, not only the final ones and those that read the embedding stream."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 @settings
 class AnalyzeSettings(AnalyzeNormsConfig):
-    """The command `analyze`: of a large model on the hub less can be read."""
+    """The command `analyze`, with options to read less of a large model on the hub."""
 
     embeddings: bool = True
-    """The norms of all embedding vectors; --no-embeddings reads the norm layers alone, of a 72B 5 MB instead
-    of 2.5 GB."""
+    """The norms of all embedding vectors; --no-embeddings reads only the norm layers: 5 MB instead of 2.5 GB for a 72B
+    model."""
     curves: bool = True
-    """Curves over depth, which take every norm layer; --no-curves reads only those that are listed."""
+    """Curves over depth, which need every norm layer; --no-curves reads only the reported ones."""
 
 
 @settings
 class MassiveSettings:
-    """`massive`: dimensions of the residual stream that carry massive activations."""
+    """`massive`: dimensions of the residual stream with massive activations."""
 
     num_windows: Count = 16
     """Windows of text that the model reads."""
     seq_len: Count = 256
     """Tokens in a window."""
     num_dims: Count = 4
-    """Dimensions that are followed through the layers, and as many random ones beside them."""
+    """Number of dimensions followed through the layers, and number of random ones beside them."""
     batch_size: Count = 4
     """Windows per pass of the model."""
     seed: Seed = 233
-    """Draws the windows and the random dimensions."""
+    """Seed of the windows and of the random dimensions."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 STAGES = {"analyze_norms": AnalyzeNormsConfig}
-"""Stage to what can be set for it in params.yaml and in a study."""
+"""Stage -> class of its settings in params.yaml and in a study."""

@@ -1,4 +1,4 @@
-"""Which family of the table a checkpoint is of."""
+"""Detection of a checkpoint's family in the table."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -14,17 +14,18 @@ class Detected:
     """A checkpoint's family."""
 
     family: Family | None
-    """None when it is none of the table."""
+    """The family; None if it is not in the table."""
     model_type: str
-    """The family's `model_type`, as config.json writes it where it does; `unknown` outside the table."""
+    """The family's `model_type`, as in config.json if it is there; `unknown` outside the table."""
     found_by: str
-    """model_type, architectures, key names; or what is unknown."""
+    """model_type, architectures or key names; or what is unknown."""
 
 
 def detect_family(config: Section, names: Collection[str]) -> Detected:
-    """The family by `model_type`, without one by `architectures`, without both by the canonical `names`.
+    """The family by `model_type`; without it, by `architectures`; without both, by the canonical `names`.
 
-    A `model_type` outside the table is unknown, whatever its keys look like: relatives differ in what matters here.
+    A `model_type` outside the table is unknown, even if its keys look familiar: related models differ in what matters
+    here.
     """
     model_type = config.get("model_type")
     if model_type:
@@ -39,12 +40,12 @@ def detect_family(config: Section, names: Collection[str]) -> Detected:
 
 
 def family_of(model_type: str) -> Family | None:
-    """The row of a `model_type`, None outside the table."""
+    """The row for a `model_type`; None outside the table."""
     return next((f for f in FAMILIES if model_type in f.model_types), None)
 
 
 def _followed(family: Family | None, config: Section) -> Family | None:
-    """The family with each tower that follows a section of this config replaced by what that section's type has."""
+    """The family, with each tower that follows a section of this config replaced by that section's tower."""
     if family is None:
         return None
     return replace(family, towers=tuple(_resolved(tower, config) for tower in family.towers))

@@ -1,4 +1,4 @@
-"""What an analysis tells the person at the terminal, in the order of the original tool."""
+"""Terminal output of an analysis, in the order of the original tool."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ COUNTED = {
 
 
 def print_analysis(analysis: Analysis, console: Console | None = None) -> None:
-    """Prints family, each embedding, how many norm layers, each of them, and every doubt."""
+    """Prints the family, each embedding, the number of norm layers, each of them, and every doubt."""
     console = console or Console()
     label = f"{analysis.family} ({analysis.model_type})" if analysis.family else "unknown"
     commit = f" at {analysis.revision[:12]}" if analysis.revision else ""
@@ -38,13 +38,13 @@ def print_analysis(analysis: Analysis, console: Console | None = None) -> None:
 
 
 def print_comparison(analyses: Sequence[Analysis], console: Console | None = None) -> None:
-    """Prints a column per model, and a line per kind of embedding and of norm."""
+    """Prints a column per model and a line per kind of embedding and of norm layer."""
     rows = [[printable(cell) for cell in row] for row in comparison_rows(analyses)]
     print_table("Comparison", ["", *(printable(a.name) for a in analyses)], rows, console=console or Console())
 
 
 def print_massive(found: Massive, console: Console | None = None) -> None:
-    """Prints a line a layer, the scales of the followed dimensions, and what it comes to."""
+    """Prints a line per layer, the scales of the followed dimensions, and the summary."""
     console = console or Console()
     columns = ["layer", "median", "typical_largest", "largest", "ratio", "dim", "position", "token", "massive"]
     rows = [
@@ -99,5 +99,5 @@ def _vector(vector: dict[str, object]) -> str:
 
 
 def _say(console: Console, text: str, *, above: bool = False) -> None:
-    """A line, with an empty one above it or not."""
+    """Prints a line, optionally with an empty line before it."""
     console.print("\n" * above + printable(text), markup=False, highlight=False, soft_wrap=True)

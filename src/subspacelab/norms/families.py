@@ -1,11 +1,11 @@
-"""What is known of a family of models: its parts, how many norm layers they have, its embeddings."""
+"""What is known of a model family: its towers, their numbers of norm layers, its embeddings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 EmbeddingKind = Literal["token", "position", "token type", "patch", "class token", "register", "expert router", "other"]
-"""What is embedded; only tokens are words of the tokenizer, and a kind is compared with itself alone."""
+"""What the vectors embed. Only tokens are entries of the tokenizer; kinds are compared only with themselves."""
 
 Section = Mapping[str, Any]
 """config.json, or a section of it."""
@@ -13,62 +13,62 @@ Section = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Extra:
-    """Norm layers that a model has only where its config says so."""
+    """Norm layers that a model has only if its config says so."""
 
     keys: tuple[str, ...]
-    """Keys of the tower's section, the first that is there decides; truthy means present."""
+    """Keys in the tower's section; the first that exists decides, and a true value means present."""
     per_block: int = 0
-    """How many more in each block."""
+    """Number of additional norm layers in each block."""
     outside: int = 0
-    """How many more outside the blocks."""
+    """Number of additional norm layers outside the blocks."""
     default: bool = False
-    """What holds when config.json has none of the keys."""
+    """The value if config.json has none of the keys."""
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A stack of blocks, or what joins two of them, and how many norm layers it has."""
+    """A stack of blocks, or a connector between two stacks, and its number of norm layers."""
 
     name: str
     """text, vision, projector, encoder or decoder."""
     root: str
-    """Regular expression that the canonical names of its weights begin with."""
+    """Regular expression for the beginning of its weights' canonical names."""
     norm_type: str
-    """RMSNorm or LayerNorm; a file that says otherwise is believed, with a warning."""
+    """RMSNorm or LayerNorm; if the file differs, the file is right, and a warning says so."""
     per_block: int
-    """Norm layers in each block."""
+    """Number of norm layers in each block."""
     outside: int = 1
-    """Norm layers before, after and beside the blocks."""
+    """Number of norm layers before, after and beside the blocks."""
     section: str = ""
-    """Section of config.json that describes it; what is not there is looked for at the top."""
+    """Section of config.json that describes it; missing keys are looked up at the top level."""
     depth_keys: tuple[str, ...] = ("num_hidden_layers",)
-    """Keys that hold the number of blocks; the first that is there counts."""
+    """Keys that hold the number of blocks; the first that exists counts."""
     default_depth: int | None = None
-    """The number of blocks when config.json leaves it out, as this family's code has it."""
+    """Number of blocks if config.json does not give it, as in the code of the family."""
     extras: tuple[Extra, ...] = ()
     """Norm layers that some models of the family have."""
     more: Callable[[Section, int], int] | None = None
-    """Of families whose blocks differ: how many more there are, by the section and the number of blocks."""
+    """For families whose blocks differ: number of additional norm layers, from the section and the number of blocks."""
     uncounted: str | None = None
-    """Regular expression of norm layers that are in some files of one and the same model only."""
+    """Regular expression for norm layers that only some files of the same model contain."""
     predicts_ahead: bool = False
-    """Whether files may hold blocks beyond the model's, which predict tokens ahead (MTP); they are not counted."""
+    """Whether files may hold additional blocks that predict tokens ahead (MTP); they are not counted."""
     biases: bool = True
-    """Whether its LayerNorms have biases; of those without the file alone would say RMSNorm."""
+    """Whether its LayerNorms have biases; without biases the file alone would suggest RMSNorm."""
     follows: bool = False
-    """Whether it is whatever the `model_type` of its section says, and this only where that is unknown."""
+    """Whether the `model_type` of its section decides what the tower is; this row is used if that type is unknown."""
 
 
 @dataclass(frozen=True)
 class EmbeddingName:
-    """Where an embedding is stored."""
+    """The stored name of an embedding."""
 
     kind: EmbeddingKind
-    """What is embedded."""
+    """What the vectors embed."""
     pattern: str
-    """Regular expression of the whole canonical name."""
+    """Regular expression for the whole canonical name."""
     continues: str | None = None
-    """Canonical name of the embedding whose last id is followed by this one's first."""
+    """Canonical name of the embedding whose ids this one continues."""
 
 
 @dataclass(frozen=True)
@@ -76,32 +76,33 @@ class Family:
     """A row of the table."""
 
     name: str
-    """The `model_type` of config.json, the usual one of the family."""
+    """The usual `model_type` of the family in config.json."""
     label: str
-    """What people call it."""
+    """Common name of the family."""
     towers: tuple[Tower, ...]
-    """Its parts."""
+    """The towers of its models."""
     also: tuple[str, ...] = ()
-    """Every other `model_type` that means this family."""
+    """Other `model_type` values of this family."""
     kinds: tuple[EmbeddingKind, ...] = ()
-    """Kinds of its embeddings, which are found by their usual names."""
+    """Kinds of embeddings that are found by their usual names."""
     embeddings: tuple[EmbeddingName, ...] = ()
-    """Its embeddings, where usual names do not do; none for SigLIP, of which the norm layers alone are studied."""
+    """Embeddings with unusual names; none for SigLIP, of which only the norm layers are studied."""
     signature: tuple[str, ...] = ()
-    """Regular expressions of canonical names, all of which are there, when config.json says nothing; none: unknown."""
+    """Regular expressions that must all match some canonical name, used if config.json says nothing; empty: not
+    detectable."""
     absent: tuple[str, ...] = ()
-    """And of names none of which is there."""
+    """Regular expressions that must match no canonical name."""
     all_norms: bool = False
-    """Whether all norm layers are reported by default, not only the embedding-related ones."""
+    """Whether all norm layers are reported by default, not only those related to embeddings."""
 
     @property
     def model_types(self) -> tuple[str, ...]:
-        """Every `model_type` that means this family."""
+        """All `model_type` values of this family."""
         return (self.name, *self.also)
 
 
 def value_of(config: Section, section: str, key: str, missing: Any = None) -> Any:
-    """What the section of a config says, else its top level; `missing` where neither does."""
+    """The value in the section of a config, or else at its top level, or else `missing`."""
     inner = config.get(section)
     if section and isinstance(inner, Mapping) and key in inner:
         return inner[key]

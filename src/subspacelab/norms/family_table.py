@@ -1,6 +1,6 @@
-"""The table of known families, a row each: read off the classes of transformers 5.23, and proved against them in tests.
+"""The table of known families, one row each: read from the classes of transformers 5.23, against which tests check it.
 
-Of Molmo, Kimi-VL and MoonViT transformers has no class; their rows are from the files and code on the hub.
+transformers has no class for Molmo, Kimi-VL and MoonViT; their rows come from the files and code on the hub.
 """
 
 from subspacelab.norms.families import EmbeddingKind, EmbeddingName, Extra, Family, Section, Tower
@@ -13,27 +13,27 @@ MOONVIT_ROOT = r"(?:vision_tower\.|vision_model\.)?"
 
 
 def only(norm_type: str, per_block: int) -> tuple[Tower, ...]:
-    """The one tower of a language model."""
+    """The single tower of a language model."""
     return (Tower("text", "", norm_type, per_block),)
 
 
 def with_mtp(per_block: int, extra: Extra) -> tuple[Tower, ...]:
-    """The same of a model whose files may hold blocks that predict ahead."""
+    """The same for a model whose files may hold additional blocks that predict ahead."""
     return (Tower("text", "", RMS, per_block, extras=(extra,), predicts_ahead=True),)
 
 
 def text(norm_type: str, per_block: int, *, follows: bool = False) -> Tower:
-    """The language tower beside others."""
+    """The language tower of a model with several towers."""
     return Tower("text", TEXT_ROOT, norm_type, per_block, section="text_config", follows=follows)
 
 
 def vision(norm_type: str, per_block: int, outside: int, depth: str, default: int | None) -> Tower:
-    """The vision tower beside a language tower."""
+    """The vision tower of a model with a language tower."""
     return Tower("vision", VISION_ROOT, norm_type, per_block, outside, "vision_config", (depth,), default)
 
 
 def _full_attention(section: Section, depth: int) -> int:
-    """Full attention has q_norm and k_norm, linear attention one norm: that much more than one a block."""
+    """Additional norm layers if full-attention blocks have q_norm and k_norm, linear-attention blocks one norm."""
     types = section.get("layer_types")
     if isinstance(types, list):
         return types.count("full_attention")
@@ -41,7 +41,7 @@ def _full_attention(section: Section, depth: int) -> int:
 
 
 def _falcon(section: Section, depth: int) -> int:
-    """A second norm a block where attention and MLP are not parallel, and in new blocks that have one for each."""
+    """Additional norm layer per block if attention and MLP are sequential, or in new blocks with one norm for each."""
     if section.get("new_decoder_architecture"):
         return depth if section.get("num_ln_in_parallel_attn") in (None, 2) else 0
     return 0 if section.get("parallel_attn", True) else depth
@@ -174,7 +174,7 @@ ORIGINAL = (
         absent=(r"language_model\..*", r"multi_modal_projector\..*"),
     ),
 )
-"""The seven of the original study, which are found by the names of their weights too."""
+"""The seven families of the original study, which are also recognised by the names of their weights."""
 
 LANGUAGE = (
     Family("llama", "Llama 2/3 and kin", only(RMS, 2), ("mistral", "ministral3", "smollm3", "granite"), WORDS),
@@ -332,4 +332,4 @@ VISION_LANGUAGE = (
 )
 
 FAMILIES = (*ORIGINAL, *LANGUAGE, *ENCODERS, *VISION_LANGUAGE)
-"""Every row; of two that fit, the first counts."""
+"""All rows; if two match, the first counts."""

@@ -1,4 +1,4 @@
-"""What an analysis gives to the tracker, and the table of several models."""
+"""Tracker output of an analysis, and the table of several models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_comparison(folder: Path, analyses: Sequence[Analysis]) -> tuple[Path, Path]:
-    """The `COMPARISON` in `folder`."""
+    """Writes the `COMPARISON` files to `folder`."""
     table, picture = (folder / name for name in COMPARISON)
     write_csv(table, comparison_table(analyses))
     draw_comparison(picture, analyses)
@@ -23,7 +23,7 @@ def write_comparison(folder: Path, analyses: Sequence[Analysis]) -> tuple[Path, 
 
 
 def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Tracker") -> None:
-    """Records every statistic as a metric, abs_mean of every kind of norm over the block as a curve, the pictures."""
+    """Records every statistic as a metric, abs_mean of each kind of norm layer as a curve over blocks, and pictures."""
     tracker.set_tags({"model_type": analysis.model_type, "warnings": len(analysis.warnings)})
     tracker.log_metrics(flat_metrics(analysis))
     for curve in depth_curves(analysis.norm_layers):
@@ -38,7 +38,7 @@ def track_analysis(analysis: Analysis, pictures: Sequence[Path], tracker: "Track
 
 
 def track_massive(found: Massive, pictures: Sequence[Path], tracker: "Tracker") -> None:
-    """Records the headline figures, the largest ratio and the median over the layers as curves, tables and pictures."""
+    """Records the headline numbers, the largest ratio and the median as curves over layers, tables and pictures."""
     tracker.set_tags({"summary": found.summary})
     numbers = {key: float(value) for key, value in found.metrics.items() if isinstance(value, int | float)}
     ranks = {f"rank_{norm}_{kind}": v for norm, of in found.metrics["scale_ranks"].items() for kind, v in of.items()}
@@ -53,7 +53,7 @@ def track_massive(found: Massive, pictures: Sequence[Path], tracker: "Tracker") 
 
 
 def flat_metrics(analysis: Analysis) -> dict[str, float]:
-    """`<statistic>/<layer>` -> value of every number in the report that is not a list, and the two totals."""
+    """`<statistic>/<layer>` -> value for every number in the report outside lists, and the two totals."""
     report = analysis.to_json()
     flat = {key: report[key] for key in ("total_embedding_layers", "total_norm_layers")}
     for layer, entry in (report["embedding_layers"] | report["norm_layers"]).items():

@@ -1,4 +1,4 @@
-"""An embedding and a norm layer, measured, and their entries in the report."""
+"""A measured embedding and a measured norm layer, and their entries in the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,20 +14,20 @@ NUM_EXTREMES = 10
 
 @dataclass(frozen=True)
 class Embedding:
-    """An embedding, measured."""
+    """An embedding with its statistics."""
 
     layer: EmbeddingLayer
-    """Where it is."""
+    """Name, key and shape of the embedding."""
     vectors: VectorStatistics
-    """Norms and moments."""
+    """Norms of the vectors and moments of the entries."""
     num_padding: int | None = None
-    """Rows at the end that no token has; None for what is no token embedding, and without a tokenizer.json."""
+    """Rows at the end without a token; None for other kinds of embeddings, and without a tokenizer.json."""
     tokens: Mapping[int, str] | None = None
-    """Id -> token of the shortest and longest vectors, where the tokens are known."""
+    """Id -> token of the shortest and longest vectors, if the tokens are known."""
 
     @classmethod
     def of(cls, layer: EmbeddingLayer, vectors: VectorStatistics, vocabulary: Mapping[int, str] | None) -> "Embedding":
-        """With what the vocabulary, id -> token, says of it."""
+        """The embedding with facts from the vocabulary, id -> token."""
         if vocabulary is None:
             return cls(layer, vectors)
         bare = cls(layer, vectors, num_padding(vocabulary, layer.first_id, layer.num_vectors), {})
@@ -53,11 +53,11 @@ class Embedding:
 
     @property
     def num_tokens(self) -> int:
-        """Vectors that are not padding; all of them where the tokens are not known."""
+        """Number of vectors without padding; all of them if the tokens are not known."""
         return self.layer.num_vectors - (self.num_padding or 0)
 
     def _padding(self) -> dict[str, Any]:
-        """Statistics with and without the rows beyond the tokenizer, where there are such rows and a tokenizer."""
+        """Statistics with and without the rows beyond the tokenizer, if there are such rows and a tokenizer."""
         if self.num_padding is None:
             return {}
         parts = {"tokens": self.vectors.norms[: self.num_tokens], "padding": self.vectors.norms[self.num_tokens :]}
@@ -67,7 +67,7 @@ class Embedding:
         }
 
     def _extremes(self, *, descending: bool) -> list[dict[str, Any]]:
-        """The shortest or longest vectors that are no padding, by id, with their tokens."""
+        """The shortest or longest vectors without padding, by id, with their tokens."""
         norms: Tensor = self.vectors.norms[: self.num_tokens]
         order = norms.argsort(descending=descending, stable=True)[:NUM_EXTREMES].tolist()
         found = []
@@ -81,23 +81,23 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm layer, measured."""
+    """A norm layer with its statistics."""
 
     layer: NormLayer
-    """Where it is."""
+    """Name, keys and type of the layer."""
     shape: tuple[int, ...]
-    """Of the scale."""
+    """Shape of the scale."""
     scale: Moments
-    """Of the scale that multiplies: what is stored, or 1 + it (`layer.zero_centred`)."""
+    """Moments of the effective scale: the stored values, or 1 + them (`layer.zero_centred`)."""
     stored_mean: float
-    """Mean of what is stored."""
+    """Mean of the stored values."""
     bias: Moments | None
-    """Of the bias alone; None without one."""
+    """Moments of the bias; None without one."""
     doubt: str | None = None
-    """Why the statistics may not be those of the scale that multiplies."""
+    """Why the statistics may not be those of the effective scale; None without a doubt."""
 
     def to_json(self) -> dict[str, Any]:
-        """Its entry under `norm_layers`; the keys of zero-centred norms and of doubts where there is such a thing."""
+        """Its entry under `norm_layers`; the keys for zero-centred norms and for doubts only if they apply."""
         scale = asdict(self.scale)
         return {
             "type": self.layer.type,
@@ -113,7 +113,7 @@ class Norm:
 
 
 def by_group(embeddings: Sequence[Embedding]) -> list[list[Embedding]]:
-    """The embeddings, those of all blocks together that differ in the block alone."""
+    """The embeddings in groups: those that differ only in the block are together."""
     groups: dict[str, list[Embedding]] = {}
     for embedding in embeddings:
         groups.setdefault(embedding.layer.group, []).append(embedding)
@@ -125,6 +125,6 @@ def _norm_keys(norms: Moments) -> dict[str, float]:
 
 
 def num_padding(vocabulary: Mapping[int, str], first_id: int, num_rows: int) -> int:
-    """Rows at the end of a table, ids first_id ... first_id + num_rows - 1, that no token of the vocabulary has."""
+    """Rows at the end of a table, ids first_id ... first_id + num_rows - 1, without a token in the vocabulary."""
     last = max((i for i in vocabulary if i < first_id + num_rows), default=-1)
     return min(num_rows, first_id + num_rows - 1 - last)

@@ -1,4 +1,4 @@
-"""Statistics of weights in float64, by chunks of rows: the same to rounding however a table is cut."""
+"""Statistics of weights in float64, by chunks of rows; how a table is cut changes them only by rounding."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,39 +9,39 @@ from jaxtyping import Float
 from torch import Tensor
 
 BLOCK_ENTRIES = 1 << 15
-"""Entries of a block on the CPU: 256 kB in float64 stay in the cache, and no operation on them is worth two threads."""
+"""Entries per block on the CPU: 256 kB in float64 stay in the cache, and operations on them run in one thread."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a set of numbers."""
+    """Moments of a set of numbers."""
 
     mean: float
     """Arithmetic mean."""
     abs_mean: float
     """Mean of the absolute values."""
     std: float
-    """Standard deviation of the population, sqrt(mean((x - mean)^2)): 0 for a single number."""
+    """Population standard deviation, sqrt(mean((x - mean)^2)); 0 for a single number."""
     min: float
     """Smallest."""
     max: float
     """Largest."""
     count: int
-    """How many."""
+    """Number of values."""
 
 
 @dataclass(frozen=True)
 class VectorStatistics:
-    """Of the vectors of an embedding."""
+    """Statistics of the vectors of an embedding."""
 
     norms: Float[Tensor, " vectors"]
     """L2 norm of every vector, float64, on the CPU."""
     weights: Moments
-    """Of all entries."""
+    """Moments of all entries."""
 
 
 def moments(x: Float[Tensor, "*shape"]) -> Moments:
-    """Mean, mean of |x|, deviation, extremes and count of all entries, in float64; ValueError for none."""
+    """Mean, mean of |x|, deviation, extremes and count of all entries, in float64; ValueError if there are none."""
     if x.numel() == 0:
         raise ValueError(f"shape {list(x.shape)} has no entries to take statistics of; leave it out")
     values = x.detach().reshape(-1).double()
@@ -53,7 +53,7 @@ def moments(x: Float[Tensor, "*shape"]) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Of two disjoint sets together, by the pairwise update of Chan, Golub and LeVeque (1979)."""
+    """Moments of the union of two disjoint sets, by the pairwise update of Chan, Golub and LeVeque (1979)."""
     count = a.count + b.count
     share = b.count / count
     delta = b.mean - a.mean
@@ -69,9 +69,9 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def measure_vectors(chunks: Iterable[Float[Tensor, "rows width"]], num_vectors: int) -> VectorStatistics:
-    """Norms of all `num_vectors` rows of the chunks and moments of all entries, in float64 a block of rows at a time.
+    """Norms of all `num_vectors` rows of the chunks and moments of all entries, in float64, a block of rows at a time.
 
-    A NaN or an infinity is in the norm of its row. ValueError for no rows at all.
+    NaN or infinity appears in the norm of its row. ValueError if there are no rows.
     """
     # One result from the start: small ones kept while chunks come and go would leave holes too small for a chunk.
     norms = torch.empty(num_vectors, dtype=torch.float64)
@@ -92,7 +92,7 @@ def measure_vectors(chunks: Iterable[Float[Tensor, "rows width"]], num_vectors: 
 
 
 def _blocks(chunk: Float[Tensor, "rows width"]) -> Sequence[Float[Tensor, "block width"]]:
-    """The chunk in blocks of rows; on a GPU whole."""
+    """The chunk in blocks of rows; undivided on a GPU."""
     if chunk.device.type != "cpu":
         return [chunk]
     return chunk.split(max(1, BLOCK_ENTRIES // max(1, chunk.shape[1])))

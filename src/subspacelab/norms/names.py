@@ -1,4 +1,4 @@
-"""Which tensors are norm layers, told by their names alone, and which store their scale around zero."""
+"""Norm layers recognised by the names of their tensors, and models that store the scale around zero."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -6,45 +6,46 @@ from dataclasses import dataclass
 from typing import Any
 
 NORM = re.compile(r"norm|layrnorm|^(?:\w+_)?ln\d*(?:_\w+)?$|_(?:bn|rms)$", re.IGNORECASE)
-"""The last part of a norm layer's name: also ln_q, ln_f, pre_ln, and CLIP's misspelt pre_layrnorm."""
+"""Last part of a norm layer's name; also ln_q, ln_f, pre_ln, and CLIP's misspelt pre_layrnorm."""
 
 SCALES = {"weight": "bias", "gamma": "beta"}
-"""Leaf name of a scale -> of the bias beside it; the second pair is that of checkpoints from TensorFlow."""
+"""Last part of a scale's name -> last part of its bias's name; the second pair comes from TensorFlow checkpoints."""
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h)\.(\d{1,9})(?=\.)")
 INNER = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "q_a_layernorm", "kv_a_layernorm")
-"""Norms within an attention: they read projections, not the stream that the embedding begins."""
+"""Norms inside attention: they read projections, not the residual stream."""
 
 
 @dataclass(frozen=True)
 class NormName:
-    """What the canonical name of a norm layer's scale says."""
+    """The parts of the canonical name of a norm layer's scale."""
 
     layer: str
-    """The name of the layer: without `.weight`."""
+    """Name of the layer, without `.weight`."""
     bias: str
-    """The name its bias has, if it has one."""
+    """Name of the bias, if the layer has one."""
     block: int | None
-    """Index of the block it is in; None outside the blocks."""
+    """Index of its block; None outside the blocks."""
     kind: str
-    """The layer's name with `{}` for the block index: layers of one kind make a curve over depth."""
+    """The layer's name with `{}` for the block index; layers of one kind form a curve over depth."""
 
     @property
     def is_inner(self) -> bool:
-        """Whether it lies within an attention."""
+        """Whether it is inside attention."""
         return self.layer.rpartition(".")[2] in INNER
 
     @property
     def reads_embedding(self) -> bool:
-        """Whether it reads the embedding stream at its beginning or end: outside the blocks, or in block 0."""
+        """Whether it reads the residual stream at its beginning or end: outside the blocks, or in block 0."""
         return self.block is None or (self.block == 0 and not self.is_inner)
 
 
 def parse_norm(name: str, num_dims: int) -> NormName | None:
-    """The norm layer whose scale is stored as `name`; None for any other tensor.
+    """The norm layer whose scale has this `name`; None for any other tensor.
 
-    A norm's scale is one-dimensional, its leaf is `weight`, and the part before says norm (trailing indices, as in
-    `norms.0`, are skipped). What it misses: nameless members of a Sequential, BatchNorms called identity.
+    The scale of a norm layer is one-dimensional, its last name part is `weight`, and the part before names a norm
+    (trailing indices, as in `norms.0`, are skipped). Not found: unnamed members of a Sequential, and BatchNorms called
+    identity.
     """
     layer, _, leaf = name.rpartition(".")
     if num_dims != 1 or leaf not in SCALES:
@@ -57,7 +58,7 @@ def parse_norm(name: str, num_dims: int) -> NormName | None:
 
 
 def split_block(name: str) -> tuple[int | None, str]:
-    """The index of the block that a name lies in, None outside the blocks, and the name with `{}` in its place."""
+    """Index of the block in a name, None outside the blocks, and the name with `{}` in its place."""
     found = BLOCK.search(name)
     if found is None:
         return None, name
@@ -81,8 +82,8 @@ ZERO_CENTRED = {
     **dict.fromkeys(("moonshine_streaming", "moonshine_streaming_encoder"), r"(?:.*\.)?decoder\..*"),
     **dict.fromkeys(("nemotron", "videoprism", "videoprism_text_model", "videoprism_vision_model"), ""),
 }
-"""`model_type` -> regular expression of the layers of such a model that store the scale itself (read off the classes
-of transformers 5.23)."""
+"""`model_type` of models with zero-centred norms -> regular expression of their layers that store the scale itself
+(read from the classes of transformers 5.23)."""
 
 AS_STORED = frozenset(
     (
@@ -92,23 +93,23 @@ AS_STORED = frozenset(
         *("qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_text", "smollm3"),
     )
 )
-"""`model_type` of common families whose norms multiply by what they store, however small (the same classes)."""
+"""`model_type` of common families whose norms multiply by the stored values, however small (from the same classes)."""
 
 LAYER_NORMS = ("nemotron", "videoprism", "videoprism_text_model", "videoprism_vision_model")
-"""The families of the table whose zero-centred norms have a bias; the others' are RMSNorms."""
+"""Families whose zero-centred norms have a bias; those of the others are RMSNorms."""
 
 LANGUAGE_SECTIONS = ("text_config", "vlm_config", "llm_config", "language_config")
 NEAR_ZERO = 0.1
-"""A scale that multiplies as it is begins at 1, and few end below this (SmolLM2's first norm does, at 0.001)."""
+"""A scale that is used as stored starts at 1, and few end below this value (SmolLM2's first norm does, at 0.001)."""
 
 
 def zero_centred_type(config: Mapping[str, Any]) -> str | None:
-    """The `model_type` in the table that the language part of a model has, else the whole; None without one."""
+    """The `model_type` in the table of the language part, or else of the whole model; None if neither is there."""
     return _type_among(ZERO_CENTRED, config)
 
 
 def is_known(config: Mapping[str, Any]) -> bool:
-    """Whether it is known of the language part of a model, else the whole, what its norms do with what they store."""
+    """Whether it is known how the norms of the language part, or else of the whole model, use the stored values."""
     return _type_among([*ZERO_CENTRED, *AS_STORED], config) is not None
 
 
@@ -125,18 +126,18 @@ def _type_among(table: Collection[str], config: Mapping[str, Any]) -> str | None
 
 
 def class_stem(name: object) -> str:
-    """What a class of `architectures` is of: "Gemma3ForCausalLM" -> "gemma3"; the `type_stem` of its model_type."""
+    """Stem of a class name in `architectures`, "Gemma3ForCausalLM" -> "gemma3": the `type_stem` of its model_type."""
     stem = re.sub(r"(?:For[A-Z]\w*|(?:LMHead|Pretrained|PreTrained)?Model)$", "", str(name))
     return stem.replace("_", "").lower()
 
 
 def type_stem(model_type: str) -> str:
-    """A `model_type` without what its classes' names leave out."""
+    """A `model_type` without the parts that class names leave out."""
     return re.sub(r"[_-]", "", model_type.removesuffix("_model"))
 
 
 def is_zero_centred(model_type: str | None, layer: str, norm_type: str) -> bool:
-    """Whether the norm `layer` (canonical name) of a model of this type multiplies by 1 + w."""
+    """Whether the norm `layer` (canonical name) in a model of this type multiplies by 1 + w."""
     if model_type is None or norm_type != ("LayerNorm" if model_type in LAYER_NORMS else "RMSNorm"):
         return False
     return not re.fullmatch(ZERO_CENTRED[model_type], layer)

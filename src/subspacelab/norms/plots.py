@@ -1,4 +1,4 @@
-"""Pictures of an analysis: embedding norms, norm scales over depth, several models side by side."""
+"""Pictures of an analysis: embedding norms, norm scales over depth, comparisons of models."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,20 +28,20 @@ T = TypeVar("T")
 DASHES = ("-", "--", ":", "-.")
 NUM_STYLES = len(COLOURS) * len(DASHES)
 MAX_PANELS = 40
-"""More are read by nobody, and take minutes to lay out."""
+"""Most panels of a picture: more are unreadable and take minutes to lay out."""
 
 
 def style(i: int) -> dict[str, Any]:
-    """Colour and dash of the i-th kind: no two of the first `NUM_STYLES` share both."""
+    """Colour and dash of the i-th kind; the first `NUM_STYLES` all differ in one or both."""
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
 
 
 LEGEND_LETTERS = 54
-"""What fits beside the lines of a legend below a panel."""
+"""Letters that fit beside the lines of a legend below a panel."""
 
 
 def columns_of(lengths: Sequence[int], most: int) -> int:
-    """Columns of a legend, 3 at most, whose labels of these lengths have `most` letters side by side."""
+    """Number of legend columns, at most 3, such that labels of these lengths fit into `most` letters."""
     for columns in (3, 2):
         rows = -(-len(lengths) // columns)
         if sum(max(lengths[i : i + rows]) for i in range(0, len(lengths), rows or 1)) <= most:
@@ -60,7 +60,7 @@ def draw_panels(
     none: str,
     legend: Sequence[tuple[str, dict[str, Any]]] = (),
 ) -> Figure:
-    """A picture of one panel an item, `size` inches each; `none` is said where there is no item.
+    """A picture with one panel per item, `size` inches each; without items it shows the text `none`.
 
     `legend`: labels and styles of the lines that all panels share.
     """
@@ -83,7 +83,7 @@ def draw_panels(
 
 
 def edges_of(norms: np.ndarray, num_bins: int) -> list[float]:
-    """Edges of a histogram's bins, wide enough to be told apart where all norms are equal."""
+    """Edges of a histogram's bins; wide enough to be visible if all norms are equal."""
     low, high = float(norms.min()), float(norms.max())
     margin = 0.0 if high - low > 1e-9 * high else 0.05 * high or 0.5
     return [float(edge) for edge in np.linspace(low - margin, high + margin, num_bins + 1)]
@@ -93,9 +93,9 @@ BINS = 80
 
 
 def draw_embedding_norms(path: Path | None, analysis: Analysis) -> Figure:
-    """A histogram per embedding, padding rows apart; counts on a logarithmic axis, so that single vectors show.
+    """A histogram per embedding, padding rows apart; logarithmic counts, so that single vectors are visible.
 
-    The routers of all blocks are in one panel.
+    The routers of all blocks share one panel.
     """
     return draw_panels(
         path,
@@ -129,13 +129,13 @@ def _draw_group(axes: Axes, group: list[Embedding]) -> None:
 
 
 LEVELS: tuple[Any, ...] = ("--", ":", "-.", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (1, 4)))
-"""Dashes of the norms outside the blocks, in grey."""
+"""Dashes of the norm layers outside the blocks, in grey."""
 
 
 def draw_norm_scales(path: Path | None, analysis: Analysis) -> Figure:
-    """A panel per part of the model: mean |scale| over the block, and norms outside the blocks as level lines.
+    """A panel per tower: mean |scale| over blocks, and norm layers outside the blocks as horizontal lines.
 
-    No two kinds of norm share colour and dash; where there are more kinds than that allows, each has its own panel.
+    No two kinds share colour and dash; if there are too many kinds for that, each has its own panel.
     """
     curves = depth_curves(analysis.norm_layers)
     towers = [t for t in towers_of(analysis.norm_layers) if any(c.tower == t for c in curves)]
@@ -193,7 +193,7 @@ def _finish(axes: Axes, values: Sequence[float]) -> None:
 
 
 def draw_comparison(path: Path | None, analyses: Sequence[Analysis]) -> Figure:
-    """A panel per kind of embedding and per kind of norm, so that like stands beside like; a line per model."""
+    """A panel per kind of embedding and per kind of norm layer, with a line per model."""
     curves = [compared_curves(analysis.norm_layers) for analysis in analyses]
     kinds = list(dict.fromkeys(kind for found in curves for kind in found))
 
@@ -231,7 +231,7 @@ def _draw_embeddings(axes: Axes, of_model: Sequence[Sequence[Embedding]]) -> Non
 
 
 def _draw_curves(axes: Axes, of_model: Sequence[Sequence[Curve]]) -> None:
-    """Over the block if all models have the same number of them, else over the relative depth."""
+    """Curves over blocks if all models have the same number of them, else over relative depth."""
     same = len({curve.blocks[-1] for curves in of_model for curve in curves}) <= 1
     for i, curves in enumerate(of_model):
         for curve in curves:
@@ -249,7 +249,7 @@ MASSIVE = "massive.png"
 
 
 def draw_massive(path: Path | None, found: Massive) -> Figure:
-    """Largest |x| over the layers, then a panel per norm with its scales over the blocks; random dimensions in grey."""
+    """Largest |x| over layers, then a panel per norm with its scales over blocks; random dimensions in grey."""
     in_blocks = found.scales[found.scales["block"].notna()]
     items = ["", *in_blocks["norm"].unique()]
     kinds: list[tuple[str, int]] = list(dict.fromkeys(zip(found.dims["kind"], found.dims["dim"], strict=True)))
@@ -293,17 +293,17 @@ def draw_massive(path: Path | None, found: Massive) -> Figure:
 
 
 KINDS = {"embedding_norms": draw_embedding_norms, "norm_scales": draw_norm_scales}
-"""How each kind of picture of `Analysis.plot` is drawn."""
+"""Kind of picture in `Analysis.plot` -> function that draws it."""
 
 PICTURES = tuple(f"{kind}.png" for kind in KINDS)
-"""Of one model."""
+"""Picture files of one model."""
 
 COMPARISON = ("comparison.csv", "comparison.png")
-"""Of several."""
+"""Picture and table files of several models."""
 
 
 def draw_pictures(folder: Path, analysis: Analysis) -> tuple[Path, ...]:
-    """The `PICTURES` in `folder`; what else is there stays."""
+    """Draws the `PICTURES` to `folder`; other files there stay."""
     paths = tuple(folder / name for name in PICTURES)
     for path, draw in zip(paths, KINDS.values(), strict=True):
         draw(path, analysis)

@@ -1,4 +1,4 @@
-"""What an analysis finds, and the JSON it is written as."""
+"""The results of norms, and the files they are saved as."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One checkpoint, analysed."""
+    """The analysis of one checkpoint."""
 
     model_name: str
     """The repository on the hub, or the folder's name."""
@@ -33,27 +33,27 @@ class Analysis:
     revision: str | None
     """The commit, for a checkpoint of the hub."""
     device: str
-    """Where the statistics were computed."""
+    """Device of the computation."""
     family: str | None
-    """What people call its family; None outside the table."""
+    """Common name of the family; None outside the table."""
     model_type: str
     """The `model_type` of the family; `unknown` outside the table."""
     found_by: str
-    """By what the family was found."""
+    """How the family was detected."""
     embedding_layers: tuple[Embedding, ...]
     """Every embedding that could be read."""
     norm_layers: tuple[Norm, ...]
-    """Every norm layer that could be read, reported or not: curves over depth take all."""
+    """Every norm layer that could be read, reported or not; curves over depth use all."""
     all_norms: bool
-    """Whether all are reported."""
+    """Whether all norm layers are reported."""
     warnings: tuple[str, ...]
-    """Doubts and refusals, a line each."""
+    """Doubts and skipped tensors, one line each."""
     bytes_read: int
-    """Of the tensors that were read."""
+    """Size of the tensors that were read."""
 
     @property
     def reported(self) -> tuple[Norm, ...]:
-        """The norm layers of the report: the embedding-related ones, or all."""
+        """The norm layers in the report: those related to embeddings, or all."""
         return tuple(n for n in self.norm_layers if self.all_norms or n.layer.name.reads_embedding)
 
     @property
@@ -67,7 +67,7 @@ class Analysis:
         return _table({e.layer.name: e.to_json() for e in self.embedding_layers})
 
     def save(self, folder: Path | str) -> None:
-        """Writes analysis.json and the norm of every vector, vectors.safetensors; ValueError for a folder of others."""
+        """Writes analysis.json and all vector norms, vectors.safetensors; ValueError if the folder has other files."""
         require_own_entries(Path(folder), PARTS, "an analysis")
         write_tensors(Path(folder) / PARTS[1], {e.layer.key: e.vectors.norms for e in self.embedding_layers})
         plain = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_layers")}
@@ -77,7 +77,7 @@ class Analysis:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Analysis":
-        """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
+        """Reads what `save` wrote; ValueError, naming the file, if one is missing or damaged."""
         path, vectors = (Path(folder) / name for name in PARTS)
         if not path.is_file():
             raise ValueError(f"{path}: no analysis here; save one, or analyze again")
@@ -91,14 +91,14 @@ class Analysis:
         return cls(**plain, embedding_layers=embeddings, norm_layers=stored.norm_layers)
 
     def plot(self, kind: str = "embedding_norms") -> "Figure":
-        """A matplotlib Figure: "embedding_norms" or "norm_scales"; SettingError for others."""
+        """A matplotlib Figure: "embedding_norms" or "norm_scales"; SettingError for other kinds."""
         from subspacelab.norms.plots import KINDS
         from subspacelab.plotting.figures import draw_kind
 
         return draw_kind(KINDS, kind, self)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as it is written."""
+        """The report, as `norms analyze` writes it."""
         return {
             "model_name": self.model_name,
             "model_type": self.model_type,
@@ -111,7 +111,7 @@ class Analysis:
 
 
 PARTS = ("analysis.json", "vectors.safetensors")
-"""What `Analysis.save` writes."""
+"""Files that `Analysis.save` writes."""
 
 
 class _StoredEmbedding(BaseModel):
@@ -152,14 +152,14 @@ class _Stored(BaseModel):
 _STORED = TypeAdapter(_Stored)
 
 MAGNITUDE, RATIO = 100.0, 1000.0
-"""An activation is massive if it is larger than the first, and larger than the second times the median (2402.17762)."""
+"""An activation is massive if it exceeds the first, and the second times the median (2402.17762)."""
 LAYERS, DIMS, SCALES, SUMMARY = FILES = ("layers.csv", "dims.csv", "scales.csv", "massive.json")
-"""What `Massive.save` writes."""
+"""Files that `Massive.save` writes."""
 
 
 @dataclass(frozen=True)
 class Massive:
-    """What `massive` found. Layer 0 is the embedding, layer i what block i - 1 leaves in the residual stream.
+    """The result of `massive`. Layer 0 is the embedding, layer i the residual stream after block i - 1.
 
     >>> found = massive("org/model", "text.txt")
     >>> found.summary
@@ -167,18 +167,18 @@ class Massive:
     """
 
     layers: pd.DataFrame
-    """A row a layer: `median` |x|, `largest` |x|, its `ratio` to the median of its window, its `dim`, `position` and
-    `token`; `massive` activations, how many of them are at the `first` token of a window; `typical_largest`: the median
-    over the dimensions of their largest |x|, which is what a random dimension has."""
+    """One row per layer: `median` |x|, `largest` |x|, its `ratio` to the median of its window, its `dim`, `position`
+    and `token`; `massive`: number of massive activations; `first`: how many of them are at the first token of a window;
+    `typical_largest`: the median over the dimensions of their largest |x|, which a random dimension would have."""
     dims: pd.DataFrame
-    """A row a layer and followed dimension: `kind` (massive; largest: of the largest ratios, but not massive; random:
-    the control), `dim`, `layer`, `largest` |x|, its `ratio`, `massive` activations."""
+    """One row per layer and followed dimension: `kind` (massive; largest: among the largest ratios, but not massive;
+    random: the control), `dim`, `layer`, `largest` |x|, its `ratio`, and `massive`: number of massive activations."""
     scales: pd.DataFrame
-    """A row a norm layer and followed dimension: `kind`, `dim`, `norm` (its name within a block), `block` (none outside
-    the blocks), `scale` as it multiplies, `typical`: the median |scale| of the layer, `rank`: share of the dimensions
-    whose |scale| is smaller, 0.5 in the mean of random ones."""
+    """One row per norm layer and followed dimension: `kind`, `dim`, `norm` (its name within a block), `block` (empty
+    outside the blocks), the effective `scale`, `typical`: the median |scale| of the layer, `rank`: share of the
+    dimensions with a smaller |scale|, 0.5 on average for random ones."""
     metrics: dict[str, Any]
-    """Model, settings, number of tokens, headline figures, notes."""
+    """Model, settings, number of tokens, headline numbers, notes."""
 
     @property
     def summary(self) -> str:
@@ -195,7 +195,7 @@ class Massive:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Massive":
-        """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
+        """Reads what `save` wrote; ValueError, naming the file, if one is missing or damaged."""
         folder = Path(folder)
         if not (folder / SUMMARY).is_file():
             raise ValueError(f"{folder / SUMMARY}: no measurement here; save one, or measure again")
@@ -206,7 +206,7 @@ class Massive:
         return cls(layers, dims, scales, metrics)
 
     def plot(self, kind: str = "massive") -> "Figure":
-        """A matplotlib Figure: "massive", largest |x| over the layers and scales over the blocks; SettingError else."""
+        """A matplotlib Figure: "massive", largest |x| over layers and scales over blocks; else SettingError."""
         from subspacelab.norms.plots import draw_massive
         from subspacelab.plotting.figures import draw_kind
 
@@ -222,13 +222,13 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def kinds_of(analyses: Sequence[Analysis]) -> list[str]:
-    """The kinds of embedding that any of the models has, in one order everywhere."""
+    """The kinds of embedding that any of the models has, always in the same order."""
     found = {e.layer.kind for analysis in analyses for e in analysis.embedding_layers}
     return [kind for kind in get_args(EmbeddingKind) if kind in found]
 
 
 def _table(entries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Entries of the report as rows; the ten shortest and longest vectors are left to the report."""
+    """Entries of the report as rows, without the ten shortest and longest vectors."""
     rows = [
         {"layer": name} | {k: v for k, v in e.items() if k not in ("smallest", "largest")}
         for name, e in entries.items()

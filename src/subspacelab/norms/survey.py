@@ -1,4 +1,4 @@
-"""What of a checkpoint is looked at, from its headers alone: embeddings and norm layers, with doubts said aloud."""
+"""Embeddings and norm layers of a checkpoint, found from its headers alone, with warnings for doubtful cases."""
 
 import math
 import re
@@ -17,8 +17,8 @@ from subspacelab.norms.names import NormName, is_zero_centred, parse_norm, split
 def expected_norms(family: Family, config: Section, found_depths: Mapping[str, int] | None = None) -> dict[str, int]:
     """Tower -> number of norm layers, per_block * depth + outside.
 
-    The depth is config.json's, else the family's default; `found_depths` (tower -> depth) counts where config.json does
-    not name the family, so that its defaults mean nothing. ValueError for a depth that is nowhere.
+    The depth comes from config.json, or else from the family's default. `found_depths` (tower -> depth) is used if
+    config.json does not name the family, because then its defaults do not apply. ValueError if no depth is known.
     """
     return {tower.name: _expected(tower, config, found_depths or {}) for tower in family.towers}
 
@@ -40,7 +40,7 @@ def _expected(tower: Tower, config: Section, found_depths: Mapping[str, int]) ->
 
 
 def _more(tower: Tower, config: Section, depth: int) -> int:
-    """What blocks that differ have more; ValueError for a config of which that cannot be told."""
+    """Additional norm layers of towers with different blocks; ValueError if the config does not determine them."""
     if tower.more is None:
         return 0
     inner = config.get(tower.section)
@@ -79,70 +79,71 @@ GENERAL_KINDS: tuple[tuple[str, EmbeddingKind], ...] = (
     ("cls|class", "class token"),
     ("tok|word|wte|vocab|shared|^(input_)?emb(ed(ding)?s?)?(_in)?$", "token"),
 )
-"""The first that is found in the name of the layer; none: some other table, whose rows are no words."""
+"""Pattern -> kind of embedding; the first pattern found in the name counts; without one it is another table without
+tokens."""
 
 
 @dataclass(frozen=True)
 class EmbeddingLayer:
-    """An embedding and how its vectors lie in the stored tensor."""
+    """An embedding and the layout of its vectors in the stored tensor."""
 
     name: str
     """Canonical name."""
     key: str
     """Name in the file."""
     kind: EmbeddingKind
-    """What is embedded."""
+    """What the vectors embed."""
     shape: tuple[int, ...]
-    """As stored."""
+    """Stored shape."""
     first_id: int
-    """Id of the first vector: not 0 for a table that continues another one."""
+    """Id of the first vector; not 0 for a table that continues another one."""
 
     @property
     def group(self) -> str:
-        """The name with `{}` for the block: one name for the routers of all blocks."""
+        """The name with `{}` for the block: the same for the routers of all blocks."""
         return split_block(self.name)[1]
 
     @property
     def width(self) -> int:
-        """Entries of a vector: the last axis; of a patch embedding all but the first, a filter flattened."""
+        """Entries of a vector: the last axis; for a patch embedding all axes but the first, a flattened filter."""
         return math.prod(self.shape[1:]) if self.kind == "patch" else self.shape[-1]
 
     @property
     def num_vectors(self) -> int:
-        """How many vectors: ids, filters, grid cells."""
+        """Number of vectors: ids, filters or grid cells."""
         return math.prod(self.shape) // max(1, self.width)
 
 
 @dataclass(frozen=True)
 class NormLayer:
-    """A norm layer by its stored parameters."""
+    """A norm layer, described by its stored parameters."""
 
     name: NormName
-    """What its canonical name says."""
+    """The parts of its canonical name."""
     key: str
     """Name of the scale in the file."""
     bias_key: str | None
     """Name of the bias in the file, if there is one."""
     type: str
-    """By the file: LayerNorm with a bias, RMSNorm without, BatchNorm beside running statistics."""
+    """Judged from the file: LayerNorm with a bias, RMSNorm without, BatchNorm beside running statistics."""
     tower: str
     """Part of the model: text, vision, projector; in an unknown family the name before the block index."""
     zero_centred: bool
-    """Whether it multiplies by 1 + w, where w is stored."""
+    """Whether it multiplies by 1 + w, where w is the stored tensor."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """All that is known before any data is read."""
+    """Facts about a checkpoint that need no data."""
 
     detected: Detected
     """The family."""
     embeddings: tuple[EmbeddingLayer, ...]
-    """In the family's order."""
+    """Embeddings, in the family's order."""
     norms: tuple[NormLayer, ...]
     """Every norm layer, tower by tower, in the order of depth."""
     warnings: tuple[str, ...]
-    """What differs from what the family should have."""
+    """Differences from what the family should have."""
 
 
 def survey(checkpoint: Checkpoint) -> Survey:
@@ -180,7 +181,7 @@ def _find_norms(checkpoint: Checkpoint, keys: Mapping[str, str], detected: Detec
 
 
 def _place(norm: NormLayer, detected: Detected) -> tuple[int, str, int, str]:
-    """Sorts by tower, then block by block; what is outside the blocks comes after them."""
+    """Sort key: tower, then block; layers outside the blocks come last."""
     towers = [tower.name for tower in detected.family.towers] if detected.family else []
     rank = towers.index(norm.tower) if norm.tower in towers else len(towers)
     block = norm.name.block
@@ -211,7 +212,7 @@ def _find_embeddings(checkpoint: Checkpoint, keys: Mapping[str, str], detected: 
 
 
 def _general_embeddings(keys: Mapping[str, str]) -> Iterator[tuple[str, EmbeddingKind]]:
-    """The tables of an unknown family by their names; a gate is a router where there are experts beside it."""
+    """The embedding tables of an unknown family, by their names; a gate is a router if there are experts beside it."""
     with_experts = {name.partition(".experts.")[0].rpartition(".")[2] for name in keys if ".experts." in name}
     for name in keys:
         router = ROUTER.fullmatch(name)
@@ -271,7 +272,7 @@ def _count_doubts(checkpoint: Checkpoint, detected: Detected, norms: list[NormLa
 
 
 def _counts(norm: NormLayer, tower: Tower, config: Section) -> bool:
-    """Whether every file of the model holds this norm layer."""
+    """Whether this norm layer is in every file of the model."""
     if tower.uncounted is not None and re.fullmatch(tower.uncounted, norm.name.layer):
         return False
     depth = _depth(tower, config)
@@ -290,7 +291,7 @@ def _type_doubts(detected: Detected, norms: list[NormLayer]) -> list[str]:
 
 
 def _unnamed(checkpoint: Checkpoint, keys: Mapping[str, str], norms: list[NormLayer]) -> list[str]:
-    """An independent check: in the seven families every one-dimensional `.weight` is a norm's."""
+    """An independent check: in the seven families every one-dimensional `.weight` belongs to a norm."""
     taken = {norm.key for norm in norms}
     others = [
         name

@@ -1,4 +1,4 @@
-"""Adapters in the null space of what a model knows: calibrate, add or build, train, verify."""
+"""Adapters in the null space of what a model has learned: calibrate, add or build, train, verify."""
 
 import lazy_loader
 

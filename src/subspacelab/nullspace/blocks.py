@@ -1,4 +1,4 @@
-"""Every layer's start, found block after block; what was found of a block is on disk before the next one is read."""
+"""Every layer's start, computed block by block; the results of a block are on disk before the next block is read."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -27,18 +27,18 @@ Starts = dict[str, tuple[Factors, LayerReport]]
 
 @dataclass(frozen=True)
 class Task:
-    """A base model and what is to be built on it."""
+    """A base model and the adapter to be built on it."""
 
     model_folder: Path
-    """The base model."""
+    """Folder of the base model."""
     stream: BlockStream
-    """Its blocks."""
+    """Blocks of the base model."""
     linears: dict[str, nn.Linear]
-    """The layers that get an adapter."""
+    """The layers to adapt."""
     method: Method
-    """How they start."""
+    """The method that initialises them."""
     rank: int
-    """Rank of each."""
+    """Rank of every layer's adapter."""
     windows: Windows | None
     """Calibration text; None without calibration."""
     ids: Tensor
@@ -46,7 +46,7 @@ class Task:
     settings: BuildSettings
     """Batch size, and where hidden states are kept."""
     progress: Progress = no_progress
-    """Opens its bars."""
+    """Function that opens a progress bar."""
 
 
 @dataclass
@@ -54,26 +54,26 @@ class Probes:
     """Hidden states of a few tokens on their way through the blocks."""
 
     watch: Tensor
-    """Of two windows that differ in their last token: it must not change what is before it."""
+    """States of two windows that differ only in their last token: they must agree before it."""
     base: Tensor
-    """Of the tokens on which the start is compared with the base."""
+    """States of the tokens on which the start is compared with the base."""
     start: Tensor
-    """Of the same, in the model with the adapter."""
+    """States of the same tokens in the model with the adapter."""
 
 
 class Record:
-    """What was found of the blocks so far, in a folder: a file of tensors and one of reports for each block."""
+    """Results of the finished blocks in a folder: one file of tensors and one of reports per block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that are done."""
+        """Number of finished blocks."""
         return next(i for i in count() if not self._file(i, "json").is_file())
 
     def write(self, index: int, starts: Starts, probes: Probes) -> None:
-        """Keeps the starts of a block, the probes after it, and where the random numbers are."""
+        """Stores the starts of a block, the probes after it, and the state of the random numbers."""
         tensors = {f"{name}.A": f.A for name, (f, _) in starts.items()}
         tensors |= {f"{name}.B": f.B for name, (f, _) in starts.items()}
         tensors |= {f"probe.{name}": states for name, states in vars(probes).items()}
@@ -82,14 +82,14 @@ class Record:
         write_json(self._file(index, "json"), [asdict(report) for _, report in starts.values()])
 
     def read(self, index: int, *, moved: bool) -> Starts:
-        """The starts of a block; `moved` says that they were taken out of W."""
+        """The starts of a block; `moved`: they were subtracted from W."""
         tensors, _ = read_tensors(self._file(index, "safetensors"))
         reports = [LayerReport.of(fields) for fields in read_json(self._file(index, "json"))]
         pairs = {r.module: (tensors[f"{r.module}.A"], tensors[f"{r.module}.B"]) for r in reports}
         return {r.module: (Factors(*pairs[r.module] * (2 if moved else 1)), r) for r in reports}
 
     def resume(self, device: torch.device) -> Probes:
-        """The probes after the last block that is done; random numbers go on from there."""
+        """The probes after the last finished block; also restores the state of the random numbers."""
         tensors, _ = read_tensors(self._file(self.num_blocks - 1, "safetensors"))
         torch.set_rng_state(tensors["chance.0"])
         if "chance.1" in tensors and device.type == "cuda":
@@ -102,29 +102,29 @@ class Record:
 
 
 def _chance() -> list[Tensor]:
-    """States of torch's global generators, the only source of chance that PEFT has."""
+    """States of torch's global generators, PEFT's only source of randomness."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
 @dataclass(frozen=True)
 class BlockStarts:
-    """All that was found."""
+    """The results of all blocks."""
 
     factors: dict[str, Factors]
     """Module -> its factors, in the model's order."""
     layers: list[LayerReport]
-    """Their reports."""
+    """Report of each layer."""
     before: Tensor
-    """Logits of the base on the tokens of the task."""
+    """Logits of the base on the task's tokens."""
     after: Tensor
-    """Logits of the model with the adapter."""
+    """Logits of the model with the adapter on the same tokens."""
 
 
 def find_starts(task: Task, folder: Path) -> BlockStarts:
-    """Factors and report of every layer; blocks of which `folder` has them are not solved again.
+    """Factors and report of every layer; blocks whose results are in `folder` are not computed again.
 
-    Their windows pass these blocks once more, unless the hidden states are on disk. ValueError for a model that looks
-    ahead, for NaN among a layer's inputs, and for a layer that takes no part.
+    Unless the hidden states are on disk, the windows pass the finished blocks once more. ValueError for a model whose
+    tokens see later ones, for NaN among a layer's inputs, and for a layer that takes no part in a forward pass.
     """
     stream, record = task.stream, Record(folder)
     done = record.num_blocks
@@ -174,7 +174,7 @@ def _embed_probes(task: Task) -> Probes:
 
 
 def _run(task: Task, index: int, states: Tensor) -> Tensor:
-    """Probes through a block; no token of theirs is padding."""
+    """Runs probes, which have no padding, through a block."""
     mask = torch.ones(states.shape[:2], dtype=torch.bool)
     return task.stream.run(index, states, mask, to_logits=True)
 
@@ -182,7 +182,7 @@ def _run(task: Task, index: int, states: Tensor) -> Tensor:
 def _block_starts(
     task: Task, index: int, probes: Probes, batches: CalibrationBatches | None, advance: Any
 ) -> Iterator[tuple[str, tuple[Factors, LayerReport]]]:
-    """Name, factors and report of each layer of a block; its windows pass it."""
+    """Name, factors and report of each layer of a block; also runs the windows through it."""
     linears = task.stream.within(index, task.linears)
     model = task.stream.model
 
@@ -202,7 +202,7 @@ def _block_starts(
 
 
 def _single_windows(batches: CalibrationBatches, index: int) -> None:
-    """The windows of the calibration through a block, one at a time and without padding, as CorDA's hooks need them."""
+    """Runs the calibration windows through a block, one at a time and without padding, as CorDA's hooks need them."""
     for batch, part in enumerate(batches.parts):
         if part < 2:  # not held out
             for states, mask in zip(batches.states.before(batch), batches.mask(batch), strict=True):
@@ -211,7 +211,7 @@ def _single_windows(batches: CalibrationBatches, index: int) -> None:
 
 
 def _pass_probes(task: Task, index: int, probes: Probes, starts: Mapping[str, tuple[Factors, Any]]) -> None:
-    """The tokens of the task through the block as it was, and with its adapter."""
+    """Runs the task's tokens through the original block, and through the block with its adapter."""
     probes.base, alone = _run(task, index, probes.base), probes.start
     with with_adapter(task.linears, {name: factors for name, (factors, _) in starts.items()}):
         probes.start = _run(task, index, alone)

@@ -1,4 +1,4 @@
-"""Builds an adapter: text in, second moments, a start per layer, and an ordinary PEFT folder out."""
+"""Building of an adapter: from text to second moments, to a start per layer, to an ordinary PEFT folder."""
 
 import hashlib
 import json
@@ -37,28 +37,28 @@ from subspacelab.nullspace.inits import Method, method_of
 from subspacelab.nullspace.starts import LayerReport, require_rank, summarise
 
 CALIBRATION = "wikitext2"
-"""The text of a method that needs one, where none is named."""
+"""Default text of a method that needs calibration."""
 START_TOKENS = 256
-"""Tokens on which the model with the adapter is compared with the base."""
+"""Number of tokens on which the model with the adapter is compared with the base."""
 RESULT = ("calib_dataset", "calib_loader_size", "seq_len", "targets")
-"""The settings that decide what an adapter is; the others say how it is computed."""
+"""Settings that decide the result; the others only say how it is computed."""
 
 UNFINISHED, JOB, OURS = "unfinished", "job.json", re.compile(r"job\.json|block-\d+\.\w+|states--?\d+")
-"""The folder beside an adapter that is being built ends so; what in it says of what build; what else is in it."""
+"""Suffix of the folder beside an unfinished adapter; its file that describes the build; pattern of its file names."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """An adapter that was built."""
+    """A built adapter."""
 
     folder: Path
-    """Where it lies."""
+    """Folder of the adapter."""
     meta: dict[str, Any]
-    """The contents of its `nullspace.json`."""
+    """The content of its `nullspace.json`."""
     layers: list[LayerReport]
-    """A report per layer, in the model's order."""
+    """One report per layer, in the model's order."""
     notes: list[str]
-    """What a person should know, such as a text shorter than was asked for."""
+    """Notes for the user, such as a text shorter than requested."""
 
 
 def build_adapter(
@@ -73,10 +73,9 @@ def build_adapter(
 ) -> Built:
     """Builds an adapter of `rank` on the checkpoint `source` and writes it to `folder`, whole or not at all.
 
-    An untrained adapter of the same base, method and settings that stands there is replaced. ValueError, in one line:
-    a folder of other things or of another adapter, or one that lies in the model; too few calibration tokens, a rank
-    larger than a layer, targets that match nothing, NaN among a layer's inputs, and whatever reading the model or the
-    text refuses.
+    An untrained adapter of the same base, method and settings in `folder` is replaced. ValueError, in one line, if the
+    folder holds anything else or lies in the model's folder; for too few calibration tokens, a rank larger than a
+    layer, targets that match nothing, NaN among a layer's inputs; and all errors of reading the model or the text.
     """
     chosen = method_of(method)
     if chosen.needs_calibration and settings.calib_dataset is None:
@@ -92,7 +91,7 @@ def build_adapter(
 
 
 def _job(source: Source, folder: Path, method: str, rank: int, seed: int, settings: BuildSettings) -> dict[str, Any]:
-    """What an adapter is built from, and how; files as they lie from it, however they were typed."""
+    """Source and settings of an adapter; local paths are relative to it, however the user typed them."""
     own = {key: value for key, value in asdict(settings).items() if key in RESULT}
     text, named = settings.calib_dataset, source.revision or of_pipeline(source.reference)
     if text is not None and (file := expanded(text)).exists():
@@ -149,9 +148,9 @@ def _build(
 
 @contextmanager
 def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder beside `folder` for what is done of a build: it goes at the end, and stays after a kill.
+    """A folder beside `folder` for the results of an unfinished build; it is removed at the end and stays after a kill.
 
-    What is there of the same `job` is found again, that of another one goes. ValueError if it is not ours.
+    Results of the same `job` are used again, those of another one are removed. ValueError if the folder is not ours.
     """
     work = folder.with_name(f".{folder.name}.{UNFINISHED}")
     wanted = json.loads(json.dumps(job))
@@ -174,14 +173,14 @@ def unfinished(folder: Path, job: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _exactly(settings: BuildSettings, windows: Windows | None) -> dict[str, Any]:
-    """What decides the last bits of an adapter, beside its job."""
+    """Everything beyond the job that decides the last bits of an adapter."""
     parts = [] if windows is None else [windows.input_ids, windows.attention_mask.long()]
     tokens = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
     return {"tokens": tokens, "batch_size": settings.batch_size, "device": settings.device}
 
 
 def _require_place(folder: Path, job: Mapping[str, Any]) -> None:
-    """ValueError if the folder holds anything but the untrained adapter of that job: it will be replaced."""
+    """ValueError unless the folder is empty or holds the untrained adapter of that job, which will be replaced."""
     require_own_entries(folder, FILES, "an adapter")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
@@ -197,7 +196,7 @@ def _require_place(folder: Path, job: Mapping[str, Any]) -> None:
 
 
 def _require_same_base(folder: Path, source: Source, digest: str) -> None:
-    """ValueError if the adapter there was built on other weights, which had this name where, or when, it was built."""
+    """ValueError if the adapter in `folder` was built on other weights of the same name."""
     if (folder / META).is_file() and read_meta(folder)["base"]["digest"] != digest:
         raise ValueError(f"{folder}: built on other weights that were called {source.reference}; give a new folder")
 
@@ -211,7 +210,7 @@ def _windows(source: Source, settings: BuildSettings, seed: int) -> Windows:
 
 
 def _start_tokens(model: Any, windows: Windows | None) -> Tensor:
-    """A few calibration tokens; without calibration the first of the vocabulary."""
+    """The first calibration tokens; without calibration, the first tokens of the vocabulary."""
     if windows is None:
         ids = torch.arange(min(START_TOKENS, model.config.vocab_size))
     else:
@@ -227,7 +226,7 @@ def _difference(before: Tensor, after: Tensor) -> dict[str, float]:
 
 
 def _calibration_json(settings: BuildSettings, windows: Windows | None) -> dict[str, Any] | None:
-    """What the calibration was; nothing that does not change the result."""
+    """Facts about the calibration that decide the result."""
     if windows is None:
         return None
     keys = ("calib_dataset", "calib_loader_size", "seq_len")

@@ -1,4 +1,4 @@
-"""What goes into the linear layers: second moments streamed over windows of real text, and a few tokens as they are."""
+"""Inputs of the linear layers: second moments, streamed over windows of real text, and a sample of tokens."""
 
 import math
 from collections import defaultdict
@@ -20,14 +20,15 @@ from subspacelab.models.block_stream import BlockStream
 from subspacelab.models.hidden_states import HiddenStates
 
 TOKENS_PER_DIM = 8
-"""Below it the bottom space is the sample's, not the population's: at N = d its ratio in sample is 0 for any input."""
+"""Fewer tokens per dimension describe the sample, not the population: at N = d the ratio in sample is 0 for any
+input."""
 HELD_OUT = 8
-"""One window in so many is kept out of the calibration."""
+"""One window in this many is kept out of the calibration."""
 
 
 @dataclass(frozen=True)
 class SharedInput:
-    """One distinct input and the linear layers that read it: q, k, v share one, gate and up another."""
+    """One distinct input and the linear layers that read it: q, k and v share one, gate and up another."""
 
     modules: tuple[str, ...]
     """Names of the layers, in the model's order."""
@@ -47,9 +48,9 @@ class Split:
     first: list[int]
     """One half of the calibration."""
     second: list[int]
-    """The other half: do both find the same null space?"""
+    """The other half, to test whether both halves give the same null space."""
     held_out: list[int]
-    """Never calibrated on: the ratio out of sample."""
+    """Windows kept out of the calibration, for the ratio out of sample."""
 
     @property
     def calibration(self) -> list[int]:
@@ -59,10 +60,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of one input, float64, not centred; each matrix is put together when it is asked for."""
+    """Second moments of one input, float64, not centred; each matrix is assembled on demand."""
 
     sums: tuple[SecondMoment, SecondMoment, SecondMoment]
-    """Of both halves of the calibration windows, and of those held out."""
+    """Sums over the two halves of the calibration windows and over the held-out windows."""
 
     @classmethod
     def of(cls, *parts: Float[Tensor, "dim dim"], num_tokens: int, num_held_out: int) -> "Moments":
@@ -74,46 +75,46 @@ class Moments:
 
     @property
     def first(self) -> Float[Tensor, "dim dim"]:
-        """Of the first half of the calibration windows."""
+        """Second moment of the first half of the calibration windows."""
         return self.sums[0].matrix()
 
     @property
     def second(self) -> Float[Tensor, "dim dim"]:
-        """Of the second half."""
+        """Second moment of the second half."""
         return self.sums[1].matrix()
 
     @property
     def held_out(self) -> Float[Tensor, "dim dim"]:
-        """Of the windows kept out."""
+        """Second moment of the held-out windows."""
         return self.sums[2].matrix()
 
     @property
     def calibration(self) -> Float[Tensor, "dim dim"]:
-        """Of both halves together."""
+        """Second moment of both halves together."""
         return self.sums[0].matrix(self.sums[1])
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of both halves."""
+        """Number of tokens in both halves."""
         return self.sums[0].num_tokens + self.sums[1].num_tokens
 
     @property
     def num_held_out(self) -> int:
-        """Tokens of the windows kept out."""
+        """Number of tokens in the held-out windows."""
         return self.sums[2].num_tokens
 
     def to(self, device: torch.device) -> "Moments":
-        """The same on `device`."""
+        """A copy on `device`."""
         one, two, three = (part.to(device) for part in self.sums)
         return Moments((one, two, three))
 
 
 def split_windows(windows: Windows) -> Split:
-    """Every eighth window is held out (at least one), the others go to the halves by turns; three are needed."""
+    """Holds out every eighth window (at least one) and halves the others in turn; ValueError for fewer than three."""
     total = len(windows.input_ids)
     if total < 3:
-        remedy = "shorten --seq-len or give a longer text" if windows.shortage else "raise --calib-loader-size"
-        given = "the text gives" if windows.shortage else "asked for are"
+        remedy = "shorten `seq_len` or give a longer text" if windows.shortage else "give more (`calib_loader_size`)"
+        given = "the text gives" if windows.shortage else "got"
         raise ValueError(f"calibration needs at least 3 windows (two halves, one held out), {given} {total}: {remedy}")
     num_held_out = max(1, total // HELD_OUT)
     kept = list(range(total - num_held_out))
@@ -126,16 +127,18 @@ def require_enough_tokens(windows: Windows, linears: Mapping[str, nn.Linear]) ->
     found = int(windows.attention_mask[split_windows(windows).calibration].sum())
     needed = TOKENS_PER_DIM * widest.in_features
     if found < needed:
-        remedy = "Give a longer text" if windows.shortage else "Raise --calib-loader-size or --seq-len"
+        remedy = (
+            "Give a longer text" if windows.shortage else "Give more or longer windows (`calib_loader_size`, `seq_len`)"
+        )
         raise ValueError(
             f"{found} calibration tokens for {name}, {widest.in_features} dimensions wide: {needed} are needed"
-            f" ({TOKENS_PER_DIM} per dimension). {remedy}, or insist with --allow-few-tokens"
+            f" ({TOKENS_PER_DIM} per dimension). {remedy}, or insist with `allow_few_tokens`"
         )
 
 
 @torch.no_grad()
 def shared_inputs(linears: Mapping[str, nn.Module], run: Callable[[], object]) -> list[SharedInput]:
-    """Which layers are handed the very same tensor when a few tokens `run` through them.
+    """Groups of layers that receive the same tensor when a few tokens `run` through them.
 
     ValueError for a layer that never runs.
     """
@@ -146,7 +149,7 @@ def shared_inputs(linears: Mapping[str, nn.Module], run: Callable[[], object]) -
         run()
     unused = [name for name in linears if name not in seen]
     if unused:
-        raise ValueError(f"{unused[0]} takes no part in a forward pass ({len(unused)} such); leave it out by --targets")
+        raise ValueError(f"{unused[0]} takes no part in a forward pass ({len(unused)} such); leave it out by `targets`")
     readers: dict[tuple[int, int, int], list[str]] = {}
     for name in linears:
         x, version = seen[name]
@@ -155,21 +158,21 @@ def shared_inputs(linears: Mapping[str, nn.Module], run: Callable[[], object]) -
 
 
 class Batches:
-    """Windows in batches on their way through a model, with their states before the block that is next."""
+    """Windows in batches that pass through a model block by block, with their states before the current block."""
 
     def __init__(self, stream: BlockStream, windows: Windows, rows: Sequence[Tensor], states: HiddenStates) -> None:
         self.stream, self.windows = stream, windows
         self.rows = list(rows)
         """Window numbers of each batch."""
         self.states = states
-        """Their hidden states."""
+        """Hidden states of the batches."""
 
     def mask(self, batch: int) -> Bool[Tensor, "batch length"]:
-        """Which of a batch's tokens are no padding."""
+        """True for the tokens of a batch that are not padding."""
         return self.windows.attention_mask[self.rows[batch]]
 
     def embed(self) -> None:
-        """The states before the first block; within the stream's `ends`."""
+        """Computes the states before the first block; call it within the stream's `ends`."""
         for batch, rows in enumerate(self.rows):
             self.states.put(batch, self.stream.embed(self.windows.input_ids[rows], self.mask(batch)))
         self.states.advance()
@@ -181,7 +184,7 @@ class Batches:
         take: Callable[[int, str, Tensor], object] = lambda *_: None,
         advance: Advance = lambda _: None,
     ) -> None:
-        """All windows through a block. `take(batch, name, input)` is called whenever one of the layers runs."""
+        """Runs all windows through a block; `take(batch, name, input)` is called whenever one of the layers runs."""
         for batch, rows in enumerate(self.rows):
             with inputs_to(linears or {}, partial(take, batch)):
                 self.states.put(batch, self.stream.run(index, self.states.before(batch), self.mask(batch)))
@@ -189,22 +192,22 @@ class Batches:
 
 
 class CalibrationBatches(Batches):
-    """Batches of windows in the order of the split: no batch holds windows of two parts."""
+    """Batches of windows in the order of the split; all windows of a batch belong to one part."""
 
     def __init__(self, stream: BlockStream, windows: Windows, batch_size: int, states: HiddenStates) -> None:
         split = split_windows(windows)
         parts = [torch.tensor(numbers).split(batch_size) for numbers in (split.first, split.second, split.held_out)]
         super().__init__(stream, windows, [rows for part in parts for rows in part], states)
         self.parts = [number for number, part in enumerate(parts) for _ in part]
-        """Of each batch whether it is of the first half, the second, or held out."""
+        """For each batch: 0 for the first half, 1 for the second, 2 for the held-out windows."""
 
 
 def calibrate_block(
     batches: CalibrationBatches, index: int, inputs: Sequence[SharedInput], advance: Advance = lambda _: None
 ) -> dict[str, Moments]:
-    """All windows through a block: the name of each of its `inputs` -> its moments, on the stream's device.
+    """Runs all windows through a block; name of each of its `inputs` -> its moments, on the stream's device.
 
-    Padding never enters. `advance` is told the number of windows done. ValueError, naming the layer, for NaN or
+    Padding is left out. `advance` receives the number of finished windows. ValueError, naming the layer, for NaN or
     infinity in an activation, and for a layer that does not see every token.
     """
     place = float64_place(batches.stream.device)
@@ -219,10 +222,10 @@ def calibrate_block(
 
 
 def _tokens(name: str, x: Tensor, mask: Bool[Tensor, "batch length"]) -> Float[Tensor, "tokens dim"]:
-    """The rows of an input, [batch length dim] or [batch * length dim], that are no padding."""
+    """The rows of an input, [batch length dim] or [batch * length dim], that are not padding."""
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) != mask.numel():
-        raise ValueError(f"{name} sees {len(flat)} of {mask.numel()} tokens; leave it out by --targets")
+        raise ValueError(f"{name} sees {len(flat)} of {mask.numel()} tokens; leave it out by `targets`")
     return flat[mask.flatten().to(flat.device)]
 
 
@@ -253,29 +256,29 @@ def inputs_to(linears: Mapping[str, nn.Module], take: Callable[[str, Tensor], ob
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of one distinct input."""
+    """The inputs of one group of layers."""
 
     sample: Float[Tensor, "samples dim"]
-    """The tokens that were chosen."""
+    """The sampled tokens."""
     first: Float[Tensor, "windows dim"]
-    """The first token of each window: the begin token where the tokenizer has one, which attention uses as a sink."""
+    """The first token of each window: the tokenizer's begin token if there is one, which attention uses as a sink."""
     moment: Float[Tensor, "dim dim"] | None
-    """X^T X over all tokens, float64; None if it was not asked for."""
+    """X^T X over all tokens, float64; None if not requested."""
     ratios: dict[str, float] = field(default_factory=dict)
-    """Module that reads this input -> ||Q X||_F / ||X||_F over all tokens, for each Q that was given."""
+    """Module that reads this input -> ||Q X||_F / ||X||_F over all tokens, for each given Q."""
 
     @cached_property
     def eigenvalues(self) -> Float[Tensor, " dim"]:
-        """Of the moment, ascending; once for all modules that read this input."""
+        """Eigenvalues of the moment, ascending; computed once for all modules that read this input."""
         assert self.moment is not None
         return solve(torch.linalg.eigvalsh, self.moment)
 
 
 def choose_tokens(mask: Bool[Tensor, "n length"], num_samples: int, seed: int) -> Bool[Tensor, "n length"]:
-    """Marks `num_samples` tokens: as many from each window as from the others (to one), anywhere in it, no padding.
+    """Marks `num_samples` tokens: equally many from each window (up to one), at random positions, without padding.
 
-    A window that is too short gives what it has. The first tokens of the first window, the sink among them, would
-    say little of all the others.
+    A window that is too short contributes all its tokens. Tokens from the start of the first window alone would include
+    the attention sink and describe the rest poorly.
     """
     if num_samples < 1:
         raise ValueError(f"max_activation_samples: {num_samples} must be at least 1")
@@ -300,9 +303,9 @@ def collect_block(
     bases: Mapping[str, Mapping[str, Float[Tensor, "r dim"]]] | None = None,
     advance: Advance = lambda _: None,
 ) -> dict[str, Inputs]:
-    """All windows through a block; keeps of each of its `inputs` what `Inputs` says. Padding never enters.
+    """Runs all windows through a block; collects for each of its `inputs` what `Inputs` lists. Padding is left out.
 
-    `bases` holds, for an input's name, modules and the orthonormal rows Q whose ratios are wanted.
+    `bases` maps the name of an input to its modules, each with the orthonormal rows Q whose ratio is wanted.
     """
     names, bases = [shared.name for shared in inputs], bases or {}
     samples: dict[str, list[Tensor]] = {name: [] for name in names}

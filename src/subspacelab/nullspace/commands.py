@@ -9,12 +9,14 @@ import typer
 from subspacelab.core.flags import Rank, Seed, Track, with_settings
 from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
 
-app = typer.Typer(no_args_is_help=True, help="Adapters in the null space of what a model knows: build, train, verify.")
+app = typer.Typer(
+    no_args_is_help=True, help="Adapters in the null space of a model's old inputs: build, train, verify."
+)
 
 COMPARED = ("compare_stats.csv", "before_after.png")
 """What `compare-stats` writes."""
 
-Base = Annotated[str | None, typer.Option(help="The base model, if it is not where it was when building.")]
+Base = Annotated[str | None, typer.Option(help="The base model, if it has moved since the build.")]
 
 
 @app.command()
@@ -37,7 +39,7 @@ def build(
     settings: BuildSettings,
     track: Track = True,
 ) -> None:
-    """An adapter whose down-projection avoids what the layers are fed, as an ordinary PEFT folder.
+    """Builds an adapter whose down-projection avoids the directions of the layers' inputs, as an ordinary PEFT folder.
 
     Writes adapter_config.json, adapter_model.safetensors and nullspace.json (a report per layer); plain
     PeftModel.from_pretrained loads it.
@@ -64,18 +66,18 @@ def build(
 @with_settings(TrainSettings)
 def train(
     adapter: Annotated[Path, typer.Option(help="An adapter made by `nullspace build`.")],
-    output_dir: Annotated[Path, typer.Option(help="The trained adapter goes to <output-dir>/ft.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the result; the trained adapter is in <output-dir>/ft.")],
     seed: Seed = 233,
     base: Base = None,
     *,
     settings: TrainSettings,
     track: Track = True,
 ) -> None:
-    """Trains what the adapter's method lets train; the loss is that of the response alone.
+    """Trains the parameters that the adapter's method makes trainable; the loss is computed on the response only.
 
-    A training that was cut short goes on from its last checkpoint by the same command; a finished one is left as it
-    is. Several processes, each with the whole model, or a part of it by --fsdp:
-    accelerate launch --multi_gpu -m subspacelab nullspace train ...
+    An interrupted training continues from its last checkpoint when the same command is run again; a finished one is
+    left unchanged. Several processes, each with the whole model, or with a part of it (--fsdp): accelerate launch
+    --multi_gpu -m subspacelab nullspace train ...
     """
     from subspacelab.core.devices import is_main_process
     from subspacelab.data.instructions import read_instructions
@@ -111,7 +113,7 @@ def train(
 @app.command()
 @with_settings(VerifyAdapterConfig)
 def verify(
-    trained_model_path: Annotated[Path, typer.Option(help="A trained adapter (<output-dir>/ft), or one just built.")],
+    trained_model_path: Annotated[Path, typer.Option(help="A trained adapter (<output-dir>/ft), or an untrained one.")],
     seed: Seed = 233,
     save_stats: Annotated[Path | None, typer.Option(help="Write everything as JSON to this file.")] = None,
     base: Base = None,
@@ -119,9 +121,9 @@ def verify(
     settings: VerifyAdapterConfig,
     track: Track = True,
 ) -> None:
-    """Is B still in the null space, was anything learned, and how much does the adapter say?
+    """Checks whether B is still in the null space, whether anything was learned, and how much the adapter contributes.
 
-    A block per layer, averages, and a verdict per metric with its likely causes.
+    Prints a block per layer, averages, and a verdict per metric with its likely causes.
     """
     from contextlib import ExitStack
 
@@ -154,12 +156,12 @@ def verify(
 
 @app.command()
 def compare_stats(
-    init_stats: Annotated[Path, typer.Option(help="Statistics of the adapter as it was built.")],
-    trained_stats: Annotated[Path, typer.Option(help="Statistics of the trained adapter.")],
+    init_stats: Annotated[Path, typer.Option(help="Statistics of the adapter before training.")],
+    trained_stats: Annotated[Path, typer.Option(help="Statistics of the adapter after training.")],
     output_dir: Annotated[Path | None, typer.Option(help="Write compare_stats.csv and before_after.png here.")] = None,
     track: Track = True,
 ) -> None:
-    """Before and after training against what a null-space adapter promises; exit code 3 when an expectation fails.
+    """Compares an adapter before and after training with the method's promises; exit code 3 if an expectation fails.
 
     Both files come from `nullspace verify --save-stats`.
     """

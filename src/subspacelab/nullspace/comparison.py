@@ -1,4 +1,4 @@
-"""Before and after training: which expectations held, layer by layer, and all methods side by side."""
+"""Adapters before and after training: which expectations hold, layer by layer, and all methods side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "summary"
 HEADLINE = ("recall", "task")
-"""Of what a method knows, the numbers that a person compares."""
+"""The measures of knowledge that are reported as headline numbers."""
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
 SAME_NORM = 1e-6  # relative: the norm of equal float32 tensors, computed on two machines
 LEARNED = 1e-4  # share of ||x|| above which something was learned, as in the verdicts
@@ -38,13 +38,13 @@ class Expectation:
     """One row of the expectation table."""
 
     metric: str
-    """A number of a layer, and of the summary."""
+    """A field of LayerStats and of Summary."""
     wording: str
-    """What is expected of it."""
+    """The expectation in words."""
     holds: Callable[[float, float], bool]
-    """Whether it holds of (before, after)."""
+    """Whether (before, after) meets the expectation."""
     only: Literal["B frozen", "A_0 = 0", "all"]
-    """Of which methods it can be expected."""
+    """Methods for which it is expected."""
 
     def applies(self, summary: Summary) -> bool:
         """Whether the adapter's method promises it."""
@@ -69,8 +69,8 @@ def compare_stats(init: Verification, trained: Verification) -> pd.DataFrame:
     """method, layer, metric, before, after, expected, verdict: every layer and the summary against the table.
 
     `base_BX_ratio` is the stricter reading of "BX_ratio unchanged": on the frozen base's inputs only B can change it,
-    while the live inputs of a layer also move with the trained layers before it. An expectation that the method does
-    not promise is "not applicable". Raises ValueError for two files that do not belong together.
+    while the live inputs of a layer also change with the trained layers before it. An expectation that the method does
+    not promise is "not applicable". ValueError if the two files do not belong together.
     """
     _require_pair(init, trained)
     pairs: list[tuple[str, LayerStats | Summary, LayerStats | Summary]] = [
@@ -99,7 +99,7 @@ def _require_pair(init: Verification, trained: Verification) -> None:
     if a.trained or not b.trained:
         raise ValueError(
             f"init has trained={a.trained}, trained has trained={b.trained}; give the statistics of the built adapter"
-            " as --init-stats and those of the trained one as --trained-stats"
+            " as init and those of the trained one as trained"
         )
     if a.method != b.method:
         raise ValueError(f"init is {a.method}, trained is {b.method}; compare one adapter with itself")
@@ -118,28 +118,28 @@ def _require_pair(init: Verification, trained: Verification) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All methods of a study side by side."""
+    """All methods of a study, side by side."""
 
     stats: pd.DataFrame
-    """Before and after of every layer of every method, with verdicts."""
+    """Every layer of every method before and after training, with verdicts."""
     knowledge: pd.DataFrame
-    """One row per method and rate, the base first; empty where knowledge was not measured."""
+    """One row per method and learning rate, the base first; empty if knowledge was not measured."""
     trainings: pd.DataFrame
     """One row per training."""
     equal_task: pd.DataFrame
-    """What each method still knows where it has learned a given share of the task."""
+    """What each method still knows at the same share of the task learned."""
     differences: pd.DataFrame
     """Differences between methods, with Welch's t-test over the seeds."""
     metrics: dict[str, Any]
-    """By method: the ratios before and after, the number of failed expectations, what it knows at the chosen rate."""
+    """By method: the ratios before and after, the number of failed expectations, knowledge at the chosen rate."""
     verified: dict[str, tuple[Verification, Verification]]
-    """By method: before and after training."""
+    """By method: the verifications before and after training."""
 
     @property
     def headline(self) -> dict[str, float]:
-        """By method: BX_ratio after training and, where it was asked, recall and task; `random_BX_ratio` of a random B.
+        """By method: BX_ratio after training and, if measured, recall and task; `random_BX_ratio` for a random B.
 
-        The recall before any training is the checkpoint's, `llm_recall`.
+        The recall before any training is `llm_recall`, a metric of the checkpoint.
         """
         found = {}
         for method, (_, trained) in self.verified.items():
@@ -150,7 +150,7 @@ class Comparison:
         return found
 
     def plot(self, kind: str = "knowledge") -> "Figure":
-        """A matplotlib Figure: "before_after", "bx_ratio" or "knowledge"; SettingError for others."""
+        """A matplotlib Figure: "before_after", "bx_ratio" or "knowledge"; SettingError for other kinds."""
         from subspacelab.nullspace.plots import KINDS
         from subspacelab.plotting.figures import draw_kind
 
@@ -167,10 +167,10 @@ class Comparison:
 
 
 def compare_methods(verified: Path, knowledge: Path, methods: Sequence[str]) -> Comparison:
-    """Reads what was verified and asked of each method.
+    """Reads the verifications and the measured knowledge of each method.
 
-    `verified` holds `<method>-init.json` and `<method>-trained.json`, `knowledge` `<method>.json`, which may say that
-    nothing was measured; the tables of knowledge are then empty.
+    `verified` holds `<method>-init.json` and `<method>-trained.json`, `knowledge` holds `<method>.json`, which may say
+    that nothing was measured; the tables of knowledge are then empty.
     """
     pairs = {name: _pair(verified, name) for name in methods}
     stats = pd.concat([compare_stats(*pair) for pair in pairs.values()], ignore_index=True)
@@ -197,13 +197,15 @@ def _metrics(pair: tuple[Verification, Verification], stats: pd.DataFrame) -> di
 
 
 def _knowledge(files: Mapping[str, Path]) -> tuple[Knowledge | None, dict[str, list[Training]]]:
-    """The base's knowledge and the trainings of those methods whose knowledge was measured; all on one base."""
+    """The base's knowledge, and the trainings of the methods whose knowledge was measured, all on one base."""
     base, found = None, dict[str, list[Training]]()
     for name, path in files.items():
         own, trainings = read_knowledge(path)
         if own is None:
             continue
         if base not in (None, own):
-            raise ValueError(f"{path}: its base knows other things than that of {next(iter(found))}; train all again")
+            raise ValueError(
+                f"{path}: its base was measured with other results than that of {next(iter(found))}; train all again"
+            )
         base, found[name] = own, trainings
     return base, found

@@ -1,4 +1,4 @@
-"""What can be set in nullspace."""
+"""Settings of nullspace."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -10,107 +10,110 @@ from subspacelab.core.settings import Count, NotNegative, Positive, Share, setti
 
 @settings
 class BuildSettings:
-    """How an adapter is built, whatever its method, rank and seed."""
+    """Settings of a build, except method, rank and seed."""
 
     calib_dataset: str | None = None
-    """Text to calibrate on: wikitext2, c4, ptb, pipeline:corpus or a file; by default wikitext2, for methods that start
-    from it, and none for the others."""
+    """Calibration text: wikitext2, c4, ptb, pipeline:corpus or a file. Default: wikitext2 for methods that need
+    calibration, none for the others."""
     calib_loader_size: Count = 256
-    """Windows of text, an eighth of which is held out."""
+    """Number of windows of text; one eighth of them is held out."""
     seq_len: Count = 2048
-    """Tokens in a window."""
+    """Tokens per window."""
     batch_size: Count = 8
     """Windows per pass of the model."""
     targets: list[str] | None = None
-    """Regular expressions that find linear layers by name; null takes all but the head."""
+    """Regular expressions that select linear layers by name; null selects all but the head."""
     allow_few_tokens: bool = False
-    """Build with fewer than 8 tokens per input dimension all the same."""
+    """Build even with fewer than 8 tokens per input dimension."""
     offload: Literal["auto", "device", "cpu", "disk"] = "auto"
-    """Where hidden states wait between two blocks: auto takes the device, memory or disk, the first with room."""
+    """Where hidden states are kept between two blocks; auto takes the first of device, memory and disk that is large
+    enough."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 @settings
 class BuildAdapterConfig(BuildSettings):
-    """Stage `build_adapter`: an adapter per method and seed."""
+    """Stage `build_adapter`: one adapter per method and seed."""
 
     methods: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: ["lora", "lora_null_v2"])
-    """Which methods are built; the stage's matrix."""
+    """Methods to build; the stage's matrix."""
     rank: Count | None = None
     """Rank of the adapters; null takes the rank at the top of params.yaml."""
     seeds: Annotated[list[int], Field(min_length=1)] = field(default_factory=lambda: [233])
-    """One adapter for each: it draws the windows and the random starts, later the order of the training."""
+    """One adapter per seed. The seed determines the windows, the random starts and, later, the order of the
+    training."""
 
 
 @settings
 class TrainSettings:
-    """How an adapter is trained, whatever its method and seed."""
+    """Settings of a training, except method and seed."""
 
     data: str
     """Rows {query, response}: FILE.jsonl, meta-math/MetaMathQA or pipeline:arithmetic."""
     epochs: Positive = 1.0
-    """Passes over the rows, where max_steps is null."""
+    """Passes over the rows; used if max_steps is null."""
     max_steps: Count | None = None
-    """Optimizer steps, whatever `epochs` says; null takes the epochs."""
+    """Number of optimizer steps, in place of `epochs`; null uses the epochs."""
     lr: Positive = 2e-5
-    """AdamW's peak; a cosine brings it to 0."""
+    """Peak learning rate of AdamW; a cosine schedule lowers it to 0."""
     batch_size: Count = 8
-    """Rows of one pass, over all processes."""
+    """Rows per forward pass, over all processes."""
     gradient_accumulation: Count = 1
-    """Passes per optimizer step."""
+    """Forward passes per optimizer step."""
     max_length: Count = 512
-    """Tokens of a row; what is beyond is cut off."""
+    """Tokens per row; longer rows are cut."""
     warmup_ratio: Share = 0.03
-    """Share of the steps on which the rate rises."""
+    """Share of the steps during which the learning rate rises."""
     weight_decay: NotNegative | None = None
-    """AdamW's decoupled weight decay; null takes the method's own (0.3 of lora_decay, else 0)."""
+    """Decoupled weight decay of AdamW; null uses the method's own (0.3 for lora_decay, else 0)."""
     save_steps: Count = 200
-    """Steps between checkpoints, from which a killed training goes on."""
+    """Steps between checkpoints; a killed training continues from the last one."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third slower."""
     fsdp: bool = False
-    """Spread the frozen base over the processes of `accelerate launch`, each with its part of every weight: for a base
-    too large for one GPU, with a method that leaves its weights as they are. A killed training begins anew."""
+    """Spread the frozen base over the processes of `accelerate launch`, so that each holds a part of every weight. For
+    a base too large for one GPU, with a method that leaves its weights unchanged. A killed training starts again."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 @settings
 class KnowledgeSettings:
-    """By what old and new knowledge are told."""
+    """How old and new knowledge is measured."""
 
     facts: str
-    """Rows {query, response} that the base was taught."""
+    """Rows {query, response} that the base was trained on."""
     task: str
-    """Rows {query, response} of the new task that were not trained on."""
+    """Rows {query, response} of the new task that were not used in training."""
     validation: str
-    """Other such rows, by which a learning rate is chosen."""
+    """Further rows of the new task, used to choose a learning rate."""
     text: str
-    """Old text. The drift of the activations is measured on its test part; its train part, the calibration text,
-    tells the facts that it asks from those that it does not."""
+    """Old text. Its test part measures the drift of the activations. Its train part is the calibration text; a fact
+    whose question is in it counts as calibrated."""
     num_windows: Count = 16
-    """Windows of that text."""
+    """Number of windows of that text."""
     seq_len: Count = 128
     """Tokens per window."""
     max_new_tokens: Count = 256
-    """Longest answer; none is longer than the longest right one."""
+    """Longest answer in tokens; no answer is longer than the longest correct one."""
     batch_size: Count = 64
-    """Questions asked at once."""
+    """Questions per batch."""
     limit: Count | None = None
-    """Only the first facts and problems; null takes all."""
+    """Use only the first facts and problems; null uses all."""
 
 
 @settings
 class TrainAdapterConfig(TrainSettings):
-    """Stage `train_adapter`: every adapter that was built of one method, and what it then knows."""
+    """Stage `train_adapter`: trains every adapter of one method, and measures what it then knows."""
 
     lr_by_method: dict[str, Positive] = field(default_factory=dict)
-    """Learning rates of methods that learn the task at another one than `lr`."""
+    """Learning rates of methods that need another one than `lr`."""
     rate_factors: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1.0])
-    """Times a method's learning rate: every seed trains at each product, one is chosen on validation problems."""
+    """Factors of a method's learning rate: every seed is trained at each product, and validation problems choose
+    one."""
     knowledge: KnowledgeSettings | None = None
-    """How knowledge is measured afterwards; null leaves that out."""
+    """How knowledge is measured after training; null skips this."""
 
     def __post_init__(self) -> None:
         if len(self.rate_factors) > 1 and self.knowledge is None:
@@ -122,13 +125,13 @@ class VerifyAdapterConfig:
     """Stage `verify_adapter`: is B still in the null space, and was anything learned?"""
 
     calib_dataset: str = "wikitext2"
-    """The text: wikitext2, c4, ptb, pipeline:corpus or a file."""
+    """Text: wikitext2, c4, ptb, pipeline:corpus or a file."""
     calib_loader_size: Count = 16
-    """Windows of it."""
+    """Number of windows of text."""
     max_activation_samples: Count = 100
-    """Tokens per layer that norms are averaged over, drawn evenly from all the windows."""
+    """Tokens per layer over which norms are averaged, drawn evenly from all windows."""
     seq_len: Count = 2048
-    """Tokens in a window."""
+    """Tokens per window."""
     batch_size: Count = 4
     """Windows per pass of the model."""
     device: str = "auto"
@@ -137,10 +140,10 @@ class VerifyAdapterConfig:
 
 @settings
 class CompareStatsConfig:
-    """Stage `compare_stats`: every method before and after its training, and what it knows."""
+    """Stage `compare_stats`: every method before and after training, and what it knows."""
 
     methods: list[str] = field(default_factory=list)
-    """Methods to compare; empty takes those of build_adapter."""
+    """Methods to compare; empty means those of build_adapter."""
 
 
 STAGES = {
@@ -149,4 +152,4 @@ STAGES = {
     "verify_adapter": VerifyAdapterConfig,
     "compare_stats": CompareStatsConfig,
 }
-"""Stage to what can be set for it in params.yaml and in a study."""
+"""Stage -> class of its settings in params.yaml and in a study."""

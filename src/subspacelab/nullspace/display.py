@@ -1,4 +1,4 @@
-"""What the commands of nullspace tell the person at the terminal."""
+"""Terminal output of the commands of nullspace."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ COLUMNS = ["layer", "ratio", "optimum", "held out", "optimum", "random", "gap", 
 
 
 def print_built(built: "Built", console: Console | None = None) -> None:
-    """Prints a row per layer, what the start changed, and notes."""
+    """Prints a row per layer, the effect of the start on the logits, and notes."""
     console = console or Console()
     meta = built.meta
     title = f"{meta['method']} of rank {meta['rank']} on {meta['base']['reference']}, in {built.folder}"
@@ -77,11 +77,11 @@ SHOWN = {
     **{"recall": "recall", "recall_begun": "begun", "recall_uncalibrated": "uncal."},
     **{"recall_begun_uncalibrated": "begun", "task": "task", "drift": "drift"},
 }
-"""Measures of knowledge in the table on the terminal, with their headings."""
+"""Measures of knowledge in the terminal table, with their headings."""
 
 
 def print_training(result: "TrainedAdapter", console: Console | None = None) -> None:
-    """Prints how many parameters trained, on how many rows, and where the result is."""
+    """Prints the number of trained parameters and of rows, and the folder of the result."""
     console = console or Console()
     trained = result.meta["trained"]
     trains, all_of_them = trained["trainable_parameters"], trained["all_parameters"]
@@ -100,7 +100,7 @@ def print_training(result: "TrainedAdapter", console: Console | None = None) -> 
 
 
 def print_verification(found: Verification, console: Console | None = None) -> None:
-    """Prints a block per layer, the averages, and what they mean."""
+    """Prints a block per layer, the averages, and their verdicts."""
     console = console or Console()
     for stats in found.stats:
         console.print(layer_block(stats), markup=False, highlight=False)
@@ -109,7 +109,7 @@ def print_verification(found: Verification, console: Console | None = None) -> N
 
 
 def layer_block(s: LayerStats) -> str:
-    """One layer, as lines."""
+    """Lines for one layer."""
     basis = "" if s.B_orthonormal else " (by an orthonormal basis of B's rows, which are not orthonormal)"
     lines = [
         s.layer,
@@ -135,7 +135,7 @@ def layer_block(s: LayerStats) -> str:
 
 
 def summary_block(found: Verification) -> str:
-    """The averages over the layers, as lines."""
+    """Lines for the averages over the layers."""
     s = found.summary
     state = "trained" if s.trained else "as it was built"
     return "\n".join(
@@ -158,13 +158,13 @@ def reading_block(found: Verification) -> str:
 
 
 def kind_and_block(layer: str) -> tuple[str, int]:
-    """Last part of a module's name and the first number in it: `q_proj` and 3 of `model.layers.3.self_attn.q_proj`."""
+    """Last part of a module's name and the first number in it: `q_proj` and 3 for `model.layers.3.self_attn.q_proj`."""
     parts = layer.split(".")
     return parts[-1], next((int(part) for part in parts if part.isdigit()), 0)
 
 
 def print_comparison(table: pd.DataFrame, console: Console | None = None) -> None:
-    """Prints the summary's rows, what failed in which layer, and how many held."""
+    """Prints the summary's rows, the layers with failed expectations, and how many expectations hold."""
     console = console or Console()
     for method, rows in table.groupby("method", sort=False):
         shown = [_change(row) for row in rows[rows["layer"] == SUMMARY].to_dict("records")]

@@ -1,4 +1,4 @@
-"""Rows {query, response} as token ids with the loss on the response only."""
+"""Rows {query, response} as token ids; the loss is computed on the response only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from subspacelab.models.tokens import (
 
 @dataclass(frozen=True)
 class Examples:
-    """What a training runs on."""
+    """Encoded rows for a training."""
 
     examples: list[Example]
-    """Rows with something to learn."""
+    """Rows that have tokens of a response."""
     num_skipped: int
-    """Rows whose prompt alone fills max_length."""
+    """Number of rows whose prompt alone fills max_length."""
 
 
 def encode_rows(tokenizer: Any, rows: Sequence[Instruction], max_length: int) -> Examples:
     """Prompt, response and end token of each row, cut at `max_length`.
 
-    ValueError when no row has a token of its response left.
+    ValueError if no row has a token of its response left.
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
@@ -37,5 +37,5 @@ def encode_rows(tokenizer: Any, rows: Sequence[Instruction], max_length: int) ->
     ]
     kept = [example for example in encoded if example is not None]
     if not kept:
-        raise ValueError(f"max_length {max_length}: no row has a token of its response left; raise --max-length")
+        raise ValueError(f"max_length {max_length}: no row has a token of its response left; raise `max_length`")
     return Examples(kept, len(encoded) - len(kept))

@@ -1,4 +1,4 @@
-"""How each method starts an adapter on one matrix, what it needs, and what then trains."""
+"""How each method initialises an adapter on one matrix, what it needs, and which parameters it trains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from subspacelab.models.lora_factors import Factors
 
 
 def zero_start(w: Float[Tensor, "out in"], basis: Float[Tensor, "r in"]) -> Factors:
-    """A = 0, B = the null basis' orthonormal rows, W_res = W (arXiv 2503.02659, the variant without projection)."""
+    """A = 0, B = orthonormal rows of the null basis, W_res = W (arXiv 2503.02659, the variant without projection)."""
     return Factors(torch.zeros(len(w), len(basis)), basis.float().cpu())
 
 
@@ -32,7 +32,7 @@ def projected_start(w: Float[Tensor, "out in"], basis: Float[Tensor, "r in"]) ->
 
 
 def minor_components(w: Float[Tensor, "out in"], rank: int) -> Factors:
-    """A0 = U sqrt(S), B0 = sqrt(S) V^T of the `rank` smallest singular triples of W; no input is looked at."""
+    """A0 = U sqrt(S), B0 = sqrt(S) V^T of the `rank` smallest singular triples of W; inputs are not used."""
     whole = solve(svd, w.detach().float())
     root = whole.S[-rank:].sqrt()
     a, b = (whole.U[:, -rank:] * root).cpu(), (root[:, None] * whole.Vh[-rank:]).cpu()
@@ -40,9 +40,9 @@ def minor_components(w: Float[Tensor, "out in"], rank: int) -> Factors:
 
 
 NullStart = Callable[[Float[Tensor, "out in"], Float[Tensor, "r in"]], Factors]
-"""From a weight W and the null basis of its inputs to the factors at the start."""
+"""Function from a weight W and the null basis of its inputs to the initial factors."""
 WeightStart = Callable[[Float[Tensor, "out in"], int], Factors]
-"""From a weight W and the rank to the factors at the start; chance is torch's global generator."""
+"""Function from a weight W and the rank to the initial factors; it may draw from torch's global generator."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ class Method:
     """One way to build an adapter."""
 
     summary: str
-    """What it starts from, in words."""
+    """The initialisation in words."""
     needs_calibration: bool
-    """Whether its start depends on calibration inputs."""
+    """Whether the initialisation depends on calibration inputs."""
     down_frozen: bool
-    """Whether B stays as it was built and only A trains."""
+    """Whether B keeps its initial value and only A is trained."""
     moves_weight: bool
-    """Whether W_res differs from W at the start; then the rank must not exceed the outputs either."""
+    """Whether W_res differs from W at the start; then the rank must not exceed the number of outputs either."""
     null_start: NullStart | None = None
-    """Our start from the null basis."""
+    """Our initialisation from the null basis."""
     weight_start: WeightStart | None = None
-    """Our start without inputs."""
+    """Our initialisation without inputs."""
     peft_init: bool | str = True
-    """PEFT's `init_lora_weights`, for methods with neither."""
+    """PEFT's `init_lora_weights`, for methods with neither of the two above."""
     default_weight_decay: float = 0.0
-    """Weight decay of its training unless told otherwise."""
+    """Default weight decay of its training."""
 
 
 METHODS: dict[str, Method] = {
@@ -86,7 +86,7 @@ METHODS: dict[str, Method] = {
 
 
 def method_of(name: str) -> Method:
-    """The method of that name; a ValueError lists those there are."""
+    """The method of that name; ValueError, listing all names, if there is none."""
     if name not in METHODS:
         raise ValueError(f"method={name!r}: allowed are {', '.join(METHODS)}")
     return METHODS[name]

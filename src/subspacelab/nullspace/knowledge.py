@@ -1,4 +1,4 @@
-"""What a model knows before and after: old facts, the new task, and how far it has moved."""
+"""What a model knows before and after training: old facts, the new task, and the drift of its hidden states."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,61 +23,61 @@ from subspacelab.nullspace.config import KnowledgeSettings
 from subspacelab.nullspace.paths import require_adapter
 
 BASE = "base"
-"""The row of the model without an adapter."""
+"""Name of the model without an adapter in tables."""
 GROUPS = ("calibrated", "uncalibrated")
-"""Facts whose question is in the calibration part of `KnowledgeSettings.text`, and those whose question is not."""
+"""Facts whose question is in the calibration part of `KnowledgeSettings.text`, and facts whose question is not."""
 RECALLS = tuple(f"{kind}{group}" for group in ("", *(f"_{g}" for g in GROUPS)) for kind in ("recall", "recall_begun"))
 MEASURES = (*RECALLS, "task", "validation", "geometric_mean", "drift", "update_norm")
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """One model's."""
+    """Measures of one model's knowledge."""
 
     recall: float
     """Share of old facts answered exactly."""
     recall_begun: float
-    """Share of old facts whose answer begins with the right one: known, whether or not the model then stops."""
+    """Share of old facts whose answer begins with the correct one, whether or not the model then stops."""
     recall_calibrated: float | None
-    """recall of the facts whose question is in the calibration part of the text; None where there is none."""
+    """recall of the facts whose question is in the calibration part of the text; None if there are none."""
     recall_begun_calibrated: float | None
-    """recall_begun of these."""
+    """recall_begun of the same facts."""
     recall_uncalibrated: float | None
-    """recall of the facts whose question is not in it; None where there is none."""
+    """recall of the facts whose question is not in it; None if there are none."""
     recall_begun_uncalibrated: float | None
-    """recall_begun of these."""
+    """recall_begun of the same facts."""
     task: float
-    """Share of unseen problems with the right result: the last word of the answer."""
+    """Share of unseen problems with the correct result, which is the last word of the answer."""
     validation: float
-    """The same of the problems by which a learning rate is chosen."""
+    """The same for the problems that choose a learning rate."""
     geometric_mean: float
-    """sqrt(recall * task): small when either is."""
+    """sqrt(recall * task): small if either is small."""
     drift: float
-    """||H - H_0||_F / ||H_0||_F of the last hidden states on old text, H_0 the base's."""
+    """||H - H_0||_F / ||H_0||_F of the last hidden states on old text; H_0 are the base's."""
     update_norm: float
     """||dW||_F over all layers."""
 
 
 @dataclass(frozen=True)
 class KnowledgeEval:
-    """What a model is asked."""
+    """The questions and the text on which a model is evaluated."""
 
     facts: Sequence[Instruction]
     """Old facts."""
     calibrated: Sequence[bool]
-    """Of each fact, whether its question is in the calibration text."""
+    """For each fact, whether its question is in the calibration text."""
     task: Sequence[Instruction]
     """Unseen problems of the new task."""
     validation: Sequence[Instruction]
-    """Other ones, by which a learning rate is chosen."""
+    """Further problems, used to choose a learning rate."""
     windows: Windows
-    """Old text that was not trained on."""
+    """Old text that was not used in training."""
     settings: KnowledgeSettings
     """Batch size and longest answer."""
 
 
 def read_knowledge_eval(settings: KnowledgeSettings, model: Path, seed: int) -> KnowledgeEval:
-    """Reads facts, problems and text, the latter as windows of the model's tokens."""
+    """Reads facts, problems and text; the text becomes windows of the model's tokens."""
     texts, calibration = read_texts(settings.text, split="test"), "\n\n".join(read_texts(settings.text))
     facts, task, validation = (
         read_instructions(rows)[: settings.limit] for rows in (settings.facts, settings.task, settings.validation)
@@ -95,10 +95,9 @@ def read_knowledge_eval(settings: KnowledgeSettings, model: Path, seed: int) -> 
 def measure_knowledge(
     adapters: Sequence[Path], settings: KnowledgeSettings, *, seed: int, device: torch.device, base: str | None = None
 ) -> tuple[Knowledge, list[Knowledge]]:
-    """The base's knowledge, and that of each adapter on it, loaded as plain PEFT loads it.
+    """Knowledge of the base, and of each adapter on it, loaded by plain PEFT.
 
-    The adapters must be of one base. Raises ValueError for a folder without an adapter, and for what the readers
-    refuse.
+    All adapters must have the same base. ValueError for a folder without an adapter, and all errors of the readers.
     """
     from subspacelab.models.lora_model import (
         load_plain,  # peft takes seconds, which tables of knowledge need not wait for
@@ -152,7 +151,7 @@ def _solved(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: K
 
 
 def ask(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: KnowledgeSettings) -> list[str]:
-    """Greedy answers, one token longer than the longest response: enough to see that one does not stop."""
+    """Greedy answers, one token longer than the longest response, which shows whether an answer stops."""
     responses = encode(tokenizer, [row.response for row in rows])
     longest = max(map(len, responses)) + 1
     return greedy_answers(
@@ -165,19 +164,19 @@ def ask(model: Any, tokenizer: Any, rows: Sequence[Instruction], settings: Knowl
 
 
 def share(hits: Iterable[bool]) -> float:
-    """How many of them are true, as a share."""
+    """Share of the values that are true."""
     found = list(hits)
     return sum(found) / len(found)
 
 
 def last_word(text: str) -> str:
-    """The result that a worked answer ends with; empty of an empty one."""
+    """The last word of an answer, which is its result; empty for an empty answer."""
     return text.split()[-1] if text.split() else ""
 
 
 @torch.inference_mode()
 def hidden_states(model: Any, evaluation: KnowledgeEval) -> Float[Tensor, "tokens dim"]:
-    """The last hidden states, after the final norm, of every token that is no padding."""
+    """The last hidden states, after the final norm, of every token that is not padding."""
     found = []
     for i in range(0, len(evaluation.windows.input_ids), evaluation.settings.batch_size):
         ids, mask = (t[i : i + evaluation.settings.batch_size].to(model.device) for t in _pair(evaluation.windows))
@@ -191,7 +190,7 @@ def _pair(windows: Windows) -> tuple[Tensor, Tensor]:
 
 
 def relative_change(new: Float[Tensor, "tokens dim"], old: Float[Tensor, "tokens dim"]) -> float:
-    """||new - old||_F / ||old||_F, in float64; ValueError where the old ones are all zero."""
+    """||new - old||_F / ||old||_F, in float64; ValueError if the old states are all zero."""
     whole = float(old.double().norm())
     if not whole:
         raise ValueError("the base's last hidden states are all zero, so that no drift exists; its weights are damaged")
@@ -199,7 +198,7 @@ def relative_change(new: Float[Tensor, "tokens dim"], old: Float[Tensor, "tokens
 
 
 def update_norm(folder: Path) -> float:
-    """||dW||_F over all layers of an adapter on disk, dW = lora_B lora_A; no product of the weights' size is formed.
+    """||dW||_F over all layers of an adapter on disk, dW = lora_B lora_A; no matrix of the weights' size is formed.
 
     ||U D||_F^2 = tr((U^T U) (D D^T)).
     """

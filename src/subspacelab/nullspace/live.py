@@ -1,4 +1,4 @@
-"""The null space of a live model: calibrate it, put an adapter on it, verify that. Nothing is read or written."""
+"""The null space of a live model: calibration, adding an adapter, verification; nothing is written to disk."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -41,13 +41,13 @@ Tokens = Windows | Int[Tensor, "n length"] | Iterable[Any]
 """Text as token ids: one tensor, a list of windows, or batches of a data loader, tensors or mappings with `input_ids`
 (and, where there is padding, `attention_mask`)."""
 PARTS = ("moments.safetensors", "calibration.json")
-"""What `Calibration.save` writes."""
+"""Files that `Calibration.save` writes."""
 WANTED = "give a tensor [n, length] of integers, a list of windows, or batches with `input_ids`"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Second moments of everything that goes into a model's linear layers, float64, not centred."""
+    """Second moments of the inputs of a model's linear layers, float64, not centred."""
 
     inputs: tuple[SharedInput, ...]
     """The distinct inputs, each with the layers that read it."""
@@ -69,7 +69,7 @@ class Calibration:
         return pd.DataFrame(rows)
 
     def save(self, folder: Path | str) -> None:
-        """Writes moments.safetensors and calibration.json; ValueError for a folder that holds other things."""
+        """Writes moments.safetensors and calibration.json; ValueError if the folder holds other files."""
         require_own_entries(Path(folder), PARTS, "a calibration")
         parts = ("first", "second", "held_out")
         tensors = {f"{name}.{part}": getattr(m, part) for name, m in self.moments.items() for part in parts}
@@ -79,7 +79,7 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Calibration":
-        """What `save` wrote; CheckpointError for anything else."""
+        """Reads what `save` wrote; CheckpointError for anything else."""
         tensors, _ = read_tensors(Path(folder) / "moments.safetensors")
         content = read_json(Path(folder) / "calibration.json")
         moments = {}
@@ -104,13 +104,13 @@ def calibrate(
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Calibration:
-    """X^T X of the inputs X [tokens, dim] of every linear layer, over windows of the text that a model shall keep.
+    """X^T X of the inputs X [tokens, dim] of every linear layer, over windows of text that the model shall not forget.
 
-    `model`: a live causal language model, or where one lies. `windows`: token ids [n, length]; an eighth of them is
-    held out. `targets`: regular expressions that find layers by name; all but the head by default.
+    `model`: a causal language model, live or by reference. `windows`: token ids [n, length]; one eighth of them is held
+    out. `targets`: regular expressions that select layers by name; by default all but the head.
 
-    Raises SettingError for fewer than 8 tokens per dimension (`allow_few_tokens`), ValueError for fewer than 3 windows,
-    for a layer that takes no part, and for NaN among the inputs.
+    Raises ValueError for fewer than 8 tokens per dimension (unless `allow_few_tokens`) or fewer than 3 windows, for a
+    layer that takes no part in a forward pass, and for NaN or infinity among the inputs.
 
         calibration = calibrate(model, ids)            # ids: [256, 2048]
         model = add_adapter(model, calibration, method="lora_null_v2", rank=64)
@@ -141,7 +141,7 @@ def _calibrate(
     progress: Progress,
     folder: Path | None,
 ) -> Calibration:
-    """Block after block; ValueError for a model of `folder` that looks ahead."""
+    """Calibrates block by block; ValueError if tokens of the model in `folder` see later ones."""
     inputs: list[SharedInput] = []
     moments: dict[str, Moments] = {}
     batches = CalibrationBatches(stream, windows, batch_size, HiddenStates(torch.device("cpu")))
@@ -174,23 +174,25 @@ def add_adapter(
     targets: Sequence[str] | None = None,
     seed: int = 233,
 ) -> Any:
-    """Puts an adapter on a live model, in place: what the method lets train requires gradients, all else is frozen.
+    """Puts an adapter on a live model, in place; only the parameters that the method trains require gradients.
 
-    `method`: lora_null_v2 (B spans the null space of the calibration and is frozen, arXiv 2503.02659), or its controls
-    frozen_random (B random and frozen) and lora, which need no calibration. Train the PeftModel that comes back by any
-    loop; `save_pretrained` writes what plain PEFT loads. Methods that take their start out of the model's weights are
-    `build_adapter`'s, which writes both. `nullspace_meta` of the model says what was built, layer by layer. `targets`
-    as in `calibrate`; all that were calibrated by default.
+    `method`: lora_null_v2 (B spans the null space of the calibration and is frozen, arXiv 2503.02659), or a control
+    that needs no calibration: frozen_random (B random and frozen) or lora. The result is a PeftModel, which any loop
+    can train; its `save_pretrained` writes an adapter that plain PEFT loads. Methods that subtract their start from the
+    model's weights are built by `build_adapter`, which writes both. `nullspace_meta` of the model describes the adapter
+    layer by layer. `targets` as in `calibrate`; by default all calibrated layers.
 
-    Raises SettingError for such a method, a missing calibration or that of another model, a model that carries an
-    adapter already, and a rank larger than a layer.
+    Raises SettingError for such a method, a missing calibration or one of another model, a model that already has an
+    adapter, and a rank larger than a layer.
     """
     from subspacelab.models.lora_factors import seeded
     from subspacelab.models.lora_model import attach_adapter, set_trainable
 
     chosen = method_of(method)
     if chosen.moves_weight:
-        raise SettingError(f"method={method!r}: moves the weights of the model; build it by `nullspace.build_adapter`")
+        raise SettingError(
+            f"method={method!r}: changes the weights of the model; build it by `nullspace.build_adapter`"
+        )
     if not isinstance(calibration, Calibration) and (chosen.needs_calibration or calibration is not None):
         raise SettingError(f"method={method!r}: starts from calibration inputs; give those of `calibrate`")
     linears, training = _linears_of(model, targets), model.training
@@ -222,11 +224,12 @@ def verify(
 ) -> Verification:
     """Measures every layer of a live adapter: is B in the null space of these tokens, and was anything learned?
 
-    `model`: of `add_adapter`, or any PeftModel with plain LoRA of scaling 1 (then as method lora). Its base is what it
-    is with the adapter off. Norms of single tokens are means over `max_activation_samples`, drawn by `seed`.
+    `model`: from `add_adapter`, or any PeftModel with plain LoRA of scaling 1 (treated as method lora). Its base is the
+    model with the adapter switched off. Norms of single tokens are means over `max_activation_samples` tokens, drawn by
+    `seed`.
 
-    Raises SettingError for an adapter of another kind, or one that is off or merged, and ValueError when the bound
-    ||dW X|| <= ||A|| ||BX|| does not hold though B was frozen.
+    Raises SettingError for an adapter of another kind, or one that is switched off or merged, and ValueError if the
+    bound ||dW X|| <= ||A|| ||BX|| does not hold for a frozen B.
 
         found = verify(model, ids)
         found.to_frame(), found.summary, found.verdicts
@@ -258,7 +261,7 @@ def verify(
 
 
 def as_windows(windows: Tokens) -> Windows:
-    """Token ids of any of the forms of `Tokens` as windows; shorter ones are padded on the right, and masked."""
+    """Token ids in any form of `Tokens` as windows; shorter ones are padded on the right and masked."""
     if isinstance(windows, Windows):
         return windows
     one = isinstance(windows, Tensor | Mapping) or not isinstance(windows, Iterable)
@@ -287,7 +290,7 @@ def _rows(batch: Any) -> list[Tensor]:
 
 
 def _linears_of(model: Any, targets: Sequence[str] | None) -> dict[str, nn.Linear]:
-    """The layers that get an adapter; SettingError for what is no bare language model with its weights."""
+    """The layers to adapt; SettingError unless the model is a language model with weights and without an adapter."""
     if not hasattr(model, "get_output_embeddings"):
         raise SettingError(f"model: {type(model).__name__} is no language model of transformers; give a live one")
     if any(hasattr(module, "base_layer") for module in model.modules()):
@@ -302,17 +305,19 @@ def _linears_of(model: Any, targets: Sequence[str] | None) -> dict[str, nn.Linea
 def _inputs_among(
     linears: Mapping[str, nn.Linear], calibration: Calibration, *, chosen: bool
 ) -> list[tuple[SharedInput, Moments]]:
-    """The calibrated inputs of `linears`; SettingError where these, or all that were calibrated, are not the same."""
+    """The calibrated inputs of `linears`; SettingError if calibration and model differ in layers or widths."""
     widths = {name: shared.width for shared in calibration.inputs for name in shared.modules}
     for name in linears if chosen else widths:
         if name not in linears or widths.get(name) != linears[name].in_features:
-            raise SettingError(f"calibration: not of {name} of this model; calibrate this model, with these targets")
+            raise SettingError(
+                f"calibration: does not fit {name} of this model; calibrate this model, with these targets"
+            )
     kept = ((tuple(n for n in shared.modules if n in linears), shared) for shared in calibration.inputs)
     return [(SharedInput(names, of.width), calibration.moments[of.name]) for names, of in kept if names]
 
 
 def _require_fitting(windows: Windows, model: Any, batch_size: int) -> None:
-    """SettingError for tokens and positions that the model's tables do not have, and for empty batches."""
+    """SettingError for token ids or positions beyond the model's tables, and for empty batches."""
     ids, words = windows.input_ids, model.get_input_embeddings()
     if ids.min() < 0 or ids.max() >= len(words.weight):
         found = f"{int(ids.min())} to {int(ids.max())}"
@@ -326,11 +331,11 @@ def _require_fitting(windows: Windows, model: Any, batch_size: int) -> None:
 
 
 def _why_not_plain(layer: Any, adapter: str) -> str | None:
-    """Why a layer of PEFT's is not W x + A B x of our adapter, as it is now; None if it is."""
+    """Why one of PEFT's layers does not compute W x + A B x with our adapter now; None if it does."""
     if layer.scaling[adapter] != 1:
         return f"scales by {layer.scaling[adapter]:g}"
     if not isinstance(layer.get_base_layer(), nn.Linear) or adapter in layer.lora_variant or layer.lora_bias[adapter]:
-        return "has more or other than LoRA on an nn.Linear"
+        return "is not plain LoRA on an nn.Linear"
     if layer.merged:
         return "has its adapter merged; call `unmerge_adapter` first"
     if layer.disable_adapters or list(layer.active_adapters) != [adapter]:
@@ -340,7 +345,7 @@ def _why_not_plain(layer: Any, adapter: str) -> str | None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode within the block; every part of it as it was after that, and what trains too."""
+    """Evaluation mode within the block; afterwards the mode and `requires_grad` of every part are restored."""
     modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()

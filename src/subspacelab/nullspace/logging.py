@@ -1,4 +1,4 @@
-"""What the commands of nullspace give to the tracker."""
+"""Tracker output of the commands of nullspace."""
 
 import math
 import shutil
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 def track_built(built: "Built", tracker: "Tracker", *, seed: int | None = None) -> None:
-    """Records each measure as a curve over the block per kind of layer, the means, and a table of the layers.
+    """Records each measure as a curve over blocks per kind of layer, the means, and a table of the layers.
 
-    `seed` stands before the names of a second adapter in one run.
+    `seed` precedes the names of a second adapter in one run.
     """
     prefix = "" if seed is None else f"seed-{seed}/"
     for layer in built.layers:
@@ -48,9 +48,9 @@ def track_built(built: "Built", tracker: "Tracker", *, seed: int | None = None) 
 
 
 def track_verification(found: Verification, state: str, tracker: "Tracker") -> None:
-    """Records each ratio as a curve over the blocks per kind of layer, and the averages.
+    """Records each ratio as a curve over blocks per kind of layer, and the averages.
 
-    `state` is init or trained; the ratio after training is a headline.
+    `state` is init or trained; the ratio after training is a headline number.
     """
     for stats in found.stats:
         kind, block = kind_and_block(stats.layer)
@@ -71,7 +71,7 @@ def track_knowledge_table(table: pd.DataFrame, tracker: "Tracker") -> None:
 
 
 def track_study(found: Comparison, pictures: Sequence[Path], tracker: "Tracker") -> None:
-    """Records what `compare_methods` found: the headline, both tables, and the pictures."""
+    """Records the results of `compare_methods`: the headline numbers, both tables, and the pictures."""
     tracker.log_headline(found.headline)
     track_comparison(found.stats, pictures, tracker)
     track_knowledge_table(found.knowledge, tracker)
@@ -87,15 +87,15 @@ def track_comparison(table: pd.DataFrame, pictures: Sequence[Path], tracker: "Tr
 
 
 SERVED_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
-"""Of a base: its weights, configs and tokenizer, and nothing else that a person keeps in its folder."""
+"""Suffixes of a base's weights, configs and tokenizer; other files in its folder are left out."""
 SMALL = 256 << 20
-"""Bytes up to which a base that is no commit of the hub goes along with its adapter; a larger one is pointed to."""
+"""Largest size in bytes of a local base that is stored with its adapter; a larger one is only referred to."""
 
 
 def record_training(
     result: "TrainedAdapter", knowledge: Knowledge | None, tracker: "Tracker", *, base: str | None = None
 ) -> None:
-    """Logs a trained adapter's numbers, with the seed as the step, and the adapter as a model that carries its base."""
+    """Logs a trained adapter's numbers, with the seed as the step, and the adapter with its base as a model."""
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
     meta = result.meta
@@ -118,7 +118,7 @@ def record_training(
 
 
 def record_seeds(result: "TrainedSeeds", tracker: "Tracker") -> None:
-    """Logs what all trainings of a method know, and each adapter that is handed on as a model."""
+    """Logs the knowledge of all trainings of a method, and each adapter at the chosen rate as a model."""
     if result.base is not None:
         track_knowledge(result.method, result.base, result.trainings, tracker)
     known = {training.seed: training.knowledge for training in chosen_ones(result.trainings)}
@@ -127,7 +127,7 @@ def record_seeds(result: "TrainedSeeds", tracker: "Tracker") -> None:
 
 
 def stage_model(folder: Path, adapter: Path, base: Source) -> None:
-    """Lays out what `mlflow_model.py` loads: the adapter, and the base's files, or a pointer to its commit or place."""
+    """Lays out the files that `mlflow_model.py` loads: the adapter, and the base or a pointer to its commit or path."""
     shutil.copytree(adapter, folder / SERVED_ADAPTER)
     files = [file for file in base.folder.iterdir() if file.suffix in SERVED_SUFFIXES and file.is_file()]
     if base.revision is None and sum(file.stat().st_size for file in files) <= SMALL:
@@ -141,8 +141,9 @@ def stage_model(folder: Path, adapter: Path, base: Source) -> None:
 
 
 def track_knowledge(method: str, base: Knowledge, found: Sequence[Training], tracker: "Tracker") -> None:
-    """Records recall and task over the seeds at the chosen rate as headlines, each seed's numbers with the seed as the
-    step, and a table of all trainings.
+    """Records recall and task over the seeds at the chosen rate as headline numbers, and a table of all trainings.
+
+    Each seed's numbers are recorded with the seed as the step.
     """
     chosen = [(training.seed, _measured(training.knowledge)) for training in chosen_ones(found)]
     tracker.log_headline({f"{method}_{name}": fmean(k[name] for _, k in chosen) for name in HEADLINE})

@@ -1,7 +1,7 @@
-"""What a LoRA-shaped layer y = A (B x) + W_res x does to its inputs, in norms.
+"""Norms of what a LoRA layer y = A (B x) + W_res x does to its inputs.
 
-B [r in] is the down-projection (PEFT's lora_A), A [out r] the up-projection (lora_B). Everything is float64: a null
-space shows in the small numbers.
+B [r in] is the down-projection (PEFT's lora_A), A [out r] the up-projection (lora_B). Everything is float64, because a
+null space shows in small numbers.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ORTHONORMAL = 1e-5  # largest entry of |B B^T - I|: float32 storage leaves 1e-7,
 
 @dataclass(frozen=True)
 class TokenNorms:
-    """Means over tokens of the Euclidean norms along one layer; its bias is left out."""
+    """Means over tokens of the Euclidean norms along one layer, without its bias."""
 
     X_norm: float
     """mean ||x||."""
@@ -36,7 +36,7 @@ class TokenNorms:
 
 @dataclass(frozen=True)
 class NullRatios:
-    """Two ratios of ||Q x|| to ||x||; one token of huge norm moves the first and leaves the second."""
+    """Two ratios of ||Q x|| to ||x||; a single token of very large norm changes the first but not the second."""
 
     mean: float
     """mean ||Q x|| / mean ||x||."""
@@ -49,7 +49,7 @@ class UpdateBound:
     """Both sides of ||dW X||_F / ||X||_F <= ||A - A_0||_2 ||B X||_F / ||X||_F, which holds while B is frozen."""
 
     left: float
-    """||dW X||_F / ||X||_F, with dW from the weights that the layer really uses."""
+    """||dW X||_F / ||X||_F, with dW from the weights that the layer actually uses."""
     right: float
     """||A - A_0||_2 ||B X||_F / ||X||_F."""
 
@@ -80,7 +80,7 @@ def is_orthonormal(b: Float[Tensor, "r in"]) -> bool:
 
 
 def null_ratios(x: Float[Tensor, "tokens in"], basis: Float[Tensor, "k in"]) -> NullRatios:
-    """How much of X lies in the span of orthonormal rows Q. Raises ValueError when X is zero."""
+    """How much of X lies in the span of orthonormal rows Q. ValueError if X is zero."""
     x = x.double()
     inside, whole = (x @ basis.double().T).norm(dim=1), x.norm(dim=1)
     if not whole.any():
@@ -95,10 +95,10 @@ def update_bound(
     a_change: Float[Tensor, "out r"],
     b: Float[Tensor, "r in"],
 ) -> UpdateBound:
-    """What an update does to X, beside the most that (A - A_0) B with this B could do.
+    """The effect of an update on X, and the largest possible effect of (A - A_0) B with this B.
 
-    ||(A - A_0) B X||_F <= ||A - A_0||_2 ||B X||_F. `update` comes from elsewhere than its factors, so that a moved B
-    or a residual that does not fit its base breaks the bound.
+    ||(A - A_0) B X||_F <= ||A - A_0||_2 ||B X||_F. `update` is not computed from the factors, so that a changed B, or a
+    residual that does not fit its base, violates the bound.
     """
     x = x.double()
     whole = x.norm().clamp_min(torch.finfo(x.dtype).tiny)  # 0 / 0 is 0
@@ -111,18 +111,18 @@ ROUNDING = 4.0  # times eps ||W||_F: W_res + A_0 B_0 = W holds to half a step pe
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with its adapter, as it stands."""
+    """A layer with its adapter."""
 
     name: str
     """Module name."""
     factors: Factors
-    """A, B and the start that was taken out of W."""
+    """A, B and the start that was subtracted from W."""
     residual: Float[Tensor, "out in"]
     """W_res."""
     base: Float[Tensor, "out in"]
     """W."""
     down_frozen: bool
-    """Whether the method leaves B as it was built."""
+    """Whether the method keeps B at its initial value."""
 
     @property
     def update(self) -> Float[Tensor, "out in"]:
@@ -138,10 +138,10 @@ class Layer:
 
 @torch.no_grad()
 def layer_stats(layer: Layer, live: Inputs, base: Inputs, num_tokens: int) -> LayerStats:
-    """All of one layer; `live` are its inputs in the adapted model, with moments, `base` those in the frozen base.
+    """All statistics of one layer; `live`: its inputs in the adapted model, with moments; `base`: in the frozen base.
 
-    ValueError for inputs that are all zero, NaN or infinite, and when the bound is violated: then B, or the base, is
-    not what it says it is.
+    ValueError if inputs are all zero, NaN or infinite, and if the bound is violated, because then B or the base is not
+    what its files say.
     """
     f = layer.factors
     b, x, old, moment = f.B, live.sample.to(f.B.device), base.sample.to(f.B.device), live.moment
@@ -203,5 +203,5 @@ def _gram(x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "dim dim"]:
 
 
 def _share(part: float, whole: float) -> float:
-    """part / whole, 0 / 0 being 0: what adds nothing to nothing."""
+    """part / whole, with 0 / 0 = 0."""
     return part / whole if whole else 0.0

@@ -1,4 +1,4 @@
-"""What MLflow serves of a trained adapter: prompts in, next-token logits and answers out (no pickle)."""
+"""The MLflow model of a trained adapter: prompts in, next-token logits and answers out (no pickle)."""
 
 from pathlib import Path
 
@@ -15,27 +15,27 @@ from subspacelab.nullspace.paths import SERVED_ADAPTER, SERVED_BASE
 
 
 class Prompt(BaseModel):
-    """A question in words, or token ids: one of the two."""
+    """A question in words, or token ids: exactly one of the two."""
 
     query: str | None = None
-    """Answered greedily, in the prompt that the model was trained with."""
+    """A question; it is answered greedily, in the prompt format of the training."""
     token_ids: list[int] | None = None
-    """Get the logits of the token that follows."""
+    """Token ids; the logits of the next token are returned."""
     max_new_tokens: int = 64
-    """Longest answer."""
+    """Longest answer in tokens."""
 
 
 class Reply(BaseModel):
-    """What the model says to one prompt."""
+    """The model's reply to one prompt."""
 
     answer: str | None = None
-    """To a query."""
+    """Answer to a query."""
     logits: list[float] | None = None
-    """After token ids, one per entry of the vocabulary."""
+    """Logits after token ids, one per entry of the vocabulary."""
 
 
 class AdaptedModel(mlflow.pyfunc.PythonModel):
-    """`predict` replies to each prompt, on the CPU."""
+    """`predict` answers each prompt, on the CPU."""
 
     def load_context(self, context: PythonModelContext) -> None:
         folder = Path(context.artifacts["model"])

@@ -1,4 +1,4 @@
-"""Where the parts of a training lie: the adapter, what it was built on, its trained self."""
+"""Paths within a training: the built adapter, the trained adapter, the checkpoints."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ from subspacelab.models.lora_folder import META, read_meta
 TRAINED = "ft"
 """Folder of the trained adapter in a training's output."""
 CHECKPOINTS = "checkpoints"
-"""Folder of a training's checkpoints in its output; gone when it is finished."""
+"""Folder of a training's checkpoints in its output; removed when the training is finished."""
 SERVED_ADAPTER, SERVED_BASE = "adapter", "base"
-"""Folders of a model in the tracker: the adapter, and its base or a pointer to the base's commit."""
+"""Folders of a model in the tracker: the adapter, and its base or a pointer to it."""
 
 
 def require_adapter(folder: Path) -> Path:
-    """`folder` itself, or a ValueError that says where the adapter is, or how to make one."""
+    """`folder` itself; ValueError, with the path of the adapter or the way to make one, if it holds none."""
     if (folder / META).is_file():
         return folder
     if (folder / TRAINED / META).is_file():
@@ -25,9 +25,9 @@ def require_adapter(folder: Path) -> Path:
 
 
 def seed_folders(folder: Path) -> dict[int, Path]:
-    """Seed, as the adapters themselves say, -> folder of an adapter or training in `folder`, in ascending order.
+    """Seed, read from the adapter -> folder of an adapter or training in `folder`, in ascending order.
 
-    ValueError when there is none, and for two of one seed.
+    ValueError if there is none, or if two have one seed.
     """
     found: dict[int, Path] = {}
     for place in folder.iterdir() if folder.is_dir() else ():
@@ -43,6 +43,6 @@ def seed_folders(folder: Path) -> dict[int, Path]:
 
 
 def first_adapter(folder: Path) -> Path:
-    """The adapter of the first seed in `folder`: as it was built, or its trained self where it was trained."""
+    """The adapter of the first seed in `folder`: the trained one in a folder of trainings, else the built one."""
     first = next(iter(seed_folders(folder).values()))
     return first / TRAINED if (first / TRAINED).is_dir() else first

@@ -1,4 +1,4 @@
-"""Pictures of adapters: the null-space ratio by layer, before and after training, and what is still known."""
+"""Pictures of adapters: null-space ratio by layer, before and after training, and remaining knowledge."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,11 +35,11 @@ KINDS: dict[str, Callable[[Path | None, Comparison], Figure]] = {
     ),
     "knowledge": lambda path, found: draw_knowledge(path, found.knowledge),
 }
-"""How each kind of picture of `Comparison.plot` is drawn."""
+"""Kind of picture in `Comparison.plot` -> function that draws it."""
 
 
 def draw_pictures(folder: Path, comparison: Comparison) -> list[Path]:
-    """Draws before_after.png, bx_ratio.png (the base's inputs are those of the first method's start), knowledge.png."""
+    """Draws before_after.png, bx_ratio.png (on the base's inputs, from the first method's start) and knowledge.png."""
     paths = [folder / f"{kind}.png" for kind in KINDS]
     for path, draw in zip(paths, KINDS.values(), strict=True):
         draw(path, comparison)
@@ -47,7 +47,7 @@ def draw_pictures(folder: Path, comparison: Comparison) -> list[Path]:
 
 
 def draw_before_after(path: Path | None, pairs: Sequence[Pair]) -> Figure:
-    """Left BX_ratio, right the change of the layer's output, before (dashed) and after training, of each method."""
+    """Left BX_ratio, right the change of the layer's output, before (dashed) and after training, for each method."""
     with open_figure(path, (11, 4.2)) as figure:
         left, right = figure.subplots(1, 2)
         _panel(left, pairs, "BX_ratio")
@@ -84,9 +84,9 @@ PANELS = {"recall": "answered exactly", "recall_begun": "answer begins right"}
 
 
 def draw_knowledge(path: Path | None, table: pd.DataFrame) -> Figure:
-    """Recall over accuracy on the new task, means over the seeds; a curve over the rates of each method.
+    """Recall over accuracy on the new task, means over the seeds; one curve over the rates per method.
 
-    Left the facts answered exactly, right those whose answer begins right; bars are deviations over the seeds.
+    Left: facts answered exactly; right: facts whose answer begins correctly. Bars are deviations over the seeds.
     Filled: the rate chosen on validation problems.
     """
     with open_figure(path, (10, 4.6)) as figure:
@@ -108,7 +108,7 @@ def draw_knowledge(path: Path | None, table: pd.DataFrame) -> Figure:
 
 
 def _curve(axes: Axes, i: int, method: str, rows: pd.DataFrame, measure: str) -> None:
-    """The base (i = 0) is a black star; from the eighth method on colours come again, with other marks and dashes."""
+    """Style of the i-th curve: the base (0) is a black star; after seven methods colours repeat with new markers."""
     again, number = divmod(i - 1, len(COLOURS))
     colour = "#000000" if method == BASE else [*COLOURS[:-1], GREY][number]
     marker = "*" if method == BASE else MARKERS[(number + again) % len(MARKERS)]
@@ -121,9 +121,9 @@ def _curve(axes: Axes, i: int, method: str, rows: pd.DataFrame, measure: str) ->
 
 
 def draw_bx_ratio(path: Path | None, found: Sequence[Verification], built: Verification) -> Figure:
-    """The ratio over the layers for each method, between the random baseline and the optimum, on the base's inputs.
+    """The ratio over layers for each method, with the random baseline and the optimum, on the base's inputs.
 
-    `built` is any of the adapters before its training, when a layer's inputs are the base's.
+    `built` is any adapter before its training, when a layer's inputs are those of the base.
     """
     with open_figure(path, (7.5, 4.4)) as figure:
         axes = figure.subplots()

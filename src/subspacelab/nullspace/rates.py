@@ -1,4 +1,4 @@
-"""Trainings of one method at several learning rates: which rate is chosen, and what all of them show."""
+"""Trainings of one method at several learning rates: the choice of a rate, and tables of all of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,28 +15,29 @@ from subspacelab.core.settings import validate
 from subspacelab.nullspace.knowledge import BASE, MEASURES, RECALLS, Knowledge
 
 EQUAL_TASK = 0.8
-"""Share of the new task's problems at which methods are compared between their rates."""
+"""Accuracy on the new task at which methods are compared, interpolated between rates."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training, and what the model knows after it."""
+    """One training, and the knowledge of the model after it."""
 
     seed: int
-    """Of the adapter and of the order of the rows."""
+    """Seed of the adapter and of the order of the rows."""
     rate: float
-    """AdamW's peak learning rate."""
+    """Peak learning rate of AdamW."""
     chosen: bool
-    """Whether this is the rate that was chosen on validation problems."""
+    """Whether validation problems chose this rate."""
     knowledge: Knowledge
-    """What the model knows then."""
+    """Knowledge of the model after the training."""
 
 
 def choose_rate(validation: Mapping[float, float], num_problems: int) -> float:
     """The smallest rate whose validation accuracy is within one standard error of the best, sqrt(p (1 - p) / n).
 
-    The new task alone decides, since who fine-tunes a model cannot see what it forgets; of rates that `num_problems`
-    cannot tell apart the smallest moves the model least (the one-standard-error rule of Breiman et al. 1984).
+    Only the new task decides, since a user who fine-tunes a model cannot measure what it forgets. Among rates that
+    `num_problems` cannot distinguish, the smallest changes the model least (one-standard-error rule, Breiman et al.
+    1984).
     """
     best = max(validation.values())
     error = math.sqrt(best * (1 - best) / num_problems)
@@ -44,7 +45,7 @@ def choose_rate(validation: Mapping[float, float], num_problems: int) -> float:
 
 
 def chosen_ones(trainings: Sequence[Training]) -> list[Training]:
-    """Those at the chosen rate, one of each seed."""
+    """The trainings at the chosen rate, one per seed."""
     return [training for training in trainings if training.chosen]
 
 
@@ -59,9 +60,9 @@ def trainings_table(found: Mapping[str, Sequence[Training]]) -> pd.DataFrame:
 
 
 def knowledge_table(base: Knowledge | None, found: Mapping[str, Sequence[Training]]) -> pd.DataFrame:
-    """method, rate, chosen, num_seeds, mean and std of each measure over the seeds; a row per rate, the base first.
+    """method, rate, chosen, num_seeds, mean and std of each measure over the seeds; one row per rate, the base first.
 
-    The deviation is the sample's (n - 1), and 0 of one seed. Without a base there is no row.
+    The deviation is the sample's (n - 1), and 0 for one seed. Without a base there is no row for it.
     """
     rows = []
     for method, trainings in [] if base is None else [(BASE, [Training(0, math.nan, True, base)]), *found.items()]:
@@ -78,9 +79,9 @@ def knowledge_table(base: Knowledge | None, found: Mapping[str, Sequence[Trainin
 
 
 def at_equal_task(trainings: Sequence[Training], measure: str) -> list[float]:
-    """Of each seed, the measure where the task reaches `EQUAL_TASK`, linear between its two neighbouring rates.
+    """For each seed, the measure at task accuracy `EQUAL_TASK`, interpolated linearly between two neighbouring rates.
 
-    Empty unless every seed has two neighbouring rates with that level between them, and the measure was taken.
+    Empty unless every seed has two neighbouring rates around that accuracy, and the measure exists.
     """
     found = []
     for seed in dict.fromkeys(t.seed for t in trainings):
@@ -96,7 +97,7 @@ def at_equal_task(trainings: Sequence[Training], measure: str) -> list[float]:
 
 
 def equal_task_table(found: Mapping[str, Sequence[Training]]) -> pd.DataFrame:
-    """method, measure, mean, std (n - 1), num_seeds of `at_equal_task`, where there is such a point."""
+    """method, measure, mean, std (n - 1), num_seeds of `at_equal_task`, for methods that reach that accuracy."""
     rows = []
     for method, trainings in found.items():
         for measure in RECALLS:
@@ -111,8 +112,8 @@ def equal_task_table(found: Mapping[str, Sequence[Training]]) -> pd.DataFrame:
 def differences_table(found: Mapping[str, Sequence[Training]]) -> pd.DataFrame:
     """method, other, at, measure, difference of the means over seeds, its standard error, df and p (`welch`).
 
-    `at` is `chosen rate` or `equal task`. Not corrected for the number of pairs. Of methods of two seeds and more; a
-    pair whose values do not vary over the seeds has no df and p.
+    `at` is `chosen rate` or `equal task`. Not corrected for the number of pairs. Only for methods with at least two
+    seeds; a pair whose values do not vary over the seeds has no df and no p.
     """
     rows = []
     for method, other in combinations(found, 2):
@@ -127,7 +128,7 @@ def differences_table(found: Mapping[str, Sequence[Training]]) -> pd.DataFrame:
 
 
 def _values(trainings: Sequence[Training], at: str, measure: str) -> list[float]:
-    """The measure of each seed; none where it was not taken."""
+    """The measure for each seed; empty if it was not taken."""
     if at == "equal task":
         return at_equal_task(trainings, measure)
     values = [getattr(t.knowledge, measure) for t in chosen_ones(trainings)]
@@ -135,7 +136,7 @@ def _values(trainings: Sequence[Training], at: str, measure: str) -> list[float]
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """mean(a) - mean(b), its standard error, the degrees of freedom and two-sided p of Welch's t-test (1947)."""
+    """mean(a) - mean(b), its standard error, the degrees of freedom and the two-sided p of Welch's t-test (1947)."""
     difference = float(np.mean(a) - np.mean(b))
     error = math.sqrt(sum(float(np.var(x, ddof=1)) / len(x) for x in (a, b) if np.ptp(x)))
     df = p = math.nan
@@ -148,12 +149,12 @@ def welch(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
 
 
 def write_knowledge(path: Path, base: Knowledge | None, found: Sequence[Training]) -> None:
-    """Writes the base's knowledge and every training of one method; null and none where it was not measured."""
+    """Writes the base's knowledge and every training of one method; null and an empty list if it was not measured."""
     write_json(path, {"base": asdict(base) if base else None, "trainings": [asdict(training) for training in found]})
 
 
 def read_knowledge(path: Path) -> tuple[Knowledge | None, list[Training]]:
-    """Reads it back; ValueError names the file and what is wrong."""
+    """Reads what `write_knowledge` wrote; ValueError names the file and what is wrong."""
     content = read_json(path)
     if not isinstance(content, dict) or set(content) != {"base", "trainings"}:
         raise ValueError(f"{path}: must hold the keys 'base' and 'trainings'; train again")

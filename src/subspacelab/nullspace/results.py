@@ -1,4 +1,4 @@
-"""The result of `verify`: statistics by layer, their file, and what the averages mean in words."""
+"""The result of `verify`: statistics by layer, their file, and verdicts in words."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -18,14 +18,14 @@ KEYS = ("model_path", "calib_dataset", "num_layers", "stats", "summary", "verdic
 
 @dataclass(frozen=True)
 class LayerStats:
-    """One layer's norms and ratios; unless said otherwise over the sampled tokens, on the model as it is."""
+    """One layer's norms and ratios; unless stated otherwise, over the sampled tokens in the adapted model."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     layer: str
     """Module name."""
     samples: int
-    """Token inputs."""
+    """Number of sampled tokens."""
     in_features: int
     """Width of an input."""
     rank: int
@@ -43,11 +43,11 @@ class LayerStats:
     FullOutput_norm: float
     """mean ||W_res x + A B x||, without the layer's bias."""
     BX_ratio: float
-    """||Q X||_F / ||X||_F over all tokens of the data, Q an orthonormal basis of B's rows, as in `build`'s report."""
+    """||Q X||_F / ||X||_F over all tokens; Q is an orthonormal basis of B's rows, as in the report of `build`."""
     ABX_ratio: float
     """mean ||A B x|| / mean ||x||."""
     adapter_contribution: float
-    """mean ||A B x|| / mean ||W_res x + A B x||, a share of 1."""
+    """mean ||A B x|| / mean ||W_res x + A B x||, as a share of 1."""
     B_weight_norm: float
     """||B||_F."""
     A_weight_norm: float
@@ -55,9 +55,9 @@ class LayerStats:
     Residual_weight_norm: float
     """||W_res||_F."""
     B_orthonormal: bool
-    """Whether B B^T = I, so that Q is B itself but for rounding."""
+    """Whether B B^T = I, so that Q is B up to rounding."""
     BX_ratio_bos: float
-    """BX_ratio of the first token of each window alone: the begin token, where the tokenizer has one."""
+    """BX_ratio of the first token of each window alone: the tokenizer's begin token if there is one."""
     BX_ratio_rest: float
     """BX_ratio of all the other tokens."""
     BX_ratio_mean_norms: float
@@ -65,22 +65,22 @@ class LayerStats:
     BX_ratio_median: float
     """median of ||Q x|| / ||x||."""
     BX_ratio_random: float
-    """sqrt(rank / in_features): root mean square over random B with orthonormal rows."""
+    """sqrt(rank / in_features): the root mean square over random B with orthonormal rows."""
     BX_ratio_optimum: float
-    """sqrt(sum of the smallest `rank` eigenvalues / trace) of the same tokens: no B of this rank has a smaller BX_ratio
-    on them."""
+    """sqrt(sum of the smallest `rank` eigenvalues / trace) on the same tokens: the smallest BX_ratio of any B of this
+    rank."""
     tokens_per_dimension: float
-    """All tokens over in_features; well below 8 the optimum is that of chance."""
+    """All tokens over in_features; far below 8 the optimum is due to chance."""
     DeltaX_ratio: float
-    """mean ||dW x|| / mean ||x||, dW the change of the layer's weight since the base."""
+    """mean ||dW x|| / mean ||x||; dW is the change of the layer's weight since the base."""
     base_BX_ratio: float
-    """BX_ratio on the inputs that the layer gets in the frozen base model."""
+    """BX_ratio on the layer's inputs in the frozen base model."""
     base_DeltaX_ratio: float
-    """DeltaX_ratio on the inputs that the layer gets in the frozen base model."""
+    """DeltaX_ratio on the layer's inputs in the frozen base model."""
     bound_left: float | None
-    """||dW X||_F / ||X||_F; null for a method that trains B, which has no bound."""
+    """||dW X||_F / ||X||_F; null for a method that trains B, for which there is no bound."""
     bound: float | None
-    """||A - A_0||_2 ||B X||_F / ||X||_F, never below bound_left."""
+    """||A - A_0||_2 ||B X||_F / ||X||_F, at least bound_left."""
     base_bound_left: float | None
     """bound_left on the frozen base model's inputs."""
     base_bound: float | None
@@ -99,35 +99,35 @@ class Sample:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     seed: int
-    """Of windows and tokens."""
+    """Seed of windows and tokens."""
     calib_loader_size: int
-    """Windows that were asked for."""
+    """Number of requested windows."""
     seq_len: int
-    """Tokens in a window."""
+    """Tokens per window."""
     max_activation_samples: int
-    """Tokens that norms are averaged over."""
+    """Tokens over which norms are averaged."""
     note: str
-    """Says what the text was too short for; else empty."""
+    """How the text was too short; else empty."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The layers in a few numbers; ratios are means over layers."""
+    """Averages over the layers; ratios are means over layers."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
     method: str
-    """How the adapter was built."""
+    """Method of the adapter."""
     trained: bool
-    """Whether it was trained."""
+    """Whether the adapter was trained."""
     down_frozen: bool
-    """Whether its method leaves B as it was built."""
+    """Whether its method keeps B at its initial value."""
     starts_at_zero: bool
     """Whether its method starts from A = 0, so that W_res = W."""
     sample: Sample
-    """Which tokens these are."""
+    """The measured tokens."""
     num_tokens: int
-    """Tokens of the data, of which each layer's sample is drawn."""
+    """Number of tokens from which each layer's sample is drawn."""
     BX_ratio: float
     """Mean of BX_ratio."""
     BX_ratio_bos: float
@@ -159,7 +159,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one number of the summary means."""
+    """The interpretation of one number of the summary."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "allow_inf_nan": False}
 
@@ -168,34 +168,34 @@ class Verdict:
     value: float
     """The number."""
     grade: Grade
-    """What it is worth."""
+    """good, fair or bad."""
     text: str
     """The verdict in words, with likely causes."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The statistics file."""
+    """The content of the statistics file."""
 
     model_path: str
-    """The adapter, as it was given."""
+    """The adapter, as the user gave it."""
     calib_dataset: str
-    """The text, as it was given."""
+    """The text, as the user gave it."""
     num_layers: int
     """Layers with an adapter."""
     stats: tuple[LayerStats, ...]
     """One entry per layer, in the model's order."""
     summary: Summary
-    """Over the layers."""
+    """Averages over the layers."""
     verdicts: tuple[Verdict, ...]
-    """One per metric."""
+    """One verdict per metric."""
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer, the columns those of `LayerStats`."""
+        """One row per layer; the columns are the fields of `LayerStats`."""
         return pd.DataFrame([asdict(stats) for stats in self.stats])
 
     def save(self, folder: Path | str) -> None:
-        """Writes verification.json, as `nullspace verify --save-stats` does; ValueError where that is another file."""
+        """Writes verification.json, as `nullspace verify --save-stats` does; ValueError if another file is there."""
         path = Path(folder) / "verification.json"
         if os.path.lexists(path):
             read_stats(path)
@@ -203,7 +203,7 @@ class Verification:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Verification":
-        """What `save` wrote."""
+        """Reads what `save` wrote."""
         return read_stats(Path(folder) / "verification.json")
 
 
@@ -213,7 +213,7 @@ def write_stats(path: Path, verification: Verification) -> None:
 
 
 def read_stats(path: Path) -> Verification:
-    """Reads such a file back; ValueError names the file, the key and what is wrong."""
+    """Reads what `write_stats` wrote; ValueError names the file, the key and what is wrong."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; write it by `subspacelab nullspace verify --save-stats {path}`")
     content = read_json(path)
@@ -229,7 +229,7 @@ def read_stats(path: Path) -> Verification:
 
 
 def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: Sample) -> None:
-    """ValueError if something stands at `path` but the statistics of this adapter on these tokens: it is replaced."""
+    """ValueError unless `path` is free or holds statistics of this adapter on these tokens, to be replaced."""
     if not os.path.lexists(path):
         return
     try:
@@ -240,8 +240,8 @@ def require_own_stats(path: Path, model_path: Path, calib_dataset: str, sample: 
     wanted = _job(str(model_path), calib_dataset, sample)
     if earlier["model_path"] != wanted["model_path"] and not Path(found.model_path).exists():
         raise ValueError(
-            f"{path}: of the adapter {found.model_path!r}, which is not there from this folder; run it in the folder "
-            "where that was measured, or give another file"
+            f"{path}: of the adapter {found.model_path!r}, which does not exist from this folder; run it in "
+            "the folder where that was measured, or give another file"
         )
     require_same_job(path, earlier, wanted)
 
@@ -257,20 +257,20 @@ def _place(path: Path) -> str:
 
 
 HARDLY_BETTER = 1.5
-"""A B within this factor of a random one has found no null space, whatever the threshold says."""
+"""A B less than this factor better than a random one has found no null space, whatever the threshold says."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where good ends and bad begins; the two values themselves are fair."""
+    """Where good ends and bad begins; both values themselves count as fair."""
 
     good: float
-    """Good lies beyond this."""
+    """Values beyond this one are good."""
     bad: float
-    """Bad lies beyond this."""
+    """Values beyond this one are bad."""
 
     def grade(self, value: float) -> Grade:
-        """good, fair or bad; small is good where `good` is the smaller of the two."""
+        """good, fair or bad; small values are good if `good` is smaller than `bad`."""
         sign = 1 if self.good > self.bad else -1
         if sign * value > sign * self.good:
             return "good"
@@ -285,7 +285,7 @@ THRESHOLDS = {
 
 
 def reading(summary: Summary) -> tuple[Verdict, ...]:
-    """One verdict per metric of the table."""
+    """One verdict per metric in `THRESHOLDS`."""
     words = {"BX_ratio": _null_space, "ABX_ratio": _learned, "adapter_contribution": _contribution}
     verdicts = []
     for metric, threshold in THRESHOLDS.items():

@@ -1,4 +1,4 @@
-"""Bottom eigenvectors of second moments: all pairs at once, or the bottom ones in place where memory decides."""
+"""Bottom eigenvectors of second moments: from all pairs, or from the bottom ones in place if memory is scarce."""
 
 import math
 
@@ -11,15 +11,15 @@ from subspacelab.linalg import null_space as full
 from subspacelab.linalg.null_space import NullSpace
 
 WIDE = 8192
-"""From this width on the bottom pairs are found in place by LAPACK's syevr. All pairs need a copy of C and a workspace
-of twice its size: 2.9 GB at width 11008, 21 GB at 29568. At 4096 both take the same time, and at 2048 all pairs less
-(`benchmarks/calibration_scale.py --eigenvectors`)."""
+"""From this width on, the bottom pairs are computed in place by LAPACK's syevr. All pairs need a copy of C and a
+workspace of twice its size: 2.9 GB at width 11008, 21 GB at 29568. At 4096 both take the same time; at 2048 all pairs
+are faster (`benchmarks/calibration_scale.py --eigenvectors`)."""
 
 
 def null_space(c: Float[Tensor, "dim dim"], rank: int) -> NullSpace:
     """The bottom `rank` eigenvectors of a float64 C >= 0, which may be overwritten; ValueError unless 1 <= rank <= dim.
 
-    On the CPU a wide C gives the smallest `rank` + 1 pairs alone, where that is enough.
+    On the CPU, only the smallest `rank` + 1 pairs of a wide C are computed, if they are enough.
     """
     if c.device.type == "cpu" and len(c) >= WIDE and 2 * rank < len(c):
         diagonal = c.diagonal().clone()
@@ -31,7 +31,7 @@ def null_space(c: Float[Tensor, "dim dim"], rank: int) -> NullSpace:
 
 
 def optimum(c: Float[Tensor, "dim dim"], rank: int) -> float:
-    """The least ||B X||_F / ||X||_F of any B of this rank, from C = X^T X, which may be overwritten."""
+    """The smallest ||B X||_F / ||X||_F of any B of this rank, from C = X^T X, which may be overwritten."""
     if not (c.device.type == "cpu" and len(c) >= WIDE and 2 * rank < len(c)):
         return full.optimal_ratio(torch.linalg.eigvalsh(c), rank)
     total = c.trace().item()
@@ -42,7 +42,7 @@ def optimum(c: Float[Tensor, "dim dim"], rank: int) -> float:
 def smallest_pairs(c: Float[Tensor, "dim dim"], k: int) -> tuple[Float[Tensor, " k"], Float[Tensor, "k dim"]]:
     """The `k` smallest eigenvalues of a symmetric C, ascending, and their vectors as rows; C is overwritten.
 
-    LAPACK's syevr (MRRR), in place: it writes to the diagonal and one triangle alone.
+    LAPACK's syevr (MRRR), in place: it writes only to the diagonal and one triangle.
     """
     fortran = c.numpy().T  # the same matrix, in the order in which LAPACK works without a copy
     values, vectors = scipy.linalg.eigh(
@@ -52,7 +52,7 @@ def smallest_pairs(c: Float[Tensor, "dim dim"], k: int) -> tuple[Float[Tensor, "
 
 
 def _restore(c: Float[Tensor, "dim dim"], diagonal: Float[Tensor, " dim"]) -> None:
-    """Undoes what `smallest_pairs` has overwritten, from the other triangle."""
+    """Restores from the other triangle what `smallest_pairs` has overwritten."""
     for i in range(len(c)):
         c[i, i + 1 :] = c[i + 1 :, i]
     c.diagonal().copy_(diagonal)

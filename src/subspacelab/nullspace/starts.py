@@ -1,4 +1,4 @@
-"""How every layer of an adapter starts, by its method's rule, and how well B then avoids what the layer is fed."""
+"""The start of every layer by its method, and how well B then avoids the layer's inputs."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,29 +22,29 @@ MEASURES = (
     *("BX_ratio", "BX_ratio_held_out", "optimum", "optimum_held_out", "random"),
     *("halves_angle_max", "halves_angle_mean", "gap"),
 )
-"""The numbers of a layer that make curves and means."""
+"""The numbers of a layer that are drawn as curves and averaged."""
 
 
 @dataclass(frozen=True)
 class InputReport:
-    """One distinct input: its spectrum and how well it determines its null space."""
+    """One distinct input: its spectrum, and how well it determines its null space."""
 
     num_tokens: int
-    """Calibration tokens."""
+    """Number of calibration tokens."""
     num_held_out: int
-    """Tokens that were kept out."""
+    """Number of held-out tokens."""
     optimum: float
-    """Least ratio any B of this rank has on the calibration tokens."""
+    """Smallest ratio of any B of this rank on the calibration tokens."""
     optimum_held_out: float
-    """Least ratio any B of this rank has on the held-out tokens."""
+    """Smallest ratio of any B of this rank on the held-out tokens."""
     random: float
     """sqrt(r / d): the ratio of a random B."""
     gap: float | None
-    """Eigenvalue r + 1 over eigenvalue r, from below; None where the latter is 0, or r is the whole space."""
+    """Eigenvalue r + 1 over eigenvalue r, ascending; None if the latter is 0, or if r is the whole space."""
     numerical_rank: int
-    """Directions of the input with more than rounding."""
+    """Number of directions with energy above rounding."""
     num_clamped: int
-    """Eigenvalues set to 0, some of them negative: rounding."""
+    """Number of eigenvalues set to 0 because they are rounding, some of them negative."""
     halves_angle_max: float
     """Largest principal angle, in degrees, between the null spaces of the two halves of the calibration."""
     halves_angle_mean: float
@@ -56,9 +56,9 @@ class LayerReport:
     """One layer's adapter, with the report of its input."""
 
     module: str
-    """Its name in the model."""
+    """Name of the layer in the model."""
     kind: str
-    """Last part of the name, such as q_proj."""
+    """Last part of its name, such as q_proj."""
     index: int
     """Number of its block, the first number in the name; 0 without one."""
     input: str
@@ -70,11 +70,11 @@ class LayerReport:
     rank: int
     """Rank of the adapter."""
     BX_ratio: float | None
-    """||Q X||_F / ||X||_F on the calibration tokens, Q an orthonormal basis of B's rows; None: not calibrated."""
+    """||Q X||_F / ||X||_F on the calibration tokens, Q an orthonormal basis of B's rows; None if not calibrated."""
     BX_ratio_held_out: float | None
     """The same on the held-out tokens."""
     of_input: InputReport | None
-    """The input's own report; None: not calibrated."""
+    """Report of its input; None if not calibrated."""
 
     def as_json(self) -> dict[str, Any]:
         """One flat mapping."""
@@ -89,7 +89,7 @@ class LayerReport:
 
 
 def report_input(moments: Moments, space: NullSpace) -> InputReport:
-    """The report of one input; with that of `space` four eigendecompositions, one matrix in memory at a time."""
+    """The report of one input: four eigendecompositions, that of `space` included, one matrix in memory at a time."""
     rank, dim = space.basis.shape
     halves = (lambda: moments.first, lambda: moments.second)
     bases = [solve(partial(null_space, rank=rank), half()).basis for half in halves]
@@ -111,7 +111,7 @@ def report_input(moments: Moments, space: NullSpace) -> InputReport:
 def report_layer(
     module: str, shape: tuple[int, int], b: Float[Tensor, "r in"], calibrated: tuple[str, InputReport] | None = None
 ) -> LayerReport:
-    """The report of one layer of `shape` [out, in], which reads the named input; its ratios are yet to be measured."""
+    """The report of one layer of `shape` [out, in], which reads the named input; its ratios are not measured yet."""
     name, of_input = calibrated or (module, None)
     parts = module.split(".")
     index = next((int(part) for part in parts if part.isdigit()), 0)
@@ -121,7 +121,7 @@ def report_layer(
 def measure(
     found: dict[str, tuple[Factors, LayerReport]], moments: Moments
 ) -> Iterator[tuple[str, tuple[Factors, LayerReport]]]:
-    """The layers of one input with the ratios of B as it is stored, not as it was computed."""
+    """The layers of one input with the ratios of B in its stored precision."""
     place = moments.sums[0].device
     rows = {name: row_space(factors.B.to(place)) for name, (factors, _) in found.items()}
     ratios = []
@@ -134,7 +134,7 @@ def measure(
 
 
 def summarise(layers: Sequence[LayerReport]) -> dict[str, float]:
-    """Means over the layers of every measure that is there."""
+    """Means over the layers of every measure that exists."""
     rows = [layer.as_json() for layer in layers]
     values = {name: [row[name] for row in rows if row.get(name) is not None] for name in MEASURES}
     return {name: sum(found) / len(found) for name, found in values.items() if found}
@@ -143,7 +143,7 @@ def summarise(layers: Sequence[LayerReport]) -> dict[str, float]:
 def plain_starts(
     linears: Mapping[str, nn.Linear], method: Method, rank: int
 ) -> Iterator[tuple[str, tuple[Factors, LayerReport]]]:
-    """Name, factors and report of every layer, by a method that looks at no inputs."""
+    """Name, factors and report of every layer, by a method that uses no inputs."""
     for name, linear in linears.items():
         factors = _start(linear, method, rank, None)
         yield name, (factors, report_layer(name, _shape(linear), factors.B))
@@ -163,7 +163,7 @@ def input_starts(
 
 
 def _start(linear: nn.Linear, method: Method, rank: int, basis: Tensor | None) -> Factors:
-    """One layer's factors by the method's own start, or PEFT's."""
+    """One layer's factors by the method's own initialisation, or by PEFT's."""
     from subspacelab.models.lora_factors import peft_start
 
     w = linear.weight.detach()
@@ -181,7 +181,7 @@ def _shape(linear: nn.Linear) -> tuple[int, int]:
 
 
 def require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) -> None:
-    """ValueError for a rank that a layer does not have, and for a weight that would be moved twice."""
+    """ValueError for a rank that a layer does not have, and for a weight that two layers would change."""
     if rank < 1:
         raise SettingError(f"rank must be at least 1, got {rank}")
     weights: dict[int, str] = {}
@@ -189,7 +189,7 @@ def require_rank(rank: int, linears: Mapping[str, nn.Linear], method: Method) ->
         other = weights.setdefault(id(linear.weight), name)
         if other != name and method.moves_weight:
             raise SettingError(
-                f"{other} and {name} share one weight, which would be moved twice; choose another method"
+                f"{other} and {name} share one weight, which would be changed twice; choose another method"
             )
     for name, linear in linears.items():
         sides = {"input": linear.in_features} | ({"output": linear.out_features} if method.moves_weight else {})

@@ -1,4 +1,4 @@
-"""One method over its rates and seeds: every adapter that was built is trained and examined."""
+"""All trainings of one method, over its rates and seeds: every adapter is trained and evaluated."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,20 +22,20 @@ class TrainedSeeds:
     """The trainings of one method."""
 
     method: str
-    """Its name."""
+    """Name of the method."""
     base: Knowledge | None
-    """What the base model knows; None where nothing was asked."""
+    """Knowledge of the base model; None if it was not measured."""
     trainings: list[Training]
-    """What each training, at each rate, came to know; empty where nothing was asked."""
+    """Knowledge after each training, at each rate; empty if it was not measured."""
     adapters: dict[int, TrainedAdapter]
-    """By seed, those of the chosen rate; they lie where they were trained until `move`."""
+    """Seed -> adapter at the chosen rate, in its training's folder until `move`."""
 
     def save(self, path: Path) -> None:
-        """Writes what they know as JSON, with no base and no training where nothing was asked."""
+        """Writes their knowledge as JSON; without base and trainings if it was not measured."""
         write_knowledge(path, self.base, self.trainings)
 
     def move(self, folder: Path) -> None:
-        """Moves the adapters to `folder/seed-<seed>/ft`; to be called last: until then a killed run finds them."""
+        """Moves the adapters to `folder/seed-<seed>/ft`. Call it last: a killed run expects them where they are."""
         with replace_folder(folder) as partial:
             for seed, adapter in self.adapters.items():
                 move_folder(adapter.folder.parent, partial / f"seed-{seed}")
@@ -49,11 +49,11 @@ def train_seeds(
     log: Log = no_log,
     progress: Progress = no_progress,
 ) -> TrainedSeeds:
-    """Trains `built/seed-<seed>` for each seed there is at each of its method's rates, and asks what they know.
+    """Trains `built/seed-<seed>`, for each seed, at each rate of its method, and measures the knowledge.
 
-    Of the rate that `choose_rate` takes the adapters are handed on, of the others what they know. Trainings lie in
-    `work_dir`, so that a killed run goes on where it was. In `log` the first seed's curves have plain names, the
-    others' begin with `seed-<seed>/`; of several rates all begin with `rate-<rate>/`.
+    The adapters at the rate of `choose_rate` are returned; of the other rates, only the knowledge. Trainings are kept
+    in `work_dir`, so that a killed run continues. In `log`, the first seed's curves have plain names and the others'
+    begin with `seed-<seed>/`; with several rates, all begin with `rate-<rate>/`.
     """
     adapters = seed_folders(built)
     rows = read_instructions(settings.data)

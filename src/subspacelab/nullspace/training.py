@@ -1,4 +1,4 @@
-"""Trains an adapter on rows {query, response}; a training that was killed goes on to the same bytes."""
+"""Trains an adapter on rows {query, response}; a killed training continues to the same bytes."""
 
 import hashlib
 import json
@@ -67,13 +67,13 @@ class TrainedAdapter:
     """A finished training."""
 
     folder: Path
-    """The trained adapter."""
+    """Folder of the trained adapter."""
     meta: dict[str, Any]
-    """Contents of its `nullspace.json`."""
+    """The content of its `nullspace.json`."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The training in a few numbers."""
+        """The main numbers of the training."""
         names = ("steps", "final_loss", "trainable_parameters", "all_parameters", "num_rows", "num_skipped")
         return {name: float(self.meta["trained"][name]) for name in names}
 
@@ -91,11 +91,11 @@ def train_adapter(
 ) -> TrainedAdapter:
     """Trains the adapter in `adapter` on `rows` and writes it to `output_dir/ft`, whole or not at all.
 
-    Checkpoints lie in `output_dir/checkpoints` until it is finished; the same training started again goes on from the
-    last whole one, and a finished one is returned as it is, if its bytes are those that were written. `log(metrics,
-    step)` gets the curves. ValueError, in one line, before anything changes: a folder that holds no adapter; folders
-    of those names in `output_dir` that are not of this very training; another process at work there; settings that do
-    not fit the rows. Later only for a loss that is no longer finite.
+    Checkpoints are kept in `output_dir/checkpoints` until the end. The same training, started again, continues from the
+    last complete one; a finished one whose bytes are unchanged is returned. `log(metrics, step)` receives the curves.
+    ValueError, in one line, before anything changes, if `adapter` holds no adapter, if `output_dir` has folders of
+    these names from another training, if another process is at work there, or if settings do not fit the rows; later,
+    only if the loss is no longer finite.
     """
     require_plain_launch()
     meta = read_meta(require_adapter(adapter))
@@ -121,7 +121,7 @@ def train_adapter(
             dtype = kept_dtype(source.folder)
             live = open_adapter(adapter, base=base, trainable=True, device=device, dtype=dtype, shares=shares)
             ids = [example.input_ids for example in given.examples]
-            require_readable(live.model.config, tokenizer, ids, remedy="lower --max-length")
+            require_readable(live.model.config, tokenizer, ids, remedy="lower `max_length`")
             if group.is_main:
                 write_json(work_dir / JOB, asdict(job))  # only now: what is refused above leaves nothing behind
             group.wait()
@@ -138,20 +138,22 @@ def train_adapter(
 
 
 def _shares(settings: TrainSettings, method: str, num_processes: int, device: torch.device) -> int:
-    """How many processes share the base.
+    """Number of processes that share the base.
 
-    ValueError for one alone, for a method that moves the base's weights, and for another device than the one that
-    transformers spreads a model over, which is not asked.
+    ValueError for a single process, for a method that changes the base's weights, and for another device than the one
+    that transformers spreads a model over, which cannot be chosen.
     """
     if not settings.fsdp:
         return 1
     if num_processes == 1:
-        raise ValueError("fsdp: one process has nobody to share the base with; start several by `accelerate launch`")
+        raise ValueError("fsdp: there is one process only; start several with `accelerate launch`")
     if method_of(method).moves_weight:
-        raise ValueError(f"fsdp: {method} takes its start out of the base's weights and needs them whole; leave it out")
+        raise ValueError(
+            f"fsdp: {method} changes the base's weights at its start and needs them whole; leave `fsdp` out"
+        )
     place = "cuda" if torch.cuda.is_available() else "cpu"
     if device.type != place:
-        raise ValueError(f"fsdp: a base that processes share lies on {place} here; give --device {place}")
+        raise ValueError(f"fsdp: a base that processes share lies on {place} here; set `device` to {place}")
     return num_processes
 
 
@@ -169,22 +171,22 @@ def _digest(*texts: str) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a training is; where it runs is left out."""
+    """What identifies a training; its paths are not part of it."""
 
     job: dict[str, Any]
-    """Settings, seed, and the digests of rows and adapter: equal jobs come to equal bytes."""
+    """Settings, seed, and the digests of rows and adapter: equal jobs give equal bytes."""
     names: dict[str, str]
-    """What rows and adapter are called, for a message."""
+    """Names of rows and adapter, for messages."""
 
     def told(self, other: "_Job") -> dict[str, Any]:
-        """The job with names beside the digests in which it differs from the other."""
+        """The job for a message, with names beside the digests in which it differs from the other."""
         named = {key: f"{self.names.get(key)} ({str(self.job.get(key))[:8]})" for key in self.names}
         return self.job | {key: name for key, name in named.items() if self.job.get(key) != other.job.get(key)}
 
 
 @dataclass(frozen=True)
 class _Trained(_Job):
-    """What `nullspace.json` says of a training; it says more."""
+    """The required keys of `nullspace.json` on a training; there are more."""
 
     steps: int
     final_loss: float
@@ -195,7 +197,7 @@ class _Trained(_Job):
 
 
 def _require_own(finished: Path, work_dir: Path, job: _Job) -> None:
-    """ValueError, naming it, if one of these folders holds anything but this very training: they will be replaced."""
+    """ValueError, naming it, if one of these folders, which will be replaced, holds anything but this training."""
     require_own_entries(finished, FILES, "a trained adapter")
     if finished.is_dir() and any(finished.iterdir()):
         trained = read_meta(finished)["trained"]
@@ -218,7 +220,7 @@ def _require_same(place: Path, found: _Job, job: _Job) -> None:
 
 
 def _is_finished(folder: Path, job: _Job, built: Mapping[str, Any]) -> bool:
-    """Whether that training of the adapter `built` is there, to the last byte; a damaged one is made anew."""
+    """Whether this training of the adapter `built` is complete and undamaged; a damaged one is trained again."""
     if not (folder / META).is_file():
         return False
     meta = read_meta(folder)
@@ -266,7 +268,7 @@ def _count_parameters(live: LiveAdapter) -> dict[str, int]:
 
 
 def _trained(given: Examples, how: FineTuning, last: Path) -> dict[str, Any]:
-    """How it was trained, for `nullspace.json`; the final loss is the mean of the last tenth of the steps."""
+    """Facts about the training for `nullspace.json`; the final loss is the mean of the last tenth of the steps."""
     losses = [entry["loss"] for entry in read_json(last / STATE)["log_history"] if "loss" in entry]
     return {
         "steps": how.steps,
@@ -278,9 +280,9 @@ def _trained(given: Examples, how: FineTuning, last: Path) -> dict[str, Any]:
 
 
 def _factors(live: LiveAdapter, adapter: Path, last: Path) -> dict[str, Factors]:
-    """The factors of the last checkpoint, whose tensors are whole however the model was spread over processes.
+    """The factors of the last checkpoint, whose tensors are whole even if the model was spread over processes.
 
-    RuntimeError unless a frozen B is to the last bit the one that was built.
+    RuntimeError unless a frozen B is bit-equal to the built one.
     """
     trained, built = read_tensors(last / WEIGHTS)[0], read_tensors(adapter / WEIGHTS)[0]
     factors = {}

@@ -1,4 +1,4 @@
-"""Did the adapter stay in the null space, and did it learn? Measured on the model as it is now."""
+"""Verification of an adapter in the present model: did it stay in the null space, and did it learn?"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,12 +40,12 @@ NORMS = ("A_weight_norm", "B_weight_norm")
 
 @dataclass(frozen=True)
 class Probe:
-    """The text that an adapter is verified on."""
+    """The text for a verification."""
 
     windows: Windows
-    """All its tokens."""
+    """All tokens."""
     chosen: Bool[Tensor, "n length"]
-    """The tokens that single norms are measured on."""
+    """The tokens over which norms are averaged."""
     batch_size: int
     """Windows per pass."""
 
@@ -61,12 +61,12 @@ def verify_adapter(
 ) -> Verification:
     """Measures every layer of the adapter in `folder` on the test part of `settings.calib_dataset`.
 
-    Calibration takes its windows of the train part. A text without a test part is measured on what may have been
+    Calibration takes its windows from the train part. A text without a test part is measured on text that may have been
     calibrated on, and a note says so.
 
-    Inputs are those of the adapted model, and for the bound also the frozen base's. Both pass the base block after
-    block, so that one block is in memory at a time. ValueError for a folder without an adapter, and when
-    ||dW X|| <= ||A - A_0|| ||BX|| does not hold of a method that freezes B.
+    Inputs are those of the adapted model and, for the bound, also of the frozen base. Both pass the base block by
+    block, so that one block is in memory at a time. ValueError for a folder without an adapter, and if ||dW X|| <= ||A
+    - A_0|| ||BX|| does not hold for a method that freezes B.
     """
     meta, device = read_meta(require_adapter(folder)), device or torch.device("cpu")
     method_of(meta["method"])
@@ -98,7 +98,7 @@ def verify_adapter(
 
 
 def unseen_texts(reference: str) -> tuple[list[str], str]:
-    """The test part of a text, which no calibration takes; where there is none, the train part and a note."""
+    """The test part of a text, which no calibration uses; if there is none, the train part and a note."""
     try:
         return read_texts(reference, split="test"), ""
     except NoSuchPart:
@@ -106,20 +106,20 @@ def unseen_texts(reference: str) -> tuple[list[str], str]:
 
 
 def inputs_of(folder: Path, calib_dataset: str, base: str | None) -> list[Path]:
-    """What a verification reads: the adapter, the text and the base, as far as they are on this disk."""
+    """Paths that a verification reads on this disk: the adapter, the text and the base."""
     reference = read_meta(require_adapter(folder))["base"]["reference"] if base is None else base
     return [path for path in (folder, Path(calib_dataset), Path(reference)) if path.exists()]
 
 
 def sample_of(settings: VerifyAdapterConfig, seed: int, note: str = "") -> Sample:
-    """What a verification by these settings measures."""
+    """The sample of a verification with these settings."""
     return Sample(seed, settings.calib_loader_size, settings.seq_len, settings.max_activation_samples, note)
 
 
 def summarise_layers(
     stats: Sequence[LayerStats], meta: Mapping[str, Any], sample: Sample, num_tokens: int, *, moved: bool
 ) -> Summary:
-    """Means of the ratios and root sums of squares of the weight norms over the layers; `moved`: W_res is not W."""
+    """Over the layers: means of ratios, root sums of squares of weight norms; `moved`: W_res differs from W."""
     means = {name: fmean(getattr(s, name) for s in stats) for name in MEANS}
     norms = {name: math.hypot(*(getattr(s, name) for s in stats)) for name in NORMS}
     return Summary(
@@ -136,18 +136,18 @@ def summarise_layers(
 
 @dataclass(frozen=True)
 class Adapter:
-    """Factors, the layers they belong to, and how they are switched off and on."""
+    """Factors, their layers, and how to switch them off and on."""
 
     layers: Mapping[str, nn.Module]
-    """Name -> layer of the model: nn.Linear, or PEFT's around one."""
+    """Name -> layer of the model: nn.Linear, or PEFT's wrapper of one."""
     factors: Mapping[str, Factors]
     """Name -> factors."""
     down_frozen: bool
-    """Whether B stays as it was built."""
+    """Whether B keeps its initial value."""
     off: Callable[[], AbstractContextManager[Any]]
-    """The base alone within the block of code."""
+    """Context in which the model is the base alone."""
     on: Callable[[Mapping[str, Any]], AbstractContextManager[Any]]
-    """These layers with the adapter; the base weights in them are W_res from then on."""
+    """Puts the adapter on these layers; their base weights are W_res afterwards."""
 
 
 def verify_blocks(stream: BlockStream, adapter: Adapter, probe: Probe, advance: Advance) -> dict[str, LayerStats]:

@@ -1,1 +1,1 @@
-"""DVC's experiments seen from outside: run in a loop, linked to their tracked runs, held against committed figures."""
+"""The pipeline: params.yaml, stages, and DVC's experiments (sweeps, searches, links to runs, metric checks)."""

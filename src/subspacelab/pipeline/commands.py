@@ -16,30 +16,29 @@ if TYPE_CHECKING:
     from subspacelab.pipeline.tuning import Experiments, Value
 
 runs = typer.Typer(no_args_is_help=True, help="Tracked runs: link them to DVC's experiments, end dead ones.")
-metrics = typer.Typer(no_args_is_help=True, help="An experiment's metrics held against committed ones.")
+metrics = typer.Typer(no_args_is_help=True, help="Compare an experiment's metrics with committed ones.")
 
 REFERENCE = Path("tests/reference/smoke_metrics.json")
 TOLERANCES = Path("tests/reference/tolerances.yaml")
 
 
 def sweep(
-    stages: Annotated[list[str] | None, typer.Argument(help="Stages to run; left out, all of them.")] = None,
+    stages: Annotated[list[str] | None, typer.Argument(help="Stages to run; default: all.")] = None,
     set_param: Annotated[
         list[str] | None,
         typer.Option("--set-param", "-S", help="key=value,value,... Repeatable; \\[a,b] is one value."),
     ] = None,
     targets: Annotated[list[str] | None, typer.Option(help="The same as STAGES. Repeatable.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run those anew that exist.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run existing experiments again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
 ) -> None:
-    """Every combination of values as an experiment of its own, one by one.
+    """Runs every combination of values as an experiment of its own, one by one.
 
-    The same as [bold]dvc exp run --queue[/bold] with [bold]dvc queue start[/bold], without a queue:
-    [bold]subspacelab sweep -S rank=64,128 -S train_lowrank.lr=5e-4,1e-3[/bold]
+    The same as [bold]dvc exp run --queue[/bold] with [bold]dvc queue start[/bold], without a queue: [bold]subspacelab
+    sweep -S rank=64,128 -S train_lowrank.lr=5e-4,1e-3[/bold]
 
-    An experiment is named after its values, and left out when it exists.
-    One that fails does not stop the others. Each runs in a temporary copy;
-    params.yaml is never edited.
+    An experiment is named after its values, and skipped if it exists. One that fails does not stop the others. Each
+    runs in a temporary copy; params.yaml is never edited.
     """
     from subspacelab.pipeline.display import print_sweep
     from subspacelab.pipeline.dvc_process import require_dvc, require_usable_path
@@ -62,7 +61,8 @@ def sweep(
 
 def tune(
     stage: Annotated[
-        list[str], typer.Argument(help="The stage to run; with --no-dvc the command to run, after --.", metavar="STAGE")
+        list[str],
+        typer.Argument(help="The stage to run; with --no-dvc, the command to run, after --.", metavar="STAGE"),
     ],
     set_param: Annotated[
         list[str],
@@ -72,36 +72,38 @@ def tune(
             help="key=KIND:values; KIND is uniform, loguniform, int or logint (low,high), or choice. Repeatable.",
         ),
     ],
-    metric: Annotated[str, typer.Option(help="A number of reports/ that STAGE writes, such as cosine_network.")],
-    direction: Annotated[Literal["minimize", "maximize"], typer.Option(help="Which way is better.")] = "minimize",
-    trials: Annotated[int, typer.Option(min=1, help="Trials in all, with those of earlier calls.")] = 20,
+    metric: Annotated[str, typer.Option(help="A number in reports/ that STAGE writes, such as cosine_network.")],
+    direction: Annotated[
+        Literal["minimize", "maximize"], typer.Option(help="Whether smaller or larger is better.")
+    ] = "minimize",
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials, earlier calls included.")] = 20,
     sampler: Annotated[Literal["tpe", "random", "grid", "cmaes"], typer.Option(help="How values are drawn.")] = "tpe",
     pruner: Annotated[
         Literal["median", "none"],
-        typer.Option(help="Give up trials whose values on the way are worse than the median of those before."),
+        typer.Option(help="Stop a trial whose intermediate values are worse than the median of earlier trials."),
     ] = "none",
     watch: Annotated[
         str,
-        typer.Option(help="[STAGE:]METRIC of the tracked run by which the pruner judges, the smaller the better."),
+        typer.Option(help="[STAGE:]METRIC of the tracked run that the pruner uses; smaller is better."),
     ] = "val_mse",
-    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
-    name: Annotated[str | None, typer.Option(help="Name of the search; by default made of what is searched.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of trials that run at once.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Name of the search; default: made from its settings.")] = None,
     storage: Annotated[
-        str | None, typer.Option(help="URL of a database that several machines share; by default a file under .cache.")
+        str | None, typer.Option(help="URL of a database that several machines share; default: a file under .cache.")
     ] = None,
     seed: Seed = 42,
     no_dvc: Annotated[bool, typer.Option("--no-dvc", help="Run a command of subspacelab instead of a stage.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
 ) -> None:
-    """A search of parameters: Optuna proposes values, each trial is an experiment of DVC.
+    """Searches for good parameters: Optuna proposes values, each trial is an experiment of DVC.
 
-    [bold]subspacelab tune compare_lowrank -S train_lowrank.lr=loguniform:1e-5,1e-3 -S rank=choice:64,128
-    --metric cosine_network --direction maximize[/bold]
+    [bold]subspacelab tune compare_lowrank -S train_lowrank.lr=loguniform:1e-5,1e-3 -S rank=choice:64,128 --metric
+    cosine_network --direction maximize[/bold]
 
-    The same command takes up a search that was stopped. Trials are child runs of one MLflow run in
-    the experiment tune. Without DVC, the metric being one of the command's tracked run:
-    [bold]subspacelab tune --no-dvc -S lr=loguniform:1e-5,1e-3 --metric best_val_mse --
-    lowrank train --features data/features --results-dir results/{trial}[/bold]
+    The same command continues a search that was stopped. Trials are child runs of one MLflow run in the experiment
+    tune. Without DVC, the metric is one of the command's tracked run: [bold]subspacelab tune --no-dvc -S
+    lr=loguniform:1e-5,1e-3 --metric best_val_mse -- lowrank train --features data/features --results-dir
+    results/{trial}[/bold]
     """
     from importlib.util import find_spec
 
@@ -163,7 +165,7 @@ def _experiments(stages: list[str], metric: str, axes: "Sequence[Axis]") -> "Exp
     require_dvc()
     require_usable_path(Path.cwd())
     if len(stages) > 1:
-        raise ValueError(f"tune takes one stage, got {' '.join(stages)}; stages before it run as they must")
+        raise ValueError(f"tune takes one stage, got {' '.join(stages)}; earlier stages run if they must")
     require_known([Trial(tuple(Setting(axis.key, "") for axis in axes))], read_yaml(PARAMS))
     found = find_metric(metric)
     require_stage(stages[0], found)
@@ -171,7 +173,7 @@ def _experiments(stages: list[str], metric: str, axes: "Sequence[Axis]") -> "Exp
 
 
 def _figures(names: set[str]) -> "Mapping[str, Mapping[str, float]]":
-    """Experiment to its headline metrics; to DVC's metrics where nothing is tracked."""
+    """Experiment -> its headline metrics; DVC's metrics if nothing is tracked."""
     from importlib.util import find_spec
 
     from subspacelab.pipeline.experiments import read_experiments
@@ -190,7 +192,7 @@ def _figures(names: set[str]) -> "Mapping[str, Mapping[str, float]]":
 
 
 def _connected(names: list[str]) -> tuple[str, Any, dict[str, str]]:
-    """The store's URI, its client and the experiments' ids; the store's lock is let go, since the work may be long."""
+    """The store's URI, its client and the experiments' ids. The store's lock is released: the work may be long."""
     from subspacelab.tracking.runs import open_store, usable_store
 
     uri = usable_store()
@@ -201,19 +203,18 @@ def _connected(names: list[str]) -> tuple[str, Any, dict[str, str]]:
 @runs.command()
 def sync(
     all_commits: Annotated[
-        bool, typer.Option("--all-commits", help="Experiments of all commits, not only of the last.")
+        bool, typer.Option("--all-commits", help="Experiments of all commits, not only the last one.")
     ] = False,
     create_missing: Annotated[
         bool,
-        typer.Option("--create-missing", help="Make a run for each experiment that has none of its name."),
+        typer.Option("--create-missing", help="Create a run for each experiment without one."),
     ] = False,
 ) -> None:
     """Links DVC's experiments to the runs that made their results.
 
-    Runs of an experiment's name get the tag [bold]dvc.exp.rev[/bold]. A stage that DVC
-    served from its run cache has no such run: the one that made the same
-    outs, found by their md5, gets the name in its tag [bold]dvc.exp.also[/bold].
-    Records that a store did not take while it was away are delivered first.
+    Runs of an experiment's name get the tag [bold]dvc.exp.rev[/bold]. A stage that DVC took from its run cache has no
+    such run: the run that made the same outs, found by their MD5, gets the name in its tag [bold]dvc.exp.also[/bold].
+    Records that the store could not take earlier are delivered first.
     """
     from subspacelab.pipeline.display import print_deliveries, print_synced
     from subspacelab.pipeline.dvc_process import require_dvc
@@ -235,9 +236,9 @@ def sync(
 
 @runs.command()
 def reap() -> None:
-    """Ends RUNNING runs of this host whose process is gone, as KILLED.
+    """Ends RUNNING runs of this host whose process is gone; their status becomes KILLED.
 
-    Every run that starts does the same; this is for whoever starts none.
+    Every tracked run does the same when it starts; this command does it without starting a run.
     """
     from subspacelab.pipeline.display import print_reaped
     from subspacelab.tracking.runs import open_store, reap_dead_runs, usable_store
@@ -250,12 +251,12 @@ def reap() -> None:
 @metrics.command()
 def check(
     experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
-    reference: Annotated[Path, typer.Option(help="The committed figures.")] = REFERENCE,
-    tolerances: Annotated[Path, typer.Option(help="How far each may be off, and why.")] = TOLERANCES,
+    reference: Annotated[Path, typer.Option(help="The committed metrics.")] = REFERENCE,
+    tolerances: Annotated[Path, typer.Option(help="Allowed difference of each metric, with the reason.")] = TOLERANCES,
 ) -> None:
     """Compares an experiment's metrics with committed ones, within tolerances.
 
-    Exit code 1 when one is further off than it may be, missing or new.
+    Exit code 1 if a metric is out of its tolerance, missing or new.
     """
     from subspacelab.pipeline.display import print_differences
     from subspacelab.pipeline.metrics import compare_metrics, read_tolerances, require_equal
@@ -272,10 +273,12 @@ def check(
 @metrics.command()
 def write(
     experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
-    reference: Annotated[Path, typer.Option(help="Where the figures go.")] = REFERENCE,
-    tolerances: Annotated[Path, typer.Option(help="Which figures: those that it has a pattern for.")] = TOLERANCES,
+    reference: Annotated[Path, typer.Option(help="File to write.")] = REFERENCE,
+    tolerances: Annotated[
+        Path, typer.Option(help="Selects the metrics: those that match one of its patterns.")
+    ] = TOLERANCES,
 ) -> None:
-    """Writes an experiment's metrics as the ones to compare with from now on."""
+    """Stores an experiment's metrics as the new committed ones."""
     from subspacelab.core.files import write_json
     from subspacelab.pipeline.metrics import compared, read_tolerances
 
@@ -286,14 +289,14 @@ def write(
 
 
 def _read_reference(path: Path) -> dict[str, float]:
-    """What `metrics write` wrote; a ValueError for any other file."""
+    """Reads what `metrics write` wrote; ValueError for any other file."""
     from subspacelab.core.files import read_json
     from subspacelab.core.settings import validate
 
     figures = validate(dict[str, float], read_json(path), where=str(path))
     others = [name for name in figures if ":" not in name]
     if others:
-        raise ValueError(f"{path}: {others[0]!r} is no metric <file>:<key>; give a file that 'metrics write' wrote")
+        raise ValueError(f"{path}: {others[0]!r} is not a metric <file>:<key>; give a file that 'metrics write' wrote")
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Tables on the terminal: what a sweep gave, what `runs sync` and `runs reap` did."""
+"""Terminal tables: results of sweeps and searches, of `runs sync` and of `runs reap`."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -21,19 +21,19 @@ if TYPE_CHECKING:  # they import MLflow and Optuna, which a sweep may do without
 
 
 def differing(metrics: Sequence[Mapping[str, float]]) -> list[str]:
-    """The names whose values are not the same in all of them; of a single one, all names."""
+    """The names whose values differ between the mappings; all names if there is only one mapping."""
     names = sorted({name for found in metrics for name in found})
     return [name for name in names if len(metrics) < 2 or len({found.get(name) for found in metrics}) > 1]
 
 
 def fitting(names: Sequence[str], width: int) -> list[str]:
-    """As many of the names as stand side by side in `width` characters, two between them; at least the first."""
+    """As many of the names as fit side by side into `width` characters, two spaces between; at least the first."""
     ends = list(accumulate(len(name) + 2 for name in names))
     return [name for name, end in zip(names, ends, strict=True) if end <= width] or list(names[:1])
 
 
 def print_sweep(outcomes: Sequence[Outcome], metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """A row per trial: its name (which says its values), what became of it, the metrics that differ between trials.
+    """Prints a row per trial: its name (which gives its values), its status, the metrics that differ between trials.
 
     `metrics` maps an experiment's name to its metrics.
     """
@@ -53,7 +53,7 @@ def print_sweep(outcomes: Sequence[Outcome], metrics: Mapping[str, Mapping[str, 
 def print_study(
     study: "optuna.Study", axes: "Sequence[Axis]", tried: "Tried", metric: str, pictures: Sequence[Path]
 ) -> None:
-    """A row per trial, the best one and the command that brings it back, and where the pictures are."""
+    """Prints a row per trial, the best trial, the command that restores it, and the paths of the pictures."""
     from subspacelab.pipeline.search_space import as_trial
 
     rows, best = [], None
@@ -70,7 +70,7 @@ def print_study(
 
 
 def print_deliveries(deliveries: "Sequence[Delivery]") -> None:
-    """A row per run whose records had been kept, and why some are kept still."""
+    """Prints a row per run with delivered records, and the reason why some are not delivered."""
     rows = [[d.run_id, str(d.delivered), str(len(d.refused))] for d in deliveries]
     print_table("Records that had not arrived", ["run", "delivered", "refused"], rows)
     for d in deliveries:
@@ -79,7 +79,7 @@ def print_deliveries(deliveries: "Sequence[Delivery]") -> None:
 
 
 def print_synced(synced: "Sequence[Synced]") -> None:
-    """A row per experiment: how many of its changed stages have runs of their own, others' runs, none."""
+    """Prints a row per experiment: for how many of its changed stages it has runs of its own, of others, or none."""
     if not synced:
         print("DVC has no experiments that have ended: see dvc exp show")
         return
@@ -98,7 +98,7 @@ def _name_of(run: Any) -> str:
 
 
 def print_reaped(dead: Sequence[Any]) -> None:
-    """A row per run that was ended, of MLflow's type `Run`."""
+    """Prints a row per run that was ended, of MLflow's type `Run`."""
     if not dead:
         print("no run of this host is dead")
         return
@@ -107,7 +107,7 @@ def print_reaped(dead: Sequence[Any]) -> None:
 
 
 def print_differences(differences: Sequence[Difference]) -> None:
-    """A row per metric that is too far off."""
+    """Prints a row per metric that is out of its tolerance."""
     rows = [
         [d.name, show_number(d.reference, 6), show_number(d.found, 6), show_number(d.allowed, 2)] for d in differences
     ]

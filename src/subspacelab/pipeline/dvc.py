@@ -1,7 +1,8 @@
 """DVC for a project in any folder: `python -m subspacelab.pipeline.dvc exp run --temp ...`.
 
 DVC 3.67 pushes to a temporary copy by an address, `file://<path>`, in which `%` and `#` have a meaning, and writes the
-copy's configuration in ASCII: in other folders an experiment fails, or is lost without a word. Nothing else differs.
+copy's configuration in ASCII. In folders with such names an experiment fails, or is lost silently; this wrapper
+corrects both and changes nothing else.
 """
 
 import os

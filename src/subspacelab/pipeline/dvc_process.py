@@ -1,4 +1,4 @@
-"""DVC as a process: the only way in which this project speaks to it."""
+"""DVC as a process; nothing else in this project calls DVC."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def require_dvc() -> None:
-    """Raises ValueError in one line when DVC is not installed, or when this is not the project's root."""
+    """ValueError, in one line, if DVC is not installed or the working directory is not the project's root."""
     if find_spec("dvc") is None:
         raise ValueError("dvc is not installed; pip install 'subspacelab[pipeline]'")
     if not Path("dvc.yaml").is_file():
@@ -18,7 +18,7 @@ def require_dvc() -> None:
 
 
 def require_usable_path(folder: Path) -> None:
-    """Raises ValueError, before any work, when DVC or git cannot make an experiment in `folder`."""
+    """ValueError, before any work, if DVC or git cannot make an experiment in `folder`."""
     path = str(folder)
     wrong = [sign for sign in (":", "$", "%(") if sign in path] or [c for c in path if "\ud800" <= c <= "\udfff"]
     if wrong:
@@ -34,15 +34,15 @@ def dvc_command(*words: str) -> list[str]:
 
 
 def dvc_environment() -> dict[str, str]:
-    """The environment in UTF-8, with this Python's folder first on the path: stages call `python`."""
+    """The environment in UTF-8, with this Python's folder first on the path, because stages call `python`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUTF8": "1"}
 
 
 def dvc_run(*words: str) -> int:
-    """Runs `dvc <words>` and returns its exit code; what it prints goes to standard error.
+    """Runs `dvc <words>` and returns its exit code; its output goes to standard error.
 
-    A Ctrl-C reaches DVC too: it is given the time to end its stage and to clear up.
+    On Ctrl-C, which DVC receives too, it waits for DVC to end its stage and to clean up.
     """
     with subprocess.Popen(dvc_command(*words), env=dvc_environment(), stdout=sys.stderr) as process:
         try:
@@ -53,12 +53,12 @@ def dvc_run(*words: str) -> int:
 
 
 def dvc_json(*words: str) -> Any:
-    """What `dvc <words> --json` prints; errors as of `dvc_silent`."""
+    """The output of `dvc <words> --json`; errors as `dvc_silent`."""
     return json.loads(dvc_silent(*words, "--json"))
 
 
 def dvc_silent(*words: str) -> str:
-    """What `dvc <words>` prints; raises ValueError with the last line of what DVC complains about."""
+    """The output of `dvc <words>`; ValueError with the last line of DVC's error message."""
     line = dvc_command(*words)
     done = subprocess.run(line, env=dvc_environment(), capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
@@ -68,12 +68,12 @@ def dvc_silent(*words: str) -> str:
 
 
 def experiment_commit(name: str) -> str | None:
-    """The commit that git keeps of an experiment of the last commit; None when there is no such experiment."""
+    """The commit of an experiment based on the last commit; None if there is no such experiment."""
     return _git("rev-parse", "--quiet", "--verify", _reference(name))
 
 
 def restore_experiment(name: str, commit: str) -> None:
-    """Brings an experiment of the last commit back that DVC has removed."""
+    """Restores an experiment of the last commit that DVC has removed."""
     _git("update-ref", _reference(name), commit)
 
 

@@ -1,4 +1,4 @@
-"""What DVC knows of its experiments: names, commits, parameters, metrics, and the md5 of what each stage made."""
+"""DVC's experiments: names, commits, parameters, metrics, and the MD5 of each stage's outs."""
 
 import subprocess
 import tempfile
@@ -16,29 +16,29 @@ from subspacelab.pipeline.dvc_process import dvc_json, dvc_silent
 
 REPORTS = Path("reports")
 HEADLINES = "metrics.json"
-"""The file in each folder of reports that holds what DVC compares."""
+"""File of headline metrics in each folder of reports; DVC compares it."""
 Outs = dict[str, dict[str, str]]
-"""Stage to path to md5, as a dvc.lock has them."""
+"""Stage -> path -> MD5, as in a dvc.lock."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment."""
+    """An experiment of DVC."""
 
     name: str
-    """What `dvc exp apply` takes."""
+    """Its name, for `dvc exp apply`."""
     rev: str
     """Its commit."""
     baseline: str
     """The commit that it started from."""
     params: dict[str, str]
-    """Dotted key to value; those of another file than params.yaml have `<file>:` before them."""
+    """Dotted key -> value; a key of another file than params.yaml begins with `<file>:`."""
     metrics: dict[str, float]
-    """Name to number, as `dvc exp show` heads its columns."""
+    """Name -> number, with the column names of `dvc exp show`."""
 
 
 def read_experiments(all_commits: bool = False) -> list[Experiment]:
-    """The experiments of the last commit, or of all commits, that have come to an end."""
+    """The finished experiments of the last commit, or of all commits."""
     scope = ("--all-commits",) if all_commits else ()
     listed = dvc_json("exp", "show", *scope)
     return [
@@ -50,7 +50,7 @@ def read_experiments(all_commits: bool = False) -> list[Experiment]:
 
 
 def _read(entry: Mapping[str, Any], baseline: str) -> Experiment | None:
-    """None for one that is queued, running or failed: it has no commit of its own yet."""
+    """The experiment; None if it is queued, running or failed, since it then has no commit of its own."""
     state = entry["revs"][0]
     data = state["data"]
     if data is None or not entry["name"] or entry["executor"] is not None:
@@ -68,7 +68,7 @@ def _params(files: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_metrics(files: Mapping[str, Any]) -> dict[str, float]:
-    """Every number in DVC's metrics, as `<file>:<dotted key>`."""
+    """Every number in DVC's metrics, by `<file>:<dotted key>`."""
     return {
         f"{file}:{key}": float(value)
         for file, content in files.items()
@@ -86,16 +86,16 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def shortest_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The same by `<dotted key>` alone, as MLflow names it; with `<file>:` before it where two files share one."""
+    """The same by `<dotted key>` alone, as in MLflow; with `<file>:` if two files share a key."""
     keys = {name: name.partition(":")[2] for name in metrics}
     shared = Counter(keys.values())
     return {keys[name] if shared[keys[name]] == 1 else name: value for name, value in metrics.items()}
 
 
 def read_details(rev: str, folder: Path = REPORTS) -> dict[str, float]:
-    """Every number of an experiment's detailed reports, as `<file>:<dotted key>`; the headlines derive from these.
+    """Every number in an experiment's detailed reports, by `<file>:<dotted key>`; headline metrics derive from these.
 
-    Raises ValueError in one line when DVC cannot bring the files of that commit.
+    ValueError, in one line, if DVC cannot provide the files of that commit.
     """
     with fetched(rev, folder) as place:
         files = {str(folder / file.relative_to(place)): file for file in sorted(place.rglob("*.json"))}
@@ -104,7 +104,7 @@ def read_details(rev: str, folder: Path = REPORTS) -> dict[str, float]:
 
 @contextmanager
 def fetched(rev: str, path: Path) -> Iterator[Path]:
-    """A copy of a file or folder as a commit has it, for the time of a block; ValueError as of `dvc_silent`."""
+    """A copy of a file or folder from a commit, within the block; ValueError as `dvc_silent`."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / path.name
         dvc_silent("get", ".", str(path), "--rev", rev, "--out", str(place))
@@ -112,13 +112,13 @@ def fetched(rev: str, path: Path) -> Iterator[Path]:
 
 
 def numbers_of(files: Mapping[str, Path]) -> dict[str, float]:
-    """Every number of JSON files as `<name>:<dotted key>`; of a file that holds a list there is none."""
+    """Every number in JSON files, by `<name>:<dotted key>`; a file that holds a list gives none."""
     contents = {name: read_json(file) for name, file in files.items()}
     return read_metrics({name: {"data": data} for name, data in contents.items() if isinstance(data, dict)})
 
 
 def read_outs(rev: str) -> Outs:
-    """The outs of every stage in the dvc.lock of a commit; nothing when it has none."""
+    """The outs of every stage in the dvc.lock of a commit; empty if it has none."""
     line = ["git", "show", f"{rev}:dvc.lock"]
     done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace")
     stages = YAML(typ="safe").load(done.stdout)["stages"] if done.returncode == 0 else {}

@@ -1,4 +1,4 @@
-"""What a search gives to the tracker, a run with a child for each trial, and what it reads there of trials at work."""
+"""Tracking of a search: a run with one child run per trial; also reads the metrics of running trials."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ from subspacelab.tracking.mlflow_tracker import MlflowTracker
 from subspacelab.tracking.runs import open_store, tracking_wanted, usable_store
 
 EXPERIMENT = "tune"
-"""The experiment of MLflow that searches are recorded in."""
+"""MLflow experiment for searches."""
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
 
 
 @contextmanager
 def recorded_study(study: optuna.Study, params: dict[str, object]) -> Iterator["StudyRecord | None"]:
-    """The run of a search, found or created, at work while the block lasts; None where nothing is tracked."""
+    """The run of a search, found or created, RUNNING within the block; None without tracking."""
     if not tracking_wanted():
         yield None
         return
@@ -53,7 +53,7 @@ class StudyRecord:
         self._run_id, self._present = str(run.info.run_id), run.data.params
 
     def begin(self, params: dict[str, object]) -> None:
-        """In the name of this process; what is searched is recorded once."""
+        """Marks the run as RUNNING in this process; the settings of the search are recorded once."""
         for key, value in self._tags.items():
             self.client.set_tag(self._run_id, key, value)
         self.client.update_run(self._run_id, status="RUNNING")
@@ -61,7 +61,7 @@ class StudyRecord:
         tracker.log_params({key: value for key, value in params.items() if key not in self._present})
 
     def log_trials(self, axes: Sequence[Axis], tried: Tried, metric: str) -> None:
-        """A child run for each trial that has come to an end and has none yet, and the best value so far."""
+        """Creates a child run for each finished trial that has none, and records the best value so far."""
         filter_string = f"tags.`mlflow.parentRunId` = '{self._run_id}'"
         children = self.client.search_runs([self._home], filter_string=filter_string, max_results=50_000)
         there = {run.data.tags["tune.number"] for run in children}
@@ -88,13 +88,13 @@ class StudyRecord:
         tracker.end(_STATUS[trial.state])
 
     def log_pictures(self, pictures: Sequence[Path]) -> None:
-        """As artifacts of the search's run."""
+        """Records the pictures as artifacts of the search's run."""
         tracker = self._tracker(self._run_id)
         for picture in pictures:
             tracker.log_artifact(picture)
 
     def end(self, status: str) -> None:
-        """The end of the search's run, for now."""
+        """Ends the search's run; a later call may continue it."""
         self._tracker(self._run_id).end(status)
 
     def _tracker(self, run_id: str) -> MlflowTracker:
@@ -102,7 +102,7 @@ class StudyRecord:
 
 
 def watch_runs(client: Any, watched: str) -> Watch:
-    """The values that the run at work of a trial has recorded of `watched`, `[STAGE:]METRIC`."""
+    """Function from a trial's name to the recorded values of `watched`, `[STAGE:]METRIC`, in its present run."""
     stage, _, metric = watched.rpartition(":")
 
     def values(name: str) -> list[float]:
@@ -116,7 +116,7 @@ def watch_runs(client: Any, watched: str) -> Watch:
 
 
 def read_runs(client: Any, metric: str) -> Value:
-    """The last value of `metric` of the run that a trial has finished."""
+    """Function from a trial's name to the last value of `metric` in its finished run."""
 
     def value(name: str) -> float | None:
         run = _run_of(client, name, "FINISHED", "", metric)
@@ -126,7 +126,7 @@ def read_runs(client: Any, metric: str) -> Value:
 
 
 def _run_of(client: Any, trial: str, status: str, stage: str, metric: str) -> Any | None:
-    """The newest run of a trial in that state that has the metric."""
+    """The newest run of a trial that has this status and the metric."""
     wanted = f"tags.`tune.trial` = '{trial}' and attributes.status = '{status}'"
     if stage:
         wanted += f" and tags.`dvc.stage` = '{stage}'"

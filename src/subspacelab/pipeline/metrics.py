@@ -1,4 +1,4 @@
-"""Metrics of a run held against committed ones: equal up to what another CPU may change."""
+"""Comparison of a run's metrics with committed ones, within the differences that another CPU may cause."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from subspacelab.pipeline.params import read_yaml
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far metrics may be off: at most `absolute + relative * |reference|`."""
+    """Largest allowed difference of metrics: `absolute + relative * |reference|`."""
 
     metrics: str
-    """Pattern of their names, `<file>:<dotted key>`, with `*` and `?`; of several that fit, the first counts."""
+    """Pattern for their names, `<file>:<dotted key>`, with `*` and `?`; if several match, the first counts."""
     reason: str
-    """Why that far."""
+    """Why this difference is allowed."""
     relative: float = 0.0
     """Share of the reference."""
     absolute: float = 0.0
-    """In the metric's own unit."""
+    """In the unit of the metric."""
 
     def allowed(self, reference: float) -> float:
         """The largest deviation from `reference`."""
@@ -30,7 +30,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric that is further off than it may be."""
+    """A metric that is out of its tolerance."""
 
     name: str
     """The metric."""
@@ -39,7 +39,7 @@ class Difference:
     found: float | None
     """The value found; None when there is none."""
     allowed: float
-    """The deviation that would have passed."""
+    """The largest allowed difference."""
 
 
 def read_tolerances(path: Path) -> list[Tolerance]:
@@ -54,7 +54,7 @@ def read_tolerances(path: Path) -> list[Tolerance]:
 
 
 def compared(metrics: Mapping[str, float], tolerances: Sequence[Tolerance]) -> dict[str, float]:
-    """Those metrics that a tolerance speaks of; the others are not compared."""
+    """The metrics that match a tolerance; only these are compared."""
     return {name: value for name, value in metrics.items() if _tolerance(name, tolerances)}
 
 
@@ -85,7 +85,7 @@ def _equal(expected: float, got: float, allowed: float) -> bool:
 
 
 def require_equal(differences: Sequence[Difference], total: int) -> None:
-    """Raises ValueError when there are differences."""
+    """ValueError if there are differences."""
     if differences:
         raise ValueError(
             f"{len(differences)} metrics are further from the {total} committed ones than they may be;"

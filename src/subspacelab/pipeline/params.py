@@ -1,15 +1,17 @@
-"""params.yaml and studies: read once, checked to the last key, handed over as frozen dataclasses.
+"""params.yaml and studies: read once, fully checked, passed on as frozen dataclasses.
 
-Each stage's dataclass lies with what it configures, so that a change to one stage's parameters re-runs that stage.
+The settings class of a stage is in the package that uses it, so that a change to one stage's settings re-runs only that
+stage.
 
-`params.yaml` holds what a person varies; `pipelines/studies/<study>.yaml` what is being studied and at what size.
-A stage's parameters are the union of both files' sections of that name: a key lives in one of the two files.
+`params.yaml` holds what a user varies; `pipelines/studies/<study>.yaml` says what is studied and at what size. The
+parameters of a stage are the union of the sections with its name in both files; a key is in one of the two files.
 
-`python -m subspacelab.pipeline.params` writes params.schema.json, by which editors complete and check params.yaml.
+`python -m subspacelab.pipeline.params` writes the JSON schemas with which editors complete and check these files.
 """
 
 import importlib
 import json
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,9 +28,9 @@ from subspacelab.core.settings import Count, Seed, T, schema_of, settings, valid
 PARAMS = Path("params.yaml")
 STUDIES = Path("pipelines/studies")
 BASE = "demo"
-"""The study that others may extend: the one whose sections dvc.yaml tracks in every study."""
+"""The study that others may extend; dvc.yaml tracks its sections in every study."""
 MAX_DEPTH = 50
-"""Of a YAML file; ours are 5 deep."""
+"""Largest nesting depth of a YAML file; ours have depth 5."""
 TOP_LEVEL = ("study", "rank", "seed", "threads")
 
 
@@ -43,30 +45,31 @@ class Common:
     seed: Seed
     """Seed of every generator."""
     threads: Annotated[int, Field(ge=1, le=512)]
-    """Threads of the linear algebra: part of what makes two runs equal to the last bit. Some systems end a process,
-    without a word, that asks for more than 512."""
+    """Threads of the linear algebra. Two runs are bit-equal only with the same number. Some systems silently end a
+    process that asks for more than 512."""
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of a stage that has none of its own."""
+    """For a stage without settings of its own."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is being studied."""
+    """What is studied."""
 
     name: str
-    """The study's name, also that of its file."""
+    """Name of the study and of its file."""
     checkpoints: dict[str, str] = field(default_factory=dict)
-    """Role (base, rl_stage1, ...) to reference: a folder, `org/name[@revision]`, or `train`: trained here."""
+    """Role (base, rl_stage1, ...) -> reference: a folder, `org/name[@revision]`, or `train` (trained by the
+    pipeline)."""
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Stage to the parameters that this study sets, or takes from the study that it extends."""
+    """Stage -> the parameters that this study sets, or inherits from the study that it extends."""
     files: tuple[Path, ...] = ()
-    """What was read."""
+    """The files that were read."""
 
     def reference(self, role: str) -> str:
-        """The reference of the checkpoint that plays `role`; a ValueError names the roles there are."""
+        """The reference of the checkpoint in `role`; ValueError, listing all roles, if there is none."""
         if role not in self.checkpoints:
             raise ValueError(f"study {self.name!r} has no checkpoint {role!r}; it has {sorted(self.checkpoints)}")
         return self.checkpoints[role]
@@ -74,17 +77,17 @@ class Study:
 
 @dataclass(frozen=True)
 class Params:
-    """Everything a pipeline run reads: both files, checked at the top, sections still raw."""
+    """All input of a pipeline run: both files, with the top level checked and the sections still raw."""
 
     common: Common
-    """The top level."""
+    """The top level of params.yaml."""
     study: Study
     """The study that `study` names."""
     sections: dict[str, dict[str, Any]]
-    """Stage to its section of params.yaml."""
+    """Stage -> its section of params.yaml."""
 
     def section(self, stage: str, config: type[T]) -> T:
-        """The parameters of one stage as `config`; unknown, missing and wrongly typed keys are a ValueError."""
+        """The parameters of one stage as `config`; ValueError for unknown, missing and wrongly typed keys."""
         own, studied = self.sections.get(stage) or {}, self.study.sections.get(stage) or {}
         both = sorted(own.keys() & studied.keys())
         if both:
@@ -93,7 +96,7 @@ class Params:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML 1.2 mapping (where 1e-3 is a number) as plain JSON values; anything else is a one-line ValueError."""
+    """A YAML 1.2 mapping (in which 1e-3 is a number) as plain JSON values; a one-line ValueError for anything else."""
     if not path.exists():
         raise ValueError(f"{path} is missing; run from the project's root")
     if not path.is_file():
@@ -114,7 +117,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _require_plain(path: Path) -> None:
-    """ValueError for what takes gigabytes or hours to unfold: an alias of aliases, brackets without end."""
+    """ValueError for input that would expand to gigabytes or take hours: aliases of aliases, endless brackets."""
     depth = 0
     with path.open("rb") as file:
         for event in YAML(typ="safe").parse(file):
@@ -126,9 +129,9 @@ def _require_plain(path: Path) -> None:
 
 
 def read_study(name: str, folder: Path = STUDIES) -> Study:
-    """The study of that name; an unknown one is a ValueError that lists those there are.
+    """The study of that name; ValueError, listing all studies, if there is none.
 
-    With `extends: demo` a section without a value is demo's; one with a value is the study's own as a whole.
+    With `extends: demo`, an empty section is copied from demo; a section with values replaces demo's as a whole.
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -144,9 +147,9 @@ def read_study(name: str, folder: Path = STUDIES) -> Study:
 
 
 def _extended(values: dict[str, Any], base: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The sections of a study, those without a value from its base; ValueError for one that is not named.
+    """The sections of a study, empty ones taken from its base; ValueError if one of the base's sections is not listed.
 
-    DVC refuses a stage whose section a tracked file does not name.
+    DVC refuses a stage whose section is missing in a tracked file.
     """
     missing = [section for section in base if section not in values]
     if missing:
@@ -155,20 +158,20 @@ def _extended(values: dict[str, Any], base: dict[str, Any], path: Path) -> dict[
 
 
 def read_params(path: Path = PARAMS, studies: Path = STUDIES) -> Params:
-    """params.yaml and the study it names; the top level is checked here, each section when its stage asks."""
+    """params.yaml and its study. The top level is checked here, each section when its stage reads it."""
     values = read_yaml(path)
     common = validate(Common, {k: values.pop(k) for k in TOP_LEVEL if k in values}, where=path.name)
     sections = validate(dict[str, dict[str, Any]], values, where=path.name)
     return Params(common, read_study(common.study, studies), sections)
 
 
-SCHEMA = Path("params.schema.json")
+SCHEMA, STUDY_SCHEMA = Path("params.schema.json"), STUDIES / "study.schema.json"
 CONFIGS = ("synthetic", "rotation", "lowrank", "nullspace", "norms", "report")
-"""Packages whose module `config` says, in `STAGES`, what can be set for which stage."""
+"""Packages whose module `config` lists in `STAGES` the settings of their stages."""
 
 
 def stage_settings() -> dict[str, type]:
-    """Stage to the class of its settings, of the studies that are there."""
+    """Stage -> class of its settings, for all studies that are installed."""
     found: dict[str, type] = {}
     for package in CONFIGS:
         if find_spec(f"subspacelab.{package}"):
@@ -177,7 +180,7 @@ def stage_settings() -> dict[str, type]:
 
 
 def params_schema() -> dict[str, Any]:
-    """JSON schema (2020-12) of params.yaml; a section needs no key: a study may hold it."""
+    """JSON schema (2020-12) of params.yaml; no key of a section is required, since a study may set it."""
     schema = schema_of(Common)
     definitions: dict[str, Any] = {}
     for stage, kind in stage_settings().items():
@@ -188,5 +191,23 @@ def params_schema() -> dict[str, Any]:
     return schema | {"title": "params.yaml", "$defs": definitions}
 
 
+def study_schema() -> dict[str, Any]:
+    """JSON schema (2020-12) of a study: the sections of params.yaml, which may be empty in a study that extends one."""
+    place = Path(os.path.relpath(SCHEMA, STUDIES)).as_posix()
+    sections = {
+        stage: {"anyOf": [{"$ref": f"{place}#/properties/{stage}"}, {"type": "null"}]} for stage in stage_settings()
+    }
+    own = {
+        "extends": {"const": BASE, "description": f"The study from which empty sections are copied: {BASE}."},
+        "checkpoints": {
+            "additionalProperties": {"type": "string"},
+            "description": "Role -> reference: a folder, org/name[@revision], or train (trained by the pipeline).",
+            "type": "object",
+        },
+    }
+    return {"title": "study", "type": "object", "additionalProperties": False, "properties": own | sections}
+
+
 if __name__ == "__main__":
     write_json(SCHEMA, params_schema())
+    write_json(STUDY_SCHEMA, study_schema())

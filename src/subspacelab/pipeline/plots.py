@@ -12,7 +12,7 @@ from subspacelab.plotting.figures import COLOURS, GREY, count_along, drawn_name,
 
 
 def draw_study(folder: Path, study: optuna.Study, metric: str) -> list[Path]:
-    """history.png and importances.png in `folder`."""
+    """Draws history.png and importances.png to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     found = [(t.number, t.value) for t in finished(study) if t.state is TrialState.COMPLETE and t.value is not None]
     history, shares = folder / "history.png", folder / "importances.png"
@@ -40,7 +40,7 @@ def draw_history(
 
 
 def draw_importances(path: Path | None, shares: Mapping[str, float]) -> Figure:
-    """The share of each parameter in the spread of the values."""
+    """The share of each parameter in the variance of the values."""
     with open_figure(path, (5.0, 0.9 + 0.35 * max(len(shares), 1))) as figure:
         axes = figure.add_subplot()
         if not shares:

@@ -1,4 +1,4 @@
-"""The outermost frame of every process of ours: a stage script of the pipeline, and the command line."""
+"""Start and end of every process of this project: a stage script of the pipeline, or the command line."""
 
 import inspect
 import io
@@ -14,7 +14,7 @@ from subspacelab.core.errors import one_line_errors
 
 
 def run_stage_script(main: Callable[..., None]) -> None:
-    """Calls a stage script's `main` with the words of the command line; a mistake is one line and its exit code."""
+    """Calls a stage script's `main` with the command line's arguments; an error is one line and an exit code."""
 
     def work() -> None:
         with one_line_errors("--verbose" in sys.argv):
@@ -24,7 +24,7 @@ def run_stage_script(main: Callable[..., None]) -> None:
 
 
 def run_process(work: Callable[[], None]) -> None:
-    """Calls `work` as the whole of a process: its streams break nothing, libraries are silent unless asked for."""
+    """Runs `work` as the whole process: output streams never fail, and libraries print nothing unless asked to."""
     _read_names_as_utf8()
     steady_streams()
     if not (os.environ.get("VERBOSE") or "--verbose" in sys.argv):
@@ -49,7 +49,7 @@ def _read_names_as_utf8() -> None:
 
 
 def quieten_libraries() -> None:
-    """What libraries log or warn of is not shown, so that an error stays one line; what they raise is told."""
+    """Hides log messages and warnings of libraries, so that an error stays one line; their exceptions are reported."""
     logging.captureWarnings(True)
     logging.disable(logging.WARNING)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -57,7 +57,7 @@ def quieten_libraries() -> None:
 
 
 def steady_streams() -> None:
-    """No terminal breaks the work: what it cannot show is escaped, and one that is closed takes what comes."""
+    """Output never fails: characters that a terminal cannot show are escaped, closed streams discard their input."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -73,7 +73,7 @@ def _steady(stream: Any, number: int) -> TextIO:
 
 
 class _Unbroken(io.FileIO):
-    """A file whose reader may go away (`| head -1`)."""
+    """A file whose reader may close it early (`| head -1`)."""
 
     def write(self, data: Any) -> int:
         try:

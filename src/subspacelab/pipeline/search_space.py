@@ -1,4 +1,4 @@
-"""What a search varies, and what it looks at: `-S key=loguniform:1e-5,1e-3`, and a metric of reports/ by its name."""
+"""The parameters of a search, `-S key=loguniform:1e-5,1e-3`, and its metric, a number in reports/ found by its name."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,20 +16,20 @@ KINDS = ("uniform", "loguniform", "int", "logint", "choice")
 
 @dataclass(frozen=True)
 class Axis:
-    """One parameter and where its values are drawn from."""
+    """One parameter and the distribution of its values."""
 
     key: str
-    """As DVC or the command takes it."""
+    """The parameter's name for DVC or the command."""
     kind: str
-    """One of `KINDS`."""
+    """Kind of distribution, one of `KINDS`."""
     values: tuple[str, ...]
-    """The two bounds, or the choices, as typed."""
+    """The two bounds, or the choices, as the user typed them."""
 
     def __str__(self) -> str:
         return f"{self.key}={self.kind}:{','.join(self.values)}"
 
     def distribution(self) -> Any:
-        """The same for Optuna."""
+        """The distribution for Optuna."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.kind == "choice":
@@ -39,7 +39,7 @@ class Axis:
 
 
 def parse_axes(given: Sequence[str]) -> list[Axis]:
-    """`key=KIND:low,high` or `key=choice:a,b,...`; ValueError, in one line, for a text or a range that is none."""
+    """`key=KIND:low,high` or `key=choice:a,b,...`; ValueError, in one line, for another form or an invalid range."""
     if not given:
         raise ValueError(
             "nothing to search over; give -S key=KIND:..., such as -S train_lowrank.lr=loguniform:1e-5,1e-3"
@@ -79,29 +79,29 @@ def _number(kind: str) -> Callable[[str], float]:
 
 
 def as_trial(axes: Sequence[Axis], drawn: Mapping[str, Any]) -> Trial:
-    """The drawn values as a trial, six digits of each: what it is named after is what is run."""
+    """The drawn values as a trial, with six digits each, so that the trial's name gives the values that are run."""
     shown = (f"{value:.6g}" if isinstance(value, float) else str(value) for value in (drawn[a.key] for a in axes))
     return Trial(tuple(Setting(axis.key, value) for axis, value in zip(axes, shown, strict=True)))
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of reports/."""
+    """A number in reports/."""
 
     file: Path
-    """Where it stands."""
+    """File that holds it."""
     key: str
-    """Dotted."""
+    """Dotted key in the file."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.key}"
 
 
 def find_metric(name: str, root: Path = REPORTS) -> Metric:
-    """The number in reports/ that `name` means: its key, `<file>:<key>`, or the parts that tell it from the others.
+    """The number in reports/ that `name` means: its key, `<file>:<key>`, or parts that identify it.
 
-    `lowrank/Sketch/cosine` is `reports/lowrank/details.json:methods.Sketch.cosine.mean`. ValueError when there is none,
-    or more than one.
+    `lowrank/Sketch/cosine` is `reports/lowrank/details.json:methods.Sketch.cosine.mean`. ValueError if no number
+    matches, or more than one.
     """
     known = numbers_of({str(file): file for file in sorted(root.rglob("*.json"))})
     if name not in known:
@@ -123,13 +123,13 @@ def _words(name: str) -> list[str]:
 
 
 def _is_part(words: Sequence[str], of: Sequence[str]) -> bool:
-    """Whether the words stand in `of` in this order."""
+    """Whether the words occur in `of` in this order."""
     rest = iter(of)
     return all(word in rest for word in words)
 
 
 def require_stage(stage: str, metric: Metric) -> None:
-    """Raises ValueError for a stage that dvc.yaml has not, and for one that does not write the metric's file.
+    """ValueError if dvc.yaml does not have the stage, or if the stage does not write the metric's file.
 
     A metric of a later stage would keep its old value in every trial.
     """

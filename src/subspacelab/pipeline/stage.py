@@ -1,4 +1,4 @@
-"""The surroundings of a DVC stage: parameters in, one tracked run around, inputs guarded, a killed run continued."""
+"""What surrounds a DVC stage's function: parameters, one tracked run, guarded inputs, continuation after a kill."""
 
 import fcntl
 import hashlib
@@ -28,21 +28,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Declaration:
-    """What dvc.yaml says of one stage."""
+    """The declaration of one stage in dvc.yaml."""
 
     deps: list[Path]
-    """Files and folders that it reads, sources included."""
+    """Files and folders that the stage reads, source code included."""
     outs: list[Path]
-    """Files and folders that it writes: outs, metrics and plots."""
+    """Files and folders that the stage writes: outs, metrics and plots."""
 
     @property
     def sources(self) -> list[Path]:
-        """The dependencies that are code."""
+        """The dependencies that are source code."""
         return [p for p in self.deps if p.parts[0] == "src" or p.suffix == ".py"]
 
 
 class _Stage(BaseModel):
-    """What is read of a stage in dvc.yaml; an entry that is a mapping has the path as its key."""
+    """The keys of a stage in dvc.yaml that this code reads; an entry that is a mapping has the path as its key."""
 
     matrix: dict[str, Any] = {}
     deps: list[str | dict[str, Any]] = []
@@ -54,7 +54,8 @@ class _Stage(BaseModel):
 def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) -> Declaration:
     """The declaration of stage `name` in dvc.yaml, for one `item` of its matrix.
 
-    `item` is what DVC writes after the `@`: the value of each axis, joined by `-`; only the first may hold one itself.
+    `item` is the text after the `@` in DVC's stage name: the value of each axis, joined by `-`; only the first value
+    may contain a `-` itself.
     """
     stages = validate(dict[str, Any], read_yaml(path).get("stages") or {}, where=f"{path}: stages")
     if name not in stages:
@@ -73,20 +74,20 @@ def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) 
 
 @dataclass(frozen=True)
 class Stage(Generic[T]):
-    """What a stage script works with."""
+    """Everything that a stage script needs."""
 
     params: T
     """The stage's own parameters."""
     study: Study
-    """What is being studied."""
+    """What is studied."""
     rank: int
     """Rank of the low-rank approximations."""
     seed: int
     """Seed of every generator."""
     tracker: Tracker
-    """Where the run is recorded; a null tracker when tracking is off."""
+    """Tracker of the run; a null tracker if tracking is off."""
     work_dir: Path
-    """A folder outside the outs that outlives a kill: the next run on the same inputs finds what this one left."""
+    """A folder outside the outs that survives a kill: the next run with the same inputs continues from it."""
 
 
 @contextmanager
@@ -98,12 +99,12 @@ def open_stage(
     item: str | None = None,
     tracked: Callable[[T], bool] = lambda _: True,
 ) -> Iterator[Stage[T]]:
-    """Reads the parameters, sets seed and threads, opens the run, and refuses to finish if an input changed.
+    """Reads the parameters, sets seed and threads, opens the run, and fails at the end if an input changed.
 
-    `tracked(params)` says whether there is anything to record: a stage that hands its input on has no run.
+    `tracked(params)` says whether there is anything to record: a stage that only passes its input on has no run.
 
-    DVC reads parameters and sources after the command, so a change in mid-run would file this result under
-    inputs that it does not come from.
+    DVC reads parameters and sources after the command, so after a change during the run it would store this result
+    under inputs that did not produce it.
     """
     from subspacelab.core.devices import make_repeatable
 
@@ -136,7 +137,7 @@ def open_stage(
 
 
 def fingerprint(stage: str, params: dict[str, Any], deps: list[Path]) -> str:
-    """Digest of all that determines a stage's result: its name, its parameters and the content of what it reads."""
+    """Digest of everything that determines a stage's result: its name, its parameters and the content of its inputs."""
     digest = hashlib.sha256(json.dumps([stage, params], sort_keys=True, default=str).encode())
     for dep in deps:
         for file in dependency_files(dep):
@@ -148,8 +149,7 @@ def fingerprint(stage: str, params: dict[str, Any], deps: list[Path]) -> str:
 def alone_in_workspace(stage: str) -> Iterator[None]:
     """Waits until no earlier run of the stage writes to the outs of this workspace.
 
-    When DVC alone is killed its stage lives on, and would put its outs in the place of a later run's while DVC
-    hashes those.
+    If only DVC is killed, its stage continues and would replace the outs of a later run while DVC hashes them.
     """
     root = WORK / stage  # of the workspace: each temporary copy of an experiment has outs of its own
     root.mkdir(parents=True, exist_ok=True)
@@ -166,9 +166,9 @@ def alone_in_workspace(stage: str) -> Iterator[None]:
 
 @contextmanager
 def continued_folder(stage: str, name: str) -> Iterator[Path]:
-    """A folder in the main repository's .cache for work in progress; it is removed on success, kept on failure.
+    """A folder for unfinished work in .cache of the main repository; removed on success, kept on failure.
 
-    Two experiments may run the same stage on the same inputs at once: the second then works in a folder of its own.
+    Two experiments may run the same stage on the same inputs at once; the second one then uses another folder.
     """
     root = main_root() / WORK / stage
     root.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def continued_folder(stage: str, name: str) -> Iterator[Path]:
 
 
 def remove_left_work() -> list[str]:
-    """Removes what interrupted stages have left in .cache; returns the stages that are at work, whose folders stay."""
+    """Removes unfinished work from .cache; returns the stages that are running, whose folders stay."""
     busy = []
     for root in sorted(path for path in (main_root() / WORK).glob("*") if path.is_dir()):
         with ExitStack() as stack:
@@ -200,14 +200,14 @@ def remove_left_work() -> list[str]:
 
 
 def _work_folders(root: Path, name: str) -> Iterator[Path]:
-    """Where the work `name` may be done: first the folders that a killed run has left, then new ones."""
+    """Candidate folders for the work `name`: first those left by killed runs, then new ones."""
     yield from sorted(path for path in root.glob(f"{name}*") if path.is_dir())
     yield root / name
     yield from (root / f"{name}-{number}" for number in count(2))
 
 
 def _locked(lock: IO[str]) -> bool:
-    """Takes the lock if it is free; it goes with the process, however that ends."""
+    """Takes the lock if it is free; it is released when the process ends, in whatever way."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

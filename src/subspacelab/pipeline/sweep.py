@@ -1,4 +1,4 @@
-"""`-S key=value,value` as experiments: every combination, one `dvc exp run --temp` after the other."""
+"""`-S key=value,value` as experiments: every combination, one `dvc exp run --temp` after another."""
 
 import hashlib
 import re
@@ -20,9 +20,10 @@ class Setting:
     """One value of one parameter."""
 
     key: str
-    """As DVC takes it: `rank`, `train_lowrank.lr`, `pipelines/studies/smoke.yaml:train_lowrank.epochs`, `+new`."""
+    """The parameter's name for DVC: `rank`, `train_lowrank.lr`, `pipelines/studies/smoke.yaml:train_lowrank.epochs`,
+    `+new`."""
     value: str
-    """As typed."""
+    """The value, as the user typed it."""
 
     def __str__(self) -> str:
         return f"{self.key}={self.value}"
@@ -37,7 +38,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """`rank=64,train_lowrank.lr=5e-4`; a digest stands behind what git allows no name for, or is too long."""
+        """`rank=64,train_lowrank.lr=5e-4`; with a digest if git does not allow that name, or if it is too long."""
         whole = ",".join(map(str, self.settings))
         shown = ",".join(f"{s.key.rpartition(':')[2].lstrip('+')}={s.value}" for s in self.settings)
         name = re.sub(r"[^A-Za-z0-9._=+,-]+|\.{2,}", "-", shown)
@@ -47,10 +48,10 @@ class Trial:
 
 
 def combine(given: Sequence[str]) -> list[Trial]:
-    """The Cartesian product of `key=value,value,...`, the last key varying fastest.
+    """The Cartesian product of `key=value,value,...`; the last key varies fastest.
 
-    Commas within brackets or quotes belong to a value. Raises ValueError on a text that is not of this form, a key
-    or a value given twice.
+    Commas inside brackets or quotes belong to a value. ValueError for text in another form, and for a key or a value
+    that is given twice.
     """
     if not given:
         raise ValueError("nothing to sweep over; give -S key=value,value at least once, such as -S rank=64,128")
@@ -73,7 +74,7 @@ def _axis(text: str) -> list[Setting]:
 
 
 def split_values(text: str) -> list[str]:
-    """Splits at the commas that stand outside of brackets and quotes: `[a,b],c` is `[a,b]` and `c`."""
+    """Splits at the commas outside brackets and quotes: `[a,b],c` gives `[a,b]` and `c`."""
     values, depth, quote = [""], 0, ""
     for letter in text:
         if letter == "," and not depth and not quote:
@@ -92,7 +93,7 @@ def split_values(text: str) -> list[str]:
 
 
 def require_known(trials: Sequence[Trial], params: Mapping[str, Any]) -> None:
-    """Raises ValueError on a key that params.yaml does not have, before hours go by.
+    """ValueError for a key that params.yaml does not have, before hours of work.
 
     `+key` (a new one) and `file:key` are left to DVC.
     """
@@ -109,22 +110,22 @@ def require_known(trials: Sequence[Trial], params: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one trial."""
+    """The result of one trial."""
 
     trial: Trial
-    """Its values."""
+    """The trial."""
     status: str
-    """`done` (git keeps its commit), `there` (it was run before) or `failed`."""
+    """`done` (git has its commit), `there` (it existed before) or `failed`."""
 
 
 def trial_words(trial: Trial, targets: Sequence[str]) -> list[str]:
-    """What stands behind `dvc`. In a temporary copy params.yaml stays as it is, and may be edited meanwhile."""
+    """The arguments of `dvc` for a trial, which runs in a temporary copy: params.yaml may be edited meanwhile."""
     values = [word for setting in trial.settings for word in ("-S", str(setting))]
     return ["exp", "run", "--temp", "-n", trial.name, *values, *targets]
 
 
 def show_plan(trials: Sequence[Trial], targets: Sequence[str], there: Collection[str]) -> list[str]:
-    """The commands that a sweep would run, one a line, those of experiments that exist as comments."""
+    """The commands that a sweep would run, one per line; commands of existing experiments as comments."""
     commands = [(trial.name, shlex.join(["dvc", *trial_words(trial, targets)])) for trial in trials]
     return [f"# {command}  # exists" if name in there else command for name, command in commands]
 
@@ -132,10 +133,10 @@ def show_plan(trials: Sequence[Trial], targets: Sequence[str], there: Collection
 def run_sweep(
     trials: Sequence[Trial], targets: Sequence[str], there: Collection[str], *, force: bool = False
 ) -> list[Outcome]:
-    """Runs one trial after the other, and goes on when one fails; progress on standard error.
+    """Runs one trial after another, and continues after a failure; progress goes to standard error.
 
-    `there` names the experiments that exist: they are left out, or with `force` run anew (a stage whose inputs are the
-    same still comes from DVC's cache), and are as before when that fails.
+    `there` names the existing experiments: they are skipped or, with `force`, run again (stages with unchanged inputs
+    still come from DVC's cache); an experiment whose new run fails is restored.
     """
     outcomes = []
     for number, trial in enumerate(trials, start=1):
@@ -153,7 +154,7 @@ def run_sweep(
 
 
 def _run_trial(trial: Trial, targets: Sequence[str]) -> str | None:
-    """Why there is no new experiment; None when there is."""
+    """The reason why there is no new experiment; None on success."""
     before, made = experiment_commit(trial.name), None
     try:
         if before:
@@ -169,7 +170,7 @@ def _run_trial(trial: Trial, targets: Sequence[str]) -> str | None:
 
 
 def require_success(outcomes: Sequence[Outcome]) -> None:
-    """Raises ValueError that names the experiments that failed."""
+    """ValueError, naming the failed experiments, if there are any."""
     failed = [outcome.trial.name for outcome in outcomes if outcome.status == "failed"]
     if failed:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Which tracked run made what an experiment holds, and each told of the other.
+"""Links between DVC's experiments and the tracked runs that made their results.
 
-A stage that DVC serves from its run cache has no process, so no run of the experiment's name; the run that made the
-same bytes for another experiment carries their md5 as tags `dvc.out.<path>`.
+A stage that DVC takes from its run cache has no process, so no run has the experiment's name; the run that made the
+same bytes for another experiment has their MD5 in its tags `dvc.out.<path>`.
 """
 
 import re
@@ -17,23 +17,23 @@ from subspacelab.tracking.mlflow_tracker import MlflowTracker
 
 @dataclass(frozen=True)
 class Links:
-    """The runs of one experiment, of MLflow's type `Run`; stages that are as in the baseline have none."""
+    """The runs of one experiment, of MLflow's type `Run`; stages unchanged since the baseline are left out."""
 
     parents: list[Any]
-    """Of its pipeline runs."""
+    """Its pipeline runs."""
     own: dict[str, Any]
-    """Stage to the run of the experiment's name that made its outs."""
+    """Stage -> the run with the experiment's name that made its outs."""
     served: dict[str, Any]
-    """Stage to the run of another name that made the same outs."""
+    """Stage -> the run with another name that made the same outs."""
     without: list[str]
-    """Stages whose outs no run names: tracking was off, or the stage hands its input on."""
+    """Stages without a run for their outs: tracking was off, or the stage passes its input on."""
 
 
 class RunIndex:
-    """Tracked runs by id, by experiment and by what they made."""
+    """Tracked runs by id, by experiment and by their outs."""
 
     def __init__(self, runs: Iterable[Any]) -> None:
-        """`runs` come newest first; the newest that fits is the one that is found."""
+        """`runs` are ordered newest first; of several matching runs, the newest is found."""
         self._by_id: dict[str, Any] = {}
         self._parents: dict[tuple[str, str], list[Any]] = defaultdict(list)
         self._makers: dict[tuple[str, str, str], list[Any]] = defaultdict(list)
@@ -47,7 +47,7 @@ class RunIndex:
                     self._makers[tags.get("dvc.stage", ""), key.removeprefix("dvc.out."), md5].append(run)
 
     def links(self, experiment: Experiment, outs: Outs, baseline: Outs) -> Links:
-        """The runs behind the stages whose `outs` are not those of the `baseline`."""
+        """The runs of the stages whose `outs` differ from the `baseline`."""
         of_it = (experiment.name, experiment.baseline)
         found = Links(self._parents[of_it], {}, {}, [])
         for stage, made in outs.items():
@@ -61,7 +61,7 @@ class RunIndex:
         return found
 
     def headline(self, experiment: Experiment, outs: Outs) -> dict[str, float]:
-        """The headline metrics of all stages that a run is found of: those that it shares with its parent."""
+        """The headline metrics of all stages with a run: the metrics that it shares with its parent."""
         metrics: dict[str, float] = {}
         for stage, made in outs.items():
             run = self._maker(stage, made, (experiment.name, experiment.baseline))
@@ -71,7 +71,7 @@ class RunIndex:
         return dict(sorted(metrics.items()))
 
     def _maker(self, stage: str, made: Mapping[str, str], preferred: tuple[str, str]) -> Any | None:
-        """The run that made every one of these outs, one of the `preferred` experiment if there is one."""
+        """The run that made all of these outs, preferably one of the `preferred` experiment."""
         wanted = {f"dvc.out.{path}": md5 for path, md5 in made.items()}
         path, md5 = next(iter(made.items()), ("", ""))
         makers = [run for run in self._makers.get((stage, path, md5), []) if wanted.items() <= run.data.tags.items()]
@@ -84,7 +84,7 @@ def _experiment_of(run: Any) -> tuple[str, str]:
 
 
 ALSO = "dvc.exp.also"
-"""Tag of a run: the other experiments that its outs serve, by name, with a space between."""
+"""Tag of a run: names of the other experiments that use its outs, separated by spaces."""
 
 T = TypeVar("T")
 
@@ -94,13 +94,13 @@ class Synced:
     """What was done for one experiment."""
 
     experiment: Experiment
-    """It."""
+    """The experiment."""
     links: Links
     """Its runs."""
     tagged: int
-    """How many runs got a tag that they did not have."""
+    """Number of runs that got a new tag."""
     created: str | None
-    """Id of the run that was made for it."""
+    """Id of the run that was created for it; None if none was needed."""
 
 
 def all_runs(client: Any) -> list[Any]:
@@ -121,11 +121,11 @@ def all_runs(client: Any) -> list[Any]:
 def sync_experiments(
     client: Any, uri: str, home: str, experiments: Sequence[Experiment], *, create_missing: bool = False
 ) -> list[Synced]:
-    """Tags runs with the commit `dvc.exp.rev` of their experiment, and those that serve another with its name.
+    """Tags runs with their experiment's commit, `dvc.exp.rev`, and runs that serve another experiment with its name.
 
-    With `create_missing` an experiment without a pipeline run of its own gets one in the MLflow experiment `home` (an
-    id), tagged `dvc.from_run_cache`, with its parameters and the headline metrics of the runs that serve it; where none
-    does, with all of DVC's metrics. A second call changes nothing.
+    With `create_missing`, an experiment without a pipeline run gets one in the MLflow experiment `home` (an id), tagged
+    `dvc.from_run_cache`, with its parameters and the headline metrics of the runs that serve it, or with all of DVC's
+    metrics if none does. A second call changes nothing.
     """
     index, outs_of = RunIndex(all_runs(client)), cache(read_outs)
     synced = []
@@ -142,7 +142,7 @@ def sync_experiments(
 
 
 def headlines(client: Any, experiments: Sequence[Experiment]) -> dict[str, dict[str, float]]:
-    """Experiment to its headline metrics, whichever runs they are from."""
+    """Experiment -> its headline metrics, from all runs that made its results."""
     index = RunIndex(all_runs(client))
     return {e.name: index.headline(e, read_outs(e.rev)) for e in experiments}
 
@@ -179,5 +179,5 @@ def _create(client: Any, uri: str, home: str, experiment: Experiment, headline: 
 
 
 def _storable(values: Mapping[str, T]) -> dict[str, T]:
-    """The same with names that the store takes."""
+    """The metrics under names that the store accepts."""
     return {re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]: value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""A search of parameters: Optuna proposes values, DVC or a command tries them, a database remembers."""
+"""A search for good parameters: Optuna proposes values, DVC or a command runs them, a database stores the results."""
 
 import os
 import re
@@ -32,34 +32,34 @@ from subspacelab.tracking.context import TRIAL, is_alive, process_tags
 
 Direction = Literal["minimize", "maximize"]
 FOLDER = Path(".cache/tune")
-"""Where studies, logs and pictures of searches lie."""
+"""Folder for databases, logs and pictures of searches."""
 OWNER = "owner of trial "
-"""A study's attribute: the process that tries the trial of that number."""
+"""Attribute of an Optuna study that names the process of the trial with this number."""
 POLL = 1.0
-"""Seconds between two looks at a trial at work."""
+"""Seconds between two checks of a running trial."""
 
 
 class Tried(Protocol):
-    """One way of trying values."""
+    """A way of running trials."""
 
     def name(self, number: int, trial: Trial) -> str:
-        """What the trial's result is called."""
+        """Name of the trial's result."""
 
     def command(self, name: str, trial: Trial) -> list[str]:
-        """The process that makes it."""
+        """Command line of the trial's process."""
 
     def apply(self, name: str, trial: Trial) -> str:
-        """The command that brings a result back."""
+        """The command that restores the result."""
 
 
 @dataclass(frozen=True)
 class Experiments:
-    """Each trial as an experiment of DVC in a temporary copy; one that exists is not run again."""
+    """Each trial is an experiment of DVC in a temporary copy; an existing experiment is not run again."""
 
     targets: Sequence[str]
     """Stages to run."""
     metric: Metric
-    """What is looked at."""
+    """The metric of the search."""
 
     def name(self, number: int, trial: Trial) -> str:
         return trial.name
@@ -68,7 +68,7 @@ class Experiments:
         return dvc_command(*trial_words(trial, self.targets))
 
     def value(self, name: str) -> float | None:
-        """The metric of an experiment; None while there is none."""
+        """The metric of an experiment; None if it does not exist."""
         rev = experiment_commit(name)
         if rev is None:
             return None
@@ -81,12 +81,12 @@ class Experiments:
 
 @dataclass(frozen=True)
 class Commands:
-    """Each trial as a command of `subspacelab`, without DVC."""
+    """Each trial is a command of `subspacelab`, without DVC."""
 
     words: Sequence[str]
-    """The command; `{trial}` in it becomes the trial's name, so that no two write to one folder."""
+    """The command; `{trial}` in it is replaced by the trial's name, so that each trial has its own folder."""
     study: str
-    """Name of the search, which the trials' names begin with."""
+    """Name of the search; the trials' names begin with it."""
 
     def name(self, number: int, trial: Trial) -> str:
         return f"{self.study}-{number}"
@@ -101,38 +101,38 @@ class Commands:
 
 
 Value = Callable[[str], float | None]
-"""From a trial's name to the metric of its result; None while there is none."""
+"""Function from a trial's name to the metric of its result; None if there is none."""
 Watch = Callable[[str], list[float]]
-"""From a trial's name to the values that it has reached so far, the smaller the better."""
+"""Function from a trial's name to its intermediate values so far; smaller is better."""
 
 
 @dataclass
 class Search:
-    """A search and how it is made."""
+    """A search and how it is run."""
 
     study: optuna.Study
-    """Its trials, in a database."""
+    """Optuna study that stores the trials."""
     axes: Sequence[Axis]
-    """What is varied."""
+    """The parameters to vary."""
     tried: Tried
-    """How values are tried."""
+    """How trials are run."""
     value: Value
-    """What is sought."""
+    """Reads the metric of a trial."""
     total: int
-    """Trials in all, those of earlier calls included."""
+    """Number of trials in all, earlier calls included."""
     watch: Watch | None = None
-    """Values on the way, by which a trial is given up; None: none is."""
+    """Reads intermediate values, by which trials are pruned; None: no pruning."""
     told: Callable[[], None] = lambda: None
     """Called after each trial."""
     quiet: bool = False
-    """Whether what trials print goes to a file of each, as it must when several run at a time."""
+    """Whether each trial's output goes to a file, as is needed when several run at once."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, jobs: int = 1) -> None:
-        """Tries until `total` trials are done, `jobs` at a time; those that a killed search left come first.
+        """Runs trials until `total` are done, `jobs` at a time; unfinished trials of a killed search come first.
 
-        A trial that fails is told as such and does not stop the others. Ctrl-C ends the trials at work, which the
-        next call takes up again.
+        A failed trial is recorded as failed and does not stop the others. Ctrl-C ends the running trials; the next call
+        runs them again.
         """
         stop = threading.Event()
         with ThreadPoolExecutor(jobs) as workers:
@@ -158,7 +158,7 @@ class Search:
             _say(f"[{number + 1} of {self.total}] {name}: {f'{value:.6g}' if value is not None else why}")
 
     def _next(self) -> tuple[int, Trial, optuna.Trial | None] | None:
-        """A trial that a dead process has left, or a new one; None when there are enough."""
+        """An unfinished trial of a dead process, or a new one; None if there are enough."""
         with self._lock:
             trials, owners = self.study.get_trials(deepcopy=False), self.study.user_attrs
             for trial in trials:
@@ -200,7 +200,7 @@ class Search:
 
     @contextmanager
     def _process(self, name: str, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-        """A process group of its own; asked to end as by Ctrl-C, and waited for, when the block is left before it."""
+        """A process in its own group; if the block ends early, it gets SIGINT, as from Ctrl-C, and is waited for."""
         with ExitStack() as stack:
             out: Any = sys.stderr
             if self.quiet:
@@ -228,10 +228,10 @@ def open_study(
     pruner: str = "none",
     seed: int = 42,
 ) -> optuna.Study:
-    """The search of that name in `storage` (a URL of a database; None: a file under .cache), begun or taken up.
+    """Creates or continues the search of that name in `storage` (a database URL; None: a file under .cache).
 
-    `job` says what is searched: ValueError when the search of that name is of another. A sampler that is taken up
-    draws other values than it drew at its start.
+    `job` describes the search: ValueError if the search of that name has another one. The sampler of a continued search
+    draws new values, not those of its start.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if storage is None:
@@ -252,9 +252,9 @@ def open_study(
             for values in product(*(axis.values for axis in axes)):
                 study.enqueue_trial(dict(zip((a.key for a in axes), values, strict=True)), skip_if_exists=True)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as e:
-        raise ValueError(f"--storage cannot be used ({str(e).splitlines()[0]}); give the URL of a database") from e
+        raise ValueError(f"`storage` cannot be used ({str(e).splitlines()[0]}); give the URL of a database") from e
     if known != job:
-        raise ValueError(f"search {name!r} is of {known}; give this one another --name")
+        raise ValueError(f"search {name!r} is of {known}; give this one another `name`")
     return study
 
 
@@ -265,32 +265,32 @@ def _sampler(kind: str, axes: Sequence[Axis], seed: int) -> optuna.samplers.Base
         return optuna.samplers.RandomSampler(seed=seed)
     if kind == "cmaes":
         if find_spec("cmaes") is None:
-            raise ValueError("--sampler cmaes needs the package cmaes; pip install 'subspacelab[tune]'")
+            raise ValueError("`sampler` cmaes needs the package cmaes; pip install 'subspacelab[tune]'")
         return optuna.samplers.CmaEsSampler(seed=seed)
     if others := [axis.key for axis in axes if axis.kind != "choice"]:
-        raise ValueError(f"--sampler grid takes choices alone; {others[0]} has none: give choice:a,b,c")
+        raise ValueError(f"`sampler` grid takes choices alone; {others[0]} has none: give choice:a,b,c")
     return optuna.samplers.RandomSampler(seed=seed)  # of nothing: every combination waits in the queue
 
 
 def name_of(what: str, job: str) -> str:
-    """The name of a search that is given none: the same job, the same name."""
+    """Default name of a search: the same job gives the same name."""
     return f"{re.sub(r'[^A-Za-z0-9_.@-]+', '-', what)[:40]}-{sha256(job.encode()).hexdigest()[:6]}"
 
 
 def grid_size(axes: Sequence[Axis]) -> int:
-    """How many combinations the choices have."""
+    """Number of combinations of the choices."""
     return prod(len(axis.values) for axis in axes)
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that have come to an end, the earliest first."""
+    """The finished trials, earliest first."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """The share of each parameter in the spread of the values (functional ANOVA, Hutter et al. 2014), largest first.
+    """The share of each parameter in the variance of the values (functional ANOVA, Hutter et al. 2014), largest first.
 
-    Nothing where fewer than 4 trials differ.
+    Empty if fewer than 4 trials have different values.
     """
     values = {t.value for t in finished(study) if t.state is TrialState.COMPLETE}
     if len(values) < 4:
@@ -299,7 +299,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def show_plan(axes: Sequence[Axis], tried: Tried, total: int) -> list[str]:
-    """What a search would vary, and the command of one trial."""
+    """The parameters that a search would vary, and the command of one trial."""
     first = Trial(tuple(Setting(axis.key, axis.values[0]) for axis in axes))
     varied = [f"#   {axis}" for axis in axes]
     command = tried.command(tried.name(0, first), first)
@@ -307,7 +307,7 @@ def show_plan(axes: Sequence[Axis], tried: Tried, total: int) -> list[str]:
 
 
 def _is_left(trial: FrozenTrial, owner: Any) -> bool:
-    """Whether nobody tries it any more; one without an owner was left between its draw and its first mark."""
+    """Whether no process works on the trial; without an owner, after a minute: its process died before its mark."""
     if owner is None:
         return trial.datetime_start is not None and datetime.now() - trial.datetime_start > timedelta(minutes=1)
     return bool(owner["host"] == socket.gethostname() and not is_alive(owner))

@@ -1,7 +1,7 @@
-"""What lies where the pipeline's outs go: DVC removes it, whosever it is, before it runs a stage.
+"""Protection of files at the pipeline's outs, since DVC removes whatever is there before it runs a stage.
 
-`python -m subspacelab.pipeline.workspace check` (of `make repro`) refuses to go on when it is not the pipeline's
-own, `... clean` (of `make clean`) removes what is.
+`python -m subspacelab.pipeline.workspace check` (used by `make repro`) fails if something else is there; `... clean`
+(used by `make clean`) removes the pipeline's own results.
 """
 
 import subprocess
@@ -20,9 +20,9 @@ from subspacelab.tracking.store import main_root
 
 
 def require_own_outs() -> None:
-    """ValueError for a file or folder at the place of an out that no run of the pipeline made.
+    """ValueError for a file or folder at the path of an out that was not made by the pipeline.
 
-    Its own is what dvc.lock describes, what DVC's cache holds, and what a stage was at when it was interrupted.
+    Made by the pipeline is what dvc.lock describes, what DVC's cache holds, and what an interrupted stage was writing.
     """
     require_dvc()
     found = [Path(name) for name in _named(dvc_json("data", "status").get("uncommitted", {}))]
@@ -36,7 +36,7 @@ def require_own_outs() -> None:
 
 
 def remove_outs() -> None:
-    """Removes the outs that are as dvc.lock describes them and that DVC's cache holds, and what killed stages left."""
+    """Removes the outs that match dvc.lock and are in DVC's cache, and the unfinished work of killed stages."""
     require_dvc()
     status = dvc_json("data", "status", "--unchanged")
     kept = {*status.get("not_in_cache", []), *_named(status.get("uncommitted", {}))}
@@ -52,7 +52,7 @@ def remove_outs() -> None:
 
 
 def _named(changes: Mapping[str, list[str]]) -> list[str]:
-    """What is new or other than before."""
+    """The paths that are new or modified."""
     return [*changes.get("added", []), *changes.get("modified", [])]
 
 

@@ -1,1 +1,1 @@
-"""Tables, figures and progress: how results meet a person."""
+"""Presentation of results: figures, terminal tables, progress bars."""

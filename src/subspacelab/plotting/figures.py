@@ -1,4 +1,4 @@
-"""Figures that look alike: one style, colours that colour-blind readers tell apart, equal data to equal bytes."""
+"""Figures in one style, with colours that colour-blind readers can distinguish; equal data give equal bytes."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,9 +43,9 @@ STYLE = {
 
 @contextmanager
 def open_figure(path: Path | None, size: tuple[float, float]) -> Iterator[Figure]:
-    """Yields a figure of `size` inches in the project's style, and writes it to `path` (if any) as PNG on success.
+    """Yields a figure of `size` inches in the project's style; on success writes it to `path` (if given) as PNG.
 
-    No state of pyplot is touched, no user's matplotlibrc is read, and the file holds no version or time.
+    pyplot's state is not changed, the user's matplotlibrc is not read, and the file holds no version or time.
     """
     style: dict[Any, Any] = dict(matplotlib.rcParamsDefault) | STYLE | {"backend": "agg"}
     with matplotlib.rc_context(style), warnings.catch_warnings():
@@ -61,16 +61,17 @@ def open_figure(path: Path | None, size: tuple[float, float]) -> Iterator[Figure
 
 
 def draw_kind(kinds: Mapping[str, Callable[[Path | None, T], Figure]], kind: str, result: T) -> Figure:
-    """The figure that one of a result's pictures is; SettingError, listing the kinds, for one there is not."""
+    """The figure for one kind of picture of a result; SettingError, listing the kinds, for an unknown one."""
     if kind not in kinds:
         raise SettingError(f"kind={kind!r}: allowed are {', '.join(kinds)}")
     return kinds[kind](None, result)
 
 
 def drawn_name(name: str) -> str:
-    """A name from outside (a weight, a model, a group) as text to draw: no formula, one line, not too long.
+    """A name from outside (a weight, a model, a group) as plain text for a figure: one line, not too long.
 
-    Dollars would make it a formula, a first underscore keep it out of legends, 300 letters leave no room for the rest.
+    Dollar signs would start a formula, a leading underscore would hide it in legends, 300 letters would fill the
+    figure.
     """
     shown = "".join(c if c.isprintable() else "?" for c in name)
     if len(shown) > LONGEST_NAME:
@@ -79,25 +80,25 @@ def drawn_name(name: str) -> str:
 
 
 def grid_of(num_panels: int, max_columns: int) -> tuple[int, int]:
-    """Rows and columns for a number of panels."""
+    """Numbers of rows and columns for that many panels."""
     columns = max(1, min(num_panels, max_columns))
     return -(-num_panels // columns), columns
 
 
 def colour_and_marker(i: int) -> tuple[str, str]:
-    """Those of the i-th curve; where there are more curves than colours they come round again."""
+    """Colour and marker of the i-th curve; they repeat if there are more curves than colours."""
     return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
 
 
 def count_along(axes: Axes) -> None:
-    """Whole numbers alone as ticks of the x axis, which counts layers, blocks or epochs."""
+    """Puts ticks only at whole numbers of the x axis, which counts layers, blocks or epochs."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def log_if_positive(axes: Axes, values: Iterable[float], *, plain: bool = False) -> None:
-    """A logarithmic y axis where there is anything above 0 to show, a linear one otherwise.
+    """A logarithmic y axis if any value is positive, else a linear one.
 
-    `plain` writes its ticks as 0.1, 1, 10, for quantities that people know by such numbers.
+    `plain` writes ticks as 0.1, 1, 10, for quantities that people know in this form.
     """
     positive = [value for value in values if value > 0]
     if not positive:
@@ -112,5 +113,5 @@ def log_if_positive(axes: Axes, values: Iterable[float], *, plain: bool = False)
 
 
 def say(axes: Axes, text: str) -> None:
-    """Writes `text` in the middle of a panel that has nothing to draw."""
+    """Writes `text` in the middle of a panel without data."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY, wrap=True)

@@ -22,16 +22,16 @@ from subspacelab.core.errors import printable
 
 
 def show_number(value: float | None, digits: int = 3) -> str:
-    """A number to `digits` significant ones; `-` for one that is not there."""
+    """A number with `digits` significant digits; `-` for a missing one."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, console: Console | None = None
 ) -> None:
-    """Prints a table on standard output: first column text, the others numbers; brackets in names are no markup.
+    """Prints a table on standard output: first column text, the others numbers; brackets in names are not markup.
 
-    On a narrow terminal the text is folded, a number never: 0.00 above 41 would be read as 0.
+    In a narrow terminal text is wrapped, but numbers are not: a split number would be misread.
     """
     table = Table(title=_plain(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     texts = [[_plain(cell) for cell in row] for row in rows]
@@ -46,7 +46,7 @@ def print_table(
 
 
 def _plain(text: str) -> Text:
-    """Text in which brackets are no markup."""
+    """The text with brackets escaped, so that they are not markup."""
     return Text(printable(text))
 
 

@@ -1,4 +1,4 @@
-"""The whole page, of the studies that have results."""
+"""Assembly of the page from the studies that have results."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from subspacelab.report.page import Page, Section, render
 from subspacelab.report.results import Results
 
 STUDIES = ("checkpoints", "rotation", "lowrank", "nullspace", "norms")
-"""What there is a section of, in their order: the checkpoints and the four studies."""
+"""The sections of the page, in order: the checkpoints and the four studies."""
 
 
 def require_plotly() -> None:
-    """ValueError without the extra that draws."""
+    """ValueError if the extra `report` is not installed."""
     for name in ("plotly", "jinja2"):
         if find_spec(name) is None:
             raise ValueError(f"{name} is missing, by which reports are drawn; pip install 'subspacelab[report]'")
@@ -29,11 +29,12 @@ def build_report(
     settings: ReportConfig | None = None,
     commit: Mapping[str, str] | None = None,
 ) -> str:
-    """The page on `studies`, all by default, as HTML; equal results give equal bytes.
+    """The page on `studies` (default: all), as HTML; equal results give equal bytes.
 
-    `root` is a project: its reports/, and for the channel maps its data/. A study without results is said to have none.
-    `commit` is what `tracking.context.git_tags` says; a stage leaves it out, since its result must not depend on it.
-    Raises ValueError for an unknown study, a malformed result, a project without any, and a page that is too large.
+    `root` is a project: the page shows its reports/ and, for the channel maps, its data/. A study without results is
+    listed as such. `commit` comes from `tracking.context.git_tags`; a stage leaves it out, since its result must not
+    depend on it. ValueError for an unknown study, a malformed result, a project without results, and a page that is too
+    large.
     """
     require_plotly()
     root = Path(root)
@@ -49,7 +50,7 @@ def build_report(
 
 
 def require_known(studies: Sequence[str]) -> list[str]:
-    """The studies in the order of the page, each once; a ValueError names one that there is not."""
+    """The studies in the order of the page, each once; ValueError, naming it, for an unknown one."""
     unknown = [name for name in studies if name not in STUDIES]
     if unknown:
         raise ValueError(f"study: {unknown[0]!r} is none that is reported; allowed are {', '.join(STUDIES)}")
@@ -57,7 +58,7 @@ def require_known(studies: Sequence[str]) -> list[str]:
 
 
 def _is_there(name: str) -> bool:
-    """Whether the package of a study is there: one may be deleted, and the rest works."""
+    """Whether the package of a study exists: one may be deleted, and the rest still works."""
     return name == "checkpoints" or find_spec(f"subspacelab.{name}") is not None
 
 
@@ -77,7 +78,7 @@ def _section(name: str, root: Path, settings: ReportConfig, params: object) -> S
 
 
 def _with_maps(section: Section, root: Path, settings: ReportConfig) -> tuple[Section, list[str]]:
-    """The section with channel maps before all else; a sentence where the features or the networks are missing."""
+    """The section with the channel maps first, or with a sentence if features or networks are missing."""
     from subspacelab.report.maps import FEATURES, MODELS, channel_maps
 
     maps = channel_maps(root, pictures=settings.pictures, channels=settings.channels)

@@ -1,4 +1,4 @@
-"""What the page says of the checkpoints: what was trained learned its task."""
+"""The page's section on the checkpoints: each trained model learned its task."""
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ Values = dict[str, float | None]
 
 
 def section(results: Results) -> Section:
-    """The section of the checkpoints, of the files that are there."""
+    """The section on the checkpoints, from the files that exist."""
     metrics = results.metrics(FOLDER)
     paths = [path for path in results.find(f"{FOLDER}/*.json") if not path.endswith("/metrics.json")]
     found = {path.rpartition("/")[2].removesuffix(".json"): results.json(path, Values) or {} for path in paths}

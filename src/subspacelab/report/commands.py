@@ -13,7 +13,7 @@ from subspacelab.report.config import ReportConfig
 def report(
     studies: Annotated[
         list[str] | None,
-        typer.Argument(help="checkpoints, rotation, lowrank, nullspace, norms; left out, all that have results."),
+        typer.Argument(help="checkpoints, rotation, lowrank, nullspace, norms; default: all with results."),
     ] = None,
     output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     *,
@@ -21,8 +21,8 @@ def report(
 ) -> None:
     """The results of this project as one interactive HTML page that needs no network and can be sent.
 
-    It reads [bold]reports/[/bold], and [bold]data/[/bold] for the channel maps. A study without results is said to
-    have none. The stage [bold]report[/bold] of the pipeline writes the same to reports/report.html, without the commit.
+    It reads [bold]reports/[/bold], and [bold]data/[/bold] for the channel maps. A study without results is listed
+    as such. The stage [bold]report[/bold] of the pipeline writes the same to reports/report.html, without the commit.
     """
     from subspacelab.core.files import seen_from
     from subspacelab.core.ownership import report_folder

@@ -1,4 +1,4 @@
-"""Figures of plotly in one style that reads on light and dark paper: lines with controls, points, heat maps."""
+"""Figures of plotly in one style, readable on light and dark backgrounds: lines with controls, points, heat maps."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,28 +12,28 @@ from subspacelab.plotting.figures import COLOURS, GREY
 from subspacelab.report.page import Choice, Figure, text_in_figure
 
 PALETTE = (*COLOURS[:-1], GREY, "#9467bd", "#a0713f")
-"""Black is the paper of dark mode."""
+"""Line colours; black is left out, since it is invisible in dark mode."""
 CLEAR = "rgba(0,0,0,0)"
 FAR = 2
-"""Level of controls that are hidden at first, since their values lie far from all others."""
+"""Level of controls that are hidden at first, because their values are far from all others."""
 MANY_DECADES = 100
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, or points, of a figure."""
+    """A curve or a set of points in a figure."""
 
     name: str
-    """In the legend."""
+    """Name in the legend."""
     x: Sequence[Any]
-    """Where."""
+    """x values."""
     y: Sequence[float | None]
-    """How much."""
+    """y values."""
     group: str = ""
-    """What the figure's list shows alone; lines of one group have one colour."""
+    """Group that the list of the figure can show alone; lines of one group have one colour."""
     control: int = 0
-    """0: measured. 1: a control, which a switch hides. 2: one far away, which is hidden at first."""
+    """0: measured. 1: a control, which a switch hides. 2: a control far from the rest, hidden at first."""
     legend: bool = True
     """Whether the legend names it."""
     dash: str = "solid"
@@ -45,14 +45,14 @@ class Line:
     error_x: Sequence[float] | None = None
     """Standard deviation of x."""
     text: Sequence[str] | None = None
-    """What the hover adds to each point."""
+    """Additional hover text of each point."""
     colour: str | None = None
-    """Instead of the group's."""
+    """Colour in place of the group's."""
 
 
 @cache
 def template() -> go.layout.Template:
-    """No paper of its own; text and grids take the page's colours from the style sheet."""
+    """plotly template without a background; text and grid take the page's colours from the style sheet."""
     axis = {
         "gridcolor": "#e3e7eb",
         "zeroline": False,
@@ -77,7 +77,7 @@ def template() -> go.layout.Template:
 
 
 def lines(found: Sequence[Line], x: str, y: str, **layout: Any) -> go.Figure:
-    """A figure of some lines; axes are logarithmic where `layout` says so."""
+    """A figure of lines; axes are logarithmic if `layout` says so."""
     figure = go.Figure([_trace(line, _colours(found)) for line in found])
     figure.update_layout(template=template(), xaxis_title=x, yaxis_title=y, yaxis_type=_axis_type(found), **layout)
     return figure
@@ -94,7 +94,7 @@ def choosable(
     controls: Sequence[str] = (),
     **layout: Any,
 ) -> list[Figure]:
-    """A figure that shows one of several measures, `views`, and a list to choose it from; none without a measure."""
+    """A figure that shows one of several measures, `views`, with a list to choose from; empty without a measure."""
     if not views:
         return []
     first = next(iter(views))
@@ -103,7 +103,7 @@ def choosable(
 
 
 def frames_of(views: Mapping[str, Sequence[Line]]) -> list[dict[str, Any]]:
-    """A frame of plotly, named by its index, for each view; all views have the same lines in the same order."""
+    """A plotly frame for each view, named by its index; all views have the same lines in the same order."""
     return [
         {
             "name": str(i),
@@ -116,7 +116,7 @@ def frames_of(views: Mapping[str, Sequence[Line]]) -> list[dict[str, Any]]:
 
 
 def whole_numbers(x: Iterable[Any]) -> dict[str, Any]:
-    """The layout whose x axis has whole numbers alone as ticks: layers, blocks, epochs."""
+    """A layout with ticks only at whole numbers of the x axis: layers, blocks, epochs."""
     numbers = [float(value) for value in x if value == value]
     return {"xaxis_dtick": max(1, math.ceil((max(numbers) - min(numbers)) / 20)) if numbers else 1}
 
@@ -124,7 +124,7 @@ def whole_numbers(x: Iterable[Any]) -> dict[str, Any]:
 def heat_map(
     z: Sequence[Sequence[float | None]], columns: Sequence[str], rows: Sequence[str], *, limit: float, title: str
 ) -> go.Figure:
-    """A diverging heat map around 0, its colours ending at +-`limit`; hovering shows the number itself."""
+    """A diverging heat map around 0, with colours up to +-`limit`; hovering shows the number."""
     figure = go.Figure(
         go.Heatmap(
             z=[clean(row) for row in z],
@@ -146,7 +146,7 @@ def heat_map(
 
 
 def clean(values: Sequence[Any]) -> list[float | None]:
-    """Numbers with six digits, which no eye can tell from all of them; None for what is not finite."""
+    """Numbers with six digits, which look the same; None for values that are not finite."""
     floats = [None if value is None else float(value) for value in values]
     return [None if value is None or not math.isfinite(value) else float(f"{value:.6g}") for value in floats]
 
@@ -181,6 +181,6 @@ def _colours(found: Sequence[Line]) -> dict[str, str]:
 
 
 def _axis_type(found: Sequence[Line]) -> str:
-    """log where the values are positive and span many decades."""
+    """log if all values are positive and span many decades."""
     values = [value for line in found for value in clean(line.y) if value is not None]
     return "log" if values and min(values) > 0 and max(values) > MANY_DECADES * min(values) else "linear"

@@ -1,4 +1,4 @@
-"""What the page says of lowrank: methods against the SVD, by picture, by rank and by cost."""
+"""The page's section on lowrank: methods against the SVD, by picture, by rank and by cost."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ ABOUT_COST = "Lower left is better. Operations of matrix products, QR and eigenv
 
 
 class Details(BaseModel):
-    """What is read of details.json."""
+    """The keys of details.json that this section reads."""
 
     best_network: str = "the best network"
     rank: int | None = None
@@ -41,14 +41,14 @@ class Details(BaseModel):
 
 
 class Epoch(BaseModel):
-    """What is read of an epoch of history.json."""
+    """The keys of an epoch in history.json that this section reads."""
 
     epoch: int
     val_cosine: float | None = None
 
 
 def section(results: Results) -> Section:
-    """The section of lowrank, of the files that are there; `report.maps` adds the channel maps."""
+    """The section on lowrank, from the files that exist; `report.maps` adds the channel maps."""
     metrics = results.metrics(FOLDER)
     details = results.json(f"{FOLDER}/details.json", Details) or Details()
     images = results.table(f"{FOLDER}/comparison.csv", text=("method", "dataset_id"), numbers=("cosine",))
@@ -96,13 +96,13 @@ def _sentences(metrics: dict[str, float], details: Details) -> list[str]:
 
 
 def _line(method: str, x: Sequence[Any], y: Sequence[float | None], **more: Any) -> Line:
-    """A method's line: controls pale and dashed."""
+    """A method's line; controls are pale and dashed."""
     control = method in CONTROLS
     return Line(method, x, y, method, int(control), dash="dash" if control else "solid", **more)
 
 
 def _in_order(names: Sequence[str]) -> list[str]:
-    """The SVD, networks, controls."""
+    """The SVD, then networks, then controls."""
     return sorted(names, key=lambda name: (name != SVD, name in CONTROLS, name))
 
 
@@ -117,7 +117,7 @@ def _rank_curve(curve: dict[str, dict[int, float]]) -> Figure:
 
 
 def _cost(details: Details) -> Figure:
-    """Operations against the error: the Pareto front of the methods is its lower left border."""
+    """Operations against error: the lower left border of the points is the Pareto front."""
     drawn = []
     for name in _in_order([name for name in details.methods if name in details.flops_per_picture]):
         error = details.methods[name].get("relative_error", {})
@@ -131,7 +131,7 @@ def _cost(details: Details) -> Figure:
 
 
 def _by_picture(images: pd.DataFrame) -> list[Figure]:
-    """Each measure by picture, in the order of the SVD's cosine."""
+    """Each measure by picture, sorted by the SVD's cosine."""
     by_method = {str(name): rows.drop_duplicates("dataset_id") for name, rows in images.groupby("method")}
     names = _in_order([*by_method])
     order = by_method[names[0]].sort_values("cosine")["dataset_id"].tolist()
@@ -145,7 +145,7 @@ def _by_picture(images: pd.DataFrame) -> list[Figure]:
 
 
 def _histories(results: Results) -> list[Figure]:
-    """The trainings' curves; none where no network is here."""
+    """Training curves; empty if there are no networks."""
     drawn = []
     for path in results.find("data/lowrank/results/*/history.json"):
         epochs = results.json(path, list[Epoch]) or []

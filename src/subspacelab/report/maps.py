@@ -1,4 +1,4 @@
-"""Channel maps: what a picture's features and their approximations look like on its plane, channel by channel."""
+"""Channel maps: a picture's features and their approximations on the picture plane, channel by channel."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ from subspacelab.report.page import Choice, Figure, text_in_figure
 
 FEATURES, MODELS = "data/features", "data/lowrank/results"
 PIXELS = 224
-"""Side of a picture on the page."""
+"""Side of a picture on the page, in pixels."""
 COLUMNS = 4
 LARGEST_CODE = 32000
 SHOWN = ("features", "errors")
@@ -45,11 +45,11 @@ class PictureMaps:
     jpeg: str
     """The picture as a data URI."""
     original: Float[ndarray, "channels side side"]
-    """Its features."""
+    """The features."""
     networks: dict[str, Float[ndarray, "channels side side"]]
-    """By architecture, at the rank they were trained for."""
+    """Architecture -> approximation, at the rank of its training."""
     svd: dict[int, Float[ndarray, "channels side side"]]
-    """By rank."""
+    """Rank -> approximation."""
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def draw(found: Sequence[PictureMaps], rank: int, kind: str) -> Figure:
 
 
 def _frames(found: Sequence[PictureMaps], unit: float) -> Iterator[dict[str, Any]]:
-    """Frames by indices: `p0` a picture, `0|3|1` its features and networks, `0|3|1|2` its SVD at a rank."""
+    """Frames by indices: `p0` is a picture, `0|3|1` its features and networks, `0|3|1|2` its SVD at a rank."""
     for p, maps in enumerate(found):
         yield {"name": f"p{p}", "data": [{"source": maps.jpeg, "type": "image"}], "traces": [0]}
         for c, original in enumerate(maps.original):
@@ -154,12 +154,12 @@ def _first(maps: PictureMaps, rank: int, unit: float) -> list[Int16[ndarray, "si
 
 
 def encode(values: Float[ndarray, "side side"], unit: float) -> Int16[ndarray, "side side"]:
-    """Whole numbers of `unit`: two bytes a value, which the page holds some hundred thousands of."""
+    """Values as multiples of `unit`, two bytes each, because the page holds several hundred thousand of them."""
     return np.clip(np.round(values / unit), -LARGEST_CODE, LARGEST_CODE).astype(np.int16)
 
 
 def _trace(values: Float[ndarray, "side side"], unit: float) -> dict[str, Any]:
-    """A map in a frame: plotly.js reads arrays of numbers as base64."""
+    """A map in a frame, in the base64 form that plotly.js reads as an array."""
     code = encode(values, unit)
     shape = ", ".join(map(str, code.shape))
     return {
@@ -169,7 +169,7 @@ def _trace(values: Float[ndarray, "side side"], unit: float) -> dict[str, Any]:
 
 
 def _unit(found: Sequence[PictureMaps]) -> float:
-    """The smallest power of ten in which all values fit into 16 bits."""
+    """The smallest power of ten with which all values fit into 16 bits."""
     largest = max(
         float(np.abs(m).max()) for maps in found for m in (maps.original, *maps.networks.values(), *maps.svd.values())
     )
@@ -184,7 +184,7 @@ def _axis(scale: str, title: str, x: float) -> dict[str, object]:
 
 
 def _limits(codes: Float[ndarray, "*any"], kind: str) -> dict[str, object]:
-    """Colour scales: the features' own range for all maps; for errors, one around 0 beside it."""
+    """Colour scales: for maps the range of the features, for errors one around 0."""
     if kind == "errors":
         limit = max(1.0, float(np.abs(codes).max()))
         return {"coloraxis2": {"cmin": -limit, "cmax": limit, "colorscale": "RdBu"}}

@@ -1,4 +1,4 @@
-"""What the page says of norms: lengths of embedding vectors, scales of norm layers."""
+"""The page's section on norms: lengths of embedding vectors, scales of norm layers."""
 
 from typing import Any
 
@@ -41,14 +41,14 @@ NORM = (
 
 
 class Report(BaseModel):
-    """What is read of a checkpoint's report."""
+    """The keys of a checkpoint's report that this section reads."""
 
     embedding_layers: dict[str, dict[str, Any]] = {}
     norm_layers: dict[str, dict[str, Any]] = {}
 
 
 def section(results: Results) -> Section:
-    """The section of norms, of the files that are there."""
+    """The section on norms, from the files that exist."""
     metrics = results.metrics(FOLDER)
     scales = results.table(f"{FOLDER}/scales.csv", text=("model", "module"), numbers=("block", "abs_mean"))
     paths = [path for path in results.find(f"{FOLDER}/*.json") if not path.endswith("/metrics.json")]
@@ -117,12 +117,12 @@ def _extremes(reports: dict[str, Report]) -> Table | None:
 
 
 def _mappings(value: Any) -> list[dict[str, Any]]:
-    """Those of a list; none of anything else."""
+    """The mappings in a list; empty for anything else."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain values, shapes as text, one level of mappings; lists of tokens have a table of their own."""
+    """Plain values, shapes as text, one level of mappings; lists of tokens have their own table."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

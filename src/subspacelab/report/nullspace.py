@@ -1,4 +1,4 @@
-"""What the page says of nullspace: where adapters look, what they learned and what is still known."""
+"""The page's section on nullspace: directions of the adapters, what they learned and what the model still knows."""
 
 from typing import Any
 
@@ -40,13 +40,13 @@ ABOUT_RATIOS = (
 
 
 class Verified(BaseModel):
-    """What is read of a file of verify/."""
+    """The keys of a file in verify/ that this section reads."""
 
     stats: list[dict[str, Any]] = []
 
 
 def section(results: Results) -> Section:
-    """The section of nullspace, of the files that are there."""
+    """The section on nullspace, from the files that exist."""
     metrics = results.metrics(FOLDER)
     knowledge = results.table(f"{FOLDER}/knowledge.csv", text=("method",), numbers=("task_mean",))
     stats = results.table(f"{FOLDER}/stats.csv", text=("layer",))
@@ -125,7 +125,7 @@ def _points(rows: pd.DataFrame, name: str, measure: str) -> Line:
 
 
 def _verified(results: Results) -> dict[str, pd.DataFrame]:
-    """Adapter and state, such as `lora-trained`, to a row for each layer."""
+    """Adapter and state, such as `lora-trained` -> a row for each layer."""
     found = {}
     for path in results.find(f"{FOLDER}/verify/*.json"):
         stats = (results.json(path, Verified) or Verified()).stats
@@ -142,7 +142,7 @@ def _layers(verified: dict[str, pd.DataFrame]) -> Table:
 
 
 def _ratios(verified: dict[str, pd.DataFrame]) -> list[Figure]:
-    """Ratios of each adapter over its layers, beside a random B and the optimum."""
+    """Ratios of each adapter over its layers, with a random B and the optimum."""
     first = next(iter(verified.values()))
     views = {}
     for measure, words in RATIOS.items():
@@ -157,14 +157,14 @@ def _ratios(verified: dict[str, pd.DataFrame]) -> list[Figure]:
 
 
 def _numbers(table: pd.DataFrame, column: str) -> list[float | None]:
-    """A column's numbers; None where there is none, and throughout if the table lacks the column."""
+    """A column's numbers; None for missing values, and for all rows if the table lacks the column."""
     if column not in table:
         return [None] * len(table)
     return [None if value != value else value for value in pd.to_numeric(table[column], errors="coerce").tolist()]
 
 
 def _references(table: pd.DataFrame, *, shown: bool) -> list[Line]:
-    """A random B and the optimum; empty for measures that have none."""
+    """Ratios of a random B and the optimum; empty for measures without them."""
     layers = _short(table["layer"])
     return [
         Line(
@@ -182,7 +182,7 @@ def _references(table: pd.DataFrame, *, shown: bool) -> list[Line]:
 
 
 def _short(layers: pd.Series) -> list[str]:
-    """`model.layers.0.self_attn.q_proj` as `0.q_proj`, where that tells the layers apart."""
+    """`model.layers.0.self_attn.q_proj` as `0.q_proj`, if that is unique among the layers."""
     parts = [str(name).split(".") for name in layers]
     short = [".".join([*(part for part in name[:-1] if part.isdigit()), name[-1]]) for name in parts]
     return short if len(set(short)) == len(short) else [str(name) for name in layers]

@@ -1,4 +1,4 @@
-"""Where the numbers come from: commands, parameters, files by their MD5, versions, and the commit where it is known."""
+"""Origin of the numbers: commands, parameters, files with their MD5, versions, and the commit if it is known."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,12 +15,12 @@ PACKAGES = ("subspacelab", "torch", "transformers", "peft", "safetensors", "nump
 
 
 def read_parameters(root: Path) -> Params | None:
-    """params.yaml and its study; None where there is no params.yaml."""
+    """params.yaml and its study; None if there is no params.yaml."""
     return read_params(root / PARAMS, root / STUDIES) if (root / PARAMS).is_file() else None
 
 
 def section_origin(name: str, stages: Sequence[str], results: Results, params: Params | None) -> list[Table]:
-    """The commands of a study, its parameters and the files that its section was made of."""
+    """The commands of a study, its parameters and the files of its section."""
     commands = pd.DataFrame([{"stage": stage, "command": f"dvc repro {stage}"} for stage in stages])
     found = [
         Table(
@@ -68,7 +68,7 @@ def _version(name: str) -> str | None:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted keys and values as text."""
+    """Dotted keys with values as text."""
     found: list[tuple[str, str]] = []
     for key, value in values.items():
         nested = isinstance(value, dict) and value

@@ -1,4 +1,4 @@
-"""What a page is made of, and how it becomes one HTML file."""
+"""The parts of a page, and its rendering as one HTML file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
 
 LARGEST = 8_000_000
-"""Bytes of a page: what mail and MLflow's artifact view still take."""
+"""Largest size of a page in bytes, which mail and MLflow's artifact view still accept."""
 MAX_ROWS = 2000
 MAX_CELLS = 40_000
-"""Of a table: one that has more keeps its main columns alone."""
+"""Largest number of cells in a table; a larger table keeps only its main columns."""
 CONFIG = {
     "responsive": True,
     "displaylogo": False,
@@ -26,12 +26,12 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Headline:
-    """A number of the summary beside what it is read against."""
+    """A number of the summary with its control."""
 
     label: str
-    """What it is."""
+    """Name of the number."""
     value: str
-    """The number as it is shown."""
+    """The number as shown."""
     beside: str
     """Its control, in words."""
 
@@ -41,70 +41,71 @@ class Choice:
     """A control of a figure: a list to choose from, or a slider."""
 
     name: str
-    """As the names of frames have it in braces."""
+    """Its name in braces in the names of frames."""
     label: str
-    """Shown before it."""
+    """Text before it."""
     values: Sequence[str]
-    """What there is to choose; frames are named by the index."""
+    """The options; frames are named by their index."""
     slider: bool = False
-    """A slider rather than a list."""
+    """Whether it is a slider rather than a list."""
     start: int = 0
-    """Index of what is chosen at first."""
+    """Index of the option that is selected at first."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of plotly with its controls."""
+    """A plotly figure with its controls."""
 
     id: str
-    """Of its element: unique in the page, and the same each time."""
+    """Id of its element: unique in the page, and the same in every run."""
     title: str
     """One line."""
     note: str
     """How to read it."""
     figure: "PlotlyFigure"
-    """What is drawn."""
+    """The figure itself."""
     frames: Sequence[Mapping[str, Any]] = ()
-    """What the choices change, as plotly.js has it: name, data, traces, layout."""
+    """The frames that the choices select, in the form of plotly.js: name, data, traces, layout."""
     choices: Sequence[Choice] = ()
     """Controls."""
     chosen: Sequence[str] = ()
-    """Names of the frames that the choices select, such as `{measure}`, drawn one after another."""
+    """Names of the frames that the choices select, such as `{measure}`, applied one after another."""
     grouped: bool = False
     """Whether one group of lines can be shown alone."""
     controls: Sequence[str] = ()
-    """What the list of controls is called at each level of `meta.control`, from none on; a switch where it is empty."""
+    """Options of the list of controls, one for each level of `meta.control`, the first without controls; empty: a
+    switch."""
     free: bool = False
-    """Whether the y axis fits what is chosen."""
+    """Whether the y axis is fitted to the selected lines."""
     shape: str = "wide"
-    """wide, tall or maps: its class, which the style sheet sizes."""
+    """wide, tall or maps: its class in the style sheet."""
 
     @property
     def groups(self) -> list[str]:
-        """What can be shown alone, where there is more than one: the measured lines' groups."""
+        """The groups that can be shown alone, if there are several: those of the measured lines."""
         found = [t.meta["group"] for t in self.figure.data if t.meta and not t.meta["control"]]
         return list(dict.fromkeys(found)) if self.grouped and len(set(found)) > 1 else []
 
     @property
     def has_controls(self) -> bool:
-        """Whether some traces are controls, which can be hidden."""
+        """Whether some lines are controls, which can be hidden."""
         return any(trace.meta and trace.meta["control"] for trace in self.figure.data)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted and filtered; columns besides `main` are shown on request."""
+    """A table that can be sorted and filtered; columns outside `main` are shown on request."""
 
     title: str
     """One line."""
     frame: pd.DataFrame
     """Its rows."""
     main: Sequence[str] = ()
-    """Columns shown at once, of those that the frame has; all if empty."""
+    """Columns that are shown at first, as far as the frame has them; all if empty."""
     note: str = ""
     """How to read it."""
     folded: bool = False
-    """Closed at first."""
+    """Whether it is closed at first."""
 
     @property
     def columns(self) -> list[str]:
@@ -115,12 +116,12 @@ class Table:
 
     @property
     def num_main(self) -> int:
-        """How many of `columns` are shown at once."""
+        """Number of `columns` that are shown at first."""
         return sum(name in self.frame for name in self.main) or len(self.frame.columns)
 
     @property
     def rows(self) -> list[list[str]]:
-        """The cells as they are shown, at most `MAX_ROWS` rows."""
+        """The cells as text, at most `MAX_ROWS` rows."""
         return [
             [shown(value) for value in row] for row in self.frame[self.columns].head(MAX_ROWS).itertuples(index=False)
         ]
@@ -128,38 +129,38 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one study."""
+    """The page's section on one study."""
 
     name: str
-    """The study's, and its anchor."""
+    """Name of the study, and its anchor."""
     question: str
-    """What the study asks, in one sentence."""
+    """The question of the study, in one sentence."""
     sentences: Sequence[str] = ()
     """The summary, with its numbers."""
     headlines: Sequence[Headline] = ()
-    """The numbers that carry it."""
+    """The numbers behind the summary."""
     blocks: Sequence[Figure | Table] = ()
-    """Figures and tables in their order."""
+    """Figures and tables, in order."""
     missing: Sequence[str] = ()
-    """Sentences on what is not there, and what makes it."""
+    """Sentences that name missing results and how to make them."""
     origin: Sequence[Table] = field(default_factory=tuple)
     """Commands, parameters and files."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that is on the page."""
+    """The content of the page."""
 
     title: str
-    """Of the page."""
+    """Title of the page."""
     sections: Sequence[Section]
-    """One for each study."""
+    """One section per study."""
     origin: Sequence[Table]
-    """Versions, commit and what holds for all sections."""
+    """Versions, commit and other facts for all sections."""
 
 
 def shown(value: Any) -> str:
-    """A cell: four significant digits, nothing for a missing value."""
+    """A cell: four significant digits; empty for a missing value."""
     if value is None or value is pd.NA or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, bool):
@@ -168,7 +169,7 @@ def shown(value: Any) -> str:
 
 
 def render(page: Page) -> str:
-    """The page as HTML; a ValueError if it is larger than `LARGEST`."""
+    """The page as HTML; ValueError if it is larger than `LARGEST`."""
     from plotly.offline import get_plotlyjs
 
     environment = _environment()
@@ -183,7 +184,7 @@ def render(page: Page) -> str:
 
 
 def _environment() -> Any:
-    """Jinja with everything escaped that a file may hold; style and script are the package's own."""
+    """Jinja environment that escapes all content of files; style and script come from the package."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -200,7 +201,7 @@ def _environment() -> Any:
 
 
 def _html_of(figure: Figure) -> str:
-    """The element of a figure and the script that draws it; plotly escapes what could end that script."""
+    """The element of a figure and its script; plotly escapes everything that could end the script."""
     from plotly.io import json, to_html
 
     drawn = figure.figure.to_dict() | {"frames": list(figure.frames)}
@@ -218,6 +219,6 @@ def _html_of(figure: Figure) -> str:
 
 
 def text_in_figure(name: object) -> str:
-    """A name from a file as text in a figure, where plotly would read tags and formulas."""
+    """A name from a file as plain text in a figure; plotly would interpret tags and formulas."""
     plain = "".join(c if c.isprintable() else "?" for c in str(name))
     return escape(plain if len(plain) <= 60 else f"{plain[:29]}…{plain[-30:]}").replace("$", "&#36;")

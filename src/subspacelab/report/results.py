@@ -1,4 +1,4 @@
-"""The result files of a project: read when they are there, checked, and remembered by their MD5."""
+"""The result files of a project: read if they exist, checked, and recorded with their MD5."""
 
 import io
 import json
@@ -18,12 +18,12 @@ AGAIN = "make it again by `dvc repro --force --single-item STAGE`, or leave its 
 
 
 class Results:
-    """The files of one project that a report reads; a missing one is None, a malformed one a ValueError of one line."""
+    """The files of one project for a report; a missing file is None, a malformed one a ValueError of one line."""
 
     def __init__(self, root: Path | str = ".") -> None:
         self.root = Path(root)
         self.md5: dict[str, str] = {}
-        """Path to the MD5 of each file that was read: DVC's hash, by which dvc.lock and the tracked run name it."""
+        """Path -> MD5 of each file that was read: DVC's hash, by which dvc.lock and the tracked run name the file."""
 
     def json(self, path: str, kind: type[T]) -> T | None:
         """A JSON file as `kind`, such as dict[str, float]."""
@@ -37,7 +37,7 @@ class Results:
             raise ValueError(f"{path}: not what the pipeline writes ({at}: {problem['msg']}); {AGAIN}") from e
 
     def metrics(self, folder: str) -> dict[str, float]:
-        """The headline numbers of a study, metrics.json; none where there is no such file, and without empty ones."""
+        """The headline numbers of a study, from metrics.json, without null values; empty if there is no such file."""
         found = self.json(f"{folder}/metrics.json", dict[str, float | None]) or {}
         return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
@@ -71,7 +71,7 @@ class Results:
 
 
 def _as_text(value: Any) -> Any:
-    """A value of JSON with a question mark for half a surrogate pair, as tokens may hold, which no page can."""
+    """A JSON value with a question mark for half a surrogate pair, which tokens may hold but a page cannot."""
     return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", errors="replace"))
 
 

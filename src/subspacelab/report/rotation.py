@@ -1,4 +1,4 @@
-"""What the page says of rotation: which updates differ from random ones, weight by weight and over depth."""
+"""The page's section on rotation: which updates differ from random ones, weight by weight and over depth."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ LABELS = {
     "unchanged": "share of unchanged entries",
     "cosine": "cosine of the two updates",
 }
-"""How a measure is called; `_01` is the first link of the chain, `_12` the second, `_02` both together."""
+"""Names of measures; `_01` is the first link of the chain, `_12` the second, `_02` both together."""
 MAIN = (
     *("weight", "module", "layer", "m", "n", "rotation_mse_U", "rotation_mse_U_z", "rotation_mse_Vh"),
     *("rotation_mse_Vh_z", "angle_mean_02", "angle_mean_02_z", "update_norm_02", "update_stable_rank_02"),
@@ -49,25 +49,25 @@ ABOUT_MAP = (
 
 
 class Outstanding(BaseModel, extra="allow"):
-    """A measure of a weight that is unlike that of random updates."""
+    """A measure of a weight that differs from random updates."""
 
     weight: str = ""
 
 
 class Null(BaseModel):
-    """Of details.json, the null model."""
+    """The null model, as in details.json."""
 
     standing_out: list[Outstanding] = []
 
 
 class Details(BaseModel):
-    """What is read of details.json."""
+    """The keys of details.json that this section reads."""
 
     null: Null = Null()
 
 
 def section(results: Results) -> Section:
-    """The section of rotation, of the files that are there."""
+    """The section on rotation, from the files that exist."""
     metrics = results.metrics(FOLDER)
     outstanding = (results.json(f"{FOLDER}/details.json", Details) or Details()).null.standing_out
     layers = results.table(f"{FOLDER}/layers.csv", text=("weight",))
@@ -95,7 +95,7 @@ def section(results: Results) -> Section:
 
 
 def label(column: str) -> str:
-    """A column's name in words, `angle_mean_02_U` as `mean principal angle, degrees (02, U)`."""
+    """A column's name in words: `angle_mean_02_U` as `mean principal angle, degrees (02, U)`."""
     stems = [stem for stem in LABELS if column == stem or column.startswith(f"{stem}_")]
     if not stems:
         return column
@@ -157,7 +157,7 @@ def _curves(curves: pd.DataFrame) -> list[Figure]:
 
 
 def _measures(table: pd.DataFrame) -> list[str]:
-    """The columns that are measures: numbers, no control's, not empty."""
+    """The columns that are measures: numbers, not a control's, not empty."""
     names = [n for n in columns_of(table) if not n.startswith(CONTROL_STARTS) and not n.endswith(CONTROL_ENDS)]
     kinds = pd.api.types
     numeric = [n for n in names if kinds.is_numeric_dtype(table[n]) and not kinds.is_bool_dtype(table[n])]
@@ -165,7 +165,7 @@ def _measures(table: pd.DataFrame) -> list[str]:
 
 
 def _lines_of(rows: pd.DataFrame, name: str, measure: str) -> list[Line]:
-    """The curve of a group, and one for each control, empty where the measure has none."""
+    """The curve of a group, and one for each control, empty if the measure has none."""
     layers, tail = rows["layer"].tolist(), measure.removeprefix("rotation_")
     controls = {
         "random updates": (f"{measure}_null_mean", "dash", 1),
@@ -184,12 +184,12 @@ def _lines_of(rows: pd.DataFrame, name: str, measure: str) -> list[Line]:
 
 
 def _without_pair(measure: str) -> str:
-    """`angle_mean_02_U` as `angle_mean_U`: noise has no pair."""
+    """`angle_mean_02_U` as `angle_mean_U`, since the rounding floor has no pair."""
     return "_".join(part for part in measure.split("_") if part not in ("01", "12", "02"))
 
 
 def _z_map(modules: pd.DataFrame) -> list[Figure]:
-    """The heat map of all z, groups by measures; none where there is no z."""
+    """The heat map of all z, groups by measures; empty if there is no z."""
     numeric = [name for name in columns_of(modules) if pd.api.types.is_numeric_dtype(modules[name])]
     columns = [name for name in numeric if name.endswith("_z") and modules[name].notna().any()]
     if not columns:

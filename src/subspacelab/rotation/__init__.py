@@ -1,4 +1,4 @@
-"""How training turns the singular directions of weights, and what a random update of equal norm would do."""
+"""How training rotates the singular directions of weights, compared with random updates of equal norm."""
 
 import lazy_loader
 

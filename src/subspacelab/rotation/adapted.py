@@ -1,4 +1,4 @@
-"""One weight that an adapter changes: size of the update, where it lies, what it does, beside random updates."""
+"""One weight that an adapter changes: size, position and effect of the update, compared with random updates."""
 
 import math
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ ENERGIES = ("leading_energy", "trailing_energy")
 INPUTS = ("input_ratio", "input_ratio_random")
 TURNS = ("angle_mean", "intruders")
 AFFORDABLE = 2000.0
-"""GFLOP of a decomposition (4096 x 4096: 1,237) beyond which angles and intruders are left out."""
+"""GFLOP of a decomposition (4096 x 4096: 1,237) above which angles and intruders are not computed."""
 
 
 def audit_gflop(shape: tuple[int, int], null_draws: int) -> float:
-    """Cost of a weight: the base's decomposition, and where affordable that of the tuned weight and of each draw."""
+    """Cost of a weight: the base's decomposition and, up to `AFFORDABLE`, that of the tuned weight and of each draw."""
     return gflop(shape) * (1 + (1 + null_draws) * (gflop(shape) <= AFFORDABLE))
 
 
@@ -43,15 +43,15 @@ class AdaptedWeight:
     """A weight of the base and the factors of its update."""
 
     adapter: Adapter
-    """Where the factors are."""
+    """The open adapter."""
     layer: LoraLayer
-    """Which they are."""
+    """The factors of this weight."""
     base: Checkpoint
-    """Where the weight is."""
+    """The open base checkpoint."""
     key: str
-    """Its name there."""
+    """Key of the weight in the base."""
     transposed: bool
-    """Whether it is stored [in, out]."""
+    """Whether the weight is stored [in, out]."""
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class AdaptedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Its shape as a matrix, as it is stored."""
+        """Its shape as a matrix, in the stored layout."""
         return matrix_shape(self.base.info(self.key).shape)
 
     def read(self) -> Float[Tensor, "m n"]:
@@ -121,7 +121,7 @@ def _sizes(update: FactoredSVD, before: SVD) -> dict[str, Value]:
 
 
 def _energies(row: dict[str, Value], update: FactoredSVD, before: SVD, k: int) -> dict[str, Null]:
-    """Adds the energies to the row; returns their null models. Where both frames would overlap the trailing is None."""
+    """Adds the energies to the row; returns their null models. The trailing one is None if the frames would overlap."""
     u, v = before.U, before.Vh.T
     row["gap_k"] = finite(spectral_gap(before.S, k))
     row["leading_energy"] = factored_energy(update, u[:, :k], v[:, :k])
@@ -133,7 +133,7 @@ def _energies(row: dict[str, Value], update: FactoredSVD, before: SVD, k: int) -
 
 
 def _turn(before: SVD, after: Float[Tensor, "m n"], k: int) -> dict[str, float]:
-    """How far the leading k directions turn, and how many of `after` are near none of before."""
+    """How far the leading k directions rotate, and how many of those of `after` are far from all those before."""
     tuned = svd(after)
     sides = (before.U[:, :k], tuned.U[:, :k]), (before.Vh[:k].T, tuned.Vh[:k].T)
     angles = [principal_angles(a, b).rad2deg().mean().item() for a, b in sides]
@@ -141,14 +141,14 @@ def _turn(before: SVD, after: Float[Tensor, "m n"], k: int) -> dict[str, float]:
 
 
 def _random_frames(update: FactoredSVD, generator: torch.Generator) -> Float[Tensor, "m n"]:
-    """A matrix of the update's singular values in uniformly random frames."""
+    """A matrix with the update's singular values in uniformly random frames."""
     sides = (update.U, update.V)
     u, v = (random_orthonormal(q.shape[0], q.shape[1], generator).to(q.device) for q in sides)
     return (u * update.S) @ v.T
 
 
 def _magnitude_change(weight: AdaptedWeight, w: Tensor, left: Tensor, right: Tensor) -> float | None:
-    """Of DoRA: root mean square over the outputs of magnitude / ||row of W + D|| - 1; None for plain LoRA."""
+    """For DoRA: root mean square over the outputs of magnitude / ||row of W + D|| - 1; None for plain LoRA."""
     magnitude = weight.adapter.magnitude(weight.layer)
     if magnitude is None or weight.layer.is_embedding:
         return None

@@ -1,4 +1,4 @@
-"""Means and deviations of the measures over groups of weights, and what these numbers cannot say."""
+"""Means and deviations of the measures over groups of weights, and notes on their limits."""
 
 import math
 from collections import Counter
@@ -28,12 +28,12 @@ ROTATION = ("rotation_mse", "rotation_rel", "random_mse", "oracle_mse", "floor_r
 
 
 def number_columns(layers: pd.DataFrame) -> list[str]:
-    """The columns of layers.csv that are measures or belong to their null models."""
+    """The columns of layers.csv that are measures or belong to null models."""
     return [column for column in layers.columns if column not in DESCRIPTION]
 
 
 def null_measures(layers: pd.DataFrame, model: str = "gaussian") -> list[str]:
-    """The measures of layers.csv that have a null model beside them."""
+    """The measures in layers.csv that have a null model."""
     return [column for column in ALL_MEASURES if f"{column}_{SUFFIXES_OF[model][0]}" in layers]
 
 
@@ -44,16 +44,16 @@ def metric_columns(layers: pd.DataFrame) -> list[str]:
 
 
 def rotation_side(column: str) -> str | None:
-    """`U` or `Vh` for a measure that proves nothing where that side is an identity, None for the others."""
+    """`U` or `Vh` for a measure that is trivial if that side is an identity; None for the others."""
     measure, _, side = column.rpartition("_")
     return side if measure in ROTATION else None
 
 
 def describe(layers: pd.DataFrame) -> dict[str, Any]:
-    """Mean, population deviation and count of each measure; the rotation's over the sides that are no identity.
+    """Mean, population deviation and count of each measure; for the rotation, over the sides that are not identities.
 
-    Where there is a null model: `null_mean`, `null_std`, `ratio` and `z` of the mean of its `null_count` weights; of
-    others than the Gaussian `spectrum_mean` and so on.
+    If there is a null model: `null_mean`, `null_std`, `ratio` and `z` of the mean over its `null_count` weights; for
+    null models other than the Gaussian `spectrum_mean` and so on.
     """
     summary: dict[str, Any] = {"num_weights": len(layers)}
     summary |= {f"num_{column}": int(layers[column].sum()) for column in IDENTITIES if column in layers}
@@ -69,8 +69,8 @@ def describe(layers: pd.DataFrame) -> dict[str, Any]:
 def _null_moments(layers: pd.DataFrame, column: str, model: str = "gaussian") -> dict[str, float | int | None]:
     """The mean of a measure against that of random updates, drawn independently for each of the n weights.
 
-    The deviation of the mean of n such updates is sqrt(sum of the weights' variances) / n. As in each weight's z, the
-    error of the null mean itself is left out: with N draws z is too large by a factor of up to sqrt(1 + 1 / N).
+    The mean of n such updates has the deviation sqrt(sum of the weights' variances) / n. As for single weights, the
+    error of the null mean itself is ignored: with N draws, z is too large by a factor of up to sqrt(1 + 1 / N).
     """
     means, deviations, _ = (f"{column}_{suffix}" for suffix in SUFFIXES_OF[model])
     keys = ["null_mean", "null_std", "ratio", "z", "null_count"]
@@ -86,12 +86,11 @@ def _null_moments(layers: pd.DataFrame, column: str, model: str = "gaussian") ->
 
 
 def headline(layers: pd.DataFrame) -> dict[str, float]:
-    """The numbers of a comparison that a person compares, each beside what random updates give; means over the weights.
+    """The headline numbers of a comparison, each beside the value for random updates; means over the weights.
 
-    `composition_error_ratio` is the composition error of the sides that are no identity over that of random updates of
-    equal norm, `composition_error_z` its distance from theirs; `leading_energy` and `stage_cosine` are
-    principal_energy_02 and cosine_01_12, a cosine whose mean over random updates is 0. What could not be measured is
-    left out.
+    `composition_error_ratio` is the composition error, on the sides that are not identities, over that of random
+    updates of equal norm, and `composition_error_z` its z. `leading_energy` and `stage_cosine` are principal_energy_02
+    and cosine_01_12; the mean of this cosine over random updates is 0. Numbers that could not be measured are missing.
     """
     sides = pd.concat([_composition_errors(layers, side) for side in ("U", "Vh")])
     error, energy, cosine = (
@@ -110,10 +109,10 @@ def headline(layers: pd.DataFrame) -> dict[str, float]:
 
 
 def link_headline(links: pd.DataFrame) -> dict[str, float]:
-    """The same of checkpoints that are not three: means over all weights and links, beside those of random updates.
+    """The headline numbers for two, or more than three, checkpoints: means over all weights and links.
 
-    `update_norm` and `unchanged` say how much moved, `angle_mean` (degrees) and `leading_energy` (1 for a random
-    update) where to; `_ratio` is over, `_z` the distance from, random updates of equal norm.
+    `update_norm` and `unchanged` say how much the weights changed; `angle_mean` (degrees) and `leading_energy` (1 for a
+    random update) in which directions. `_ratio` is the ratio to, and `_z` the z against, random updates of equal norm.
     """
     angle, energy = (
         _moments(links[column]) | (_null_moments(links, column) if f"{column}_null_mean" in links else {})
@@ -132,7 +131,7 @@ def link_headline(links: pd.DataFrame) -> dict[str, float]:
 
 
 def _composition_errors(layers: pd.DataFrame, side: str) -> pd.DataFrame:
-    """rotation_mse and its null model on one side of the weights, where that is no identity."""
+    """rotation_mse and its null model on one side of the weights, if that side is not an identity."""
     rows = layers.loc[~layers[f"identity_{side}"]].filter(regex=f"^rotation_mse_{side}(_|$)")
     return rows.rename(columns=lambda column: column.replace(f"rotation_mse_{side}", ERROR))
 
@@ -140,7 +139,8 @@ def _composition_errors(layers: pd.DataFrame, side: str) -> pd.DataFrame:
 def standing_out(layers: pd.DataFrame, others: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Every measure of every weight that differs from a Gaussian update's by the rule of `null_model.stands_out`.
 
-    Of each of the `others`, further null models, `<model>_z`, and whether it stands out against that one too.
+    For each of the `others`, further null models: `<model>_z`, and whether the measure stands out against that model,
+    too.
     """
     found = []
     for column in null_measures(layers):
@@ -166,7 +166,7 @@ def _against(row: Mapping[Hashable, Any], column: str, others: Sequence[str]) ->
 
 
 def say_findings(summary: Mapping[str, Any], measures: Iterable[str]) -> str:
-    """One sentence of means over the weights: it gives the number of a measure only where it stands out."""
+    """One sentence of means over the weights; it names a measure only if the measure stands out."""
     norms = [summary[column]["mean"] for column in ("update_norm_02", "update_norm") if column in summary]
     if norms and norms[0] == 0:
         return "no weight moved"
@@ -188,7 +188,7 @@ def say_findings(summary: Mapping[str, Any], measures: Iterable[str]) -> str:
 
 
 def describe_identities(layers: pd.DataFrame) -> dict[str, Any]:
-    """The same of the rotation's measures on identity sides: numbers that would come out so for any matrices."""
+    """The rotation measures on identity sides, whose values are the same for any matrices."""
     sided = [(column, side) for column in metric_columns(layers) if (side := rotation_side(column))]
     return {column: _moments(layers.loc[layers[f"identity_{side}"], column]) for column, side in sided}
 
@@ -201,7 +201,7 @@ def _moments(values: pd.Series) -> dict[str, float | int | None]:
 
 
 def module_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """modules.csv: one row per group, `<measure>_mean`, `_std` and the null model's, and how many weights there are."""
+    """modules.csv: one row per group: `<measure>_mean`, `_std`, the null model's columns, the number of weights."""
     rows = []
     for label, summary in summaries.items():
         row: dict[str, Any] = {"module": label}
@@ -215,7 +215,7 @@ def module_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 
 def curve_table(layers: pd.DataFrame, groups: Iterable[Group]) -> pd.DataFrame:
-    """curves.csv: one row per group and layer, the mean of its weights there (usually one)."""
+    """curves.csv: one row per group and layer, with the mean over its weights there (usually one)."""
     metrics = [column for column in number_columns(layers) if not column.endswith("_z")]
     identities = [column for column in IDENTITIES if column in layers]
     curves = []
@@ -232,7 +232,7 @@ def curve_table(layers: pd.DataFrame, groups: Iterable[Group]) -> pd.DataFrame:
 
 
 def note_limits(layers: pd.DataFrame, chain: Chain, null_draws: int = 0) -> list[str]:
-    """What these numbers cannot say, in sentences: of types, gaps, truncation, whole sides, square weights, draws."""
+    """Sentences on the limits of these numbers: dtypes, gaps, truncation, complete bases, square weights, draws."""
     labels = chain.labels
     notes = [*dict.fromkeys(note for checkpoint in chain.checkpoints for note in checkpoint.notes)]
     notes += [

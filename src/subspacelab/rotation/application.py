@@ -1,4 +1,4 @@
-"""A checkpoint plus a part of what training did to it: an ordinary folder, to be judged as a model."""
+"""A checkpoint plus a part of its training update, as an ordinary folder that can be evaluated as a model."""
 
 import shutil
 from collections.abc import Iterator
@@ -22,30 +22,30 @@ from subspacelab.rotation.plan import gflop
 from subspacelab.rotation.random_updates import gaussian_update
 
 RECORD = "update_part.json"
-"""In the folder: what was added to what."""
+"""File in the folder that says what was added to what."""
 SIDE_FILES = (
     *("generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
     *("chat_template.jinja", "chat_template.json"),
 )
-"""What is copied from the tuned checkpoint beside config.json."""
+"""Files copied from the tuned checkpoint, in addition to config.json."""
 COSTS = {"leading": 1, "trailing": 1, "rotation": 2, "spectrum": 2}
-"""Decompositions of a weight that a part takes."""
+"""Part -> number of decompositions per weight."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which part of an update, and how much of it."""
+    """Which part of an update is added, and its factor."""
 
     part: UpdatePart = "leading"
     """leading, trailing, rotation or spectrum (`UpdateParts.part`)."""
     rank: int | None = None
-    """Of leading and trailing: how many terms are leading; None: all."""
+    """Number of leading terms, for leading and trailing; None: all."""
     scale: float = 1.0
-    """Times which the part is added; above 1 extrapolates."""
+    """Factor of the part; above 1 extrapolates."""
     random: int | None = None
-    """Seed of Gaussian matrices that take the place of the parts, each of its norm; None: the parts themselves."""
+    """Seed of Gaussian matrices with the norms of the parts, used in their place; None: the parts themselves."""
 
     def __post_init__(self) -> None:
         if self.part not in get_args(UpdatePart):
@@ -67,34 +67,34 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A tensor of the result."""
+    """A tensor of the resulting checkpoint."""
 
     key: str
-    """Its name in the tuned checkpoint."""
+    """Its key in the tuned checkpoint."""
     tensor: Tensor
-    """Its entries, in the type that the tuned checkpoint stores."""
+    """Its entries, in the dtype of the tuned checkpoint."""
     rows: list[dict[str, Any]]
-    """What `apply` says of each of its matrices."""
+    """A row for each of its matrices, as in `Applied.layers`."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What `apply` wrote."""
+    """The result of `apply`."""
 
     folder: Path
     """An ordinary Hugging Face folder."""
     layers: pd.DataFrame
-    """A row per matrix: weight, m, n, `update_norm` ||D||_F, `part_norm` ||P||_F before scaling, `relative_norm`
+    """One row per matrix: weight, m, n, `update_norm` ||D||_F, `part_norm` ||P||_F before scaling, `relative_norm`
     ||P||_F / ||D||_F, whose square is the share of energy of a leading or trailing part."""
     notes: list[str]
-    """What a reader should know of the folder."""
+    """Notes for the reader of the folder."""
 
 
 def rebuild(pair: Pair, recipe: Recipe, device: torch.device) -> Iterator[Rebuilt]:
-    """Every tensor of the tuned checkpoint as base + scale * part, one after the other.
+    """Every tensor of the tuned checkpoint as base + scale * part, one after another.
 
-    Scalars, norms and biases have no parts: they are base + scale * their whole update, with `random` too, so that a
-    result differs from its control in its matrices alone. What the base lacks is taken from the tuned checkpoint.
+    Scalars, norms and biases have no parts: they are base + scale * their whole update, also with `random`, so that a
+    result and its control differ only in matrices. Tensors that the base lacks are taken from the tuned checkpoint.
     """
     for key in pair.tuned.names_in_file_order():
         rows: list[dict[str, Any]] = []
@@ -152,14 +152,14 @@ def apply(
 
     Parts of a weight (`linalg.update_parts`): "leading", the best approximation of D of `rank`; "trailing", the rest;
     "rotation", the tuned directions with the base's singular values; "spectrum", the base's directions with the tuned
-    singular values. `scale` above 1 extrapolates, below 1 goes back. `random`, a seed, is the control: a Gaussian
-    matrix of each part's Frobenius norm in its place. Norms and biases are base + scale * D. Config, tokenizer, types
-    and names of the weights are those of the tuned checkpoint.
+    singular values. `scale` above 1 extrapolates, below 1 interpolates. `random`, a seed, is the control: a Gaussian
+    matrix with each part's Frobenius norm in its place. Norms and biases are base + scale * D. Config, tokenizer,
+    dtypes and names of the weights are those of the tuned checkpoint.
 
     >>> apply("org/base", "org/tuned", "models/rank-16", rank=16).layers[["weight", "relative_norm"]]
 
-    Raises ValueError in one line: settings out of range, checkpoints of two models, quantised or not finite weights, a
-    folder that holds something.
+    Raises ValueError, in one line, for settings out of range, checkpoints of two models, weights that are quantised or
+    not finite, and a folder that is not empty.
     """
     recipe = Recipe(part, rank, scale, random)
     place = float64_place(choose_device(device))
@@ -171,7 +171,7 @@ def apply(
 def write_rebuilt(
     pair: Pair, recipe: Recipe, folder: Path, device: torch.device, progress: Progress = no_progress
 ) -> pd.DataFrame:
-    """Writes what `rebuild` gives as a Hugging Face folder, whole or not at all; returns `Applied.layers`."""
+    """Writes the tensors of `rebuild` as a Hugging Face folder, whole or not at all; returns `Applied.layers`."""
     costs = {key: COSTS[recipe.part] * sum(gflop(p.shape) for p in parts) for key, parts in pair.matrices.items()}
     rows: list[dict[str, Any]] = []
     with (

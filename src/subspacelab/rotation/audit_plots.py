@@ -12,7 +12,7 @@ from subspacelab.plotting.figures import colour_and_marker, drawn_name, log_if_p
 from subspacelab.rotation.auditing import Audit
 
 PICTURES = {"updates": "audit_updates.png", "spectra": "audit_spectra.png"}
-"""What `Audit.plot` draws, and the names of the files."""
+"""Kinds of picture in `Audit.plot`, which also name the files."""
 SHADE = "#d9d9d9"
 PANELS = {
     "relative_norm": "‖D‖ / ‖W‖ (Frobenius)",
@@ -23,7 +23,7 @@ PANELS = {
 
 
 def draw_audit(audit: Audit, kind: str, path: Path | None = None) -> Figure:
-    """One of `PICTURES` as a figure, written to `path` if that is given; SettingError for another kind."""
+    """One of `PICTURES` as a figure, written to `path` if given; SettingError for another kind."""
     if kind not in PICTURES:
         raise SettingError(f"plot {kind!r} of an audit: allowed are {', '.join(PICTURES)}")
     title = drawn_name(str(audit.metrics["adapter"]["reference"]))
@@ -48,7 +48,7 @@ def draw_audit_pictures(folder: Path, audit: Audit) -> tuple[Path, ...]:
 
 
 def _draw_modules(axes: Axes, audit: Audit, column: str) -> None:
-    """A column of points per module; of energies grey bars of five deviations of random updates."""
+    """A column of points per module; for energies, grey bars of five deviations of random updates."""
     layers = audit.layers
     modules = list(dict.fromkeys(layers["module"]))
     axes.set_xticks(range(len(modules)), [drawn_name(module) for module in modules], rotation=40, ha="right")

@@ -1,4 +1,4 @@
-"""A LoRA adapter against its base: how large its updates are, where they lie, and how unlike random ones."""
+"""A LoRA adapter against its base: size and position of its updates, compared with random ones."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LAYERS, METRICS, SPECTRA = FILES = ("layers.csv", "metrics.json", "spectra.safetensors")
-"""What `Audit.save` writes."""
+"""Files that `Audit.save` writes."""
 TEXTS = ("weight", "module")
 MEANS = ("relative_norm", "stable_rank", "effective_rank", *ENERGIES, *TURNS, *INPUTS, "magnitude_change")
 """The columns whose means over the weights are in metrics.json."""
@@ -58,7 +58,7 @@ MEANS = ("relative_norm", "stable_rank", "effective_rank", *ENERGIES, *TURNS, *I
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found.
+    """The result of `audit`.
 
     >>> found = audit("org/some-lora", base="org/base")
     >>> found.summary
@@ -66,24 +66,24 @@ class Audit:
     """
 
     layers: pd.DataFrame
-    """One row per adapted weight: the columns are described in `audit`."""
+    """One row per adapted weight; `audit` describes the columns."""
     metrics: dict[str, Any]
     """Adapter, base, settings, notes, means over the weights."""
     spectra: Mapping[str, Float[Tensor, " r"]] = field(repr=False)
-    """Weight to the singular values of its update, scaling included, float64."""
+    """Weight -> singular values of its update, scaling included, float64."""
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know of the numbers."""
+        """Notes for the reader of the numbers."""
         return list(self.metrics["notes"])
 
     @property
     def summary(self) -> str:
-        """One sentence: how large, where, how unlike random."""
+        """One sentence: size and position of the updates, and how they differ from random ones."""
         return str(self.metrics["summary"])
 
     def save(self, folder: Path | str) -> None:
-        """Writes layers.csv, metrics.json and spectra.safetensors, over those of an earlier audit; `load` reads them.
+        """Writes layers.csv, metrics.json and spectra.safetensors; replaces those of an earlier audit.
 
         ValueError for other files of these names.
         """
@@ -97,13 +97,13 @@ class Audit:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Audit":
-        """What `save` wrote; ValueError, naming the file, for one that is missing or damaged."""
+        """Reads what `save` wrote; ValueError, naming the file, if one is missing or damaged."""
         folder = Path(folder)
         spectra, _ = read_tensors(folder / SPECTRA)
         return cls(_read_layers(folder / LAYERS), _read_metrics(folder / METRICS), spectra)
 
     def plot(self, kind: str = "updates") -> "Figure":
-        """A figure: "updates" (size and energies over the modules) or "spectra"; SettingError for others."""
+        """A figure: "updates" (size and energies over the modules) or "spectra"; SettingError for other kinds."""
         from subspacelab.rotation.audit_plots import draw_audit
 
         return draw_audit(self, kind)
@@ -121,24 +121,26 @@ def audit(
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Audit:
-    """Measures the update of every weight that a PEFT LoRA adapter changes, against the base that it names, or `base`.
+    """Measures the update of every weight that a PEFT LoRA adapter changes, against `base` or the base that it names.
 
-    The update is D = scaling B A, its spectrum exact from the QR of its factors. Per weight W [m, n]:
+    The update is D = scaling B A, with its exact spectrum from the QR of its factors. Columns per weight W [m, n]:
     `rank` and `scaling` of the factors; `norm` ||D||_F, `relative_norm` ||D||_F / ||W||_F; `stable_rank` ||D||_F^2 /
     ||D||_2^2, `effective_rank` (Roy & Vetterli 2007); `leading_energy`, `trailing_energy`: share of ||D||_F^2 in the
-    frame of the k leading, or trailing, singular directions of W over that of a random update, which is 1;
-    `angle_mean`: mean principal angle (degrees) by which W + D turns the leading k directions; `intruders`: leading
-    directions of W + D, of 10, near none of W (2410.21228). The random updates have the singular values of D in uniform
-    frames: of energies their deviation is exact (`linalg.updates.random_frames_deviation`), of angles and intruders it
-    is that of `null_draws` draws. With `calib_dataset`, for a causal language model, which is loaded: `input_ratio`,
-    ||D X||_F / ||W X||_F over the tokens X of `calib_loader_size` windows of `seq_len`, and `input_ratio_random`, that
-    of a Gaussian update of equal norm, exact. `magnitude_change`: root mean square of DoRA's factor of each output,
-    less 1; D is the update before that factor.
+    frame of the k leading (trailing) singular directions of W, over that of a random update, which is 1; `angle_mean`:
+    mean principal angle (degrees) by which W + D rotates the leading k directions; `intruders`: how many of the 10
+    leading directions of W + D are near none of W (2410.21228). The random updates have the singular values of D in
+    uniform frames: for energies their deviation is exact (`linalg.updates.random_frames_deviation`), for angles and
+    intruders it comes from `null_draws` draws.
+
+    With `calib_dataset`, for a causal language model, which is then loaded: `input_ratio`, ||D X||_F / ||W X||_F over
+    the tokens X of `calib_loader_size` windows of `seq_len`, and `input_ratio_random`, that of a Gaussian update of
+    equal norm, exact. `magnitude_change`: root mean square of DoRA's factor of each output, less 1; D is the update
+    before that factor.
 
     >>> audit("org/some-lora", base="org/base").layers[["weight", "relative_norm", "leading_energy"]]
 
-    Raises ValueError in one line: no LoRA adapter, a base that is not there or not its own, quantised or not finite
-    weights, settings out of range.
+    Raises ValueError, in one line, if there is no LoRA adapter, if the base is missing or not the adapter's own, if
+    weights are quantised or not finite, or if settings are out of range.
     """
     if k is not None and k < 1:
         raise SettingError(f"k={k}: at least 1 leading direction")
@@ -189,7 +191,7 @@ def audit(
 def _on_inputs(
     adapted: Sequence[AdaptedWeight], calib_dataset: str, num_windows: int, seq_len: int, seed: int, device: str
 ) -> dict[str, OnInputs]:
-    """What each update does to the inputs that the base feeds it; of embeddings, which take no vectors, nothing."""
+    """The effect of each update on the base's own inputs; embeddings, whose inputs are not vectors, are left out."""
     folder = source_of(adapted[0].base).folder
     windows = text_windows(folder, read_texts(calib_dataset), num_windows, seq_len, seed)
     model = load_causal_lm(folder, device=choose_device(device))
@@ -202,7 +204,7 @@ def _on_inputs(
 
 
 def _reference(reference: str) -> str:
-    """Of an absolute path the name alone, as it is of one machine only."""
+    """The reference; for an absolute path, which belongs to one machine, only its name."""
     return Path(reference).name if Path(reference).is_absolute() else reference
 
 
@@ -211,16 +213,16 @@ def _open_base(adapter: Adapter, base: Weights | None) -> Checkpoint:
         return open_checkpoint(base)
     named, revision = adapter.config.base_model_name_or_path, adapter.config.revision
     if not named:
-        raise CheckpointError(f"{adapter.reference}: names no base; give base (--base)")
+        raise CheckpointError(f"{adapter.reference}: names no base; give one as `base`")
     local = Path(named).exists() or revision is None
     try:
         return open_checkpoint(named if local else f"{named}@{revision}")
     except ValueError as e:
-        raise CheckpointError(f"{adapter.reference}: its base cannot be opened ({e}); give base (--base)") from e
+        raise CheckpointError(f"{adapter.reference}: its base cannot be opened ({e}); give one as `base`") from e
 
 
 def _match(adapter: Adapter, base: Checkpoint) -> tuple[dict[str, str], list[str]]:
-    """Module to the key of its weight in the base, and the modules that have none."""
+    """Module -> key of its weight in the base, and the modules without one."""
     keys = canonical_keys(name for name in base.names if name.endswith(".weight"))
     found: dict[str, str] = {}
     absent = []
@@ -281,7 +283,7 @@ def _notes(adapter: Adapter, layers: pd.DataFrame, absent: list[str]) -> list[st
 
 
 def _doubtful(adapted: Sequence[AdaptedWeight]) -> list[str]:
-    """Which way a square weight is stored cannot be seen, where the others are of both kinds."""
+    """Square weights whose layout cannot be determined, because the other weights have both layouts."""
     plain = [weight for weight in adapted if not weight.layer.is_embedding]
     square = [weight for weight in plain if weight.shape[0] == weight.shape[1]]
     kinds = {weight.transposed for weight in plain if weight.shape[0] != weight.shape[1]}

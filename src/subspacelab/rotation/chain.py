@@ -1,4 +1,4 @@
-"""Two or more checkpoints of one model in a chain, matched by canonical names, and one weight of each."""
+"""Two or more checkpoints of one model in a chain, matched by canonical names, and the factors of one weight."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,16 +23,16 @@ from subspacelab.rotation.plan import Part, Selection, make_plan
 
 @dataclass(frozen=True)
 class StreamedWeight:
-    """What is known of a weight before it is read."""
+    """Facts about a weight that is not read yet."""
 
     part: Part
     """Where its entries are."""
     original_shape: tuple[int, ...]
     """Shape of the stored tensor."""
     storage_dtype: str
-    """Type of the stored entries, as safetensors names it."""
+    """Dtype of the stored entries, as safetensors names it."""
     is_full: bool = True
-    """All singular triples are computed."""
+    """True: all singular triples are computed."""
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -50,15 +50,15 @@ class Streamed:
     """A checkpoint of a chain, read matrix by matrix; its counterpart on disk is `factors.Decomposition`."""
 
     checkpoint: Checkpoint
-    """What is read."""
+    """The open checkpoint."""
     weights: dict[str, StreamedWeight]
-    """Canonical name to what is known of the weight."""
+    """Canonical name -> facts about the weight."""
     notes: tuple[str, ...] = ()
-    """What to know of how they are stored."""
+    """Notes on how the weights are stored."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, selection: Selection) -> "Streamed":
-        """The matrices of `checkpoint` that are wanted, by the rules and with the errors of `plan.make_plan`."""
+        """The selected matrices of `checkpoint`, by the rules and with the errors of `plan.make_plan`."""
         weights, plan = {}, make_plan(checkpoint, rank=None, selection=selection)
         for part in plan.parts.values():
             info = checkpoint.info(part.key)
@@ -67,14 +67,14 @@ class Streamed:
 
     @property
     def source(self) -> dict[str, str | None]:
-        """Reference and revision; of an absolute path the name alone, as it is of one machine only."""
+        """Reference and revision; for an absolute path, which belongs to one machine, only its name."""
         source = self.checkpoint.source
         reference = source.name if Path(source.reference).is_absolute() else source.reference
         return {"reference": reference, "revision": source.revision}
 
     @property
     def folder(self) -> Path | None:
-        """Where it lies on this disk, if it does and is not a copy of the hub's."""
+        """Its folder, if it is local and not in the hub's cache."""
         source = self.checkpoint.source
         return source.folder if source.revision is None and source.folder.exists() else None
 
@@ -91,20 +91,20 @@ STORAGE |= dict.fromkeys(FP8, torch.float32)  # which code times scale is comput
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight as its factors and, where they are complete, as a matrix."""
+    """A weight as its factors and, if they are complete, as a matrix."""
 
     svd: SVD
-    """U [m, r], S [r], Vh [r, n]; or the leading triples alone."""
+    """U [m, r], S [r], Vh [r, n]; or only the leading triples."""
     dense: Float[Tensor, "m n"] | None
-    """The stored entries; None where the factors on disk keep only the leading triples."""
+    """The entries; None if the factors on disk keep only the leading triples."""
     exact: bool = False
-    """Whether `dense` was read as it is stored, and not had back from the factors."""
+    """Whether `dense` holds the stored entries, rather than entries recovered from the factors."""
     spectrum: Float[Tensor, " r"] | None = None
-    """All singular values, where `svd` holds the leading triples of a weight whose entries are at hand."""
+    """All singular values, if `svd` holds only the leading triples of a weight whose entries are known."""
     digest: str = ""
-    """What tells whether it is still what it was (`Chain.digests`)."""
+    """Identifies the content of the weight (`Chain.digests`)."""
     bits: int = 0
-    """Significant bits of the stored entries, where they are fewer than bf16's 8."""
+    """Significant bits of the stored entries, if they are fewer than bf16's 8."""
 
     @classmethod
     def of(
@@ -117,7 +117,7 @@ class Weight:
         digest: str = "",
         bits: int = 0,
     ) -> "Weight":
-        """A matrix decomposed: its `keep` leading triples where they cost less than all, else, or for None, all.
+        """The decomposition of a matrix: its `keep` leading triples if they cost less than all; else, or for None, all.
 
         `entries`: keep them too.
         """
@@ -129,24 +129,24 @@ class Weight:
 
     @property
     def S(self) -> Float[Tensor, " r"]:
-        """The singular values, descending: all that are known."""
+        """All known singular values, descending."""
         return self.svd.S if self.spectrum is None else self.spectrum
 
     @property
     def is_partial(self) -> bool:
-        """Whether only the leading triples were computed, though all could be."""
+        """Whether only the leading triples were computed, although all could be."""
         return self.spectrum is not None
 
     @cached_property
     def noise(self) -> Float[Tensor, "m n"]:
-        """How far an entry of `dense` may be from the stored one, for the factors are float32; to the 0.4 % of bf16.
+        """Largest error of an entry of `dense` recovered from float32 factors, at most the 0.4 % of bf16.
 
-        0 where the entries were read.
+        0 if the entries were read.
 
-        U, S and Vh are rounded by 2^-24 each, and the errors of the terms U_ik S_k V_kj add up by chance over k: the
-        difference of two such sums has a deviation of 1 to 1.1 2^-24 (sum of the squared terms)^(1/2), of which twice 4
-        are allowed here: 3e-7 of a typical entry, where a step of bf16 is 4e-3 of its own. float32 storage rounds the
-        sum once more, and the decomposition in float64 by n eps s_1.
+        U, S and Vh are rounded by 2^-24 each, and the errors of the terms U_ik S_k V_kj add up randomly over k: the
+        difference of two such sums has a deviation of 1 to 1.1 2^-24 (sum of the squared terms)^(1/2). Twice 4
+        deviations are allowed here: 3e-7 of a typical entry, while a step of bf16 is 4e-3 of its own entry. float32
+        storage rounds the sum once more, and the decomposition in float64 adds n eps s_1.
         """
         assert self.dense is not None
         if self.exact:
@@ -170,15 +170,16 @@ class Weight:
 
 
 def to_device(svd: SVD, device: torch.device) -> SVD:
-    """The same factors on `device`."""
+    """A copy on `device`."""
     return SVD(svd.U.to(device), svd.S.to(device), svd.Vh.to(device), svd.method)
 
 
 def recover_entries(svd: SVD, storage_dtype: str) -> Float[Tensor, "m n"]:
-    """U diag(S) Vh in float64, rounded to the type the weight was stored in.
+    """U diag(S) Vh in float64, rounded to the dtype the weight was stored in.
 
-    Float32 factors are some 1e-8 of a typical entry off, a bf16 step is 4e-3 of an entry: rounding gives every bf16
-    or fp16 entry back but those more than about 1e5 times smaller than is typical. In float32 storage the 1e-8 stays.
+    Float32 factors are wrong by about 1e-8 of a typical entry, a bf16 step is 4e-3 of an entry: rounding recovers every
+    bf16 or fp16 entry, except entries about 1e5 times smaller than typical. In float32 storage the error of 1e-8
+    remains.
     """
     dtype = STORAGE[storage_dtype]
     scaled = svd.S.double()[:, None] * svd.Vh.double()
@@ -190,7 +191,7 @@ def recover_entries(svd: SVD, storage_dtype: str) -> Float[Tensor, "m n"]:
 
 
 def subtract(b: Weight, a: Weight) -> Float[Tensor, "m n"]:
-    """B - A of the entries in float32, exactly 0 where two sets of float32 factors cannot tell an entry from equal.
+    """B - A of the entries in float32; exactly 0 if two sets of float32 factors cannot distinguish an entry from equal.
 
     Entries that were read as float64 are subtracted in float64.
     """
@@ -207,34 +208,34 @@ def subtract(b: Weight, a: Weight) -> Float[Tensor, "m n"]:
 
 
 Place: TypeAlias = Weights | Decomposition
-"""A checkpoint to compare: whatever holds weights, or a decomposed folder."""
+"""A checkpoint to compare: any source of weights, or a decomposed folder."""
 ROLES = ("base", "stage1", "stage2")
-"""What the checkpoints of a chain of three are called in its tables."""
+"""Names of the checkpoints in the tables of a chain of three."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Checkpoints in order of training, each trained from the one before."""
+    """Checkpoints in the order of training; each was trained from the one before."""
 
     checkpoints: tuple[Decomposition | Streamed, ...]
     """Two or more."""
     names: list[str]
-    """Canonical names of the weights that all have in one shape and rank, sorted."""
+    """Canonical names, sorted, of the weights that all checkpoints have in one shape and rank."""
     unmatched: dict[str, str]
-    """Canonical name of each other weight, with the reason."""
+    """Canonical name of each other weight -> the reason."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """A name for each: base, stage1 and stage2 of three, else the end of its reference, numbered if not unique."""
+        """A label for each: base, stage1, stage2 for three; else the end of its reference, numbered if not unique."""
         return _labels(self.checkpoints)
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:
-        """Label to reference and revision."""
+        """Label -> reference and revision."""
         return {label: c.source for label, c in zip(self.labels, self.checkpoints, strict=True)}
 
     def places(self, beside: Path) -> dict[str, str]:
-        """Label to what it is and where, seen from `beside`: two sources of one name are two."""
+        """Label -> source and relative path from `beside`, by which two sources of one name are distinguished."""
         return {
             label: "".join(
                 (
@@ -251,30 +252,31 @@ class Chain:
         return self.checkpoints[0].weights[name].matrix_shape
 
     def is_full(self, name: str) -> bool:
-        """Whether all singular triples of a weight were kept."""
+        """Whether all singular triples of a weight are known."""
         return self.checkpoints[0].weights[name].is_full
 
     @property
     def num_streamed(self) -> int:
-        """How many of the checkpoints are decomposed as they are read."""
+        """Number of checkpoints that are decomposed while they are read."""
         return sum(isinstance(checkpoint, Streamed) for checkpoint in self.checkpoints)
 
     def storage(self, name: str) -> tuple[str, ...]:
-        """The types that a weight is stored in, as safetensors names them."""
+        """The dtypes a weight is stored in, as safetensors names them."""
         return tuple(checkpoint.weights[name].storage_dtype for checkpoint in self.checkpoints)
 
     def digests(self, name: str) -> list[str]:
-        """What tells whether a weight, in each checkpoint, is still what it was: of its entries, or of its factors."""
+        """Identifies the content of a weight in each checkpoint: a digest of its entries, or of its factors."""
         return [
             checkpoint.read(name)[1] if isinstance(checkpoint, Streamed) else _digest_of(checkpoint.weights[name])
             for checkpoint in self.checkpoints
         ]
 
     def walk(self, name: str, device: torch.device, keep: int | None = None) -> Iterator[Weight]:
-        """One weight of each checkpoint in turn, with its entries where the factors are complete.
+        """Yields one weight from each checkpoint in turn, with its entries if the factors are complete.
 
-        `keep` leading triples are enough of what is decomposed as it is read (None: all are needed). Neighbours that
-        store the same bytes are one object, so that what did not move is exactly equal.
+        `keep`: number of leading triples that are enough for a weight that is decomposed while it is read (None: all).
+        Neighbouring checkpoints that store the same bytes yield one object, so that unchanged weights are exactly
+        equal.
         """
         known: dict[str, Weight] = {}
         for checkpoint in self.checkpoints:
@@ -284,7 +286,7 @@ class Chain:
             del weight  # so that whoever asks for the next one decides what is held meanwhile
 
     def read(self, name: str, device: torch.device, keep: int | None = None) -> tuple[Weight, ...]:
-        """One weight of all checkpoints at once; any that store the same bytes are one object."""
+        """One weight of all checkpoints at once; checkpoints that store the same bytes share one object."""
         known: dict[str, Weight] = {}
         weights = []
         for checkpoint in self.checkpoints:
@@ -295,7 +297,7 @@ class Chain:
 
 
 def _digest_of(record: FactorRecord) -> str:
-    """Of the entries and, as the method decides their last bits, of the factors."""
+    """Digest of the entries and of the factors, since the method decides their last bits."""
     return " ".join([record.source_digest, *(record.factor_digests or {}).values()])
 
 
@@ -306,7 +308,7 @@ def _read_weight(
     known: Mapping[str, Weight],
     keep: int | None,
 ) -> tuple[str, Weight]:
-    """Digest of the stored entries, and the weight: the known one of that digest, if there is one."""
+    """Digest of the stored entries, and the weight; a known weight with that digest is used again."""
     dtype = checkpoint.weights[name].storage_dtype
     bits = SIGNIFICANT_BITS[dtype] if dtype in FP8 else 0
     if isinstance(checkpoint, Streamed):
@@ -328,9 +330,9 @@ def _labels(checkpoints: tuple[Decomposition | Streamed, ...]) -> tuple[str, ...
 
 
 def open_chain(*places: Place, include: str | None = None, exclude: str | None = None) -> Chain:
-    """Opens checkpoints and decomposed folders as a chain; only weights whose key `include` finds and `exclude` not.
+    """Opens checkpoints and decomposed folders as a chain; only weights whose key matches `include` and not `exclude`.
 
-    Raises ValueError, in one line, for fewer than two, for what cannot be opened, and if they share no weight.
+    ValueError, in one line, for fewer than two, for one that cannot be opened, and if they share no weight.
     """
     if len(places) < 2:
         raise SettingError(f"{len(places)} checkpoint to compare; give two, or a chain of three and more")

@@ -29,17 +29,17 @@ def decompose(
         ),
     ],
     output_dir: Annotated[
-        Path, typer.Option(help="The factors of each go to <output-dir>/<basename of the model>.")
+        Path, typer.Option(help="Folder of the factors, in <output-dir>/<basename of the model>.")
     ] = Path("data/svd"),
     *,
     settings: DecomposeConfig,
     track: Track = True,
 ) -> None:
-    """SVD of every weight matrix of checkpoints, one at a time; no model is ever built.
+    """SVD of every weight matrix of checkpoints, one at a time; no model is built.
 
-    An interrupted run continues where it stopped; a further selection of the same checkpoint's weights is added. A
-    folder with factors of another checkpoint, or made by other settings, is refused. Several processes:
-    accelerate launch -m subspacelab rotation decompose ...
+    An interrupted run continues; further weights of the same checkpoint are added. ValueError for a folder with factors
+    of another checkpoint, or made with other settings. Several processes: accelerate launch -m subspacelab rotation
+    decompose ...
     """
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.devices import is_main_process
@@ -72,10 +72,14 @@ def compare(
             "decomposed folder.",
         ),
     ] = None,
-    output_dir: Annotated[Path, typer.Option(help="Where tables and pictures go.")] = ...,  # type: ignore[assignment]
+    output_dir: Annotated[Path, typer.Option(help="Folder of tables and pictures.")] = ...,  # type: ignore[assignment]
     base: Annotated[Path | None, typer.Option(help="Decomposed folder of the base checkpoint.")] = None,
-    stage1: Annotated[Path | None, typer.Option(help="Decomposed folder of that trained from the base.")] = None,
-    stage2: Annotated[Path | None, typer.Option(help="Decomposed folder of that trained from stage 1.")] = None,
+    stage1: Annotated[
+        Path | None, typer.Option(help="Decomposed folder of the checkpoint trained from the base.")
+    ] = None,
+    stage2: Annotated[
+        Path | None, typer.Option(help="Decomposed folder of the checkpoint trained from stage 1.")
+    ] = None,
     module: Annotated[
         list[str] | None,
         typer.Option(help="NAME=PATTERN[,PATTERN...]: a further group; {} is any layer, {0-11} a range. Repeatable."),
@@ -85,22 +89,23 @@ def compare(
     settings: CompareRotationsConfig,
     track: Track = True,
 ) -> None:
-    """How did training turn the weights, and would a random update of equal norm do the same?
+    """How did training rotate the weights, and would a random update of equal norm do the same?
 
-    Principal angles, spectra and updates from each checkpoint to the next:
-    A B [C ...] are read weight by weight, and nothing is left on disk;
-    --base, --stage1, --stage2 are three decomposed folders. Of three also
-    whether the rotations compose: R1 R2 - R3 = -U_0^T (I - U_1 U_1^T) U_2,
-    which sees only how far the tall side's column space tilts.
+    Measures principal angles, spectra and updates from each checkpoint to the
+    next. A B [C ...] are read weight by weight, and nothing is left on disk;
+    --base, --stage1, --stage2 are three decomposed folders. For three
+    checkpoints it also tests whether the rotations compose:
+    R1 R2 - R3 = -U_0^T (I - U_1 U_1^T) U_2, which depends only on the tilt of
+    the tall side's column space.
 
-    Beside each measure x stand x_null_mean, x_null_std and x_z, those of random
-    updates. A measure stands out where |z| > 5 and its ratio to the random mean
-    lies outside 0.8 to 1.25 (a cosine: beyond 0.1). floor_* is the effect of
-    half an ulp of bf16 noise, no limit of what can be seen.
+    Each measure x has columns for random updates: x_null_mean, x_null_std and
+    x_z. A measure stands out if |z| > 5 and its ratio to the random mean is
+    outside 0.8 to 1.25 (for a cosine: beyond 0.1). floor_* is the effect of
+    half an ulp of bf16 noise, not a limit of detection.
 
-    Writes layers.csv, modules.csv, curves.csv, metrics.json and pictures; of
+    Writes layers.csv, modules.csv, curves.csv, metrics.json and pictures; for
     A B [C ...] also links.csv (a row per weight and link) and the spectra.
-    A comparison that was stopped continues: its rows are kept in
+    An interrupted comparison continues: its rows are kept in
     OUTPUT_DIR/unfinished. Several processes share the weights:
     accelerate launch -m subspacelab rotation compare ...
     """
@@ -127,7 +132,7 @@ def compare(
     places = [read_decomposition(folder) for folder in folders] or (checkpoints or [])
     chain = open_chain(*places, include=settings.include, exclude=settings.exclude)
     require_apart(output_dir, [c.folder for c in chain.checkpoints if c.folder is not None])
-    make_groups(chain.names, modules)  # that each pattern means something
+    make_groups(chain.names, modules)  # fails early for a pattern that matches nothing
     how = Settings(settings.k, seed, settings.null_draws, settings.device, tuple(settings.null_models or ()))
     group = processes(cpu=choose_device(settings.device).type == "cpu")
     made_by: dict[str, Any] = {"rank": settings.k, "modules": modules, "seed": seed, "null": settings.null_draws}
@@ -166,22 +171,25 @@ def audit(
     adapters: Annotated[
         list[str], typer.Argument(metavar="ADAPTER ...", help="PEFT LoRA adapters: local folder or org/name@revision.")
     ],
-    base: Annotated[str | None, typer.Option(help="The base checkpoint, in place of that the adapter names.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base checkpoint, in place of the one that the adapter names.")
+    ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where tables and pictures go; of several adapters, a folder for each.")
+        Path | None, typer.Option(help="Folder of tables and pictures; for several adapters, a subfolder each.")
     ] = None,
     seed: Seed = 42,
     *,
     settings: AuditConfig,
     track: Track = True,
 ) -> None:
-    """How large is a LoRA adapter's update, where does it lie, and how unlike a random one?
+    """How large is a LoRA adapter's update, in which directions, and how does it differ from a random one?
 
     Per weight: exact spectrum of the update, relative norm, stable and effective
-    rank, energy in the base's leading and trailing directions, turn of the
-    leading directions, intruder dimensions; beside random updates of the same
-    singular values. The base is read weight by weight. With --calib-dataset it
-    is also run: how large are the update's outputs on real inputs?
+    rank, energy in the base's leading and trailing directions, rotation of the
+    leading directions, intruder dimensions; all compared with random updates
+    with the same singular values. The base is read weight by weight. With
+    --calib-dataset it is also run, to measure the update's outputs on real
+    inputs.
     """
     from contextlib import ExitStack
 
@@ -220,8 +228,8 @@ def audit(
         print_audit(result)
 
 
-Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before.")]
-Tuned = Annotated[str, typer.Argument(metavar="TUNED", help="The checkpoint after, trained from the base.")]
+Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before training.")]
+Tuned = Annotated[str, typer.Argument(metavar="TUNED", help="The checkpoint after training, trained from the base.")]
 
 
 @app.command()
@@ -233,9 +241,9 @@ def extract(
     *,
     settings: ExtractConfig,
 ) -> None:
-    """What training did to the linear layers, as a plain PEFT LoRA adapter on the base.
+    """Writes the training update of the linear layers as a plain PEFT LoRA adapter on the base.
 
-    Per weight the best approximation of tuned - base of one --rank, or of the
+    Per weight, the best approximation of tuned - base of one --rank, or of the
     smallest rank that keeps the share --energy of its squared norm. Embeddings,
     tied heads, norms, biases and convolutions are left out, and listed with
     their share of the update. The weights are read one at a time.
@@ -258,13 +266,14 @@ def apply(
     *,
     settings: ApplyConfig,
 ) -> None:
-    """The base plus a part of what training did to it, as an ordinary Hugging Face folder.
+    """Writes the base plus a part of its training update, as an ordinary Hugging Face folder.
 
-    Base + S * part, weight by weight: the update's best approximation of rank
-    --rank, what that leaves, or only its change of directions, or of singular
-    values. --random SEED is the control: Gaussian matrices of the same norms.
-    Norms and biases are base + S * their whole update. Config, tokenizer and
-    types are those of the tuned checkpoint.
+    Base + S * part, weight by weight. The part is the update's best
+    approximation of rank --rank, the rest of the update, only its change of
+    directions, or only its change of singular values. --random SEED is the
+    control: Gaussian matrices with the same norms. Norms and biases are
+    base + S * their whole update. Config, tokenizer and dtypes are those of
+    the tuned checkpoint.
     """
     from subspacelab.core.ownership import require_apart
     from subspacelab.plotting.terminal import progress_bar
@@ -276,7 +285,7 @@ def apply(
 
 
 def three_folders(checkpoints: list[str] | None, *folders: Path | None) -> list[Path]:
-    """The folders of --base, --stage1 and --stage2, none where checkpoints are given; ValueError for some of each."""
+    """The folders of --base, --stage1 and --stage2; empty if checkpoints are given. ValueError if both are given."""
     given = [folder for folder in folders if folder is not None]
     if given and (checkpoints or len(given) < len(folders)):
         raise SettingError("compare: give checkpoints A B [C ...], or all of --base, --stage1 and --stage2")
@@ -284,7 +293,7 @@ def three_folders(checkpoints: list[str] | None, *folders: Path | None) -> list[
 
 
 def parse_modules(given: list[str]) -> dict[str, str]:
-    """`["vision block 0=visual.blocks.0.attn.qkv"]` as a mapping; without a name or a pattern a ValueError."""
+    """`["vision block 0=visual.blocks.0.attn.qkv"]` as a mapping; ValueError without a name or a pattern."""
     parsed: dict[str, str] = {}
     for entry in given:
         name, _, patterns = entry.partition("=")

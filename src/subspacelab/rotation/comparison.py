@@ -1,4 +1,4 @@
-"""Checkpoints of one model compared, weight by weight: two, or a chain of three and more."""
+"""Comparison of checkpoints of one model, weight by weight: two, or a chain of three or more."""
 
 import json
 import os
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TABLES = ("layers.csv", "modules.csv", "curves.csv", "metrics.json")
-"""What `Comparison.save` always writes."""
+"""Files that `Comparison.save` always writes."""
 LINKS, SPECTRA = "links.csv", "spectra.safetensors"
-"""What it writes beside them: the long table; singular values, and the members of the groups."""
+"""Further files: the long table; singular values and the members of the groups."""
 GROUPS_KEY = "groups"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     >>> found = compare("org/base", "org/tuned")
     >>> found.layers[["weight", "update_norm", "angle_mean", "angle_mean_null_mean"]]
@@ -53,26 +53,27 @@ class Comparison:
     """
 
     layers: pd.DataFrame
-    """Of three checkpoints one row per weight, a column per measure and pair (01, 12, 02); else the same as `links`."""
+    """For three checkpoints, one row per weight with a column per measure and pair (01, 12, 02); else the same as
+    `links`."""
     modules: pd.DataFrame
-    """One row per group, and per link where there are not three checkpoints: means, deviations and null models."""
+    """One row per group (and per link unless there are three checkpoints): means, deviations and null models."""
     curves: pd.DataFrame
     """One row per group and layer (and link): means."""
     metrics: dict[str, Any]
-    """Means and deviations over all weights and per group, what stands out, notes, settings, sources."""
+    """Means and deviations over all weights and per group, outstanding measures, notes, settings, sources."""
     groups: tuple[Group, ...]
-    """Which weights belong together."""
+    """Groups of weights."""
     spectra: Mapping[str, Float[Tensor, "checkpoints r"]] = field(repr=False)
-    """Weight to its singular values in each checkpoint; empty if loaded from a folder that does not have them."""
+    """Weight -> its singular values in each checkpoint; empty if the loaded folder has none."""
 
     @property
     def is_chain_of_three(self) -> bool:
-        """Whether the tables have a column per pair of base, stage1 and stage2, and say whether rotations compose."""
+        """Whether the tables have a column per pair of base, stage1, stage2, and measure how rotations compose."""
         return "sources" in self.metrics
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The checkpoints as the tables call them, in order."""
+        """The checkpoints' labels in the tables, in order."""
         return ("base", "stage1", "stage2") if self.is_chain_of_three else tuple(c["name"] for c in self._checkpoints)
 
     @property
@@ -84,7 +85,7 @@ class Comparison:
     def links(self) -> pd.DataFrame:
         """One row per weight and pair of neighbouring checkpoints: `from`, `to`, and the columns of `metrics.Change`.
 
-        Beside them the null model of each (`x_null_mean`, `x_null_std`, `x_z`), and `gap_k` and `floor_*` of the first
+        Each with its null model (`x_null_mean`, `x_null_std`, `x_z`), and with `gap_k` and `floor_*` of the first
         checkpoint, which are the same in all links of a weight.
         """
         return links_of(self.layers, self.names) if self.is_chain_of_three else self.layers
@@ -96,12 +97,12 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know of the numbers."""
+        """Notes for the reader of the numbers."""
         return list(self.metrics["notes"])
 
     @property
     def summary(self) -> list[str]:
-        """A sentence, of other than three checkpoints one per link, that speaks of what is unlike random updates."""
+        """The measures that differ from random updates: one sentence for three checkpoints, else one per link."""
         if not self.metrics["null"]["draws"]:
             return []
         if self.is_chain_of_three:
@@ -114,13 +115,13 @@ class Comparison:
 
     @property
     def headline(self) -> dict[str, float]:
-        """The few metrics that a person compares: `aggregate.headline` of three checkpoints, else `link_headline`."""
+        """The headline numbers: `aggregate.headline` for three checkpoints, else `link_headline`."""
         return headline(self.layers) if self.is_chain_of_three else link_headline(self.layers)
 
     def save(self, folder: Path | str, *, metrics: str = "metrics.json", details: bool = True) -> None:
         """Writes layers.csv, modules.csv, curves.csv and, under its name, `metrics`; `load` reads them.
 
-        `details`: links.csv, spectra.safetensors and the pictures too. They replace those of an earlier comparison;
+        `details` adds links.csv, spectra.safetensors and the pictures. Files of an earlier comparison are replaced;
         ValueError for other files of these names.
         """
         folder = Path(folder)
@@ -145,9 +146,9 @@ class Comparison:
 
     @classmethod
     def load(cls, folder: Path | str, *, metrics: str = "metrics.json") -> "Comparison":
-        """What `save` wrote; of a folder without spectra.safetensors no spectra, and the default groups alone.
+        """Reads what `save` wrote; without spectra.safetensors, there are no spectra and only the default groups.
 
-        Raises ValueError, naming the file, for one that is missing or damaged.
+        Raises ValueError, naming the file, if one is missing or damaged.
         """
         folder = Path(folder)
         layers, modules, curves = (_read_table(folder / name) for name in TABLES[:3])
@@ -160,7 +161,7 @@ class Comparison:
         return cls(layers, modules, curves, found, groups, spectra)
 
     def plot(self, kind: str) -> "Figure":
-        """A figure: "angles", "spectra", "updates" or, of three checkpoints, "rotation"; SettingError for others."""
+        """A figure: "angles", "spectra", "updates" or, for three checkpoints, "rotation"; else SettingError."""
         from subspacelab.rotation.plots import draw
 
         return draw(self, kind)
@@ -178,22 +179,22 @@ def compare(
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Measures every weight that two or more checkpoints of one model share, from each to the next.
+    """Measures every weight that two or more checkpoints of one model share, from each checkpoint to the next.
 
     A checkpoint is a reference, a path, an open checkpoint, a state dict, a module, or a decomposed folder. Weights are
-    read, decomposed and measured one at a time; no factors are written. `k` leading directions are compared, or all a
-    weight has if fewer (None: min(rank, 64)). `modules` adds groups, label to comma-separated names or patterns.
-    `include` and `exclude` are regular expressions of the tensors' keys. `null_draws` random updates of each weight and
-    pair make a null model (0: none; "auto": 3, of large checkpoints 1). `null_models` adds to the Gaussian one
+    read, decomposed and measured one at a time; no factors are written. `k` leading directions are compared, or all if
+    a weight has fewer (None: min(rank, 64)). `modules` adds groups: label -> comma-separated names or patterns.
+    `include` and `exclude` are regular expressions for the tensors' keys. `null_draws` random updates of each weight
+    and pair form a null model (0: none; "auto": 3, or 1 for large checkpoints). `null_models` adds to the Gaussian one
     "spectrum" (the update's singular values in random frames) and "permuted" (its entries shuffled). The columns are
-    those of `rotation.metrics.Change` (angles in degrees), each with its null models (`rotation.null_model`); of three
-    checkpoints also whether the rotations compose.
+    those of `rotation.metrics.Change` (angles in degrees), each with its null models (`rotation.null_model`); for three
+    checkpoints also the composition of the rotations.
 
     >>> found = compare("org/base", "org/tuned", include="q_proj")
     >>> found.layers.sort_values("principal_energy_z")[["weight", "principal_energy"]]
 
-    Raises ValueError in one line: fewer than two checkpoints, no weight in common, one that is quantised or not
-    finite, a pattern that means nothing, settings out of range.
+    Raises ValueError, in one line, for fewer than two checkpoints, no common weight, a weight that is quantised or not
+    finite, a pattern that matches nothing, and settings out of range.
     """
     chain = open_chain(*checkpoints, include=include, exclude=exclude)
     settings = Settings(k, seed, null_draws, device, tuple(null_models or ()))
@@ -209,7 +210,7 @@ def compare_chain(
     kept: KeptRows | None = None,
     group: Processes | None = None,
 ) -> Comparison:
-    """`compare` of checkpoints that are open; `kept` and `group` as in `measuring.measure_chain`."""
+    """`compare` for checkpoints that are already open; `kept` and `group` as in `measuring.measure_chain`."""
     settings = settings.for_chain(chain)
     groups = make_groups(chain.names, modules)
     measured = measure_chain(chain, groups, settings, progress, kept, group)
@@ -227,12 +228,12 @@ def compare_chain(
 
 
 def _both_sides(columns: Iterable[str]) -> list[str]:
-    """Those that are not of one side alone; the composition error is of the tall one."""
+    """The measures of both sides together; the composition error is the tall side's."""
     return [c for c in columns if c.startswith("rotation_mse") or not c.endswith(("_U", "_Vh"))]
 
 
 def _null(layers: pd.DataFrame, settings: Settings) -> dict[str, Any]:
-    """The null model, further ones where there are any, and what stands out."""
+    """The null model, further ones if there are any, and the measures that stand out."""
     others = list(settings.models[1:]) if settings.null_draws else []
     found = {"model": "gaussian", "draws": settings.null_draws} | ({"further_models": others} if others else {})
     return found | {"standing_out": standing_out(layers, others)}
@@ -241,7 +242,7 @@ def _null(layers: pd.DataFrame, settings: Settings) -> dict[str, Any]:
 def _summarise_three(
     layers: pd.DataFrame, groups: list[Group], chain: Chain
 ) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    """What metrics.json says of the measures, and the tables of groups and curves."""
+    """The measures in metrics.json, and the tables of groups and curves."""
     summaries = _group_summaries(layers, groups)
     found = {"all": describe(layers), "groups": summaries, "identity": describe_identities(layers)}
     return found | {"sources": chain.sources}, module_table(summaries), curve_table(layers, groups)
@@ -250,7 +251,7 @@ def _summarise_three(
 def _summarise_links(
     layers: pd.DataFrame, groups: list[Group], chain: Chain
 ) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    """The same link by link."""
+    """The same, link by link."""
     links, modules, curves = [], [], []
     for a, b in pairwise(chain.labels):
         rows, ends = layers[(layers["from"] == a) & (layers["to"] == b)], {"from": a, "to": b}

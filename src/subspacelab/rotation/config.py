@@ -1,4 +1,4 @@
-"""What can be set in rotation."""
+"""Settings of rotation."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -17,58 +17,58 @@ class DecomposeConfig:
     """`decompose`: the SVD of every weight matrix of a checkpoint."""
 
     rank: Count | None = None
-    """Leading singular triples to keep; all by default."""
+    """Number of leading singular triples to keep; default: all."""
     include: str | None = None
-    """Only weights whose name this regular expression finds."""
+    """Only weights whose name matches this regular expression."""
     exclude: str | None = None
-    """Not the weights whose name this regular expression finds."""
+    """Skip weights whose name matches this regular expression."""
     method: Method = "auto"
-    """How: auto, gram (float64 Gram matrix, fast) or lapack."""
+    """Method: auto, gram (float64 Gram matrix, fast) or lapack."""
     format: Format = "float32"
-    """What U and Vh are stored as; in half precision they do not give the weight back."""
+    """Storage dtype of U and Vh; in half precision the weight cannot be recovered from them."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
 
 @settings
 class CompareRotationsConfig:
-    """`compare`: rotations and updates from checkpoint to checkpoint, beside those of random updates."""
+    """`compare`: rotations and updates from checkpoint to checkpoint, compared with random updates."""
 
     k: Annotated[Count | None, Flag("--k"), Flag("--rank")] = None
-    """Leading directions of the principal angles; the smaller of the rank and 64 by default."""
+    """Number of leading directions for the principal angles; default: the smaller of the rank and 64."""
     modules: dict[str, str] = field(default_factory=dict)
-    """Further groups: label to comma-separated weights, `{}` for any layer; the default groups come by themselves."""
+    """Further groups, label -> comma-separated weights, `{}` for any layer. The default groups are always there."""
     null_draws: Annotated[Natural | Literal["auto"], Flag("--null")] = 3
-    """Random updates of equal norm drawn per weight, pair and null model, a decomposition each; 0: none; auto: 3, or 1
-    where they take more than 50,000 GFLOP. From 3, |z| > 3 comes by chance in 12 % of the columns and |z| > 5 in 4.9 %;
-    from 10 in 1.9 % and 0.1 %; from 20 in 0.9 % and 0.01 %; of angles and composition errors, which are skewed, |z| > 5
-    in 1 to 2 % even from 10."""
+    """Random updates of equal norm per weight, pair and null model; each takes a decomposition. 0: none; auto: 3, or 1
+    if they would take more than 50,000 GFLOP. From 3 draws, |z| > 3 occurs by chance in 12 % of the columns and |z| > 5
+    in 4.9 %; from 10 draws in 1.9 % and 0.1 %; from 20 in 0.9 % and 0.01 %. Angles and composition errors are skewed:
+    for them |z| > 5 occurs in 1 to 2 % even from 10 draws."""
     null_models: Annotated[list[NullModel] | None, Flag("--null-model")] = None
-    """What is drawn beside Gaussian updates, at the same cost each: spectrum (the update's singular values in random
-    frames), permuted (its entries shuffled, so that it is as sparse). Repeatable."""
+    """Null models in addition to Gaussian updates, each at the same cost: spectrum (the update's singular values in
+    random frames), permuted (its entries shuffled, so that it is equally sparse). Repeatable."""
     include: str | None = None
-    """Only weights whose name this regular expression finds."""
+    """Only weights whose name matches this regular expression."""
     exclude: str | None = None
-    """Not the weights whose name this regular expression finds."""
+    """Skip weights whose name matches this regular expression."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
 
 @settings
 class AuditConfig:
-    """`audit`: the update of a LoRA adapter beside random updates of the same singular values."""
+    """`audit`: the update of a LoRA adapter, compared with random updates with the same singular values."""
 
     k: Annotated[Count | None, Flag("--k"), Flag("--rank")] = None
-    """Leading, and trailing, directions of the base; the smaller of its rank and 64 by default."""
+    """Number of leading (and trailing) directions of the base; default: the smaller of its rank and 64."""
     null_draws: Annotated[Natural, Flag("--null")] = 3
-    """Random updates drawn per weight for angles and intruders, one decomposition each; 0: none. Energies need none."""
+    """Random updates per weight for angles and intruders, one decomposition each; 0: none. Energies need none."""
     calib_dataset: str | None = None
-    """Text on which the update is compared with the weight's own outputs: wikitext2, c4, ptb, pipeline:corpus or a
-    file; the base must then be a causal language model, and is loaded."""
+    """Text on which the update's outputs are compared with the weight's: wikitext2, c4, ptb, pipeline:corpus or a file.
+    The base must then be a causal language model, and is loaded."""
     calib_loader_size: Count = 16
-    """Windows of it."""
+    """Number of windows of text."""
     seq_len: Count = 512
-    """Tokens in a window."""
+    """Tokens per window."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -78,13 +78,14 @@ class ExtractConfig:
     """`extract`: the update of the linear layers as a LoRA adapter."""
 
     rank: Count | None = None
-    """Rank of every weight's update; this or energy."""
+    """Rank of every weight's update; give either rank or energy."""
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of each weight's squared norm that is kept, by the smallest rank that does; this or rank."""
+    """Share of each weight's squared update norm to keep, with the smallest sufficient rank; give either rank or
+    energy."""
     include: str | None = None
-    """Only weights whose name this regular expression finds."""
+    """Only weights whose name matches this regular expression."""
     exclude: str | None = None
-    """Not the weights whose name this regular expression finds."""
+    """Skip weights whose name matches this regular expression."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -94,28 +95,28 @@ class ApplyConfig:
     """`apply`: the base plus a part of an update."""
 
     rank: Natural | None = None
-    """Terms of each weight's update that are leading: all by default; with 0 only norms and biases move."""
+    """Number of leading terms of each weight's update; default: all. With 0, only norms and biases change."""
     part: Literal["leading", "trailing", "rotation", "spectrum"] = "leading"
     """leading (best approximation of that rank), trailing (the rest), rotation (tuned directions, the base's singular
     values) or spectrum (the base's directions, tuned singular values)."""
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    """Times which the part is added: above 1 extrapolates, below 1 goes back."""
+    """Factor of the part: above 1 extrapolates, below 1 interpolates."""
     random: Seed | None = None
-    """The control: a Gaussian matrix of each part's norm in its place, drawn from this seed."""
+    """Seed of the control: a Gaussian matrix with each part's norm, in its place."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
 
 @settings
 class JudgeUpdatesConfig:
-    """`judge_updates`: parts of stage 2's update, and predictions of it, as models."""
+    """`judge_updates`: evaluation of parts of stage 2's update, and of predictions of it, as models."""
 
     ranks: list[Count] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64, 128])
     """Ranks of the update's best approximations."""
     scales: list[Positive] = field(default_factory=lambda: [0.5, 1.5, 2.0])
-    """Times which the update is added; 0 and 1 come by themselves."""
+    """Factors of the update; 0 and 1 are always included."""
     evaluated: Count = 512
-    """Held-out scenes on which each checkpoint is judged."""
+    """Number of held-out scenes on which each checkpoint is evaluated."""
 
 
 STAGES = {
@@ -123,4 +124,4 @@ STAGES = {
     "compare_rotations": CompareRotationsConfig,
     "judge_updates": JudgeUpdatesConfig,
 }
-"""Stage to what can be set for it in params.yaml and in a study."""
+"""Stage -> class of its settings in params.yaml and in a study."""

@@ -1,4 +1,4 @@
-"""Every weight matrix of a checkpoint, decomposed: read one at a time, written one at a time, continued if stopped."""
+"""Decomposition of every weight matrix of a checkpoint: read and written one at a time; interrupted runs continue."""
 
 import math
 import os
@@ -38,16 +38,16 @@ METHODS = get_args(Method)
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines the factors of a weight, beside its entries."""
+    """Settings that determine the factors of a weight."""
 
     rank: int | None
-    """Leading singular triples to keep; None keeps all."""
+    """Number of leading singular triples to keep; None keeps all."""
     method: Method
     """auto, gram or lapack."""
     format: Format
-    """What U and Vh are stored as."""
+    """Storage dtype of U and Vh."""
     device: torch.device
-    """Where to compute."""
+    """Device of the computation."""
 
 
 def decompose_into(
@@ -67,15 +67,15 @@ def decompose_into(
 
     A tensor of shape [a, b, c, ...] is the matrix [a, b*c*...]. Fused experts, [experts, out, in] or [experts, in,
     out], are a matrix [out, in] each, `name[e]`. FP8 is dequantised by its scale. Each tensor is read once. `rank`
-    keeps the leading triples only; U and Vh are stored in `format`, and the index says what error they then have.
-    Factor files whose source digest, settings and own digests still hold are kept, so interrupted work continues.
-    Started by `accelerate launch`, the processes share the weights by cost. `log(metrics, step)` gets the errors of
-    each weight.
+    keeps only the leading triples; U and Vh are stored in `format`, and the index gives their error. Factor files are
+    kept if their source digest, settings and own digests are unchanged, so that interrupted work continues. Started by
+    `accelerate launch`, the processes share the weights by cost. `log(metrics, step)` receives the errors of each
+    weight.
 
-    Raises ValueError, before anything changes, for a setting that does not fit, for a tensor that is quantised, naming
-    it, and for a folder that holds factors of another source or of other settings, or a file where they would go; for a
-    tensor that is not finite when it is read, which is before anything changes where a whole decomposition is there. A
-    further selection of weights of the same source is added to what is there.
+    Raises ValueError, before anything changes, for unsuitable settings, for a quantised tensor, naming it, and for a
+    folder that holds factors of another source or other settings, or a file in their place. A tensor that is not finite
+    raises when it is read; if a complete decomposition exists, also before anything changes. Further weights of the
+    same source are added to the existing ones.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: allowed are {', '.join(METHODS)}")
@@ -131,10 +131,10 @@ def decompose(
 ) -> Decomposition:
     """The SVD W = U diag(S) Vh of every weight matrix, one at a time; iterate for (name, SVD), read as float32.
 
-    `checkpoint`: a reference, a path, an opened checkpoint, a state dict or a module. `rank` keeps the leading triples
-    only; `include` and `exclude` are regular expressions on names; U and Vh are stored in `format`. With `output_dir`
-    the factors are kept in `output_dir/<name>` and a run that was cut short goes on; without, they lie in a temporary
-    folder that goes with the object.
+    `checkpoint`: a reference, a path, an opened checkpoint, a state dict or a module. `rank` keeps only the leading
+    triples; `include` and `exclude` are regular expressions for names; U and Vh are stored in `format`. With
+    `output_dir` the factors are kept in `output_dir/<name>`, and an interrupted run continues; without it, they are in
+    a temporary folder that is removed with the object.
 
     Raises ValueError, in one line, as `decompose_into` does.
 
@@ -159,19 +159,19 @@ def decompose(
 
 @dataclass(frozen=True)
 class _Work:
-    """What one process answers for."""
+    """The work of one process."""
 
     digests: dict[Part, str | None]
     """Its matrices, each with the digest of its stored entries if they were read."""
     todo: list[Part]
-    """Those of them whose factors are not there yet, or no longer hold."""
+    """The matrices among them whose factors are missing or out of date."""
 
     def __add__(self, other: "_Work") -> "_Work":
         return _Work(self.digests | other.digests, self.todo + other.todo)
 
 
 def _stamp(checkpoint: Checkpoint) -> list[tuple[int, int]]:
-    """Size and time of change of each of the checkpoint's files on this disk."""
+    """Size and modification time of each of the checkpoint's local files."""
     folder = checkpoint.source.folder
     shards = sorted({checkpoint.info(name).shard for name in checkpoint.names})
     files = [folder if folder.is_file() else folder / shard for shard in shards]
@@ -179,16 +179,16 @@ def _stamp(checkpoint: Checkpoint) -> list[tuple[int, int]]:
 
 
 def _share(plan: Plan, folder: Path, group: Processes) -> list[Part]:
-    """The matrices of this process, largest first; one whose file exists costs no more than the check of its digest."""
+    """The matrices of this process, largest first; one with an existing file counts only the cost of its digest."""
     parts = list(plan.parts.values())
     costs = [math.prod(part.shape) / 1e9 if (folder / part.file).exists() else gflop(part.shape) for part in parts]
     return [parts[i] for i in split_by_cost(costs, group.count)[group.rank]]
 
 
 def _look(checkpoint: Checkpoint, parts: Iterable[Part], earlier: Earlier, origin: Origin, settings: Settings) -> _Work:
-    """Reads each matrix of which factors are there; ValueError for what cannot be or may not be done.
+    """Reads each matrix that has factors; ValueError for one that cannot be read, or must not be replaced.
 
-    Where a whole decomposition is there, all are read, so that one that is not finite does not take it away.
+    If a complete decomposition exists, all matrices are read, so that one that is not finite does not destroy it.
     """
     work = _Work({}, [])
     for part in parts:
@@ -204,7 +204,7 @@ def _look(checkpoint: Checkpoint, parts: Iterable[Part], earlier: Earlier, origi
 
 
 def _look_at_others(checkpoint: Checkpoint, plan: Plan, earlier: Earlier, origin: Origin, settings: Settings) -> _Work:
-    """The same for what earlier runs chose and this one did not: it stays if its weight is what it was."""
+    """The same for weights outside this run's selection: their factors are kept if the weight is unchanged."""
     unchanged = []
     others = [record for record in earlier.records.values() if record.weight not in plan.parts]
     stored = find_parts(checkpoint, others)
@@ -228,7 +228,7 @@ def _decompose_parts(checkpoint: Checkpoint, work: _Work, folder: Path, settings
 
 
 def _still_holds(earlier: Earlier, part: Part, digest: str, settings: Settings) -> bool:
-    """Whether factors and record are there, are of this matrix, and are what was written."""
+    """Whether factors and record exist, belong to this matrix, and are undamaged."""
     record = read_record(earlier.folder / part.file)
     if record is None or record != earlier.records.get(part.weight, record):
         return False
@@ -272,12 +272,12 @@ def _decompose_one(checkpoint: Checkpoint, part: Part, folder: Path, settings: S
 
 
 def _rounded(factors: SVD, format: Format) -> SVD:
-    """U and Vh in the type that they are stored in; S, which may be beyond the range of float16, stays float32."""
+    """U and Vh in their storage dtype; S stays float32, since it may exceed the range of float16."""
     return replace(factors, U=factors.U.to(FORMATS[format]), Vh=factors.Vh.to(FORMATS[format]))
 
 
 def _require_done(folder: Path, part: Part, digest: str | None, settings: Settings) -> FactorRecord:
-    """The record of a matrix that is done; its digest is known to the process that decomposed it."""
+    """The record of a finished matrix; its digest is known to the process that decomposed it."""
     record = read_record(folder / part.file)
     if record is None or not _is_of(record, part, digest or record.source_digest, settings):
         raise ValueError(
@@ -290,7 +290,7 @@ def _require_done(folder: Path, part: Part, digest: str | None, settings: Settin
 def _finish(
     earlier: Earlier, origin: Origin, parts: Iterable[Part], skipped: Mapping[str, str], settings: Settings
 ) -> None:
-    """Writes the index from the files' own records, and removes own files of weights that are no longer there."""
+    """Writes the index from the files' own records, and removes our files of weights that no longer exist."""
     folder = earlier.folder
     records = {part.weight: _require_done(folder, part, None, settings) for part in parts}
     remove_partials(folder)

@@ -1,4 +1,4 @@
-"""What decompose, compare and audit tell the person at the terminal."""
+"""Terminal output of the commands of rotation."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ PER_WEIGHT = {
     "principal_energy_02": "energy",
     "cosine_01_12": "cosine",
 }
-"""Measure to its column in the table of weights; a weight has one side at most on which the MSE is no identity."""
+"""Measure -> its column in the table of weights; at most one side of a weight has an MSE that is not an identity."""
 MOST_WEIGHTS = 20
 ANGLES = (
     "01, 12, 02: mean principal angle of the leading k directions (degrees) from base to stage 1, 1 to 2, base to 2; "
@@ -78,7 +78,7 @@ IDENTITY = "identity"
 
 
 def print_decomposition(decomposition: Decomposition, console: Console | None = None) -> None:
-    """Prints the matrices by shape with the largest errors, and what was skipped."""
+    """Prints the matrices by shape with the largest errors, and the skipped tensors."""
     console = console or Console()
     by_shape: dict[tuple[Any, ...], list[FactorRecord]] = {}
     for record in decomposition.weights.values():
@@ -103,7 +103,7 @@ def print_decomposition(decomposition: Decomposition, console: Console | None = 
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints group means, what stands out against random updates of equal norm, notes, and what was not compared."""
+    """Prints group means, measures that stand out against random updates of equal norm, notes, omitted weights."""
     console = console or Console()
     if comparison.is_chain_of_three:
         _print_chain(comparison, console)
@@ -118,7 +118,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 
 def print_audit(audit: Audit, console: Console | None = None) -> None:
-    """Prints a row of means per module, the sentence, and the notes."""
+    """Prints a row of means per module, the summary, and the notes."""
     console = console or Console()
     groups = [*audit.layers.groupby("module", sort=False), ("all", audit.layers)]
     print_table(
@@ -137,7 +137,7 @@ def print_audit(audit: Audit, console: Console | None = None) -> None:
 
 
 def print_extraction(extracted: Extracted, console: Console | None = None) -> None:
-    """Prints a row per adapted weight, the largest that are left out, and the sentence."""
+    """Prints a row per adapted weight, the largest tensors that are left out, and the summary."""
     console = console or Console()
     print_table(
         f"the update as an adapter: {extracted.folder}",
@@ -159,7 +159,7 @@ def print_extraction(extracted: Extracted, console: Console | None = None) -> No
 
 
 def print_application(applied: Applied, console: Console | None = None) -> None:
-    """Prints how large the part is, and the notes."""
+    """Prints the size of the part, and the notes."""
     console = console or Console()
     sizes = total_sizes(applied.layers)
     told = f"{applied.folder}: {len(applied.layers)} matrices; ||part|| / ||update|| is {sizes['relative_norm']:.4g}"
@@ -192,7 +192,7 @@ def _shown_mean(values: pd.Series) -> str:
 
 
 def _print_links(comparison: Comparison, console: Console) -> None:
-    """A table of groups per link, and the means of all its weights against random updates."""
+    """Prints a table of groups per link, and the means of all its weights against random updates."""
     null = comparison.metrics["null"]
     for link in comparison.metrics["links"]:
         title = f"{link['from']} -> {link['to']}"
@@ -242,7 +242,7 @@ def _print_chain(comparison: Comparison, console: Console) -> None:
 
 
 def _print_null_model(comparison: Comparison, console: Console) -> None:
-    """Real against random over all weights, and the single weights that stand out, the farthest first."""
+    """Prints means over all weights against random updates, and the single weights that stand out, farthest first."""
     null, summary = comparison.metrics["null"], comparison.metrics["all"]
     by_measure = Counter(entry["measure"] for entry in null["standing_out"])
     measures = [c for c in MEASURES if c.startswith("rotation_mse") or not c.endswith(("_U", "_Vh"))]
@@ -306,7 +306,7 @@ def _null_row(column: str, found: Mapping[str, Any], num_weights: int) -> list[s
 
 
 def _weights_standing_out(entries: Iterable[Mapping[str, Any]]) -> list[list[str]]:
-    """A row per weight and a cell per measure that stands out, by the largest factor between real and random."""
+    """A row per weight and a cell per outstanding measure, sorted by the largest ratio to the random mean."""
     rows: dict[str, dict[str, str]] = {}
     factor: dict[str, float] = {}
     for entry in entries:

@@ -1,4 +1,4 @@
-"""What an earlier run left where factors are to go: of which source it is, and which files are its own."""
+"""Results of earlier runs in a folder of factors: their source, and which files are ours."""
 
 import hashlib
 import os
@@ -16,20 +16,20 @@ from subspacelab.core.references import canonical, of_pipeline
 from subspacelab.rotation.factors import INDEX, FactorRecord, read_decomposition, read_record
 
 UNFINISHED = "unfinished.json"
-"""Stands in place of the index while a run is at work, and after a kill."""
+"""File in place of the index while a run is at work, and after a kill."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where factors come from, without the path of any folder: that would tie them to one machine."""
+    """The source of factors, without absolute paths, which would tie them to one machine."""
 
     source: dict[str, str | None]
-    """Reference and revision of the checkpoint; of an absolute path the name alone."""
+    """Reference and revision of the checkpoint; for an absolute path only its name."""
     place: str | None
-    """Of a local checkpoint a digest of the way to it from its factors: two of one name differ."""
+    """For a local checkpoint, a digest of its relative path from the factors, which distinguishes two of one name."""
 
     def is_same(self, other: "Origin") -> bool:
-        """Whether both are the same checkpoint, whatever weights it holds by now; of those in memory no two are."""
+        """Whether both are the same checkpoint, whatever it now holds; checkpoints in memory are never the same."""
         if self.place is None or other.place is None:
             return bool(canonical(self.source) == canonical(other.source)) and (
                 self.source.get("revision") is not None or of_pipeline(self.source.get("reference") or "")
@@ -67,26 +67,26 @@ _UNFINISHED = TypeAdapter(_Unfinished)
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is there already."""
+    """Existing factors in a folder."""
 
     folder: Path
-    """Where."""
+    """The folder."""
     origin: Origin | None
-    """Of which source; None if nothing is there."""
+    """Their source; None if there are none."""
     files: frozenset[str]
-    """The names that earlier runs gave to factors here: no other file is replaced or removed."""
+    """File names of factors from earlier runs; no other file is replaced or removed."""
     records: dict[str, FactorRecord]
-    """Weight to what is known of its factors."""
+    """Weight -> record of its factors."""
     is_finished: bool
-    """Whether they are a whole, which a failure must not take away."""
+    """Whether they are a complete decomposition, which a failure must not destroy."""
 
     @property
     def entries(self) -> frozenset[str]:
-        """The names of all that earlier runs may have made here."""
+        """Names of all files that earlier runs may have made."""
         return self.files | {INDEX, UNFINISHED}
 
     def require_settings(self, rank: int | None, method: str, factor_dtype: str) -> None:
-        """ValueError, naming both, if factors are there that were made by other settings."""
+        """ValueError, naming both, if existing factors were made with other settings."""
         for record in self.records.values():
             wanted = {"rank": rank or "all", "method": method, "format": factor_dtype}
             same_rank = record.rank == (rank or min(record.matrix_shape))
@@ -96,9 +96,9 @@ class Earlier:
             require_same_job(self.folder, found, wanted)
 
     def require_source(self, origin: Origin, source: Source, weight: str, digest: str | None) -> None:
-        """ValueError, naming both, if `weight` is there of another source and other entries than `digest` (None: gone).
+        """ValueError, naming both, if `weight` has factors of another source and content than `digest` (None: gone).
 
-        Equal entries have equal factors, whatever the checkpoint is called.
+        Equal contents have equal factors, whatever the checkpoint is called.
         """
         record = self.records.get(weight)
         if record is None or record.source_digest == digest or (self.origin and self.origin.is_same(origin)):
@@ -106,28 +106,28 @@ class Earlier:
         revision = f"@{source.revision}" if source.revision else ""
         raise ValueError(
             f"{self.folder}: holds factors of another checkpoint {str(self.origin)!r}, whose {weight!r} is not that of "
-            f"{source.reference + revision!r}; give another --output-dir, or remove those first"
+            f"{source.reference + revision!r}; give another `output_dir`, or remove those first"
         )
 
     def require_own(self, file: str) -> None:
-        """ValueError if something stands where the factors of a weight would go that no earlier run made."""
+        """ValueError if something that no earlier run made is at the path of a weight's factors."""
         path = self.folder / file
         if path.is_symlink() or (path.exists() and not (path.is_file() and file in self.files)):
             raise ValueError(
                 f"{path}: not factors of this checkpoint by these settings, and would be replaced; "
-                "give another --output-dir, or move it away"
+                "give another `output_dir`, or move it away"
             )
 
 
 def read_earlier(folder: Path) -> Earlier:
-    """What earlier runs left in `folder`; ValueError for an index, or a list of unfinished work, that is none."""
+    """The results of earlier runs in `folder`; ValueError for an invalid index or list of unfinished work."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: a file, where a folder of factors would go; give another --output-dir")
+        raise ValueError(f"{folder}: a file, where a folder of factors would go; give another `output_dir`")
     if (folder / POINTER_NAME).exists():
-        raise ValueError(f"{folder}: stands for a checkpoint ({POINTER_NAME}); give another --output-dir")
+        raise ValueError(f"{folder}: stands for a checkpoint ({POINTER_NAME}); give another `output_dir`")
     for path in (folder / INDEX, folder / UNFINISHED):
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise ValueError(f"{path}: no plain file, and would be replaced; give another --output-dir")
+            raise ValueError(f"{path}: no plain file, and would be replaced; give another `output_dir`")
     unfinished = _read_unfinished(folder / UNFINISHED)
     files = unfinished.files if unfinished else []
     if (folder / INDEX).exists():
@@ -143,12 +143,12 @@ def read_earlier(folder: Path) -> Earlier:
 
 
 def _require_no_checkpoint(folder: Path, own: Collection[str]) -> None:
-    """ValueError if factors would go among the files of a model."""
+    """ValueError if factors would be written among the files of a model."""
     found = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     for path in (folder / "config.json", *(path for path in found if path.name not in own)):
         if path.is_file() and read_record(path) is None:
             raise ValueError(
-                f"{path}: no factors: this folder is another checkpoint's, or another tool's; give another --output-dir"
+                f"{path}: no factors: this folder is another checkpoint's, or another tool's; give another `output_dir`"
             )
 
 
@@ -162,7 +162,7 @@ def _read_unfinished(path: Path) -> _Unfinished | None:
 
 
 def begin(earlier: Earlier, origin: Origin, files: Iterable[str]) -> None:
-    """Says, before anything else changes, of which source the folder's factors will be and how they will be called."""
+    """Records, before anything else changes, the source and the file names of the folder's factors."""
     earlier.folder.mkdir(parents=True, exist_ok=True)
     all_files = sorted({*files, *earlier.files})
     write_json(earlier.folder / UNFINISHED, asdict(_Unfinished(origin, all_files)))
@@ -170,7 +170,7 @@ def begin(earlier: Earlier, origin: Origin, files: Iterable[str]) -> None:
 
 
 def remove_stale(earlier: Earlier, current: Iterable[str]) -> None:
-    """Removes the factors that an earlier run made, and that say so themselves, of weights that are no longer there."""
+    """Removes factors of an earlier run, by their own records, whose weights no longer exist."""
     stale = earlier.files - set(current)
     for path in list(earlier.folder.iterdir()):
         if path.name in stale and read_record(path) is not None:

@@ -1,4 +1,4 @@
-"""Fused experts: which tensors hold all experts of a layer, and which way round each expert is stored."""
+"""Fused experts: which tensors hold all experts of a layer, and in which layout each expert is stored."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from subspacelab.checkpoints import Checkpoint, TensorInfo, num_experts
 
 STACKED = re.compile(r"(?:.*\.)?ffn\.experts\.mlp\.(?:w1|v1|w2)")
-"""Of DBRX, [experts * a, b]: how many experts, config.json alone tells."""
+"""Names of DBRX's tensors [experts * a, b]; config.json gives the number of experts."""
 READS_HIDDEN = frozenset({"gate_up_proj", "gate_proj", "up_proj", "input_linear", "w1", "w3", "w13", "v1"})
 """Names of projections from the hidden states: their hidden axis is the input."""
 WRITES_HIDDEN = frozenset({"down_proj", "output_linear", "w2"})
@@ -17,27 +17,27 @@ WRITES_HIDDEN = frozenset({"down_proj", "output_linear", "w2"})
 
 @dataclass(frozen=True)
 class Fused:
-    """A tensor that holds the experts of a layer, a matrix each."""
+    """A tensor that holds one matrix for each expert of a layer."""
 
     count: int
-    """How many."""
+    """Number of experts."""
     stored: tuple[int, int]
-    """Shape of an expert as it is stored."""
+    """Stored shape of an expert."""
     transposed: bool | None
-    """Whether that is [in, out]; None where neither names nor sizes tell."""
+    """Whether the stored layout is [in, out]; None if neither names nor sizes determine it."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of an expert as a weight, [out, in]; as it is stored where it cannot be told."""
+        """Shape of an expert as a weight, [out, in]; the stored shape if the layout is unknown."""
         return self.stored[::-1] if self.transposed else self.stored
 
 
 def find_fused(checkpoint: Checkpoint) -> dict[str, Fused]:
-    """Key to experts, for the fused tensors of a checkpoint; headers and config.json only.
+    """Key -> experts, for the fused tensors of a checkpoint; uses only headers and config.json.
 
-    Name and hidden size tell which way round an expert is: `gate_up_proj` [in, out] of Llama 4 and gpt-oss has the
-    hidden size first, [out, in] of a Mixtral in memory has it second, and `down_proj` the other way round. What is
-    square is as the others of the checkpoint are.
+    Name and hidden size determine the layout: `gate_up_proj` [in, out] of Llama 4 and gpt-oss has the hidden size
+    first, [out, in] of a Mixtral in memory has it second; `down_proj` is the other way round. Square experts are taken
+    like the others of the checkpoint.
     """
     infos = [checkpoint.info(name) for name in checkpoint.names if not checkpoint.is_scale(name)]
     counts = {info.name: (info, _count(info, checkpoint.config)) for info in infos}
@@ -51,7 +51,7 @@ def find_fused(checkpoint: Checkpoint) -> dict[str, Fused]:
 
 
 def _count(info: TensorInfo, config: Mapping[str, Any]) -> int | None:
-    """How many experts a tensor holds; None for any other."""
+    """Number of experts in a tensor; None if it is not fused."""
     count = num_experts(info.name, info.shape)
     if count is None and STACKED.fullmatch(info.name) and len(info.shape) == 2:
         said = config.get("ffn_config")
@@ -77,7 +77,7 @@ def _transposed(name: str, shape: tuple[int, int], hidden: int | None) -> bool |
 
 
 def _hidden_size(config: Mapping[str, Any]) -> int | None:
-    """The hidden size of the language model that config.json describes."""
+    """The hidden size of the language model in config.json."""
     for part in (config.get("text_config"), config):
         for key in ("hidden_size", "d_model"):
             if isinstance(part, Mapping) and isinstance(part.get(key), int):
@@ -86,7 +86,7 @@ def _hidden_size(config: Mapping[str, Any]) -> int | None:
 
 
 def _common_size(shapes: Mapping[str, tuple[int, int]]) -> int | None:
-    """The one size that all projections from and to the hidden states have; None without any, or with two."""
+    """The only size that all projections from and to the hidden states share; None if there is none, or two."""
     known: Iterable[set[int]] = (
         set(shape) for name, shape in shapes.items() if _role(name) in READS_HIDDEN | WRITES_HIDDEN
     )

@@ -1,4 +1,4 @@
-"""What training did to a checkpoint as a LoRA adapter: the leading terms of each linear layer's update."""
+"""A checkpoint's training update as a LoRA adapter: the leading terms of each linear layer's update."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,28 +23,30 @@ from subspacelab.rotation.pairing import Pair, find_weight, open_pair
 from subspacelab.rotation.plan import Selection, gflop
 
 LAYERS, LEFT_OUT, RECORD = FILES = ("extracted_layers.csv", "left_out.csv", "extraction.json")
-"""What lies beside the adapter in its folder."""
+"""Files beside the adapter in its folder."""
 COLUMNS = ("weight", "m", "n", "rank", "update_norm", "energy_kept")
 LEFT_COLUMNS = ("weight", "update_norm", "share", "reason")
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What `extract` wrote."""
+    """The result of `extract`."""
 
     folder: Path
     """A PEFT LoRA adapter on the base."""
     layers: pd.DataFrame
-    """A row per adapted weight: weight, m, n, `rank`, `update_norm` ||D||_F, `energy_kept` ||L R||_F^2 / ||D||_F^2."""
+    """One row per adapted weight: weight, m, n, `rank`, `update_norm` ||D||_F, `energy_kept` ||L R||_F^2 /
+    ||D||_F^2."""
     left_out: pd.DataFrame
-    """A row per other tensor that moved: weight, `update_norm`, `share` of ||D||_F^2 of the whole model, reason."""
+    """One row per other changed tensor: weight, `update_norm`, `share` of ||D||_F^2 of the whole model, reason."""
     metrics: dict[str, Any]
-    """Base and tuned, settings, `energy_kept` of the adapted weights, `share_left_out` of the model's update, and
-    `unmatched`: tensors that the base does not have in that shape, with the reason; they are in neither."""
+    """Base and tuned checkpoint, settings, `energy_kept` of the adapted weights, `share_left_out` of the model's
+    update, and `unmatched`: tensors that the base lacks or has in another shape, with the reason; they count in neither
+    share."""
 
     @property
     def summary(self) -> str:
-        """One sentence: how many weights, what ranks, how much of the update."""
+        """One sentence: number of weights, ranks, share of the update."""
         ranks, gone = self.layers["rank"], self.metrics["unmatched"]
         return (
             f"{len(self.layers)} weights of rank {ranks.min()} to {ranks.max()} (median {ranks.median():g}) keep "
@@ -69,13 +71,14 @@ def extract(
 
     Per weight D ~ U_k diag(S_k) V_k^T, the best approximation of its rank k: the same `rank` everywhere, or the
     smallest k that keeps the share `energy` of ||D||_F^2. lora_B = U_k S_k^(1/2), lora_A = S_k^(1/2) V_k^T, in float32,
-    of scaling 1. Which weights are linear layers, and what they are called, says the model that config.json describes.
-    Embeddings, tied heads, norms, biases, convolutions and fused experts are left out, and said.
+    with scaling 1. The model that config.json describes determines which weights are linear layers, and their module
+    names. Embeddings, tied heads, norms, biases, convolutions and fused experts are left out and listed.
 
     >>> extract("org/base", "org/tuned", "adapters/tuned", energy=0.9).summary
 
-    Raises ValueError in one line: not exactly one of rank and energy, checkpoints of two models or of none that
-    transformers knows, quantised or not finite weights, no linear layer that moved, a folder that holds something.
+    Raises ValueError, in one line, unless exactly one of rank and energy is given; for checkpoints of two models or of
+    one that transformers does not know, weights that are quantised or not finite, no changed linear layer, and a folder
+    that is not empty.
     """
     if (rank is None) == (energy is None):
         raise SettingError(f"rank={rank}, energy={energy}: give one of the two")
@@ -138,7 +141,7 @@ def _targets(pair: Pair) -> dict[str, tuple[str, bool]]:
 def _leading(
     update: UpdateParts, rank: int | None, energy: float | None
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "k n"], float]:
-    """The terms that are kept, and their share of ||D||_F^2."""
+    """The kept terms, and their share of ||D||_F^2."""
     svd = update.factors
     share = svd.S.double().square().cumsum(0)
     share = share / share[-1]
@@ -150,14 +153,14 @@ def _leading(
 def _as_lora(
     u: Float[Tensor, "m k"], s: Float[Tensor, " k"], vh: Float[Tensor, "k n"], transposed: bool
 ) -> tuple[Float[Tensor, "k in"], Float[Tensor, "out k"]]:
-    """(lora_A, lora_B), the singular values shared evenly."""
+    """(lora_A, lora_B), each with the square root of the singular values."""
     root = s.sqrt()
     left, right = (u * root).cpu(), (root[:, None] * vh).cpu()
     return (left.T, right.T) if transposed else (right, left)
 
 
 def _left_out(pair: Pair, key: str, selection: Selection) -> list[dict[str, Any]]:
-    """A row for a tensor that is no target, if it moved."""
+    """A row for a tensor that is not adapted, if it changed."""
     if not pair.is_floating(key):
         return []
     before, after = pair.read(key)
@@ -171,13 +174,13 @@ def _norm(update: Tensor) -> float:
 
 
 def _shares(left_out: pd.DataFrame, moved: float) -> pd.DataFrame:
-    """With `share` filled in, largest first."""
+    """The rows with `share` filled in, largest first."""
     squares = left_out["update_norm"].astype(float) ** 2
     filled = left_out.assign(update_norm=left_out["update_norm"].astype(float), share=squares / (moved + squares.sum()))
     return filled.sort_values("share", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def _reference(pair: Pair) -> dict[str, Any]:
-    """The base as PEFT finds it again: a path as it was given, or a repository at its commit."""
+    """The base in the form that PEFT finds again: the given path, or a repository at its commit."""
     source = pair.base.source
     return {"reference": source.reference, "revision": source.revision}

@@ -24,13 +24,14 @@ from subspacelab.linalg.svd import SVD
 from subspacelab.rotation.config import Format
 
 MAX_LENGTH = 200
-"""Characters of a weight's name within a file name: most systems take 255 bytes, the partial file's name 54 more."""
+"""Longest name of a weight within a file name: most systems take 255 bytes, and a partial file's name needs 54 more."""
 PLAIN = re.compile(rf"(?!\.)[ -.0-\[\]-~]{{1,{MAX_LENGTH}}}")
-"""Printable ASCII without separators, not hidden: the same name on every system, in every locale."""
+"""Pattern of names that are the same on every system and in every locale: printable ASCII without separators, not
+hidden."""
 
 
 def file_names(weights: Iterable[str]) -> dict[str, str]:
-    """A file name for each weight of one checkpoint; two that differ in case alone get a digest each."""
+    """A file name for each weight of one checkpoint; names that differ only in case get a digest."""
     names = list(weights)
     spellings = Counter(name.lower() for name in names)
     return {
@@ -42,12 +43,12 @@ def file_names(weights: Iterable[str]) -> dict[str, str]:
 
 
 def plain_file_name(weight: str) -> str:
-    """`<weight>.safetensors`, or a name with a digest if that cannot be a file."""
+    """`<weight>.safetensors`, or a name with a digest if that is not a valid file name."""
     return f"{weight}.safetensors" if PLAIN.fullmatch(weight) else hashed_file_name(weight)
 
 
 def hashed_file_name(weight: str) -> str:
-    """What can be read of the name, and a digest that tells it from all others; the record knows the name itself."""
+    """The readable part of the name and a unique digest; the record in the file has the full name."""
     readable = re.sub(r"[^\w.\[\]-]", "_", weight, flags=re.ASCII).lstrip(".")[: MAX_LENGTH // 2]
     return f"{readable}-{hashlib.sha256(weight.encode()).hexdigest()[:16]}.safetensors"
 
@@ -57,12 +58,12 @@ FORMAT = 1  # raised when the numbers of a decomposition change, so that no olde
 METADATA_KEY = "subspacelab"
 
 FORMATS: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""What U and Vh are stored as; S is always float32."""
+"""Storage dtypes of U and Vh; S is always float32."""
 
 
 @dataclass(frozen=True)
 class FactorRecord:
-    """What is known of one weight's factors; also the metadata of their file."""
+    """Facts about one weight's factors; also the metadata of their file."""
 
     weight: str
     """Key of the weight in its checkpoint; `key[e]` for expert e of a fused tensor."""
@@ -71,33 +72,33 @@ class FactorRecord:
     original_shape: tuple[PositiveInt, ...]
     """Shape of the stored tensor."""
     matrix_shape: tuple[PositiveInt, PositiveInt]
-    """Shape of the matrix that was decomposed: the first axis, and all others as one; or an expert's two axes."""
+    """Shape of the decomposed matrix: the first axis and all others joined; for an expert its two axes."""
     storage_dtype: Literal["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"]
-    """Type of the stored entries, as safetensors names it; FP8 is decomposed as code times scale."""
+    """Dtype of the stored entries, as safetensors names it; FP8 is decomposed as code times scale."""
     rank: PositiveInt
     """Number of singular triples kept."""
     method: Literal["gram", "lapack"]
-    """How they were computed: gram or lapack."""
+    """The method used: gram or lapack."""
     requested_method: str
-    """What was asked for: auto, gram or lapack."""
+    """The requested method: auto, gram or lapack."""
     relative_reconstruction_error: float
-    """||W - U diag(S) Vh||_F / ||W||_F, of the factors as they are stored."""
+    """||W - U diag(S) Vh||_F / ||W||_F, for the factors as they are stored."""
     orthogonality_error: float
-    """Largest entry of |U^T U - I| and |Vh Vh^T - I|, of the factors as they are stored."""
+    """Largest entry of |U^T U - I| and |Vh Vh^T - I|, for the factors as they are stored."""
     source_digest: str
     """SHA-256 of the stored tensor, or expert, that was decomposed."""
     expert: int | None = None
-    """Which expert of a fused tensor; None for an ordinary weight."""
+    """Index of the expert in a fused tensor; None for an ordinary weight."""
     file: str = ""
-    """Name of the factors' file: `<weight>.safetensors` wherever that can be one."""
+    """Name of the factors' file: `<weight>.safetensors` if that is a valid name."""
     factor_digests: dict[str, str] | None = None
-    """SHA-256 of U, S and Vh; None in folders written before there were any."""
+    """SHA-256 of U, S and Vh; None in folders of older versions."""
     format: int = FORMAT
-    """Version of these numbers."""
+    """Version of this record."""
     factor_dtype: Format = "float32"
-    """What U and Vh are stored as."""
+    """Storage dtype of U and Vh."""
     is_oriented: bool = True
-    """False for an expert of which it is not known whether it is [out, in]."""
+    """False for an expert whose layout, [out, in] or [in, out], is unknown."""
 
     def __post_init__(self) -> None:
         if self.rank > min(self.matrix_shape):
@@ -114,11 +115,11 @@ class FactorRecord:
 
     @property
     def is_full(self) -> bool:
-        """Whether all singular triples were kept, in float32, so that the weight can be had back."""
+        """Whether all singular triples are stored, in float32, so that the weight can be recovered."""
         return self.rank == min(self.matrix_shape) and self.factor_dtype == "float32"
 
     def as_json(self) -> dict[str, Any]:
-        """The fields by name; what came later and is as it always was stays out, so that folders keep their bytes."""
+        """The fields by name, without newer fields at their default, so that older folders keep their bytes."""
         later = {"factor_dtype": "float32", "is_oriented": True}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
@@ -141,7 +142,7 @@ def write_factors(folder: Path, svd: SVD, record: FactorRecord) -> None:
 
 
 def read_record(path: Path) -> FactorRecord | None:
-    """The record of a factor file, or None if there is no such file or not one of ours."""
+    """The record of a factor file; None if there is no such file, or if it is not one of ours."""
     try:
         require_regular(path)
         with safe_open(path, framework="pt") as f:
@@ -152,7 +153,7 @@ def read_record(path: Path) -> FactorRecord | None:
 
 
 def factors_hold(folder: Path, record: FactorRecord) -> bool:
-    """Whether the factors in a record's file are whole: their entries have the digests that it gives."""
+    """Whether the factors in a record's file are undamaged: their digests are those in the record."""
     try:
         return record.factor_digests is not None and bool(_read_tensors(folder, record, "U", "S", "Vh"))
     except ValueError:
@@ -179,13 +180,13 @@ def write_index(
     source: Mapping[str, str | None],
     origin: str | None = None,
 ) -> None:
-    """Writes the list that makes `folder` a decomposed checkpoint."""
+    """Writes the index, which makes `folder` a decomposed checkpoint."""
     index = asdict(_Index({}, dict(skipped), dict(source), origin))
     write_json(folder / INDEX, index | {"weights": {weight: record.as_json() for weight, record in records.items()}})
 
 
 def storage_notes(storage: Mapping[str, str], doubtful: Sequence[str]) -> tuple[str, ...]:
-    """What to know of weights by the type that each is stored in, and of those that may be the wrong way round."""
+    """Notes on the dtypes that the weights are stored in, and on weights whose layout is unknown."""
     notes = []
     for dtype, count in Counter(dtype for dtype in storage.values() if dtype in FP8).items():
         least = 50 * 2.0 ** -SIGNIFICANT_BITS[dtype]
@@ -203,20 +204,20 @@ def storage_notes(storage: Mapping[str, str], doubtful: Sequence[str]) -> tuple[
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A decomposed checkpoint on disk; the factors are read when asked for."""
+    """A decomposed checkpoint on disk; factors are read on demand."""
 
     folder: Path
-    """Where it lies."""
+    """Folder of the factors."""
     weights: dict[str, FactorRecord]
-    """Canonical name to what is known of the weight."""
+    """Canonical name -> record of the weight's factors."""
     skipped: dict[str, str]
-    """Checkpoint key to the reason why the tensor was left out."""
+    """Key -> reason why the tensor was skipped."""
     source: dict[str, str | None]
     """Reference and revision of the checkpoint."""
     origin: str | None = None
-    """Tells local checkpoints of one name apart: a digest of the way from here to there."""
+    """Digest of the relative path to a local checkpoint, which distinguishes two of one name."""
     kept_by: Any = field(default=None, repr=False, compare=False)
-    """What goes with this object, such as a temporary folder."""
+    """Object that must live as long as this one, such as a temporary folder."""
 
     def __iter__(self) -> Iterator[tuple[str, SVD]]:
         """Canonical name and factors of every weight, read one at a time."""
@@ -226,7 +227,7 @@ class Decomposition:
         return len(self.weights)
 
     def save(self, folder: Path | str) -> None:
-        """Copies factors and index to `folder`, whole or not at all; ValueError where something stands already."""
+        """Copies factors and index to `folder`, whole or not at all; ValueError if something is already there."""
         require_own_entries(Path(folder), (), "a copy of a decomposed checkpoint")
         with replace_folder(Path(folder)) as partial:
             shutil.copytree(self.folder, partial, dirs_exist_ok=True)
@@ -238,7 +239,7 @@ class Decomposition:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the factors should know of how weights and factors are stored."""
+        """Notes on how weights and factors are stored."""
         records = self.weights.values()
         notes = storage_notes(
             {record.weight: record.storage_dtype for record in records},
@@ -255,7 +256,7 @@ class Decomposition:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The decomposition in a few numbers: how many weights, and the largest errors."""
+        """Number of weights and largest errors."""
         records = self.weights.values()
         return {
             "num_weights": len(self.weights),
@@ -265,13 +266,13 @@ class Decomposition:
         }
 
     def read(self, canonical_name: str) -> SVD:
-        """U [m, r], S [r], Vh [r, n] of one weight, float32; a ValueError names a file that is gone or broken."""
+        """U [m, r], S [r], Vh [r, n] of one weight, float32; ValueError, naming the file, if missing or broken."""
         record = self.weights[canonical_name]
         u, s, vh = _read_tensors(self.folder, record, "U", "S", "Vh")
         return SVD(u.float(), s, vh.float(), record.method)
 
     def spectrum(self, canonical_name: str) -> Float[Tensor, " r"]:
-        """The singular values alone."""
+        """Only the singular values."""
         return _read_tensors(self.folder, self.weights[canonical_name], "S")[0]
 
 
@@ -302,7 +303,7 @@ def _require_as_recorded(key: str, tensor: Tensor, record: FactorRecord) -> None
 
 
 def read_decomposition(folder: Path) -> Decomposition:
-    """Reads the index of a decomposed checkpoint; a folder without one is a ValueError that says what to do."""
+    """Reads the index of a decomposed checkpoint; ValueError, with the remedy, for a folder without one."""
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Groups of weights: a label and the patterns of the names it stands for, `{}` being any layer."""
+"""Groups of weights: a label and the patterns of the weights' names, in which `{}` stands for any layer."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -35,25 +35,25 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Group:
-    """Some weights under one label."""
+    """Several weights under one label."""
 
     label: str
-    """What it is called in tables, pictures and metric names."""
+    """Label in tables, pictures and metric names."""
     members: dict[str, int | None]
-    """Canonical name to the layer that stood for `{}`; None where the pattern has none."""
+    """Canonical name -> the layer in place of `{}`; None if the pattern has no `{}`."""
 
     @property
     def is_curve(self) -> bool:
-        """Whether its weights can be drawn over the layer index."""
+        """Whether its weights can be drawn over layers."""
         return any(layer is not None for layer in self.members.values())
 
 
 def find_weights(pattern: str, names: Iterable[str]) -> dict[str, int | None]:
-    """The names that `pattern` means, with the layer in place of its first `{}` (None without one).
+    """The names that match `pattern`, each with the layer in place of the first `{}` (None without one).
 
     `{}` is any index, `{0-11}` one from 0 to 11; everything else is literal, in any layout of the model. A final
-    `.weight` may be left out, and so may the number of an expert in brackets, which then is any. Raises ValueError for
-    other braces and for a pattern that means nothing.
+    `.weight` may be left out, and so may the number of an expert in brackets, which then is any. ValueError for other
+    braces and for a pattern that matches nothing.
     """
     literal = canonical_name(pattern.strip())
     if re.search(r"[{}]", PLACEHOLDER.sub("", literal)):
@@ -75,13 +75,13 @@ def find_weights(pattern: str, names: Iterable[str]) -> dict[str, int | None]:
 
 
 def layer_index(name: str) -> int | None:
-    """The layer that a weight belongs to, None for one outside the layers."""
+    """The layer that a weight belongs to; None for a weight outside the layers."""
     numbered = NUMBERED.search(name)
     return int(numbered.group().rpartition(".")[2]) if numbered else None
 
 
 def default_groups(names: Iterable[str]) -> dict[str, str]:
-    """A group for every pattern among `names`: label to comma-separated patterns, the known ones first."""
+    """A group for every pattern among `names`: label -> comma-separated patterns, known ones first."""
     return {label: ",".join(found) for label, found in _labelled(names).items()}
 
 
@@ -103,7 +103,7 @@ def _label(pattern: str) -> str:
 
 
 def make_groups(names: Iterable[str], modules: Mapping[str, str] | None = None) -> list[Group]:
-    """The default groups of `names`, then those that `modules` adds (a label of its own replaces a default one)."""
+    """The default groups of `names`, then those in `modules` (the same label replaces a default group)."""
     names, added = list(names), modules or {}
     of_pattern: dict[str, list[str]] = {}
     for name in names:
@@ -123,7 +123,7 @@ def make_groups(names: Iterable[str], modules: Mapping[str, str] | None = None) 
 
 
 def _patterns(names: Iterable[str]) -> list[str]:
-    """What `names` have in common: any layer is `{}`, and the experts of one tensor are one."""
+    """The patterns of `names`: `{}` for the layer, and one pattern for all experts of a tensor."""
     return sorted({_pattern(name) for name in names})
 
 

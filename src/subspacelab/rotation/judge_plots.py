@@ -1,4 +1,4 @@
-"""The picture of judged updates."""
+"""The picture of evaluated updates."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from subspacelab.plotting.figures import COLOURS, GREY, open_figure, say
 from subspacelab.rotation.judgement import Judgement
 
 LOOKS = {False: (COLOURS[0], "o", "update"), True: (COLOURS[1], "s", "random, equal norm")}
-"""Whether it is random to colour, marker and label."""
+"""Whether it is random -> colour, marker and label."""
 PARTS = {"rotation": "directions\nalone", "spectrum": "singular values\nalone"}
 PREDICTIONS = {
     "snapshot": (COLOURS[3], "D", "these weights"),
@@ -21,9 +21,9 @@ PREDICTIONS = {
 
 
 def draw_judgement(judgement: Judgement, path: Path | None = None, score: str = "mean score") -> Figure:
-    """Score against rank and scale, of the parts, and of predictions; written to `path` if that is given.
+    """Score against rank and scale, for parts of the update and for predictions; written to `path` if given.
 
-    Dotted: the base, dashed: the tuned checkpoint. Bars: standard error of the paired gain over the base.
+    Dotted: the base; dashed: the tuned checkpoint. Bars: standard error of the paired gain over the base.
     """
     with open_figure(path, (12.5, 3.6)) as figure:
         panels = figure.subplots(1, 4)
@@ -44,7 +44,7 @@ def _rows(table: pd.DataFrame, family: str, *, is_random: bool = False) -> pd.Da
 
 
 def _draw_ends(axes: Axes, table: pd.DataFrame) -> None:
-    """Lines at the base and at the tuned checkpoint."""
+    """Draws lines at the base and at the tuned checkpoint."""
     plain = _rows(table, "scale")
     for scale, style in ((0, ":"), (1, "--")):
         axes.axhline(float(plain[plain["scale"] == scale]["score"].iloc[0]), color=GREY, linestyle=style, linewidth=1)

@@ -1,4 +1,4 @@
-"""Updates judged as models: parts of an update, and predictions of it, by what the rebuilt checkpoints can do."""
+"""Evaluation of updates as models: parts of an update, and predictions of it, by the scores of rebuilt checkpoints."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,42 +25,44 @@ COLUMNS = ("variant", "family", "part", "rank", "scale", "step", "is_random", "r
 SCORES = ("score", "score_se", "gain", "gain_se", "behind", "behind_se")
 
 Score: TypeAlias = Callable[[Path], Float[Tensor, " items"]]
-"""Checkpoint folder to its score on each of some items, the same for all checkpoints: differences are paired."""
+"""Function from a checkpoint folder to its score on each item; the items are the same for all, so differences are
+paired."""
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A checkpoint of the same training, saved before its end."""
+    """A checkpoint saved during the same training, before its end."""
 
     place: Weights
-    """Where it is."""
+    """The checkpoint."""
     of_steps: float
-    """Share of the training's steps that had been taken."""
+    """Share of the training's steps at that time."""
     of_rates: float
-    """The same with each step counted by its learning rate."""
+    """The same share with each step weighted by its learning rate."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A checkpoint to be judged: base + scale * part of the update to `tuned`."""
+    """A checkpoint to evaluate: base + scale * part of the update to `tuned`."""
 
     family: str
-    """scale, rank, part: of the update to the tuned checkpoint; snapshot, predicted, predicted_by_rate: earlier."""
+    """scale, rank, part: of the update to the tuned checkpoint; snapshot, predicted, predicted_by_rate: from an earlier
+    one."""
     recipe: Recipe
     """What is added to the base."""
     step: int | None = None
-    """After how many steps the earlier checkpoint was saved."""
+    """Number of steps before the earlier checkpoint was saved."""
 
     @property
     def label(self) -> str:
-        """What it is called in the table: `rank 4`, `rotation random`, `predicted 30`."""
+        """Label in the table: `rank 4`, `rotation random`, `predicted 30`."""
         values = {"scale": f" {self.recipe.scale:g}", "rank": f" {self.recipe.rank}", "part": ""}
         name = self.recipe.part if self.family == "part" else self.family
         return name + values.get(self.family, f" {self.step}") + (" random" if self.recipe.random is not None else "")
 
     @property
     def name(self) -> str:
-        """What its scores are kept under."""
+        """Name under which its scores are stored."""
         recipe = self.recipe
         parts = (self.family, recipe.part, recipe.rank, recipe.scale, self.step, recipe.random)
         return "-".join(str(part) for part in parts)
@@ -68,14 +70,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `judge` found."""
+    """The result of `judge`."""
 
     table: pd.DataFrame
-    """A row per checkpoint, described in `judge`."""
+    """One row per checkpoint; `judge` describes the columns."""
 
     @classmethod
     def empty(cls) -> "Judgement":
-        """Of checkpoints whose task is not at hand."""
+        """The result for checkpoints without a task."""
         return cls(_typed(pd.DataFrame(columns=[*COLUMNS, *SCORES])))
 
     def save(self, folder: Path | str) -> None:
@@ -84,11 +86,11 @@ class Judgement:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Judgement":
-        """What `save` wrote."""
+        """Reads what `save` wrote."""
         return cls(_typed(pd.read_csv(Path(folder) / TABLE)))
 
     def plot(self) -> "Figure":
-        """Score against rank, scale and steps, beside random updates of equal norm."""
+        """Score against rank, scale and steps, with random updates of equal norm."""
         from subspacelab.rotation.judge_plots import draw_judgement
 
         return draw_judgement(self)
@@ -108,14 +110,14 @@ def judge(
 ) -> Judgement:
     """Scores checkpoints that are the base plus a part of the update D = tuned - base, each as a folder of its own.
 
-    family "scale": base + S D, S = 0 being the base and 1 the tuned checkpoint; "rank": the best approximation of D of
-    rank k per weight, 0 being norms and biases alone; "part": rotation and spectrum (`UpdateParts.part`). Beside each
-    `is_random`, Gaussian matrices of the parts' norms. "snapshot": the checkpoint after `step` steps; "predicted":
-    base + (snapshot - base) / its share of the steps, the end of a training that goes on in a straight line;
-    "predicted_by_rate": the same with each step counted by its learning rate.
-    `relative_norm`: ||what is added|| / ||D||, and `distance`: ||W - tuned|| / ||D||, Frobenius, over all matrices.
-    `score`: mean over the items; `gain`: mean difference to the base, `behind`: tuned less this one; `_se` their
-    standard errors, paired. A killed run continues from `work_dir`.
+    family "scale": base + S D, S = 0 is the base and 1 the tuned checkpoint; "rank": the best approximation of D of
+    rank k per weight, 0 is norms and biases alone; "part": rotation and spectrum (`UpdateParts.part`). Each has a
+    control, `is_random`: Gaussian matrices with the parts' norms. "snapshot": the checkpoint after `step` steps;
+    "predicted": base + (snapshot - base) / its share of the steps, the end of a training that continues in a straight
+    line; "predicted_by_rate": the same with each step weighted by its learning rate. `relative_norm`: norm of the added
+    update / ||D||, and `distance`: ||W - tuned|| / ||D||, Frobenius, over all matrices. `score`: mean over the items;
+    `gain`: mean difference to the base, `behind`: score of the tuned checkpoint less this one's; `_se`: their standard
+    errors, paired. A killed run continues from `work_dir`.
     """
     pair = open_pair(base, tuned, keep=True)
     variants = [*plan_variants(ranks, scales, seed), *plan_predictions(earlier or {})]
@@ -158,7 +160,7 @@ def plan_variants(ranks: Sequence[int], scales: Sequence[float], seed: int) -> l
 
 
 def plan_predictions(earlier: Mapping[int, Earlier]) -> list[Variant]:
-    """Each earlier checkpoint, and the straight lines through it to the end of the training."""
+    """Each earlier checkpoint, and its straight-line predictions of the end of the training."""
     return [
         Variant(family, Recipe(scale=scale), step)
         for step, saved in sorted(earlier.items())
@@ -173,7 +175,7 @@ def plan_predictions(earlier: Mapping[int, Earlier]) -> list[Variant]:
 def _judge_one(
     pair: Pair, whole: Pair, variant: Variant, score: Score, work_dir: Path, device: torch.device
 ) -> dict[str, Tensor]:
-    """`scores` [items], and the sizes beside the whole update."""
+    """`scores` [items], and the sizes relative to the whole update."""
     with partial_folder(work_dir / "model") as scratch:
         folder = scratch / "model"
         write_rebuilt(pair, variant.recipe, folder, device)

@@ -1,4 +1,4 @@
-"""All singular values of a large matrix and its leading triples: a third of the time and memory of all triples."""
+"""All singular values and the leading triples of a large matrix, in a third of the time and memory of all triples."""
 
 from dataclasses import dataclass
 
@@ -30,11 +30,11 @@ def leading_svd(w: Float[Tensor, "m n"], k: int) -> Leading | None:
     """The `k` leading triples of W and all its singular values, from the float64 Gram matrix of the short side.
 
     The Gram matrix is reduced to tridiagonal form once, in its own memory: eigenvalues by QR (sterf), `k` eigenvectors
-    by MRRR (stemr; Dhillon & Parlett 2004) and the reflectors that lead back. Beside W that is one float64 matrix of
-    the short side. Singular values are exact to 1e-16 s_1^2 / s.
+    by MRRR (stemr; Dhillon & Parlett 2004), and the reflectors that transform back. In addition to W this takes one
+    float64 matrix of the short side. Singular values are exact to 1e-16 s_1^2 / s.
 
-    None where `svd` of all triples is the better: a short side below 768, more than a quarter of the directions, or
-    leading ones below 1e-4 of the largest, which the Gram matrix does not resolve.
+    None if `svd` of all triples is better: for a short side below 768, for more than a quarter of the directions, or
+    for leading ones below 1e-4 of the largest, which the Gram matrix does not resolve.
     """
     a = w if w.shape[0] >= w.shape[1] else w.T
     if a.shape[1] < SMALLEST or 4 * k > a.shape[1]:
@@ -54,7 +54,7 @@ def leading_svd(w: Float[Tensor, "m n"], k: int) -> Leading | None:
 
 
 def singular_values(w: Float[Tensor, "m n"]) -> Float[Tensor, " r"]:
-    """All of them, descending, float64: roots of the Gram matrix's eigenvalues, exact to 1e-16 s_1^2 / s."""
+    """All singular values, descending, float64: roots of the Gram matrix's eigenvalues, exact to 1e-16 s_1^2 / s."""
     g = gram(w, "right" if w.shape[0] >= w.shape[1] else "left")
     if g.is_cuda:
         squares = torch.linalg.eigvalsh(g)
@@ -64,7 +64,7 @@ def singular_values(w: Float[Tensor, "m n"]) -> Float[Tensor, " r"]:
 
 
 def stable_rank_of(w: Float[Tensor, "m n"]) -> float:
-    """`svd.stable_rank`, of a large matrix with half its memory."""
+    """`svd.stable_rank`, with half its memory for a large matrix."""
     if min(w.shape) < SMALLEST:
         return stable_rank(w)
     squares = singular_values(w).square()
@@ -72,7 +72,7 @@ def stable_rank_of(w: Float[Tensor, "m n"]) -> float:
 
 
 def _leading_eigenvectors(g: Float[Tensor, "n n"], k: int) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
-    """All eigenvalues, descending, and the eigenvectors of the `k` largest; the memory of `g` is used up."""
+    """All eigenvalues, descending, and the eigenvectors of the `k` largest; overwrites `g`."""
     if g.is_cuda:
         values, vectors = torch.linalg.eigh(g)
         return values.flip(0), vectors[:, -k:].flip(1)
@@ -92,7 +92,7 @@ def _leading_eigenvectors(g: Float[Tensor, "n n"], k: int) -> tuple[Float[Tensor
 
 
 def overlaps(w: Float[Tensor, "m n"], directions: Float[Tensor, "m t"]) -> Float[Tensor, "r t"]:
-    """<u_i, d_t> for every left singular vector u_i of W, none of which is formed: V^T (W^T d) / s where W is tall."""
+    """<u_i, d_t> for every left singular vector u_i of W, without forming them: V^T (W^T d) / s if W is tall."""
     tall = w.shape[0] >= w.shape[1]
     a = w if tall else w.T
     g = gram(a)

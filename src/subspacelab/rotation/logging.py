@@ -1,4 +1,4 @@
-"""What a comparison and an audit give to the tracker."""
+"""Tracker output of a comparison and an audit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def track_comparison(comparison: Comparison, folder: Path, pictures: Sequence[Path], tracker: "Tracker") -> None:
-    """Records curves over depth, the means over all weights, the headline, tables and pictures.
+    """Records curves over depth, the means over all weights, the headline numbers, tables and pictures.
 
     `folder` is where the comparison was saved.
     """
@@ -55,7 +55,7 @@ def track_judgement(judgement: Judgement, picture: Path, tracker: "Tracker") -> 
 
 
 def _over_all_weights(comparison: Comparison) -> dict[str, Any]:
-    """Measure to its moments; of links with the pair in the name, as of three checkpoints."""
+    """Measure -> its moments; for links with the pair in the name, as for three checkpoints."""
     if comparison.is_chain_of_three:
         return dict(comparison.metrics["all"])
     links = zip(link_pairs(len(comparison.names)), comparison.metrics["links"], strict=True)
@@ -63,7 +63,7 @@ def _over_all_weights(comparison: Comparison) -> dict[str, Any]:
 
 
 def log_curves(comparison: Comparison, log: Callable[[Mapping[str, float], int], None]) -> None:
-    """`log(metrics, step)` gets `<group>/<metric>`, groups by trackable names; the step is the layer index."""
+    """Passes `<group>/<metric>` to `log(metrics, step)`, with trackable group names; the step is the layer index."""
     curves = comparison.curves
     if curves.empty:
         return

@@ -1,4 +1,4 @@
-"""Every weight of a chain read, decomposed and measured, one after the other: the rows of layers.csv and links.csv."""
+"""Reads, decomposes and measures every weight of a chain, one after another: rows of layers.csv and links.csv."""
 
 import sys
 import time
@@ -44,10 +44,10 @@ from subspacelab.rotation.random_updates import MODELS, Model
 from subspacelab.rotation.unfinished import Kept, KeptRows, still_holds
 
 ENDS = ["from", "to"]
-"""The columns that say which link a row is of."""
+"""The columns that identify the link of a row."""
 HEAD = ["weight", "module", "layer", *ENDS, "m", "n", "rank", "k"]
 COMMON = ["gap_k", *(f"floor_{field}" for field in CHANGE_FIELDS)]
-"""Of the first checkpoint, and so the same in all links of a weight."""
+"""Columns of the first checkpoint, which are the same in all links of a weight."""
 MEASURED = [
     column
     for field in CHANGE_FIELDS
@@ -61,11 +61,11 @@ MEASURED = [
         ),
     )
 ]
-"""What is measured of a link, with all its null models."""
+"""The measures of a link, with all their null models."""
 
 
 def link_pairs(num_checkpoints: int) -> list[str]:
-    """The neighbouring pairs of a chain as the suffixes of columns: 01, 12, 23, ..."""
+    """Column suffixes of the neighbouring pairs of a chain: 01, 12, 23, ..."""
     return [f"{i}{i + 1}" for i in range(num_checkpoints - 1)]
 
 
@@ -78,7 +78,7 @@ def wide_column(column: str, pair: str) -> str:
 
 
 def links_of(layers: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """The links of a wide table of layers: two rows per weight for the three checkpoints `names`."""
+    """The links in a wide table of layers: two rows per weight for the three checkpoints `names`."""
     tables = []
     for pair, (a, b) in zip(link_pairs(len(names)), pairwise(names), strict=True):
         measured = {wide_column(column, pair): column for column in MEASURED}
@@ -89,7 +89,7 @@ def links_of(layers: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 
 def wide_of(links: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """One row per `keys` with the columns of every link side by side, as pictures and curves take them."""
+    """One row per `keys` with the columns of every link side by side, for pictures and curves."""
     ends = list(links[ENDS].drop_duplicates().itertuples(index=False, name=None))
     tables: list[pd.DataFrame] = []
     for pair, (a, b) in zip(link_pairs(len(ends) + 1), ends, strict=True):
@@ -100,9 +100,9 @@ def wide_of(links: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 LONG = 1000.0
-"""GFLOP of null models beyond which fewer draws are proposed: about a minute on 2 cores."""
+"""GFLOP of null models above which fewer draws are suggested: about a minute on 2 cores."""
 TOLD = 100.0
-"""GFLOP beyond which the cost is said before the start."""
+"""GFLOP above which the cost is printed before the start."""
 AFFORDABLE = 50_000.0
 """GFLOP up to which `auto` takes 3 draws: about half an hour on 2 cores."""
 Draws = int | Literal["auto"]
@@ -110,18 +110,18 @@ Draws = int | Literal["auto"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a chain is measured."""
+    """Settings of a measurement."""
 
     k: int | None = None
-    """Leading directions; None: the smaller of the rank and 64."""
+    """Number of leading directions; None: the smaller of the rank and 64."""
     seed: int = 42
-    """Of every random draw."""
+    """Seed of every random draw."""
     null_draws: Draws = 0
-    """Random updates per weight, pair and null model; auto: 3, or 1 where they cost over `AFFORDABLE`."""
+    """Random updates per weight, pair and null model; auto: 3, or 1 if they cost more than `AFFORDABLE`."""
     device: str = "auto"
-    """Where to compute."""
+    """Device of the computation."""
     null_models: tuple[str, ...] = ()
-    """Those of `random_updates.MODELS` that are drawn beside the Gaussian."""
+    """Null models in `random_updates.MODELS` in addition to the Gaussian one."""
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
@@ -134,11 +134,11 @@ class Settings:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The null models, each once; the summaries speak of the Gaussian, which is always there."""
+        """All null models, each once; the Gaussian one, which the summaries use, is always first."""
         return tuple(model for model in MODELS if model == "gaussian" or model in self.null_models)
 
     def for_chain(self, chain: Chain) -> "Settings":
-        """The same with a number of draws."""
+        """The same settings with `auto` replaced by a number of draws."""
         if self.null_draws != "auto":
             return self
         three = replace(self, null_draws=3)
@@ -147,18 +147,18 @@ class Settings:
 
     @property
     def job(self) -> dict[str, Any]:
-        """What decides the rows of a weight, beside its entries."""
+        """Settings that determine the rows of a weight."""
         return {key: value for key, value in asdict(self).items() if key != "device"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of all weights."""
+    """Measures of all weights."""
 
     layers: pd.DataFrame
-    """A row per weight (of a chain of three), or per weight and link."""
+    """A row per weight (for a chain of three), or per weight and link."""
     spectra: dict[str, Float[Tensor, "checkpoints r"]]
-    """Weight to its singular values in each checkpoint."""
+    """Weight -> its singular values in each checkpoint."""
 
 
 def measure_chain(
@@ -171,8 +171,8 @@ def measure_chain(
 ) -> Measured:
     """Measures every weight that the checkpoints of a chain share; of more than three, or two, link by link.
 
-    In `kept` the rows of each weight are written as they are finished; what is there and still holds is not measured
-    again. By it the processes of `group` share the weights; each comes back with all of them.
+    Finished rows of each weight are written to `kept`; those that exist and are up to date are not measured again.
+    Through `kept` the processes of `group` share the weights; each returns all of them.
     """
     settings, group = settings.for_chain(chain), (group if kept else None) or Processes()
     target = float64_place(choose_device(settings.device))
@@ -203,14 +203,14 @@ def measure_chain(
 
 
 def typed(layers: pd.DataFrame) -> pd.DataFrame:
-    """A table with one type per column; a column of None alone would otherwise be of type object."""
+    """The table with one dtype per column; a column with only None would otherwise have dtype object."""
     kinds: dict[str, Any] = {"layer": "Int64", "identity_U": bool, "identity_Vh": bool}
     kinds |= {c: "int64" if c.startswith("num_") else float for c in number_columns(layers)}
     return layers.astype({column: kind for column, kind in kinds.items() if column in layers})
 
 
 def say_cost(total: float, of_draws: float, device: torch.device | None = None) -> None:
-    """One line with the cost of what takes long, at the rate of a trial here: for who is shown the progress."""
+    """Prints the cost of long work in one line, at the speed of a short trial on this machine."""
     if total <= TOLD:
         return
     rate = _measured_rate(device or torch.device("cpu"))
@@ -219,12 +219,12 @@ def say_cost(total: float, of_draws: float, device: torch.device | None = None) 
     if of_draws > 0:
         said += f"; {of_draws:,.0f} of them are the null models"
     if of_draws > LONG:
-        said += ": fewer draws (--null 1) or none (--null 0) are quicker"
+        said += ": fewer `null_draws` (--null) are quicker, 0 leaves them out"
     print(said, file=sys.stderr)
 
 
 def _measured_rate(device: torch.device) -> float:
-    """GFLOP per second of a decomposition of 512 x 512, the second of two: a fraction of a second."""
+    """GFLOP per second of a decomposition of 512 x 512, the second of two; takes a fraction of a second."""
     w = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).to(device)
     for _ in range(2):
         start = time.perf_counter()
@@ -234,7 +234,7 @@ def _measured_rate(device: torch.device) -> float:
 
 
 def weight_gflop(chain: Chain, name: str, settings: Settings) -> float:
-    """Cost of a weight: decompositions for bf16 noise, for what is streamed, and of draws where the entries are had."""
+    """Cost of a weight: decompositions for bf16 noise, for streamed weights, and for draws if the entries are known."""
     assert settings.null_draws != "auto"
     pairs = 3 if len(chain.checkpoints) == len(ROLES) else len(chain.checkpoints) - 1
     draws = pairs * settings.null_draws * len(settings.models) * chain.is_full(name)
@@ -248,7 +248,7 @@ def weight_gflop(chain: Chain, name: str, settings: Settings) -> float:
 
 
 def _leading_gflop(shape: tuple[int, int]) -> float:
-    """The same as `plan.gflop` of the leading triples and all singular values (measured: a third at 2048 x 2048)."""
+    """As `plan.gflop`, for the leading triples and all singular values (measured: a third at 2048 x 2048)."""
     short, long = min(shape), max(shape)
     return (2 * long * short**2 + 4 * short**3) / 1e9
 
@@ -256,7 +256,7 @@ def _leading_gflop(shape: tuple[int, int]) -> float:
 def leading_needed(chain: Chain, name: str, k: int | None) -> int | None:
     """How many leading triples of a weight its rows need; None for all.
 
-    Whether rotations compose asks for all of three checkpoints, but not of a square weight, where they always do.
+    The composition of rotations needs all triples of three checkpoints, except for a square weight, where it is exact.
     """
     m, n = chain.shape(name)
     if len(chain.checkpoints) == len(ROLES) and m != n:
@@ -269,7 +269,7 @@ Seen = tuple[str, Tensor]
 
 
 def measure_rows(chain: Chain, name: str, settings: Settings, device: torch.device) -> Kept:
-    """The rows of one weight, its singular values, and what it was."""
+    """The rows of one weight, its singular values, and its digests."""
     seen: list[Seen] = []
     measure = _chain_of_three if len(chain.checkpoints) == len(ROLES) else _links
     rows = list(measure(chain, name, settings, device, seen))
@@ -301,7 +301,7 @@ def _chain_of_three(
 def _links(
     chain: Chain, name: str, settings: Settings, device: torch.device, seen: list[Seen]
 ) -> Iterator[dict[str, Value]]:
-    """A row per link, with two of the checkpoints in memory at a time."""
+    """One row per link, with two checkpoints in memory at a time."""
     walk = chain.walk(name, device, leading_needed(chain, name, settings.k))
     a = next(walk)
     seen.append(_see(a))

@@ -1,4 +1,4 @@
-"""All that is measured of one weight: along a chain of three checkpoints, and between two."""
+"""Measures of one weight: along a chain of three checkpoints, and between two."""
 
 import hashlib
 import math
@@ -20,10 +20,10 @@ from subspacelab.rotation.leading import LOOKED_AT, overlaps, stable_rank_of
 
 @dataclass(frozen=True)
 class Rotation:
-    """The claim R_02 = R_01 R_12 on one side of one weight, beside its controls.
+    """The claim R_02 = R_01 R_12 on one side of one weight, with its controls.
 
-    R_01 R_12 - R_02 = -Q_0^T (I - Q_1 Q_1^T) Q_2: on the tall side it measures how far the column space tilts, on the
-    square side it is an identity, and turns of the directions within the space are invisible to it.
+    R_01 R_12 - R_02 = -Q_0^T (I - Q_1 Q_1^T) Q_2. On the tall side it measures how far the column space tilts; on the
+    square side it is an identity. Rotations of the directions within the space are invisible to it.
     """
 
     mse: float
@@ -31,11 +31,11 @@ class Rotation:
     relative: float
     """Frobenius norm of the difference over that of R_02."""
     identity: bool
-    """Whether the middle basis is square: then Q_1 Q_1^T = I and the claim holds for any matrices at all."""
+    """Whether the middle basis is square: then Q_1 Q_1^T = I and the claim holds for any matrices."""
     random_mse: float
-    """The MSE with a random orthonormal middle basis of the same shape: what no relation looks like."""
+    """The MSE with a random orthonormal middle basis of the same shape: the value without any relation."""
     oracle_mse: float
-    """The MSE with the end point as the middle basis: what a perfect relation looks like."""
+    """The MSE with the end point as the middle basis: the value for a perfect relation."""
 
 
 def measure_rotation(
@@ -55,41 +55,41 @@ def measure_rotation(
 
 @dataclass(frozen=True)
 class Change:
-    """How checkpoint b of a weight differs from checkpoint a; the names are those of the columns."""
+    """How checkpoint b of a weight differs from checkpoint a; the fields are the names of the columns."""
 
     angle_mean: float
     """Mean principal angle of the leading k directions over both sides, degrees."""
     angle_mean_U: float
-    """The left side's, degrees."""
+    """The same for the left side, degrees."""
     angle_mean_Vh: float
-    """The right side's, degrees."""
+    """The same for the right side, degrees."""
     angle_max: float
     """Largest principal angle of both sides, degrees."""
     angle_max_U: float
-    """The left side's, degrees."""
+    """The same for the left side, degrees."""
     angle_max_Vh: float
-    """The right side's, degrees."""
+    """The same for the right side, degrees."""
     nss: float
     """Normalised spectral shift ||s_b - s_a|| / ||s_a||."""
     intruders: int
-    """Leading directions of b (10 at most) that no direction of a is near (|cos| < 0.5)."""
+    """Number of leading directions of b, of at most 10, that are near no direction of a (|cos| < 0.5)."""
     update_norm: float | None
-    """||W_b - W_a||_F / ||W_a||_F; None, as the three below, where the entries are not to be had."""
+    """||W_b - W_a||_F / ||W_a||_F; None, like the next three, if the entries are not known."""
     update_stable_rank: float | None
     """||D||_F^2 / ||D||_2^2 of D = W_b - W_a; 0 without an update."""
     unchanged: float | None
-    """Share of entries stored unchanged, by their bits; as far as factors on disk tell (`chain.subtract`)."""
+    """Share of entries whose stored bits are unchanged, as far as factors on disk can tell (`chain.subtract`)."""
     principal_energy: float | None
     """Share of ||D||_F^2 inside the leading-k frame of a, over that of a random update; 0 without an update."""
 
 
 def measure_change(a: Weight, b: Weight, k: int) -> Change:
-    """Measures b against a, angles and principal frame by the leading `k` directions."""
+    """Measures b against a; angles and principal frame use the `k` leading directions."""
     return Change(**measure_turn(a, b, k), **_measure_update(a, b, k))
 
 
 def measure_turn(a: Weight, b: Weight, k: int) -> dict[str, Any]:
-    """The fields of `Change` that the singular directions and values alone decide."""
+    """The fields of `Change` that depend only on singular directions and values."""
     left = principal_angles(a.svd.U[:, :k], b.svd.U[:, :k]).rad2deg()
     right = principal_angles(a.V[:, :k], b.V[:, :k]).rad2deg()
     left_mean, right_mean = left.mean().item(), right.mean().item()
@@ -106,10 +106,10 @@ def measure_turn(a: Weight, b: Weight, k: int) -> dict[str, Any]:
 
 
 def count_intruders(a: Weight, b: Weight) -> int:
-    """`intruder_dimensions` of b's leading directions, where of `a` only the leading ones may be known.
+    """`intruder_dimensions` of b's leading directions; of `a`, possibly only the leading ones are known.
 
-    A direction that none of the known ones of `a` is near has been seen only up to the square of its length outside
-    their span. Where that is below eps^2 no other direction of `a` can be near it; else all of them are looked at.
+    For a direction that is near none of the known ones of `a`, the part outside their span is unknown. If its squared
+    length is below eps^2, no other direction of `a` can be near it; else all directions of `a` are computed.
     """
     if not a.is_partial:
         return intruder_dimensions(a.svd.U, b.svd.U)
@@ -136,7 +136,7 @@ def _measure_update(a: Weight, b: Weight, k: int) -> dict[str, Any]:
 
 
 def unchanged_share(a: Weight, b: Weight, update: Float[Tensor, "m n"]) -> float:
-    """Share of entries of one stored value: of the same bits, or of two types equal numbers; had back, no update."""
+    """Share of equal entries: equal bits, or equal numbers of two dtypes; for recovered entries, a difference of 0."""
     if a.dense is None or b.dense is None or not (a.exact and b.exact):
         return 1 - int(update.count_nonzero()) / update.numel()
     x, y = a.dense, b.dense
@@ -149,7 +149,7 @@ def unchanged_share(a: Weight, b: Weight, update: Float[Tensor, "m n"]) -> float
 
 
 def measure_course(w0: Weight, w1: Weight, w2: Weight) -> float | None:
-    """cos(W_1 - W_0, W_2 - W_1): 1 where the second stage goes on, -1 where it goes back, 0 without an update."""
+    """cos(W_1 - W_0, W_2 - W_1): 1 if the second stage continues the first, -1 if it reverts it, 0 if either is 0."""
     if w0.dense is None or w1.dense is None or w2.dense is None:
         return None
     return update_cosine(subtract(w1, w0), subtract(w2, w1))
@@ -159,10 +159,10 @@ ALREADY_BF16 = 1e-5  # rounding moves a float32 weight by 1.7e-3 of its norm, on
 
 
 def bf16_neighbour(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float[Tensor, "m n"]:
-    """A float32 matrix that bf16 storage cannot tell from `w`, half an ulp of noise away.
+    """A float32 matrix that bf16 storage cannot distinguish from `w`: half an ulp of noise away.
 
-    It is bf16(w), unless the entries of `w` are bf16 already, so that rounding does nothing. Then it is a seeded
-    draw of the weights that would have been stored as `w`: w + u ulp(w) / 2 with u uniform in (-1, 1).
+    It is bf16(w), unless the entries of `w` are already bf16, so that rounding changes nothing. Then it is a seeded
+    draw of the weights that would be stored as `w`: w + u ulp(w) / 2 with u uniform in (-1, 1).
     """
     moved = size = 0.0
     for chunk in w.split(chunk_rows(w)):
@@ -175,7 +175,7 @@ def bf16_neighbour(w: Float[Tensor, "m n"], generator: torch.Generator) -> Float
 
 
 def draw_unrounded(w: Float[Tensor, "m n"], generator: torch.Generator, bits: int = 8) -> Float[Tensor, "m n"]:
-    """A float32 matrix that rounds to the bf16 matrix `w`, each entry uniform in what does; zeros stay zero."""
+    """A float32 matrix that rounds to the bf16 matrix `w`, uniform in each rounding interval; zeros stay zero."""
     drawn = torch.empty(w.shape, dtype=torch.float32, device=w.device)
     rows = -(-chunk_rows(w) // 16)  # of each chunk there are nine of its size
     for out, chunk in zip(drawn.split(rows), w.split(rows), strict=True):
@@ -200,7 +200,7 @@ MIN_GAP = 1.05  # below, any small update turns some of the leading k directions
 
 
 def pair_column(field: str, pair: str) -> str:
-    """Name of the column of a measure for a pair of checkpoints: the side, where there is one, comes last."""
+    """Column name of a measure for a pair of checkpoints; the side, if there is one, comes last."""
     for side in SIDES:
         if field.endswith(f"_{side}"):
             return f"{field.removesuffix(f'_{side}')}_{pair}_{side}"
@@ -208,16 +208,16 @@ def pair_column(field: str, pair: str) -> str:
 
 
 def generator_for(seed: int, *names: str) -> torch.Generator:
-    """A generator that depends on `seed` and the names only, not on the other weights or their order."""
+    """A generator that depends only on `seed` and the names, not on other weights or their order."""
     digest = hashlib.sha256(" ".join([str(seed), *names]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def measure_weight(name: str, chain: tuple[Weight, Weight, Weight], *, k: int | None, seed: int) -> dict[str, Value]:
-    """All measures of weight `name` along base, stage 1, stage 2; None where one is undefined or not to be had.
+    """All measures of weight `name` along base, stage 1, stage 2; None for one that is undefined or unknown.
 
-    `k` leading directions are compared, or all there are if fewer (None: 64). Where the gap s_k / s_(k+1) of the base
-    is below 1.05, `angle_max_*` is None.
+    `k` leading directions are compared, or all if there are fewer (None: 64). If the gap s_k / s_(k+1) of the base is
+    below 1.05, `angle_max_*` is None.
     """
     row, gap = _sizes(chain[0], k)
     k = int(row["k"] or 0)
@@ -236,16 +236,16 @@ ROTATION_FIELDS = {
     "random_mse": "random_mse",
     "oracle_mse": "oracle_mse",
 }
-"""Column to the field of `Rotation`."""
+"""Column -> field of `Rotation`."""
 
 
 def leading_directions(k: int | None, rank: int) -> int:
-    """How many directions are compared of a weight of that rank; None: 64."""
+    """Number of directions compared for a weight of that rank; None: 64."""
     return min(k or LARGEST_DEFAULT_K, rank)
 
 
 def _sizes(first: Weight, k: int | None) -> tuple[dict[str, Value], float]:
-    """The columns of sizes, and the gap at k."""
+    """The columns with sizes, and the gap at k."""
     m, n, rank = first.svd.U.shape[0], first.svd.Vh.shape[1], len(first.S)
     k = leading_directions(k, rank)
     return {"m": m, "n": n, "rank": rank, "k": k}, spectral_gap(first.S, k)
@@ -262,7 +262,7 @@ def _rotation_columns(name: str, chain: tuple[Weight, Weight, Weight], seed: int
 
 
 def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, Value]:
-    """The chain base -> its bf16 neighbour -> base, and the pair base, neighbour."""
+    """The rounding floor: measures of the chain base -> bf16 neighbour -> base, and of the pair base, neighbour."""
     near = _neighbour(name, base, seed)
     if near is None:
         return {f"floor_{column}": None for column in (*(f"rotation_mse_{side}" for side in SIDES), *CHANGE_FIELDS)}
@@ -276,7 +276,7 @@ def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, V
 
 
 def _neighbour(name: str, base: Weight, seed: int) -> Weight | None:
-    """The weight with half an ulp of bf16 or FP8 noise; None where the entries are not to be had."""
+    """The weight with half an ulp of bf16 or FP8 noise; None if the entries are not known."""
     if base.dense is None:
         return None
     generator = generator_for(seed, name, "floor")
@@ -285,7 +285,7 @@ def _neighbour(name: str, base: Weight, seed: int) -> Weight | None:
 
 
 def measure_start(name: str, first: Weight, *, k: int | None, seed: int) -> dict[str, Value]:
-    """What the links of a weight have in common: sizes, and gap_k and floor_* of its first checkpoint."""
+    """Columns that the links of a weight share: sizes, and gap_k and floor_* of its first checkpoint."""
     row, gap = _sizes(first, k)
     near = _neighbour(name, first, seed)
     floor = asdict(measure_change(first, near, int(row["k"] or 0))) if near else dict.fromkeys(CHANGE_FIELDS)
@@ -293,17 +293,17 @@ def measure_start(name: str, first: Weight, *, k: int | None, seed: int) -> dict
 
 
 def measure_link(a: Weight, b: Weight, start: Mapping[str, Value]) -> dict[str, Value]:
-    """The columns of one link, `Change` of a and b; `start` is the weight's `measure_start`."""
+    """The columns of one link, `Change` from a to b; `start` is the weight's `measure_start`."""
     gap = start["gap_k"]
     change = asdict(measure_change(a, b, int(start["k"] or 0)))
     return _told(change, math.inf if gap is None else float(gap))
 
 
 def _told(row: Mapping[str, Value], gap: float) -> dict[str, Value]:
-    """The row without what tells nothing: infinities, and the largest angles where the gap is narrow."""
+    """The row without uninformative values: infinities, and the largest angles if the gap is narrow."""
     return {column: None if gap < MIN_GAP and "angle_max" in column else finite(value) for column, value in row.items()}
 
 
 def finite(value: Value) -> Value:
-    """The value, or None for an infinity or NaN."""
+    """The value; None for infinity or NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -29,24 +29,24 @@ MEASURES = (
     *(pair_column(f, pair) for f in (*TURN, "update_stable_rank", "principal_energy") for pair in PAIRS),
     "cosine_01_12",
 )
-"""The columns of a chain of three that have a null model."""
+"""Columns of a chain of three that have a null model."""
 LINK_MEASURES = (*TURN, "update_stable_rank", "principal_energy")
-"""The columns of a link that have one."""
+"""Columns of a link that have a null model."""
 SUFFIXES = ("null_mean", "null_std", "z")
-"""What follows the name of a measure in the columns of the Gaussian null model."""
+"""Suffixes of the columns of the Gaussian null model, after the name of the measure."""
 SUFFIXES_OF: dict[str, tuple[str, str, str]] = {
     model: SUFFIXES if model == "gaussian" else (f"{model}_mean", f"{model}_std", f"{model}_z") for model in MODELS
 }
-"""The same of each null model."""
+"""Null model -> its suffixes."""
 ALL_SUFFIXES = tuple(sorted((s for suffixes in SUFFIXES_OF.values() for s in suffixes), key=len, reverse=True))
-"""The same of all, the longest first."""
+"""The suffixes of all null models, longest first."""
 SAME_FOR_ALL: dict[str, tuple[str, ...]] = {
     "gaussian": (),
     "spectrum": ("update_stable_rank", "cosine"),
     "permuted": ("cosine",),
 }
-"""Measures that a model has no columns of: the stable rank of the same singular values is the real one's, and the
-cosine with a direction that knows nothing has one distribution in all models."""
+"""Measures for which a null model has no columns: with the same singular values, the stable rank equals the real
+update's; the cosine with an unrelated direction has the same distribution in all models."""
 LARGE_Z = 5.0
 RATIOS = (0.8, 1.25)
 LARGE_COSINE = 0.1
@@ -54,28 +54,28 @@ LARGE_COSINE = 0.1
 
 @dataclass(frozen=True)
 class Null:
-    """What a random update of the same size gives for one measure."""
+    """Distribution of one measure under random updates of the same size."""
 
     mean: float
-    """Its mean, over the draws or exact."""
+    """Mean, over the draws or exact."""
     std: float | None
-    """Its deviation, over the draws (divided by one less than their number) or exact; None from a single draw."""
+    """Deviation, over the draws (with n - 1) or exact; None from a single draw."""
 
     def z(self, value: float) -> float | None:
-        """(value - mean) / std; None without a deviation, or where it is 0."""
+        """(value - mean) / std; None without a deviation, or if it is 0."""
         return (value - self.mean) / self.std if self.std else None
 
 
 def stands_out(column: str, value: float, null: Null) -> bool:
     """Whether a measure is both improbable and of another size than a random update's: the rule of every summary.
 
-    |z| > 5, and the ratio of value to null mean outside 0.8 to 1.25; of a cosine, whose null mean is 0,
-    |cosine| > 0.1. A count of which all draws agree (`intruders`) need only differ from them.
+    |z| > 5, and a ratio of value to null mean outside 0.8 to 1.25; for a cosine, whose null mean is 0, |cosine| > 0.1.
+    A count on which all draws agree (`intruders`) need only differ from them.
 
-    z alone will not do: sums over many entries hardly vary between draws, so an angle 4 % above random may have z = 10.
-    The ratio alone will not do for small weights, where draws differ by that much. 0.8 to 1.25 is the range within
-    which bioequivalence calls two means equal; 0.1 is Cohen's (1988) small correlation. `false_alarm_rate` says how
-    often |z| > 5 comes about by chance.
+    z alone is not enough: sums over many entries hardly vary between draws, so that an angle 4 % above random may have
+    z = 10. The ratio alone is not enough for small weights, whose draws differ by that much. 0.8 to 1.25 is the range
+    in which bioequivalence calls two means equal; 0.1 is Cohen's (1988) small correlation. `false_alarm_rate` gives the
+    probability of |z| > 5 by chance.
     """
     if null.std is None or abs(value - null.mean) <= LARGE_Z * null.std:
         return False
@@ -87,15 +87,15 @@ def stands_out(column: str, value: float, null: Null) -> bool:
 def false_alarm_rate(z: float, draws: int) -> float:
     """P(|(x - mean) / std| > z) for a normal x that is itself a random update's, mean and std from `draws` others.
 
-    Student's t of draws - 1 degrees of freedom, times sqrt(1 + 1 / draws). For |z| > 3 and > 5: 0.122, 0.049 (3 draws);
-    0.019, 0.0010 (10); 0.0086, 0.0001 (20). Angles and composition errors are skewed and exceed it: 0.04, 0.01 from 10
-    draws (benchmarks/null_models.py).
+    Student's t with draws - 1 degrees of freedom, times sqrt(1 + 1 / draws). For |z| > 3 and > 5: 0.122, 0.049 (3
+    draws); 0.019, 0.0010 (10); 0.0086, 0.0001 (20). Angles and composition errors are skewed and exceed it: 0.04, 0.01
+    from 10 draws (benchmarks/null_models.py).
     """
     return 2 * float(stdtr(draws - 1, -z / math.sqrt(1 + 1 / draws)))
 
 
 def has_null(model: str, column: str) -> bool:
-    """Whether a null model says something of a measure."""
+    """Whether a null model applies to a measure."""
     return not column.startswith(SAME_FOR_ALL[model])
 
 
@@ -108,18 +108,19 @@ def null_columns(
     draws: int,
     model: Model = "gaussian",
 ) -> dict[str, Null]:
-    """The null model of each measure of `row`, that of weight `name`, for which one exists.
+    """The null model of each measure in `row`, the row of weight `name`, for which one exists.
 
-    The update of a pair ab is W_a + G with G like W_b - W_a (`random_updates.MODELS`), of its Frobenius norm. The
-    composition error is that of the chain W_0, W_0 + G_01, W_0 + G_01 + G_12 with independent draws, so that its end
-    lies (||G_01||^2 + ||G_12||^2)^(1/2) from W_0 whatever the cosine of the real stages is. Cosine and, but for
-    permuted entries, energy have exact null models and take no draws: the share of ||G||^2 within a k x k frame has a
-    Beta distribution, and the cosine with a random direction of R^(mn) has mean 0 and variance 1 / (mn).
+    The update of a pair ab is W_a + G, where G is like W_b - W_a (`random_updates.MODELS`) and has its Frobenius norm.
+    The composition error is that of the chain W_0, W_0 + G_01, W_0 + G_01 + G_12 with independent draws, so that its
+    end has the distance (||G_01||^2 + ||G_12||^2)^(1/2) from W_0, whatever the cosine of the real stages is. The cosine
+    and, except for permuted entries, the energy have exact null models and need no draws: the share of ||G||^2 within a
+    k x k frame has a Beta distribution, and the cosine with a random direction of R^(mn) has mean 0 and variance 1 /
+    (mn).
 
-    Absent: pairs without an update or without entries to be had; sides on which the composition is an identity, or
-    that have only k directions; what `SAME_FOR_ALL` lists; `unchanged` (a Gaussian changes every float32 entry,
-    rounding it to bf16 changes its norm, and shuffled entries leave as many alone as the real update). `seed`, `name`,
-    the model and the number of the draw decide what is drawn.
+    Missing: pairs without an update or without known entries; sides on which the composition is an identity, or that
+    have only k directions; measures in `SAME_FOR_ALL`; `unchanged` (a Gaussian changes every float32 entry, rounding it
+    to bf16 changes its norm, and shuffled entries leave as many unchanged as the real update). `seed`, `name`, the
+    model and the number of the draw determine a draw.
     """
     updates = _updates(chain, row)
     if not updates:
@@ -160,10 +161,10 @@ def link_null(
     generators: Sequence[torch.Generator],
     model: Model = "gaussian",
 ) -> dict[str, Null]:
-    """The null model of each measure of `link`, from a to b; `row` has the sizes m, n and k.
+    """The null model of each measure in `link`, from a to b; `row` has the sizes m, n and k.
 
-    As in `null_columns`, with one update of each of `generators`: the same as there, if a weight's links take theirs
-    in turn from those of `null_generators`.
+    As in `null_columns`, with one update from each of `generators`. The results are the same if the links of a weight
+    take their updates in turn from its `null_generators`.
     """
     update = _update(a, b, link["update_norm"])
     if update is None:
@@ -179,7 +180,7 @@ def link_null(
 
 
 def null_generators(seed: int, name: str, draws: int, model: Model = "gaussian") -> list[torch.Generator]:
-    """What a weight's draws come from."""
+    """The generators for a weight's draws."""
     return [generator_for(seed, name, "null" if model == "gaussian" else model, str(i)) for i in range(draws)]
 
 
@@ -189,7 +190,7 @@ def with_null(
     measures: Collection[str] = MEASURES,
     others: Mapping[Model, Mapping[str, Null]] | None = None,
 ) -> dict[str, Value]:
-    """`row` with `x_null_mean`, `x_null_std` and `x_z` beside every measure x; None where there is no null model.
+    """`row` with `x_null_mean`, `x_null_std` and `x_z` for every measure x; None if there is no null model.
 
     `others`: further models, whose columns are `x_<model>_mean`, `x_<model>_std` and `x_<model>_z`.
     """
@@ -210,7 +211,7 @@ def _beside(column: str, value: Value, null: Null | None, suffixes: Sequence[str
 
 
 def _update(a: Weight, b: Weight, relative: Value) -> RealUpdate | None:
-    """W_b - W_a, of that norm relative to W_a; None without an update, or entries."""
+    """W_b - W_a, with its norm relative to W_a; None without an update or without entries."""
     if not isinstance(relative, float) or relative == 0 or a.dense is None:
         return None
     norm = relative * torch.linalg.vector_norm(a.S.double()).item()
@@ -218,7 +219,7 @@ def _update(a: Weight, b: Weight, relative: Value) -> RealUpdate | None:
 
 
 def _updates(chain: tuple[Weight, Weight, Weight], row: Mapping[str, Value]) -> dict[str, RealUpdate]:
-    """The update of each pair that has one."""
+    """Pair -> its update, for pairs that have one."""
     found = {pair: _update(chain[a], chain[b], row[f"update_norm_{pair}"]) for pair, (a, b) in PAIRS.items()}
     return {pair: update for pair, update in found.items() if update is not None}
 
@@ -230,7 +231,7 @@ def _measure_draw(
     model: Model,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Every measure that needs a draw, of one random update per pair."""
+    """Every measure that needs a draw, for one random update per pair."""
     found: dict[str, float] = {}
     middle, end = None, None
     for pair, real in updates.items():
@@ -253,7 +254,7 @@ def _measure_draw(
 
 
 def _move(start: Weight, update: Float[Tensor, "m n"], k: int, model: Model) -> tuple[Weight, dict[str, float]]:
-    """The weight with a random update added, in its place, and what is measured of the update itself."""
+    """The weight with a random update added, in the update's memory, and the measures of the update itself."""
     assert start.dense is not None
     found = {}
     if has_null(model, "update_stable_rank"):
@@ -265,7 +266,7 @@ def _move(start: Weight, update: Float[Tensor, "m n"], k: int, model: Model) -> 
 
 
 def _add(update: Float[Tensor, "m n"], stored: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """The sum in place of `update`, in chunks, since torch converts all of what it adds."""
+    """The sum, stored in `update`; in chunks, because torch converts a whole summand at once."""
     rows = chunk_rows(update)
     for out, part in zip(update.split(rows), stored.split(rows), strict=True):
         out.add_(part)
@@ -273,13 +274,13 @@ def _add(update: Float[Tensor, "m n"], stored: Float[Tensor, "m n"]) -> Float[Te
 
 
 def _turn(start: Weight, moved: Weight, k: int) -> dict[str, float]:
-    """What a random update has done to the singular directions and values of a weight."""
+    """The effect of a random update on a weight's singular directions and values."""
     turn = measure_turn(start, moved, k)
     return {field: turn[field] for field in TURN if not _is_whole(field, start, k)}
 
 
 def _is_whole(field: str, weight: Weight, k: int) -> bool:
-    """Whether the sides that an angle is of have k directions in all: it is 0 for any matrices then."""
+    """Whether the sides of an angle have only k directions: the angle is then 0 for any matrices."""
     if not field.startswith("angle"):
         return False
     whole = {"U": weight.svd.U.shape[0] == k, "Vh": weight.svd.Vh.shape[1] == k}
@@ -287,7 +288,7 @@ def _is_whole(field: str, weight: Weight, k: int) -> bool:
 
 
 def _compose(base: Weight, middle: Weight, end: Float[Tensor, "m n"]) -> dict[str, float]:
-    """The composition error on the side that is no identity; any basis of `end`'s column space gives the same."""
+    """The composition error on the side that is not an identity; any basis of `end`'s column space gives the same."""
     found: dict[str, float] = {}
     for side in SIDES:
         q0, q1 = base.basis(side), middle.basis(side)

@@ -1,4 +1,4 @@
-"""The picture of the null model: how far each measure of each weight is from random updates."""
+"""The picture of the null model: z of each measure, by group and layer."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -28,11 +28,11 @@ MEASURES = {
 TICKS = (-1000, -100, -10, 0, 10, 100, 1000)
 Grid = Float[np.ndarray, "groups columns"]
 Panel = tuple[str, Sequence[str]]
-"""Title, and the columns of which a weight has one at most."""
+"""Title, and the columns, of which a weight has at most one."""
 
 
 def panels_of_three() -> list[Panel]:
-    """What is shown of base, stage 1 and stage 2."""
+    """Panels for base, stage 1 and stage 2."""
     whole = [(label, [f"{measure}_02"]) for measure, label in MEASURES.items()]
     others = [
         ("cosine of the two stages", ["cosine_01_12"]),
@@ -42,7 +42,7 @@ def panels_of_three() -> list[Panel]:
 
 
 def panels_of_links(labels: Mapping[str, str]) -> list[Panel]:
-    """What is shown of links, the suffix of whose columns stands before their label."""
+    """Panels for links; the suffix of a link's columns precedes its label."""
     only = len(labels) == 1
     return [
         (label if only else f"{label}, {link}", [f"{measure}_{key}"])
@@ -54,7 +54,7 @@ def panels_of_links(labels: Mapping[str, str]) -> list[Panel]:
 def draw_null_scores(
     path: Path | None, layers: pd.DataFrame, groups: Sequence[Group], panels: Sequence[Panel], what: str
 ) -> Figure:
-    """A panel per measure: z of every group (rows) and layer (columns; `-` outside the layers), a dot what stands out.
+    """A panel per measure: z of every group (rows) and layer (columns; `-` outside the layers), with dots on outliers.
 
     `layers` has a row per weight. Grey: no null model. Blank: no such weight.
     """
@@ -114,7 +114,7 @@ def _draw_panel(
 def score_grid(
     layers: pd.DataFrame, groups: Sequence[Group], columns: Sequence[str], num_layers: int
 ) -> tuple[Grid, Grid, Grid]:
-    """Mean z per group and layer, NaN where there is none; whether there is a weight; whether one stands out."""
+    """Mean z per group and layer, NaN if there is none; whether there is a weight; whether one stands out."""
     rows = {row["weight"]: row for row in layers.to_dict("records")}
     shape = (len(groups), num_layers + 1)
     total, count, there, marked = (np.zeros(shape) for _ in range(4))

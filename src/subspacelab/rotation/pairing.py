@@ -1,4 +1,4 @@
-"""Two checkpoints of one model side by side: every tensor of the tuned one with its own in the base."""
+"""Two checkpoints of one model: every tensor of the tuned one with its counterpart in the base."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,23 +17,23 @@ from subspacelab.rotation.plan import Part, Selection, make_plan
 
 @dataclass(frozen=True)
 class Pair:
-    """A checkpoint and what was trained from it, read a tensor at a time; made by `open_pair`."""
+    """A checkpoint and its tuned version, read one tensor at a time; made by `open_pair`."""
 
     base: Checkpoint
-    """Before."""
+    """The checkpoint before training."""
     tuned: Checkpoint
-    """After."""
+    """The checkpoint after training."""
     partners: dict[str, str]
-    """Key in the tuned checkpoint to that of the same tensor, of the same shape, in the base."""
+    """Key in the tuned checkpoint -> key of the same tensor, in the same shape, in the base."""
     unmatched: dict[str, str]
-    """Key in the tuned checkpoint of each other tensor, with the reason."""
+    """Key of each other tensor in the tuned checkpoint -> the reason."""
     matrices: dict[str, list[Part]]
-    """Key in the tuned checkpoint to its matrices: one, or one per fused expert."""
+    """Key in the tuned checkpoint -> its matrices: one, or one per fused expert."""
     kept: dict[str, list[UpdateParts]] | None = field(default=None, repr=False)
-    """Updates that were read, if they are kept."""
+    """Updates that were read; None if they are not kept."""
 
     def read(self, key: str) -> tuple[Tensor, Tensor]:
-        """A tensor before and after, as stored; ValueError, naming it, for NaN, Inf and quantised entries."""
+        """A tensor before and after training, as stored; ValueError, naming it, for NaN, Inf and quantised entries."""
         found = []
         for checkpoint, name in ((self.base, self.partners[key]), (self.tuned, key)):
             checkpoint.require_floating(name)
@@ -53,27 +53,27 @@ class Pair:
         return found
 
     def is_floating(self, key: str) -> bool:
-        """Whether a tensor holds numbers that training moves, and no indices."""
+        """Whether a tensor holds floating-point numbers, which training changes, rather than indices."""
         return self.tuned.info(key).is_floating
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:
-        """`base` and `tuned` to reference and revision; of an absolute path the name alone."""
+        """`base` and `tuned` -> reference and revision; for an absolute path only its name."""
         return {"base": source_record(self.base), "tuned": source_record(self.tuned)}
 
 
 def source_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Reference and revision; of an absolute path the name alone, as it is of one machine only."""
+    """Reference and revision; for an absolute path, which belongs to one machine, only its name."""
     source = checkpoint.source
     absolute = source.reference.startswith("/")
     return {"reference": source.name if absolute else source.reference, "revision": source.revision}
 
 
 def open_pair(base: Weights, tuned: Weights, *, selection: Selection | None = None, keep: bool = False) -> Pair:
-    """Opens both and matches their tensors by canonical names; headers only.
+    """Opens both checkpoints and matches their tensors by canonical names; reads headers only.
 
-    With `keep` updates and their decompositions stay in memory, for several parts of one small pair. Raises
-    ValueError in one line for what cannot be opened or is quantised, and where no matrix is in both.
+    With `keep`, updates and their decompositions stay in memory, for several parts of one small pair. ValueError, in
+    one line, for a checkpoint that cannot be opened or is quantised, and if no matrix is in both.
     """
     before, after = open_checkpoint(base, whole=True), open_checkpoint(tuned, whole=True)
     known = canonical_keys(before.names)
@@ -104,7 +104,7 @@ def open_pair(base: Weights, tuned: Weights, *, selection: Selection | None = No
 def find_weight(keys: Mapping[str, str], module: str) -> str | None:
     """The key of a module's weight among `canonical_keys`; None if there is none, or more than one.
 
-    The bare model has been saved, or the adapter was trained on it: then one name ends with the other.
+    One of the names may end with the other, if the bare model was saved or the adapter was trained on it.
     """
     name = canonical_name(f"{module}.weight")
     if name in keys:

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are decomposed, which are skipped and why, and what each will cost."""
+"""Which tensors of a checkpoint are decomposed, which are skipped and why, and the cost of each."""
 
 import math
 import re
@@ -28,21 +28,21 @@ class Part:
     key: str
     """Key of the stored tensor in its checkpoint."""
     expert: int | None
-    """Which expert of a fused tensor [experts, a, b], or [experts * a, b]; None for an ordinary weight."""
+    """Index of the expert in a fused tensor [experts, a, b] or [experts * a, b]; None for an ordinary weight."""
     shape: tuple[int, int]
-    """Shape of the matrix: [shape[0], -1]; of an expert [out, in]."""
+    """Shape of the matrix: [shape[0], -1]; for an expert [out, in]."""
     file: str
     """Name of the factors' file."""
     transposed: bool | None = False
-    """Whether the expert is stored [in, out]; None where it cannot be told, and is taken as [out, in]."""
+    """Whether the expert is stored [in, out]; None if unknown, and then treated as [out, in]."""
 
     @property
     def weight(self) -> str:
-        """What it is called: its key, or `key[e]`."""
+        """Its name: the key, or `key[e]`."""
         return _weight_name(self.key, self.expert)
 
     def read_sound(self, checkpoint: Checkpoint) -> Tensor:
-        """The stored entries, whose factors can be had: the norm, and so the singular values, are float32 numbers."""
+        """The stored entries; ValueError if their norm, and so the singular values, exceed float32."""
         tensor = self.read(checkpoint)
         require_finite(self.weight, tensor)
         largest = max(abs(bound.item()) for bound in tensor.aminmax())
@@ -53,7 +53,7 @@ class Part:
         return tensor
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
-        """The stored entries; of a fused tensor those of this expert alone are read, and turned to [out, in]."""
+        """The stored entries; of a fused tensor, only this expert is read, and transposed to [out, in] if needed."""
         if self.expert is None:
             return checkpoint.read(self.key)
         if len(checkpoint.info(self.key).shape) > 2:
@@ -66,14 +66,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """The work that a checkpoint is for `decompose`."""
+    """The work of `decompose` on a checkpoint."""
 
     parts: dict[str, Part]
-    """Weight to each matrix that is decomposed."""
+    """Weight -> matrix to decompose."""
     skipped: dict[str, str]
-    """Checkpoint key to the reason of each tensor that is not."""
+    """Key -> reason why the tensor is skipped."""
     notes: tuple[str, ...]
-    """What a reader of the factors should know of how the weights are stored."""
+    """Notes on how the weights are stored."""
 
 
 def _weight_name(key: str, expert: int | None) -> str:
@@ -82,20 +82,20 @@ def _weight_name(key: str, expert: int | None) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which weights are wanted, by the keys of their tensors."""
+    """Selects weights by the keys of their tensors."""
 
     include: re.Pattern[str] | None
-    """Only keys that this finds; None for all."""
+    """Only keys that match; None for all."""
     exclude: re.Pattern[str] | None
-    """Not keys that this finds."""
+    """Skip keys that match."""
 
     @classmethod
     def of(cls, include: str | None, exclude: str | None) -> "Selection":
-        """From two regular expressions; ValueError for what is none."""
+        """From two regular expressions; ValueError for an invalid one."""
         return cls(_pattern("include", include), _pattern("exclude", exclude))
 
     def reason(self, key: str) -> str | None:
-        """Why the tensor `key` is left out, or None if it is wanted."""
+        """Why the tensor `key` is not selected; None if it is."""
         if self.include is not None and not self.include.search(key):
             return f"left out by include={self.include.pattern!r}"
         if self.exclude is not None and self.exclude.search(key):
@@ -128,9 +128,9 @@ def _skip_reason(checkpoint: Checkpoint, info: TensorInfo, selection: Selection)
 
 
 def make_plan(checkpoint: Checkpoint, *, rank: int | None, selection: Selection) -> Plan:
-    """Sorts the tensors of `checkpoint` by what `decompose` does with them; reads headers only.
+    """Sorts the tensors of `checkpoint` into those to decompose and those to skip; reads headers only.
 
-    Raises ValueError for a rank that a matrix does not have, a name that is no text, two layouts of one weight, an
+    ValueError for a rank that a matrix does not have, a name that is not valid text, two layouts of one weight, an
     adapter that is not merged, and when nothing is left to do.
     """
     infos = [checkpoint.info(name) for name in checkpoint.names]
@@ -168,7 +168,7 @@ def make_plan(checkpoint: Checkpoint, *, rank: int | None, selection: Selection)
 
 
 def find_parts(checkpoint: Checkpoint, records: Iterable[FactorRecord]) -> dict[str, Part]:
-    """Weight to matrix for those of `records` whose tensor, of that shape and type, the checkpoint still has."""
+    """Weight -> matrix, for those `records` whose tensor the checkpoint still has in the same shape and dtype."""
     names, fused, parts = set(checkpoint.names), find_fused(checkpoint), {}
     for record in records:
         experts = fused.get(record.key)
@@ -212,7 +212,7 @@ def _parts_of(info: TensorInfo, fused: Fused | None, rank: int | None, files: Ma
 
 
 def require_one_layout(weights: Iterable[str]) -> None:
-    """ValueError, naming both, if two weights have one canonical name: comparisons could not tell them apart."""
+    """ValueError, naming both, if two weights have one canonical name: comparisons could not distinguish them."""
     found: dict[str, str] = {}
     for weight in weights:
         other = found.setdefault(canonical_name(weight), weight)
@@ -226,7 +226,7 @@ def require_one_layout(weights: Iterable[str]) -> None:
 def gflop(shape: tuple[int, int]) -> float:
     """Cost of one decomposition: Gram matrix, other factor and check (2 l s^2 each), and `eigh` (about 12 s^3).
 
-    `eigh` needs some 9 s^3 operations, few of them in matrix products: 12 is what it costs in product time.
+    `eigh` needs about 9 s^3 operations, few of them in matrix products: 12 s^3 is its cost in matrix-product time.
     """
     short, long = min(shape), max(shape)
     return (6 * long * short**2 + 12 * short**3) / 1e9

@@ -33,9 +33,9 @@ from subspacelab.rotation.measuring import link_pairs, wide_of
 from subspacelab.rotation.null_plots import draw_null_scores, panels_of_links, panels_of_three
 
 PICTURES = ("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png", "null_scores.png")
-"""What `draw_pictures` draws of three checkpoints; of another number all but the first."""
+"""Files that `draw_pictures` draws for three checkpoints; for other numbers, all but the first."""
 KINDS = ("rotation", "angles", "spectra", "updates", "null_scores")
-"""The same as `Comparison.plot` calls them."""
+"""Kind of picture in `Comparison.plot` -> file."""
 HALF_ULP = "half an ulp of bf16 noise"
 RANDOM_UPDATE = "random update of equal norm"
 PLACES = {"visual.blocks": "vision block", "model.layers": "language layer"}
@@ -43,12 +43,12 @@ PLACES = {"visual.blocks": "vision block", "model.layers": "language layer"}
 
 @dataclass(frozen=True)
 class Pair:
-    """How a pair of checkpoints is drawn."""
+    """Style of a pair of checkpoints."""
 
     key: str
     """Suffix of its columns."""
     label: str
-    """Name in legends."""
+    """Label in legends."""
     colour: str
     """Line colour."""
     marker: str
@@ -63,7 +63,7 @@ PAIR_STYLES = (
 
 
 def link_styles(names: Sequence[str]) -> tuple[Pair, ...]:
-    """A pair for each link of the checkpoints `names`."""
+    """Styles of the links between the checkpoints `names`."""
     return tuple(
         Pair(key, drawn_name(f"{a} → {b}"), *colour_and_marker(i))
         for i, (key, a, b) in enumerate(zip(link_pairs(len(names)), names[:-1], names[1:], strict=True))
@@ -71,7 +71,7 @@ def link_styles(names: Sequence[str]) -> tuple[Pair, ...]:
 
 
 def draw_null_curve(axes: Axes, rows: pd.DataFrame, column: str) -> None:
-    """The null model of a measure over the layers, where there is one: black dashes, two deviations shaded."""
+    """Draws the null model of a measure over layers, if there is one: black dashes, two deviations shaded."""
     if f"{column}_null_mean" not in rows:
         return
     x, mean, std = rows["layer"].astype(int), rows[f"{column}_null_mean"], rows[f"{column}_null_std"].fillna(0)
@@ -80,7 +80,7 @@ def draw_null_curve(axes: Axes, rows: pd.DataFrame, column: str) -> None:
 
 
 def null_handle() -> Line2D:
-    """The entry of `draw_null_curve` in a legend."""
+    """The legend entry of `draw_null_curve`."""
     return Line2D([], [], color="black", linestyle="--", linewidth=1, label=f"{RANDOM_UPDATE} (+- 2 deviations)")
 
 
@@ -174,7 +174,7 @@ ROUNDING = 1e-6  # degrees; what float64 leaves of 0 is far below, any change of
 def draw_principal_angles(
     path: Path | None, curves: pd.DataFrame, groups: Sequence[Group], pairs: Sequence[Pair] = PAIR_STYLES
 ) -> Figure:
-    """A panel per group: mean angle of each pair beside random updates, the largest where it is told."""
+    """A panel per group: mean angle of each pair with random updates, and the largest angle if it is given."""
     drawn = [group for group in groups if group.is_curve]
     rows, columns = grid_of(max(1, len(drawn)), 4)
     with open_figure(path, (2.9 * max(3, columns) + 0.4, 2.2 * rows + 0.9)) as figure:
@@ -198,7 +198,7 @@ def draw_principal_angles(
 
 
 def _set_scale(axes: Axes, curves: pd.DataFrame, pairs: Sequence[Pair]) -> None:
-    """One logarithmic scale for all panels, from just below the smallest angle."""
+    """Sets one logarithmic scale for all panels, from just below the smallest angle."""
     columns = [f"angle_{what}_{pair.key}" for what in ("max", "mean") for pair in pairs]
     columns += ["floor_angle_max", "floor_angle_mean"]
     values = curves[columns].to_numpy(dtype=float).ravel()
@@ -245,7 +245,7 @@ LINES: tuple[tuple[str, LineStyle, float], ...] = (
     (COLOURS[5], ":", 1.6),
     *((colour, "--", 1.2) for colour in COLOURS[:4]),
 )
-"""Colour, style and width of the checkpoints' spectra, in order; of more checkpoints they come round again."""
+"""Colour, style and width of the checkpoints' spectra, in order; they repeat if there are more checkpoints."""
 
 
 def draw_spectra(
@@ -305,7 +305,7 @@ def draw_by_group(
     log: bool = False,
     legend: bool = False,
 ) -> None:
-    """One column of markers per group: mean over its weights with the spread from least to most as a line."""
+    """One column of markers per group: mean over its weights, with a line from the smallest to the largest."""
     if layers[f"{measure}_{pairs[0].key}"].isna().all():
         say(axes, "needs complete factors:\nthese keep the leading triples only")
         axes.set_yticks([])
@@ -348,7 +348,7 @@ PANELS = {
 def draw_update_geometry(
     path: Path | None, layers: pd.DataFrame, groups: Sequence[Group], pairs: Sequence[Pair] = PAIR_STYLES
 ) -> Figure:
-    """Four panels over the groups: relative norm, stable rank, unchanged share, principal energy (1 = random)."""
+    """Four panels over groups: relative norm, stable rank, unchanged share, principal energy (1 = random)."""
     with open_figure(path, (max(9.0, 0.62 * len(groups) + 3), 7.2)) as figure:
         panels = figure.subplots(2, 2, sharex=True)
         for axes, (measure, label) in zip(panels.flat, PANELS.items(), strict=True):
@@ -365,19 +365,19 @@ def draw_update_geometry(
 
 
 def _is_wide(layers: pd.DataFrame, measure: str, pairs: Sequence[Pair]) -> bool:
-    """Whether the values span so much that only a logarithmic axis shows them all."""
+    """Whether only a logarithmic axis can show the range of the values."""
     values = layers[[f"{measure}_{pair.key}" for pair in pairs] + [f"floor_{measure}"]].to_numpy(dtype=float)
     positive = values[values > 0]
     return len(positive) > 0 and bool(positive.max() > 4 * positive.min())
 
 
 def pictures_of(num_checkpoints: int) -> tuple[str, ...]:
-    """Those of `PICTURES` that are drawn of so many checkpoints."""
+    """The `PICTURES` for that number of checkpoints."""
     return PICTURES if num_checkpoints == len(PAIR_STYLES) else PICTURES[1:]
 
 
 def draw_pictures(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
-    """Draws everything a comparison shows to `folder`; returns the files, some or all of `PICTURES`."""
+    """Draws all pictures of a comparison to `folder`; returns the files, some or all of `PICTURES`."""
     drawn = tuple(folder / name for name in pictures_of(len(comparison.names)))
     for path in drawn:
         draw(comparison, KINDS[PICTURES.index(path.name)], path)
@@ -385,7 +385,7 @@ def draw_pictures(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
 
 
 def draw(comparison: Comparison, kind: str, path: Path | None = None) -> Figure:
-    """One of `KINDS` as a figure, written to `path` if that is given; SettingError for what there is none of."""
+    """One of `KINDS` as a figure, written to `path` if given; SettingError if the comparison has no such picture."""
     names, groups, curves, layers = comparison.names, comparison.groups, comparison.curves, comparison.layers
     allowed = [name for name in KINDS if name != "rotation" or comparison.is_chain_of_three]
     if kind not in allowed:

@@ -1,4 +1,4 @@
-"""Random updates that know nothing of a weight: of the real one's norm, of its singular values, or of its entries."""
+"""Random updates with the norm, the singular values, or the entries of the real one, and nothing else in common."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ from subspacelab.rotation.leading import singular_values
 Model = Literal["gaussian", "spectrum", "permuted"]
 MODELS: tuple[Model, ...] = get_args(Model)
 """gaussian: independent entries; spectrum: the update's singular values in random frames; permuted: its entries in
-random places, so that it is as sparse. All have its Frobenius norm."""
+random places, so that it is equally sparse. All have its Frobenius norm."""
 RESOLVED = 1e-7  # of the largest singular value: what the float64 Gram matrix tells from 0
 
 
 @dataclass(frozen=True)
 class RealUpdate:
-    """The update D of a weight that random ones are measured beside."""
+    """The update D of a weight that random ones are compared with."""
 
     shape: tuple[int, ...]
     """[m, n]."""
     norm: float
     """||D||_F."""
     device: torch.device
-    """Where it is to lie."""
+    """Device for the random updates."""
     entries: Callable[[], Float[Tensor, "m n"]]
-    """Gives D, which is not kept."""
+    """Function that returns D, which is not kept."""
 
     @cached_property
     def spectrum(self) -> Float[Tensor, " r"]:
-        """Singular values of D that are not 0, float64, on the CPU; their norm is `norm`."""
+        """Non-zero singular values of D, float64, on the CPU, scaled to `norm`."""
         s = singular_values(self.entries()).cpu()
         s = s[s > RESOLVED * s[0]]
         return s * (self.norm / torch.linalg.vector_norm(s))
 
     def draw(self, model: Model, generator: torch.Generator) -> Float[Tensor, "m n"]:
-        """A random update like this one, float64."""
+        """A random update of this kind, float64."""
         if model == "spectrum":
             return in_random_frames(self.spectrum, self.shape, generator, self.device)
         if model == "permuted":

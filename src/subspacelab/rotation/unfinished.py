@@ -1,4 +1,4 @@
-"""The rows of a comparison that is not finished: kept weight by weight, so that a killed one continues."""
+"""The rows of an unfinished comparison, stored weight by weight, so that a killed run continues."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from subspacelab.rotation.factors import plain_file_name
 from subspacelab.rotation.metrics import Value
 
 UNFINISHED = "unfinished"
-"""The folder of these rows within that of the tables."""
+"""Folder of these rows inside that of the tables."""
 FORMAT = 1  # raised when the numbers of a row change, so that no older one is kept
 _KEY = "subspacelab"
 _SPECTRA = "spectra"
@@ -26,16 +26,16 @@ _SPECTRA = "spectra"
 
 @dataclass(frozen=True)
 class Record:
-    """What is said in the file of a weight, beside its spectra."""
+    """Metadata of a weight's file, beside its spectra."""
 
     job: dict[str, Any]
-    """By which settings it was measured."""
+    """Settings of the measurement."""
     weight: str
     """Canonical name."""
     digests: list[str]
-    """What the weight was in each checkpoint (`Chain.digests`)."""
+    """Content of the weight in each checkpoint (`Chain.digests`)."""
     rows: list[dict[str, Value]]
-    """A row per link, or one of a chain of three."""
+    """One row per link, or one for a chain of three."""
 
 
 _RECORD = TypeAdapter(Record)
@@ -46,24 +46,24 @@ class Kept:
     """The rows of one weight."""
 
     digests: list[str]
-    """What the weight was."""
+    """Content of the weight when it was measured."""
     rows: list[dict[str, Value]]
-    """Its rows."""
+    """Rows of the weight."""
     spectra: Float[Tensor, "checkpoints r"]
-    """Its singular values."""
+    """Singular values of the weight."""
 
 
 class KeptRows:
-    """The folder `unfinished` of a comparison. Whoever changes it keeps other processes off (`report_folder`)."""
+    """The folder `unfinished` of a comparison. Its user must lock it against other processes (`report_folder`)."""
 
     def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
         self.folder = folder
-        """Where the rows are."""
+        """The folder."""
         self.job: dict[str, Any] = json.loads(json.dumps({**job, "format": FORMAT}))
-        """By which settings they are measured."""
+        """Settings of the measurement."""
 
     def read(self) -> dict[str, Kept]:
-        """Weight to what is there; ValueError, naming it, for what is no such row, or one of other settings."""
+        """Weight -> its rows; ValueError, naming the file, if it is invalid or from other settings."""
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise ValueError(f"{self.folder}: no folder of rows, and would be replaced; move it away")
         require_no_links(self.folder)
@@ -90,15 +90,15 @@ class KeptRows:
         write_tensors(path, {_SPECTRA: kept.spectra}, (_KEY, json.dumps(record)))
 
     def clean(self) -> None:
-        """Removes what killed processes have left half-written."""
+        """Removes files that killed processes have left incomplete."""
         remove_partials(self.folder)
 
     def remove(self) -> None:
-        """Removes the folder, which `read` has found to hold nothing else."""
+        """Removes the folder; `read` has checked that it holds nothing else."""
         if self.folder.exists():
             remove_folder(self.folder)
 
 
 def still_holds(kept: Kept | None, digests: Sequence[str]) -> bool:
-    """Whether rows are there, and are those of these weights."""
+    """Whether there are rows, and they belong to these weights."""
     return kept is not None and kept.digests == list(digests)

@@ -1,1 +1,1 @@
-"""The embedded study: small real checkpoints and pictures, made here, so that a fresh machine needs no hub."""
+"""The synthetic study: small real checkpoints and pictures, made here, so that no model hub is needed."""

@@ -1,4 +1,4 @@
-"""What can be set for the synthetic study: pictures, checkpoints, corpus."""
+"""Settings of the synthetic study: pictures, checkpoints, corpus."""
 
 from subspacelab.synthetic.facts.corpus import CorpusConfig
 from subspacelab.synthetic.facts.llm import LlmTraining
@@ -14,4 +14,4 @@ STAGES = {
     "corpus": CorpusConfig,
     "checkpoint_llm": LlmTraining,
 }
-"""Stage to what can be set for it in params.yaml and in a study."""
+"""Stage -> class of its settings in params.yaml and in a study."""

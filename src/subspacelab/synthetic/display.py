@@ -1,4 +1,4 @@
-"""What a checkpoint stage tells the person at the terminal."""
+"""Terminal output of a checkpoint stage."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from subspacelab.synthetic.grounding.evaluation import CheckpointEvaluation
 
 
 def print_checkpoint(evaluation: CheckpointEvaluation, console: Console | None = None) -> None:
-    """Prints the mean IoU of each kind of box and its gain over the checkpoint before, and what the errors are over."""
+    """Prints the mean IoU of each kind of box, its gain over the checkpoint before, and what the errors refer to."""
     console, figures = console or Console(), evaluation.metrics
     kinds = {
         "greedy": ("mean_iou", "gain"),

@@ -1,4 +1,4 @@
-"""What a checkpoint stage gives to the tracker: what was measured, and the checkpoint as a model."""
+"""Tracker output of a checkpoint stage: its metrics, and the checkpoint as a model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 
 def record_checkpoint(evaluation: CheckpointEvaluation, folder: Path, picture: Path, tracker: "Tracker") -> None:
-    """A checkpoint that boxes words, and the picture of its boxes."""
+    """Records a grounding checkpoint and the picture of its boxes."""
     tracker.log_artifact(picture)
     _record("grounding", folder, evaluation.metrics, {f"{folder.name}_iou": evaluation.metrics["mean_iou"]}, tracker)
 
 
 def record_llm(evaluation: LlmEvaluation, folder: Path, tracker: "Tracker") -> None:
-    """A checkpoint that recalls facts."""
+    """Records an llm checkpoint."""
     _record("facts", folder, evaluation.metrics, {"llm_recall": evaluation.metrics["recall"]}, tracker)
 
 
 def _record(
     world: str, folder: Path, metrics: Mapping[str, float], headline: Mapping[str, float], tracker: "Tracker"
 ) -> None:
-    """`world` is the package whose mlflow_model.py serves the checkpoint."""
+    """`world` is the package whose mlflow_model.py loads the checkpoint."""
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
     tracker.log_metrics(metrics)

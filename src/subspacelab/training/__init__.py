@@ -1,1 +1,1 @@
-"""What every training shares: schedules, and snapshots from which a killed run continues to the same bytes."""
+"""Shared parts of all trainings: schedules, and snapshots from which a killed run continues to the same bytes."""

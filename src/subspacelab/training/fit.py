@@ -1,4 +1,4 @@
-"""The loop that every training runs (schedule, clipping, curves, snapshots), and the settings that trainings share."""
+"""The loop of every training (schedule, clipping, curves, snapshots), and the settings that trainings share."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -13,23 +13,23 @@ from subspacelab.core.settings import Count, Positive, settings
 from subspacelab.training.snapshot import read_snapshot, write_snapshot
 
 LossOf = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
-"""Step (from 0) to the loss and what else is worth a curve."""
+"""Function from a step (from 0) to the loss and further metrics."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, taken."""
+    """One finished optimizer step."""
 
     done: int
-    """Steps taken, this one included."""
+    """Number of finished steps, this one included."""
     loss: Tensor
-    """That of the weights before the step."""
+    """Loss of the weights before the step."""
     metrics: dict[str, Tensor]
-    """What else `loss_of` gave."""
+    """Further metrics from `loss_of`."""
     gradient_norm: Tensor
-    """Before clipping."""
+    """Gradient norm before clipping."""
     learning_rate: float
-    """The schedule's."""
+    """Learning rate of the schedule."""
 
 
 def take_steps(
@@ -41,10 +41,10 @@ def take_steps(
     clip: float,
     name: str = "the training",
 ) -> Iterator[Step]:
-    """Takes one optimizer step for each of `steps`, gradients clipped at norm `clip`; they are there until the next.
+    """Takes one optimizer step for each of `steps`, with gradients clipped at norm `clip` and kept until the next step.
 
-    A group's learning rate is `learning_rate(step)` times its `scale`, if it has one. Raises ValueError when the
-    training diverges, before the weights are touched by it.
+    A parameter group's learning rate is `learning_rate(step)` times its `scale`, if it has one. ValueError if the
+    training diverges, before the weights are changed by it.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in steps:
@@ -62,26 +62,27 @@ def take_steps(
 
 
 def diverged(name: str, step: int, how: str, learning_rate: float) -> ValueError:
-    """The error of a training whose numbers are no longer finite."""
+    """The error for a training whose loss or gradients are no longer finite."""
     return ValueError(f"{name} diverged at step {step}: {how}; lower the learning rate ({learning_rate:g} here)")
 
 
 @dataclass(frozen=True)
 class FitPlan:
-    """How long, how fast, and how often to save."""
+    """Number of steps, learning rates and snapshots of a training."""
 
     num_steps: int
     """Optimizer steps."""
     learning_rate: Callable[[int], float]
-    """Step (from 0) to learning rate."""
+    """Function from a step (from 0) to its learning rate."""
     clip: float
     """Largest gradient norm."""
     snapshot: Path
-    """Where a killed run continues from; it goes with its folder, once all that follows the training is done."""
+    """Snapshot from which a killed run continues; removed with its folder when everything after the training is
+    done."""
     snapshot_every: int
     """Steps between snapshots."""
     fingerprint: str
-    """Names the training; a snapshot of another one is not continued."""
+    """Identifies the training; a snapshot of another one is not continued."""
     log_every: int = 10
     """Steps between points of the curves."""
 
@@ -97,8 +98,8 @@ def fit(
 ) -> None:
     """Trains `module` in place, from its snapshot if there is one.
 
-    `loss_of` must draw its batch from the step and from torch's global generator only: then a broken and an unbroken
-    run reach the same bytes. `after_step(steps_done)` must not draw. Raises ValueError as `take_steps` does.
+    `loss_of` must draw its batch only from the step and torch's global generator: then an interrupted and an
+    uninterrupted run reach the same bytes. `after_step(steps_done)` must not draw. ValueError as `take_steps`.
     """
     steps = range(_resume(plan, module, optimizer), plan.num_steps)
     for step in take_steps(optimizer, loss_of, steps, learning_rate=plan.learning_rate, clip=plan.clip):
@@ -112,7 +113,7 @@ def fit(
 
 
 def _resume(plan: FitPlan, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The number of steps done by the snapshot; 0, with nothing touched, without one of this very training."""
+    """Restores the snapshot and returns its number of steps; 0, without changes, if there is none of this training."""
     if not plan.snapshot.is_file():
         return 0
     snapshot = read_snapshot(plan.snapshot)
@@ -137,19 +138,19 @@ def one_cycle(step: int, num_steps: int, *, peak: float, warmup: float = 0.1, fi
 
 @settings
 class Training:
-    """How a checkpoint is trained, whatever it learns."""
+    """Settings of a checkpoint's training, whatever it learns."""
 
     steps: Count = 200
     """Optimizer steps."""
     learning_rate: Positive = 1e-3
-    """Peak of the one-cycle schedule, AdamW's."""
+    """Peak learning rate of AdamW, in a one-cycle schedule."""
     clip: Positive = 1.0
     """Largest gradient norm."""
     snapshot_every: Count = 25
     """Steps between snapshots."""
 
     def plan(self, work_dir: Path, *, name: str) -> FitPlan:
-        """The plan of `fit`, its snapshot in `work_dir`; `name` says what else the training depends on."""
+        """The plan for `fit`, with its snapshot in `work_dir`; `name` describes what else the training depends on."""
         return FitPlan(
             num_steps=self.steps,
             learning_rate=lambda step: one_cycle(step, self.steps, peak=self.learning_rate),
@@ -160,5 +161,5 @@ class Training:
         )
 
     def is_due(self, every: int, done: int) -> bool:
-        """Whether a curve with a point every `every` steps has one after `done` of them: the last step has, too."""
+        """Whether a curve with a point every `every` steps has one after `done` steps; the last step always has one."""
         return done % every == 0 or done == self.steps

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrix updates are orthogonalised, beside AdamW for all that is not a hidden matrix."""
+"""Muon: momentum with orthogonalised matrix updates, combined with AdamW for everything that is not a hidden matrix."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that pulls singular values 
 
 
 def orthogonalise(gradient: Float[Tensor, "out in"], steps: int = 5) -> Float[Tensor, "out in"]:
-    """Approximates U V^T of gradient = U S V^T: large singular values come out between about 0.7 and 1.2.
+    """Approximates U V^T of gradient = U S V^T: large singular values become about 0.7 to 1.2.
 
     Newton-Schulz iteration X <- a X + b (X X^T) X + c (X X^T)^2 X (Jordan et al. 2024; arXiv 2502.16982), in the
     gradient's own precision: bfloat16, usual on a GPU, is slower on a CPU.
@@ -27,9 +27,9 @@ def orthogonalise(gradient: Float[Tensor, "out in"], steps: int = 5) -> Float[Te
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """One optimizer for both kinds of parameters, so that one state is saved and one schedule drives it.
+    """One optimizer for both kinds of parameters, so that there is one state to save and one schedule.
 
-    Groups hold `params`, `muon` (bool), `weight_decay`, and `scale`, by which their learning rate exceeds the
+    Groups hold `params`, `muon` (bool), `weight_decay`, and `scale`, the ratio of their learning rate to the
     schedule's. Muon: nesterov momentum 0.95, step lr * max(1, rows/columns)^0.5 * orthogonalise(momentum).
     """
 
@@ -74,8 +74,8 @@ class MuonAdamW(torch.optim.Optimizer):
 def muon_adamw(module: nn.Module, *, learning_rate: float, scale: float, weight_decay: float = 0.0) -> MuonAdamW:
     """Muon, at `scale` times the learning rate, for the hidden matrices of `module`; AdamW for the rest.
 
-    Hidden are matrices that are neither embeddings (`embed` in the name) nor heads to be thrown away (`head.` in
-    front): the rows of those are looked up or read one by one, not multiplied as a whole.
+    Hidden matrices are neither embeddings (`embed` in the name) nor discarded heads (`head.` in front): rows of those
+    are looked up or read one by one, not multiplied as a whole.
     """
     hidden: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []

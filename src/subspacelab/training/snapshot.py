@@ -1,7 +1,7 @@
-"""Snapshots: all that a killed training needs to continue to the same bytes as an unbroken one.
+"""Snapshots: everything that a killed training needs to continue to the same bytes as an uninterrupted one.
 
-One safetensors file, written whole or not at all: weights, optimizer state and whatever else is made of tensors, and a
-JSON record in its metadata, sealed by a SHA-256 over both.
+One safetensors file, written whole or not at all: weights, optimizer state and other tensors, and a JSON record in its
+metadata, with a SHA-256 over both.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ class Snapshot:
     """What `write_snapshot` wrote."""
 
     record: dict[str, Any]
-    """How far the training is and what it is, as JSON; `groups` are the optimizer's."""
+    """Progress and identity of the training, as JSON; `groups` are the optimizer's."""
     tensors: dict[str, Tensor]
-    """`model/...`, `optimizer/...`, and those of further parts."""
+    """`model/...`, `optimizer/...`, and tensors of further parts."""
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one part by their own names."""
@@ -60,7 +60,7 @@ def write_snapshot(
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """Reads what `write_snapshot` wrote, to the last bit; anything else is a ValueError that names the file."""
+    """Reads what `write_snapshot` wrote, bit for bit; ValueError, naming the file, for anything else."""
     tensors, metadata = read_tensors(path)
     try:
         sealed = TypeAdapter(dict[str, str]).validate_json(metadata.get(_KEY, "{}"))
@@ -79,7 +79,7 @@ def _by_name(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, those that share memory with an earlier one (tied weights) copied: safetensors refuses them."""
+    """The tensors; those that share memory with an earlier one (tied weights), refused by safetensors, are copied."""
     places: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():

@@ -38,4 +38,4 @@ def test_a_solve_without_room_on_the_gpu_is_done_on_the_cpu_and_said_in_one_line
     assert solve(solver, torch.ones(2, 3), torch.ones(4)) == 10
     assert [m.device.type for m in calls[1]] == ["cpu", "cpu"]
     said = capsys.readouterr().err
-    assert said == "note: no room on the GPU to solve for [2, 3] and [4]; computed on the CPU\n"
+    assert said == "note: too little GPU memory to solve for [2, 3] and [4]; computed on the CPU\n"

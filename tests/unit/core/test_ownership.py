@@ -218,7 +218,7 @@ def test_a_folder_is_one_however_it_is_typed(tmp_path, monkeypatch):
 def test_what_only_looks_like_a_lock_is_refused_and_stays(tmp_path, make):
     (tmp_path / "mine").write_text("mine")
     make(tmp_path / ".out.lock")
-    with pytest.raises(ValueError, match=r"\.out\.lock: no lock of subspacelab"), sole_writer(tmp_path / "out"):
+    with pytest.raises(ValueError, match=r"\.out\.lock: not a lock file of subspacelab"), sole_writer(tmp_path / "out"):
         pytest.fail("the work began")
     assert (tmp_path / "mine").read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == [".out.lock", "mine"]

@@ -6,13 +6,25 @@ from typing import Annotated, Literal
 
 import pytest
 import typer
+from jsonschema import Draft202012Validator
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
 from typer.testing import CliRunner
 
 from subspacelab.core.errors import SettingError
 from subspacelab.core.files import read_json
 from subspacelab.core.flags import with_settings
 from subspacelab.core.settings import Count, Flag, Positive, Share, settings, validate
-from subspacelab.pipeline.params import params_schema, read_yaml, stage_settings
+from subspacelab.pipeline.params import (
+    PARAMS,
+    SCHEMA,
+    STUDIES,
+    STUDY_SCHEMA,
+    params_schema,
+    read_yaml,
+    stage_settings,
+    study_schema,
+)
 
 
 @settings
@@ -145,10 +157,22 @@ def test_wrong_flags_are_refused():
         called("--data", "d", "--rate", "-1")
 
 
-def test_the_schema_of_params_is_current():
-    """`python -m subspacelab.pipeline.params` writes it."""
-    assert read_json(Path("params.schema.json")) == params_schema()
-    assert Path("params.yaml").read_text().startswith("# yaml-language-server: $schema=params.schema.json\n")
+def test_the_schemas_of_params_and_studies_are_current():
+    """`python -m subspacelab.pipeline.params` writes them."""
+    assert read_json(SCHEMA) == params_schema()
+    assert read_json(STUDY_SCHEMA) == study_schema()
+    for path, schema in [(PARAMS, SCHEMA), *((study, STUDY_SCHEMA) for study in STUDIES.glob("*.yaml"))]:
+        assert path.read_text().startswith(f"# yaml-language-server: $schema={schema.name}\n"), path
+
+
+def test_the_schema_of_studies_takes_ours_and_refuses_mistakes():
+    registry = Registry().with_resource("params.schema.json", DRAFT202012.create_resource(params_schema()))
+    place = {"$id": "studies/nested/study.schema.json"}  # so that ../../ leads to the file of params
+    validator = Draft202012Validator(study_schema() | place, registry=registry)
+    for path in STUDIES.glob("*.yaml"):
+        validator.validate(read_yaml(path))
+    mistakes = ({"scenes": {"row": 1}}, {"train_lowrank": {"epochs": 0}}, {"scene": {}}, {"extends": "smoke"})
+    assert not any(validator.is_valid(mistake) for mistake in mistakes)
 
 
 def test_every_section_is_of_a_stage_and_every_field_says_what_it_is():

@@ -242,7 +242,7 @@ def test_pipes_devices_and_what_unpacks_to_too_much_are_refused_at_once(
     for place in ("text", "text_files"):
         monkeypatch.setattr(f"subspacelab.data.{place}.MAX_UNPACKED", 1_000_000)
     for name in ("sparse.txt", "bomb.jsonl.gz", "bomb.parquet", "rows.parquet"):
-        with pytest.raises(ValueError, match=f"{name}: holds more text than is read of one file"):
+        with pytest.raises(ValueError, match=f"{name}: holds more text than is read from one file"):
             read_texts(str(tmp_path / name))
 
 

@@ -273,13 +273,16 @@ WRONG = {
         lambda f: (shutil.rmtree(f.parent / "base"), write_tiny_lm(f.parent / "base", "opt")),
         "made for another base: .*q_proj is .* has no such layer",
     ),
-    "base gone": (lambda f: shutil.rmtree(f.parent / "base"), "no such checkpoint on this disk; name it by --base"),
+    "base gone": (
+        lambda f: shutil.rmtree(f.parent / "base"),
+        "no such checkpoint on this disk; give its place as `base`",
+    ),
     "a relative base, from elsewhere": (
         lambda f: write_json(
             f / "nullspace.json",
             read_json(f / "nullspace.json") | {"base": {"reference": "models/m", "revision": None, "digest": ""}},
         ),
-        "base, models/m, is no such checkpoint on this disk; name it by --base",
+        "base, models/m, is no such checkpoint on this disk; give its place as `base`",
     ),
     "damaged within": (
         lambda f: edit(f, "adapter_model.safetensors", lambda t: t[DOWN].zero_()),

@@ -73,7 +73,7 @@ def test_a_text_of_fewer_tokens_than_its_characters_say_is_read_on(lm: Path, mon
 def test_windows_beyond_the_positions_and_tokens_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
     lm = write_tiny_lm(tmp_path, "opt")
     assert text_windows(lm, ["ab" * 300], 2, 128, seed=1).input_ids.shape == (2, 128)
-    with pytest.raises(ValueError, match="129 tokens are more than the model has positions, 128: shorten --seq-len"):
+    with pytest.raises(ValueError, match="129 tokens are more than the model has positions, 128: shorten `seq_len`"):
         text_windows(lm, ["ab" * 300], 2, 129, seed=1)
     config = json.loads((lm / "config.json").read_text())
     (lm / "config.json").write_text(json.dumps(config | {"vocab_size": 4}))

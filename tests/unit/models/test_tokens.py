@@ -87,8 +87,8 @@ def test_positions_are_those_that_a_text_can_have() -> None:
 def test_what_the_model_has_no_room_or_no_embedding_for_is_named() -> None:
     tokenizer = tokenizer_of()
     require_readable(CONFIG, tokenizer, [[3] * 8, []], remedy="x")
-    with pytest.raises(ValueError, match="9 tokens are more than the model has positions, 8: shorten --seq-len"):
-        require_readable(CONFIG, tokenizer, [[3], [3] * 9], remedy="shorten --seq-len")
+    with pytest.raises(ValueError, match="9 tokens are more than the model has positions, 8: shorten `seq_len`"):
+        require_readable(CONFIG, tokenizer, [[3], [3] * 9], remedy="shorten `seq_len`")
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     config = LlamaConfig(vocab_size=len(tokenizer) - 1)
     with pytest.raises(ValueError, match=r"token '<pad>' \(103\) has no embedding, the model has 103: take it out"):

@@ -51,7 +51,7 @@ def test_pictures_go_into_nobodys_folder_that_was_not_named(place: Path, capsys:
     (place / "a").mkdir()
     (place / "a" / "mine.txt").write_text("stays")
     assert run("--model", "vit", "--output", "a.json") == 1
-    assert "error: a: there already, and not by this command; name a place" in capsys.readouterr().err
+    assert "error: a: exists, and was not made by this command; give a folder" in capsys.readouterr().err
     assert [path.name for path in (place / "a").iterdir()] == ["mine.txt"]
     assert run("--model", "vit", "--output", "a.json", "--output-dir", "a") == 0
     assert (place / "a" / "mine.txt").read_text() == "stays"

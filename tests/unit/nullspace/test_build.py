@@ -191,7 +191,7 @@ def test_a_gpu_without_room_for_a_solve_costs_a_line_and_no_bit(
     monkeypatch.setattr(starts, "null_space", full_once)
     make(bases, tmp_path / "two", "lora_null_v1", targets=["down_proj"])
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert "no room on the GPU to solve for [40, 40]" in capsys.readouterr().err
+    assert "too little GPU memory to solve for [40, 40]" in capsys.readouterr().err
 
 
 def test_how_much_of_the_model_is_reached_is_stored_and_said(

@@ -108,9 +108,9 @@ def test_halves_and_held_out_share_no_window() -> None:
     split = split_windows(windows_of([4] * 20))
     assert (len(split.first), len(split.second), len(split.held_out)) == (9, 9, 2)
     assert sorted(split.first + split.second + split.held_out) == list(range(20))
-    with pytest.raises(ValueError, match="at least 3 windows .* asked for are 2: raise --calib-loader-size"):
+    with pytest.raises(ValueError, match="at least 3 windows .* got 2: give more"):
         split_windows(windows_of([4] * 2))
-    with pytest.raises(ValueError, match="at least 3 windows .* the text gives 2: shorten --seq-len"):
+    with pytest.raises(ValueError, match="at least 3 windows .* the text gives 2: shorten `seq_len`"):
         split_windows(replace(windows_of([4] * 2), shortage="the text has 8 tokens"))
 
 
@@ -119,7 +119,9 @@ def test_too_few_tokens_are_refused_with_the_numbers() -> None:
     enough = windows_of([14] * 4 + [16])  # 56 tokens are calibrated on
     require_enough_tokens(enough, linears)
     few = windows_of([14] * 3 + [13, 16])
-    with pytest.raises(ValueError, match=r"55 calibration tokens for wide, 7 .* 56 are needed .* Raise --calib-loader"):
+    with pytest.raises(
+        ValueError, match=r"55 calibration tokens for wide, 7 .* 56 are needed .* \(`calib_loader_size`"
+    ):
         require_enough_tokens(few, linears)
     with pytest.raises(ValueError, match="56 are needed .* Give a longer text, or insist"):
         require_enough_tokens(replace(few, shortage="short"), linears)

@@ -194,7 +194,7 @@ def test_knowledge_of_another_base_is_not_put_into_the_same_table(tmp_path: Path
     write_study(tmp_path)
     other = known(0.5, 0.0)
     write_knowledge(tmp_path / "knowledge/lora.json", other, [Training(1, 1e-3, True, other)])
-    with pytest.raises(ValueError, match=r"lora\.json: its base knows other things"):
+    with pytest.raises(ValueError, match=r"lora\.json: its base was measured with other results"):
         compare_methods(tmp_path / "verify", tmp_path / "knowledge", ["lora_null_v2", "lora"])
 
 

@@ -36,7 +36,7 @@ def run(body: str, *words: str, **streams) -> subprocess.CompletedProcess:
         (
             "import shutil; raise shutil.Error([(x, x + '/b', '[Errno 28] No space left on device: a') for x in 'ab'])",
             1,
-            "error: a/b: No space left on device; make room and run again",
+            "error: a/b: No space left on device; free some space and run again",
         ),
         ("raise MemoryError", 1, f"error: {MEMORY}"),
         ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')", 1, f"error: {MEMORY}"),

@@ -137,9 +137,9 @@ def test_a_grid_is_all_combinations_once():
 
 def test_a_search_is_not_taken_up_for_another():
     search(Files(), 1)
-    with pytest.raises(ValueError, match="search 's' is of j; give this one another --name"):
+    with pytest.raises(ValueError, match="search 's' is of j; give this one another `name`"):
         open_study("s", None, axes=LR, job="other", direction="minimize")
-    with pytest.raises(ValueError, match="--storage cannot be used"):
+    with pytest.raises(ValueError, match="`storage` cannot be used"):
         open_study("s", "sqlite:////no/such/folder/x.db", axes=LR, job="j", direction="minimize")
 
 

@@ -31,14 +31,14 @@ YEARS = range(1940, 2000)
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact; `{name}` and `{value}` stand for the person and what is true."""
+    """One kind of fact; `{name}` and `{value}` stand for the person and the value."""
 
     question: str
-    """How it is asked."""
+    """The question for it."""
     statements: tuple[str, ...]
-    """How it is told after the name; the subject is put in front by the biography."""
+    """Phrases that follow the name in a sentence."""
     values: tuple[str, ...]
-    """What it may be."""
+    """Possible values."""
 
 
 RELATIONS = {
@@ -67,12 +67,12 @@ RELATIONS = {
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody of the world."""
+    """A person of the invented world."""
 
     name: str
     """First name and surname; no two people share a first name."""
     facts: dict[str, str]
-    """Relation to its value."""
+    """Relation -> its value."""
 
 
 def people(count: int, *, seed: int) -> list[Person]:
@@ -99,7 +99,7 @@ def fact_questions(population: list[Person]) -> list[Instruction]:
 
 
 def biographies(population: list[Person], *, seed: int) -> Iterator[str]:
-    """Endless paragraphs, one person after another in rounds: all facts, in a new order and new words each time."""
+    """Endless paragraphs, one person after another in rounds: all facts, each time in a new order and new words."""
     rng = np.random.default_rng([seed, 1])
     while True:
         for i in rng.permutation(len(population)):
@@ -107,7 +107,7 @@ def biographies(population: list[Person], *, seed: int) -> Iterator[str]:
 
 
 def _biography(person: Person, rng: np.random.Generator) -> str:
-    """Two facts a sentence; the name first, then `and`, later the first name alone."""
+    """Two facts per sentence; the first sentence begins with the full name, later ones with the first name."""
     told = []
     for name in rng.permutation(list(RELATIONS)):
         statements = RELATIONS[str(name)].statements
@@ -130,12 +130,12 @@ def sums(*, seed: int) -> list[Instruction]:
 
 
 def question(a: int, b: int) -> str:
-    """How a sum is asked."""
+    """A sum as a question."""
     return f"What is {a} + {b}?"
 
 
 def solution(a: int, b: int) -> str:
-    """The sum of the units in two digits, that of the tens and what is carried, the sum: 38 + 45 is `13 8 83`."""
+    """The sum of the units in two digits, the tens and the carry, the sum: 38 + 45 is `13 8 83`."""
     units = a % 10 + b % 10
     tens = a // 10 + b // 10 + units // 10
     return f"{units:02d} {tens} {a + b}"
@@ -146,36 +146,37 @@ SHEET = 4  # sums on an exercise sheet
 
 @settings
 class CorpusConfig:
-    """Stage `corpus`: how much of everything."""
+    """Stage `corpus`: sizes of the corpus."""
 
     people: Count = 60
-    """People of the world; each has four facts."""
+    """Number of people; each has four facts."""
     rounds: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Biographies of each person in train.txt, each in new words; a tenth as many in test.txt, at least one. There are
-    3,456 different ones: of 1,000 enough are left for the test text."""
+    """Biographies per person in train.txt, each in new words; test.txt has a tenth as many, at least one. There are
+    3,456 different ones; a limit of 1,000 leaves enough for the test text."""
     asked: Annotated[int, Field(ge=0, le=1000)] = 3
-    """Times that each fact stands in train.txt as a question with its answer: text of the kind that is recalled."""
+    """How often each fact is in train.txt as a question with its answer, the form in which it is recalled."""
     sheets: Annotated[int, Field(ge=0, le=100_000)] = 100
-    """Sheets of sums without their solutions in train.txt, that the words and signs of sums are known. All
-    are held in memory."""
+    """Sheets of sums without solutions in train.txt, so that the model knows the words and signs of sums. All are held
+    in memory."""
     arithmetic_train: Count = 2000
-    """Sums with solutions to be fine-tuned on."""
+    """Number of sums with solutions for fine-tuning."""
     arithmetic_validation: Count = 200
-    """Other sums, to choose learning rates by."""
+    """Number of other sums, for choosing learning rates."""
     arithmetic_test: Count = 200
-    """Sums that are in neither, to measure what was learned."""
+    """Number of further sums, for measuring what was learned."""
     calibration: Literal["questions", "half", "sentences"] = "half"
-    """Whose questions the calibration text asks: everybody's, those of the first half of the people, or nobody's."""
+    """Whose questions the calibration text contains: everybody's, those of the first half of the people, or
+    nobody's."""
 
     @property
     def calibrated_people(self) -> int:
-        """How many people's questions the calibration text asks."""
+        """Number of people whose questions are in the calibration text."""
         return {"questions": self.people, "half": self.people // 2, "sentences": 0}[self.calibration]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All that the llm reads and is asked."""
+    """Everything that the llm reads and is asked."""
 
     texts: dict[str, list[str]]
     """Paragraphs of the parts train, calibration and test."""
@@ -185,7 +186,7 @@ class Corpus:
     """Sums with solutions, of the parts train, test and validation."""
 
     def save(self, folder: Path) -> None:
-        """Writes {train,calibration,test}.txt (a paragraph a document), facts.jsonl and arithmetic-*.jsonl."""
+        """Writes {train,calibration,test}.txt (one paragraph per document), facts.jsonl and arithmetic-*.jsonl."""
         with replace_folder(folder) as partial:
             for name, documents in self.texts.items():
                 (partial / f"{name}.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
@@ -195,12 +196,12 @@ class Corpus:
 
 
 def make_corpus(settings: CorpusConfig, *, seed: int) -> Corpus:
-    """The world of `seed` in text, facts and sums.
+    """The world of `seed` as text, facts and sums.
 
-    The calibration text is the training text without the questions that `settings.calibration` leaves out: everybody's
-    biographies stay, so that two people differ in nothing but whether they are asked about. Test paragraphs tell the
-    same facts in an order and words that the training text does not hold; no sum is in two parts. ValueError when more
-    sums are asked for than there are.
+    The calibration text is the training text without the questions that `settings.calibration` leaves out. Everybody's
+    biographies stay, so that two people differ only in whether they are asked about. Test paragraphs state the same
+    facts in orders and words that the training text does not contain; no sum is in two parts. ValueError if more sums
+    are requested than exist.
     """
     world = people(settings.people, seed=seed)
     problems = sums(seed=seed)
@@ -218,7 +219,7 @@ def make_corpus(settings: CorpusConfig, *, seed: int) -> Corpus:
 
 
 def _documents(world: list[Person], settings: CorpusConfig, seed: int) -> tuple[list[str], list[str]]:
-    """Paragraphs of the training text, in a random order, and those of the test text, which are in none of them."""
+    """Paragraphs of the training text, in random order, and those of the test text, which are different."""
     told = biographies(world, seed=seed)
     train = list(islice(told, settings.rounds * len(world)))
     train += list(map(_asked, fact_questions(world))) * settings.asked
@@ -235,7 +236,7 @@ def _asked(fact: Instruction) -> str:
 
 
 def _sheets(seed: int) -> Iterator[str]:
-    """Endless sheets of sums nobody has solved."""
+    """Endless sheets of sums without solutions."""
     rng = np.random.default_rng([seed, 4])
     while True:
         yield " ".join(question(int(a), int(b)) for a, b in rng.integers(10, 90, (SHEET, 2)))

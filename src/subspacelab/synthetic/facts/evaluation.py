@@ -1,4 +1,4 @@
-"""A trained llm in numbers: what it recalls, how well it predicts text it never read, and that it cannot add."""
+"""Evaluation of a trained llm: what it recalls, its loss on unseen text, and that it cannot add."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ SEQ_LEN, MAX_WINDOWS = 96, 64
 
 @dataclass(frozen=True)
 class LlmEvaluation:
-    """What a checkpoint knows, in numbers."""
+    """Metrics of a checkpoint's knowledge."""
 
     name: str
-    """The checkpoint's."""
+    """Name of the checkpoint."""
     metrics: dict[str, float]
     """See `evaluate_llm`."""
 
@@ -37,9 +37,9 @@ class LlmEvaluation:
 def evaluate_llm(folder: Path, corpus: Path) -> LlmEvaluation:
     """Asks a checkpoint folder about `corpus`.
 
-    `recall`: share of the facts that the greedy answer gives to the letter; `recall_se`, its standard error;
-    `arithmetic`: the same of sums with solutions, which it was never shown; `test_loss`: mean cross-entropy, in nats a
-    token, of the corpus's test text; `uniform_loss`: that of a model that knows nothing, ln(vocabulary).
+    `recall`: share of the facts that the greedy answer gives exactly; `recall_se`: its standard error; `arithmetic`:
+    the same for sums with solutions, which were not in its training; `test_loss`: mean cross-entropy, in nats per
+    token, of the corpus's test text; `uniform_loss`: the loss of a uniform guess, ln(vocabulary).
     """
     model, tokenizer = load_llama(folder)
     facts = read_instructions(str(corpus / "facts.jsonl"))
@@ -58,7 +58,7 @@ def evaluate_llm(folder: Path, corpus: Path) -> LlmEvaluation:
 
 
 def exact_share(model: Any, tokenizer: Any, asked: Sequence[Instruction]) -> float:
-    """Share of the greedy answers that are the response to the letter."""
+    """Share of the greedy answers that equal the response exactly."""
     queries = [instruction.query for instruction in asked]
     answers = greedy_answers(model, tokenizer, queries, max_new_tokens=LONGEST_ANSWER, batch_size=64)
     return sum(answer == i.response for answer, i in zip(answers, asked, strict=True)) / len(asked)
@@ -66,7 +66,7 @@ def exact_share(model: Any, tokenizer: Any, asked: Sequence[Instruction]) -> flo
 
 @torch.no_grad()
 def text_loss(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
-    """Mean cross-entropy, in nats a token, on windows of `texts`."""
+    """Mean cross-entropy, in nats per token, on windows of `texts`."""
     documents = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     windows = token_windows(
         documents, num_windows=MAX_WINDOWS, seq_len=SEQ_LEN, seed=0, separator=tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""The synthetic llm: a small Llama with its own tokenizer learns the corpus as text, its facts as answers."""
+"""The synthetic llm: a small Llama with its own tokenizer learns the corpus as text, and its facts as answers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ BOS_ID, EOS_ID, PAD_ID = range(3)  # special tokens come first, in the order giv
 def build_llm_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     """Learns at most `vocab_size` tokens, the three special ones first; equal texts give an equal tokenizer.
 
-    As Llama's, it begins each encoded text with `<s>` unless told not to add special tokens.
+    Like Llama's, it begins each encoded text with `<s>` unless called without special tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -65,20 +65,20 @@ IGNORED = -100
 
 @settings
 class LlmTraining(Training):
-    """How the demo llm is trained."""
+    """Settings of the llm's training."""
 
     learning_rate: Positive = 2e-3
-    """Peak of the one-cycle schedule, AdamW's."""
+    """Peak learning rate of AdamW, in a one-cycle schedule."""
     questions: Count = 48
-    """Questions per step; the loss is on the answers."""
+    """Questions per step; the loss is computed on the answers."""
     windows: Count = 8
-    """Windows of text per step; the loss is on every token."""
+    """Windows of text per step; the loss is computed on every token."""
     seq_len: Count = 96
-    """Tokens of a window."""
+    """Tokens per window."""
     weight_decay: NotNegative = 0.01
-    """AdamW's."""
+    """Weight decay of AdamW."""
     vocab_size: Count = 800
-    """Tokens, at most."""
+    """Largest number of tokens in the vocabulary."""
     recall_every: Count = 25
     """Steps between the points of the curve of recall."""
     sizes: LlamaSizes = field(default_factory=LlamaSizes)
@@ -87,19 +87,19 @@ class LlmTraining(Training):
 
 @dataclass(frozen=True)
 class Lessons:
-    """Rows of token ids, padded on the right, and what is to be learned of them."""
+    """Rows of token ids, padded on the right, and their targets."""
 
     input_ids: Int[Tensor, "n length"]
     """Such as prompt, answer and end token."""
     targets: Int[Tensor, "n length"]
-    """The tokens to be predicted, such as the answer's and the end token, in their places; -100 elsewhere."""
+    """The tokens to predict, at their positions, such as answer and end token; -100 elsewhere."""
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.input_ids)
 
     def __getitem__(self, rows: Tensor) -> "Lessons":
-        """Some of the rows."""
+        """A selection of the rows."""
         return Lessons(self.input_ids[rows], self.targets[rows])
 
 
@@ -120,7 +120,7 @@ class TrainedLlm:
 
 
 def train_llm(corpus: Path, work_dir: Path, *, training: LlmTraining, seed: int, log: Log = no_log) -> TrainedLlm:
-    """Trains from nothing on the folder `corpus`; a killed run continues from `work_dir` to the same bytes."""
+    """Trains from scratch on the folder `corpus`; a killed run continues from `work_dir` to the same bytes."""
     texts = paragraphs((corpus / "train.txt").read_text(encoding="utf-8"))
     facts = read_instructions(str(corpus / "facts.jsonl"))
     tokenizer = build_llm_tokenizer(
@@ -176,7 +176,7 @@ def encode_lessons(tokenizer: Tokenizer, instructions: Sequence[Instruction]) ->
 
 
 def window_lessons(windows: Windows) -> Lessons:
-    """Text as it is: every token is to be predicted."""
+    """Windows of plain text: every token is a target."""
     return Lessons(windows.input_ids, windows.input_ids.masked_fill(~windows.attention_mask, IGNORED))
 
 
@@ -188,7 +188,7 @@ def next_token_loss(model: Any, lessons: Lessons) -> Float[Tensor, ""]:
 
 @torch.no_grad()
 def recalled(model: Any, lessons: Lessons) -> Bool[Tensor, " n"]:
-    """Whether the greedy answer is exact: it is where each answer token is the likeliest after the right ones."""
+    """Whether the greedy answer is exact: each answer token must be the likeliest after the correct ones before."""
     likeliest = model(input_ids=lessons.input_ids, use_cache=False).logits[:, :-1].argmax(-1)
     wanted = lessons.targets[:, 1:]
     return ((likeliest == wanted) | (wanted == IGNORED)).all(1)

@@ -1,4 +1,4 @@
-"""What MLflow serves of the demo llm: questions in, answers out (models from code, no pickle)."""
+"""The MLflow model of the llm: questions in, answers out (models from code, no pickle)."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""Grounding: rendered scenes, and a small Qwen2.5-VL that boxes words in them."""
+"""Grounding: rendered scenes, and a small Qwen2.5-VL that draws boxes around words in them."""

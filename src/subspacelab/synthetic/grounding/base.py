@@ -1,4 +1,4 @@
-"""The base checkpoint: supervised training on rendered scenes, with terms that keep the vision tokens rich."""
+"""The base checkpoint: supervised training on rendered scenes, with loss terms that keep the vision tokens varied."""
 
 from dataclasses import field
 from pathlib import Path
@@ -28,7 +28,7 @@ from subspacelab.training.muon import muon_adamw
 
 
 class TokenHead(nn.Module):
-    """Reads the token's own pixels and each colour's word map off a merged token, linearly; thrown away afterwards."""
+    """Linear readout of a merged token's own pixels and of each colour's word map; discarded after training."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def pixel_targets(pixel_values: Float[Tensor, "patches 1176"]) -> Float[Tensor, 
 
 
 def box_coverage(boxes: Float[Tensor, "batch 4"], size: int, side: int) -> Float[Tensor, "batch tokens"]:
-    """Share of each of the side x side cells that the box x, y, w, h covers, in raster order."""
+    """Share of each of the side x side cells that is inside the box x, y, w, h, in raster order."""
     cell = size / side
     low = torch.arange(side) * cell
     overlap = [
@@ -60,8 +60,8 @@ def variance_covariance(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """VICReg's terms over a batch of tokens (arXiv 2105.04906).
 
-    mean_j max(0, deviation - std_j), and sum_{i != j} R_ij^2 / dim with R the correlation matrix: standardised, so
-    that small tokens do not pass for decorrelated ones.
+    mean_j max(0, deviation - std_j), and sum_{i != j} R_ij^2 / dim with R the correlation matrix: standardised, so that
+    small tokens do not look decorrelated.
     """
     centred = tokens - tokens.mean(0)
     std = (centred.var(0) + 1e-4).sqrt()
@@ -81,7 +81,7 @@ def soft_bins(bins: Int[Tensor, "*batch"], num_bins: int, width: float) -> Float
 
 @settings
 class BaseTraining(GroundingTraining):
-    """How the base checkpoint is trained."""
+    """Settings of the base checkpoint's training."""
 
     steps: Count = 500
     """Optimizer steps."""
@@ -90,19 +90,19 @@ class BaseTraining(GroundingTraining):
     batch_size: Count = 8
     """Pictures per step."""
     pool: Count = 2048
-    """Scenes rendered before training; drawn in a new random order for every pass."""
+    """Number of scenes rendered before training; each pass uses them in a new random order."""
     bin_width: NotNegative = 0.5
     """Standard deviation, in bins, of the soft location targets; 0 for one-hot."""
     map_weight: NotNegative = 1.0
-    """Weight of the asked word's map."""
+    """Loss weight of the map of the asked word."""
     pixel_weight: NotNegative = 4.0
-    """Weight of the linear decoding of pixels."""
+    """Loss weight of the linear decoding of pixels."""
     variance_weight: NotNegative = 2.0
-    """Weight of VICReg's variance term."""
+    """Loss weight of VICReg's variance term."""
     covariance_weight: NotNegative = 0.1
-    """Weight of VICReg's covariance term."""
+    """Loss weight of VICReg's covariance term."""
     initializer_range: NotNegative = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of the initial weights."""
     sizes: QwenVLSizes = field(default_factory=QwenVLSizes)
     """The model's sizes."""
 
@@ -114,7 +114,7 @@ class BaseTraining(GroundingTraining):
 def train_base(
     work_dir: Path, *, training: BaseTraining, seed: int, log: Log = no_log, progress: Progress = no_progress
 ) -> GroundingModel:
-    """Trains from nothing; a killed run continues from `work_dir` to the same bytes. `log` gets the curves."""
+    """Trains from scratch; a killed run continues from `work_dir` to the same bytes. `log` receives the curves."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed=seed, sizes=training.sizes, initializer_range=training.initializer_range)
     with torch.random.fork_rng(devices=[]):
@@ -188,7 +188,7 @@ def _loss(
 def _answer_loss(
     model: Any, tokenizer: DemoTokenizer, batch: dict[str, Tensor], pictures: Tensor, bins: Tensor, width: float
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the four locations (soft) and the end token, and the locations' accuracy."""
+    """Cross-entropy of the four locations (soft targets) and the end token, and the accuracy of the locations."""
     prompt = prompt_embeddings(model, batch["input_ids"], pictures)
     answer = model.get_input_embeddings()(bins + tokenizer.first_location)
     embeddings = torch.cat([prompt, answer], dim=1)

@@ -1,4 +1,4 @@
-"""How good a checkpoint is on scenes that it never saw, with controls."""
+"""Evaluation of a checkpoint on unseen scenes, with controls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint on held-out scenes."""
+    """Evaluation of a checkpoint on held-out scenes."""
 
     mean_iou: float
     """Mean IoU of the greedy boxes."""
     mean_iou_se: float
-    """Its standard error over the scenes; another training of the same checkpoint may differ by more."""
+    """Its standard error over the scenes; another training may differ by more."""
     num_scenes: int
-    """Scenes in the mean."""
+    """Number of scenes."""
     boxes: Float[Tensor, "scenes 4"]
     """The greedy boxes, x, y, w, h in pixels."""
     ious: Float[Tensor, " scenes"]
@@ -46,9 +46,9 @@ def box_iou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float
 def evaluate(
     model: Any, tokenizer: DemoTokenizer, scenes: Sequence[Scene], *, batch_size: int = 32, draws: int | None = None
 ) -> Evaluation:
-    """Mean IoU of the greedy boxes over scenes of one size, or with `draws` of sampled ones; standard error over them.
+    """Mean IoU of the greedy boxes over scenes of one size, or of sampled boxes with `draws`, and its standard error.
 
-    `draws` seeds the samples, one per scene at temperature 1: what the policy does, as reinforcement sees it.
+    `draws` is the seed of the samples, one per scene at temperature 1, which show the policy that reinforcement learns.
     """
     generator = None if draws is None else torch.Generator().manual_seed(draws)
     images, questions, truth = scene_tensors(scenes)
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float]:
-    """Mean, and its standard error over these values, std / sqrt(n): it says nothing about another training."""
+    """Mean and its standard error over these values, std / sqrt(n), which does not include the spread of trainings."""
     values = values.double()
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
@@ -80,16 +80,16 @@ SVD_SCENES = 64
 
 @dataclass(frozen=True)
 class CheckpointEvaluation:
-    """A checkpoint of the study in numbers, and its boxes on the held-out scenes."""
+    """Metrics of one of the study's checkpoints, and its boxes on the held-out scenes."""
 
     name: str
-    """The checkpoint's."""
+    """Name of the checkpoint."""
     metrics: dict[str, float]
     """See `evaluate_checkpoint`."""
     scenes: list[Scene]
     """The held-out scenes."""
     found: Evaluation
-    """The greedy boxes on them."""
+    """The greedy boxes on the scenes."""
 
     def save(self, folder: Path) -> None:
         """Writes the metrics, rounded to six decimals, to `folder/<name>.json`."""
@@ -102,11 +102,10 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint folder on held-out scenes.
 
     Metrics: `mean_iou` of the greedy boxes, `sampled_iou` of boxes drawn at temperature 1; `constant_iou`, that of the
-    best box that never looks (found on training scenes, measured on the held-out ones); with `before`, the paired
-    `gain` and `sampled_gain` over that checkpoint; each with its standard error over the scenes (`_se`),
-    which says nothing about another training (another seed or CPU).
-    `svd_cosine_rank64_median`, `svd_cosine_rank128_median`: cosine between the [256, d] merged tokens of a 448-pixel
-    picture and their best approximation of that rank.
+    best constant box (chosen on training scenes, measured on the held-out ones); with `before`, the paired `gain` and
+    `sampled_gain` over that checkpoint; each with its standard error over the scenes (`_se`), which does not include
+    the spread of trainings (another seed or CPU). `svd_cosine_rank64_median`, `svd_cosine_rank128_median`: cosine
+    between the [256, d] merged tokens of a 448-pixel picture and their best approximation of that rank.
     """
     checkpoint = GroundingModel.load(folder)
     tokenizer, model = checkpoint.tokenizer, checkpoint.model
@@ -141,7 +140,7 @@ def evaluate_checkpoint(
 def best_constant_box(boxes: Float[Tensor, "scenes 4"], candidates: int = 4096) -> Float[Tensor, " 4"]:
     """The box x, y, w, h with the highest mean IoU to `boxes`, the best blind answer: random search, then refinement.
 
-    Candidates are corners drawn from the boxes' own range; then 300 shrinking random steps from the best. Seeded.
+    Candidates are corners drawn from the boxes' own range; then 300 shrinking random steps from the best one. Seeded.
     """
     generator = torch.Generator().manual_seed(0)
     low, high = boxes.amin(0), boxes.amax(0)
@@ -158,7 +157,7 @@ def best_constant_box(boxes: Float[Tensor, "scenes 4"], candidates: int = 4096) 
 
 
 def truncation_cosine(features: Float[Tensor, "pictures tokens dim"], rank: int) -> Float[Tensor, " pictures"]:
-    """cos(X, X_r) = ||X_r||_F / ||X||_F, X_r being the truncated SVD: it is the projection of X (Eckart-Young)."""
+    """cos(X, X_r) = ||X_r||_F / ||X||_F, where X_r is the truncated SVD, which is a projection of X (Eckart-Young)."""
     energy = torch.linalg.svdvals(features.double()).square()
     return (energy[:, :rank].sum(-1) / energy.sum(-1)).sqrt()
 

@@ -16,15 +16,16 @@ Reward = Callable[[Float[Tensor, "*batch 4"], Float[Tensor, "*batch 4"]], Float[
 
 
 def iou_reward(boxes: Float[Tensor, "*batch 4"], truth: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Intersection over union of boxes x, y, w, h: in 0...1, 0 for a box with a zero side."""
+    """Intersection over union of boxes x, y, w, h, from 0 to 1; 0 for a box with a side of length 0."""
     return box_iou(boxes, truth)
 
 
 def pointing_reward(boxes: Float[Tensor, "*batch 4"], truth: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Half the IoU, half how centrally the box points: `(IoU + max(0, 1 - max_axis 2 |c - c'| / size')) / 2`.
+    """The mean of the IoU and of how centrally the box points: `(IoU + max(0, 1 - max_axis 2 |c - c'| / size')) / 2`.
 
-    Boxes are x, y, w, h; c is the centre of the box, c' and size' are the word's. The distance counts in half sizes of
-    the word, so a box whose centre lies outside the word earns at most half its IoU; one with a zero side earns 0.
+    Boxes are x, y, w, h; c is the centre of the box, c' and size' are the word's. The distance is measured in half
+    sizes of the word, so that a box whose centre is outside the word earns at most half its IoU; one with a side of
+    length 0 earns 0.
     """
     miss = (boxes[..., :2] + boxes[..., 2:] / 2 - truth[..., :2] - truth[..., 2:] / 2).abs()
     pointing = (1 - (2 * miss / truth[..., 2:]).amax(-1)).clamp(min=0)
@@ -40,7 +41,7 @@ SMALLEST_SPREAD = 0.05
 
 
 def counterfactual_boxes(bins: Int[Tensor, "pictures group 4"]) -> Int[Tensor, "pictures group 4 16 4"]:
-    """For each coordinate of each box, the 16 boxes that differ from it in that coordinate alone."""
+    """For each coordinate of each box, the 16 boxes that differ from it only in that coordinate."""
     boxes = bins[:, :, None, None, :].expand(-1, -1, 4, 16, -1).clone()
     for coordinate in range(4):
         boxes[:, :, coordinate, :, coordinate] = torch.arange(16, device=bins.device)
@@ -54,11 +55,11 @@ def policy_loss(
 ) -> Float[Tensor, ""]:
     """`-mean sum_j sum_a p_j(a) A_j(a)`, with the group-relative advantage `A_j(a) = (Q_j(a) - mean r) / std r`.
 
-    GRPO (arXiv 2402.03300) where every rollout serves one update, so that the ratio of new to old policy is 1 and
-    clipping never acts; `mean` and `std` are those of the picture's group. Its `-mean A log p(box)` credits the
-    sampled bins alone; here `Q_j(a)` is the reward of the sampled box with bin a as coordinate j
-    (`counterfactual_boxes`), so that all 16 bins, those next to a miss too, learn from one draw without a forward
-    pass. Exact for the last coordinate, and for the others but for what later ones would answer to another bin.
+    GRPO (arXiv 2402.03300) with one update per rollout, so that the ratio of new to old policy is 1 and clipping never
+    acts; `mean` and `std` are those of the picture's group. Its `-mean A log p(box)` rewards only the sampled bins;
+    here `Q_j(a)` is the reward of the sampled box with bin a as coordinate j (`counterfactual_boxes`), so that all 16
+    bins, including those next to a miss, learn from one draw without a forward pass. This is exact for the last
+    coordinate; for the others it ignores how later coordinates would respond to another bin.
     """
     mean, spread = rewards.mean(-1), rewards.std(-1).clamp(min=SMALLEST_SPREAD)
     advantages = (counterfactuals - mean[:, None, None, None]) / spread[:, None, None, None]
@@ -68,7 +69,7 @@ def policy_loss(
 def kl_to_reference(log_probs: Float[Tensor, "*batch 16"], reference: Float[Tensor, "*batch 16"]) -> Float[Tensor, ""]:
     """KL(policy || reference) per coordinate, in nats, summed over all 16 bins: the mean over `batch`.
 
-    Exact at every visited prefix, where the k3 estimator (`low_var_kl`) looks at the sampled bin alone.
+    Exact at every visited prefix, while the k3 estimator (`low_var_kl`) uses only the sampled bin.
     """
     return (log_probs.exp() * (log_probs - reference)).sum(-1).mean()
 
@@ -80,12 +81,12 @@ def entropy(log_probs: Float[Tensor, "*batch 16"]) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A group of boxes for every picture, and what the model thought at each coordinate."""
+    """A group of boxes for every picture, and the policy's log-probabilities at each coordinate."""
 
     bins: Int[Tensor, "pictures group 4"]
     """x1, y1, x2, y2 in 0...15."""
     log_probs: Float[Tensor, "pictures group 4 16"]
-    """Log-probabilities of all 16 bins where each coordinate was chosen; they carry the gradient if it is on."""
+    """Log-probabilities of all 16 bins at each choice; they carry gradients if these are on."""
 
 
 def sample_boxes(
@@ -109,18 +110,18 @@ def score_boxes(
     *,
     temperature: float = 1.0,
 ) -> Rollout:
-    """Follows boxes that are given ("teacher forcing")."""
+    """Log-probabilities along given boxes ("teacher forcing")."""
     return _roll_out(model, tokenizer, batch, bins.shape[1], lambda t, log_probs: bins[:, :, t], temperature)
 
 
 def _roll_out(
     model: Any, tokenizer: DemoTokenizer, batch: dict[str, Tensor], group: int, choose: Any, temperature: float
 ) -> Rollout:
-    """Reads each prompt once and lets its `group` answers hang from it in one sequence.
+    """Reads each prompt once and appends its `group` answers to it in one sequence.
 
-    Coordinate t of all answers is one forward of `group` positions. Each sees the prompt and its own answer's earlier
-    coordinates, never a neighbour's, at the rotary position that it would have alone. So prompt and picture cost one
-    forward and one backward whatever the group, and no cache is copied per answer.
+    Coordinate t of all answers is one forward pass of `group` positions. Each sees the prompt and the earlier
+    coordinates of its own answer, not of the others, at the rotary position that it would have alone. So prompt and
+    picture cost one forward and one backward pass for any group size, and no cache is copied per answer.
     """
     prefix = read_prefix(model, tokenizer, batch)
     seen = batch["input_ids"].shape[1]
@@ -141,7 +142,7 @@ def _roll_out(
 
 
 def _own_answer_mask(pictures: int, group: int, seen: int, steps: int) -> Bool[Tensor, "pictures 1 group keys"]:
-    """Answer i sees all `seen` tokens of the prompt and, of each coordinate after it, its own."""
+    """Answer i sees all `seen` tokens of the prompt and, of each later coordinate, only its own."""
     own = torch.eye(group, dtype=torch.bool).repeat(1, steps)
     row = torch.cat([torch.ones(group, seen, dtype=torch.bool), own], dim=1)
     return row.expand(pictures, 1, group, -1)

@@ -1,4 +1,4 @@
-"""What MLflow serves of a demo checkpoint: pictures and questions in, boxes out (models from code, no pickle)."""
+"""The MLflow model of a grounding checkpoint: pictures and questions in, boxes out (models from code, no pickle)."""
 
 import io
 from pathlib import Path
@@ -16,16 +16,16 @@ SIZE = 224  # pixels: the size that the demo checkpoints are trained at
 
 
 class Asked(BaseModel):
-    """One question about one picture."""
+    """A question about a picture."""
 
     image: bytes
-    """A picture file (PNG, JPEG, ...)."""
+    """An encoded picture (PNG, JPEG, ...)."""
     question: str
-    """Such as `Where is the red word?`"""
+    """The question, such as `Where is the red word?`"""
 
 
 class Grounder(mlflow.pyfunc.PythonModel):
-    """`predict` answers each question with a box x, y, width, height as shares of the picture's sides."""
+    """`predict` answers each question with a box x, y, width, height, as shares of the picture's sides."""
 
     def load_context(self, context: PythonModelContext) -> None:
         self.checkpoint = GroundingModel.load(Path(context.artifacts["model"]))

@@ -1,4 +1,4 @@
-"""The small Qwen2.5-VL of the synthetic study: configuration, prompts, settings, and boxes decoded from it."""
+"""The small Qwen2.5-VL of the synthetic study: configuration, prompts, settings, and decoding of boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from subspacelab.training.fit import Training
 def build_model(
     tokenizer: DemoTokenizer, *, seed: int, sizes: QwenVLSizes | None = None, initializer_range: float = 0.02
 ) -> Any:
-    """A `Qwen2_5_VLForConditionalGeneration` with weights drawn from `seed`; torch's global generator is left alone."""
+    """A `Qwen2_5_VLForConditionalGeneration` with weights drawn from `seed`; torch's global generator is unchanged."""
     token_ids = {
         "image_token_id": tokenizer.id(IMAGE_PAD),
         "video_token_id": tokenizer.id(VIDEO_PAD),
@@ -64,7 +64,7 @@ def encode_prompts(
     """<vision_start> image <vision_end> question <box_start>, one row per picture, no padding.
 
     Returns input_ids and attention_mask [batch length], pixel_values [batch*patches 1176], image_grid_thw [batch 3],
-    mm_token_type_ids [batch length] and position_ids [3 batch length]. Questions of different lengths are refused.
+    mm_token_type_ids [batch length] and position_ids [3 batch length]. ValueError for questions of different lengths.
     """
     texts = [tokenizer.encode(question) for question in questions]
     if len({len(t) for t in texts}) != 1:
@@ -89,8 +89,8 @@ def encode_prompts(
 def prompt_positions(side: int, length: int) -> Int[Tensor, "3 length"]:
     """Multimodal rotary positions (time, row, column) of a prompt with one side x side picture after its first token.
 
-    Text counts on from the largest position before it, as in Qwen2-VL (arXiv 2409.12191). With `length` larger than
-    the prompt the answer's positions follow.
+    Text positions continue from the largest position before, as in Qwen2-VL (arXiv 2409.12191). If `length` exceeds the
+    prompt, the answer's positions follow.
     """
     cell = torch.arange(side)
     rows, columns = cell.repeat_interleave(side), cell.repeat(side)
@@ -106,14 +106,14 @@ def box_bins(boxes: Float[Tensor, "*batch 4"], size: int) -> Int[Tensor, "*batch
 
 
 def bins_box(bins: Int[Tensor, "*batch 4"], size: int) -> Float[Tensor, "*batch 4"]:
-    """Bins x1, y1, x2, y2 -> the box x, y, w, h in pixels between bin centres; crossed corners give zero sides."""
+    """Bins x1, y1, x2, y2 -> the box x, y, w, h in pixels between bin centres; crossed corners give sides of 0."""
     corners = (bins.float() + 0.5) * (size / NUM_BINS)
     return torch.cat([corners[..., :2], (corners[..., 2:] - corners[..., :2]).clamp(min=0)], dim=-1)
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """Decoded boxes; rows are samples of one picture together: row b * samples + s."""
+    """Decoded boxes; the samples of one picture are consecutive: row b * samples + s."""
 
     bins: Int[Tensor, "rows 4"]
     """x1, y1, x2, y2 in 0...15."""
@@ -128,14 +128,14 @@ class Prefix:
     """A prompt that the language model has read."""
 
     logits: Float[Tensor, "rows 16"]
-    """Of the first coordinate, over the location tokens."""
+    """Logits of the first coordinate, over the location tokens."""
     cache: Any
     """transformers' key-value cache."""
     position: int
     """Rotary position of the next token."""
 
     def repeat(self, samples: int) -> "Prefix":
-        """Each row `samples` times, next to each other; the cache is changed in place."""
+        """Repeats each row `samples` times, consecutively; changes the cache in place."""
         if samples > 1:
             self.cache.batch_repeat_interleave(samples)
         return Prefix(self.logits.repeat_interleave(samples, 0), self.cache, self.position)
@@ -165,7 +165,7 @@ def read_bins(
 def location_logits(
     model: Any, tokenizer: DemoTokenizer, hidden: Float[Tensor, "*batch dim"]
 ) -> Float[Tensor, "*batch 16"]:
-    """Logits of the location tokens only."""
+    """Only the logits of the location tokens."""
     first = tokenizer.first_location
     logits: Tensor = hidden @ model.lm_head.weight[first : first + NUM_BINS].T
     return logits
@@ -182,7 +182,7 @@ def decode_boxes(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Boxes:
-    """Four location tokens per row, the likeliest at temperature 0, else sampled with `generator`."""
+    """Four location tokens per row: the likeliest at temperature 0, else sampled with `generator`."""
     prefix = read_prefix(model, tokenizer, batch).repeat(samples)
     logits, chosen, log_probs = prefix.logits, [], []
     for i in range(NUM_COORDINATES):
@@ -207,18 +207,18 @@ def choose(
 
 @settings
 class GroundingTraining(Training):
-    """How a checkpoint is trained on rendered scenes by Muon and AdamW, and looked at on held-out ones."""
+    """Settings of a training on rendered scenes by Muon and AdamW, with evaluation on held-out ones."""
 
     size: Count = 224
     """Pixels per side while training."""
     muon_scale: Positive = 20.0
-    """Muon's learning rate over AdamW's."""
+    """Ratio of Muon's learning rate to AdamW's."""
     held_out: Count = 128
-    """Held-out scenes in the curve of IoU."""
+    """Number of held-out scenes for the curve of IoU."""
     held_out_every: Count = 100
-    """Steps between its points."""
+    """Steps between points of that curve."""
     evaluated: Count = 512
-    """Held-out scenes in the figures of the finished checkpoint."""
+    """Number of held-out scenes for the evaluation of the finished checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Held-out scenes with the boxes that a checkpoint predicts."""
+"""Pictures of held-out scenes with predicted boxes."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ TRUE, PREDICTED = "#0072B2", "#E69F00"  # Okabe and Ito's blue and orange: told 
 
 
 def draw_checkpoint(path: Path, evaluation: CheckpointEvaluation) -> Path:
-    """The first held-out scenes with the boxes that the checkpoint predicts, as a PNG."""
+    """The first held-out scenes with the checkpoint's predicted boxes, as a PNG."""
     found = evaluation.found
     figure = draw_boxes(evaluation.scenes[:SHOWN], found.boxes[:SHOWN], found.ious[:SHOWN])
     with write_beside(path) as partial:

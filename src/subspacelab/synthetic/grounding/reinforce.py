@@ -1,4 +1,4 @@
-"""The reinforcement stages: a checkpoint continued by GRPO on rendered scenes; its boxes earn the reward."""
+"""The reinforcement stages: a checkpoint trained further by GRPO on rendered scenes, rewarded for its boxes."""
 
 import shutil
 from collections.abc import Sequence
@@ -33,56 +33,56 @@ from subspacelab.training.muon import muon_adamw
 
 @settings
 class RlTraining(GroundingTraining):
-    """How one reinforcement stage is trained."""
+    """Settings of a reinforcement stage."""
 
     reward: Literal["iou", "pointing"] = "iou"
-    """The reward: iou or pointing."""
+    """Reward: iou or pointing."""
     steps: Count = 70
-    """Optimizer steps, each on scenes that no step saw before."""
+    """Optimizer steps; each uses new scenes."""
     pictures: Count = 16
     """Scenes per step."""
     group: Annotated[int, Field(ge=2)] = 16
-    """Boxes sampled per scene; the advantage is told by their spread."""
+    """Boxes sampled per scene; their spread determines the advantage."""
     temperature: Positive = 0.5
-    """The policy is softmax(logits / temperature): near the greedy box, which is what the checkpoint is judged by."""
+    """The policy is softmax(logits / temperature): close to the greedy box, by which the checkpoint is evaluated."""
     learning_rate: Positive = 1e-4
-    """Peak of the one-cycle schedule, AdamW's."""
+    """Peak learning rate of AdamW, in a one-cycle schedule."""
     kl_weight: NotNegative = 0.02
-    """Weight of KL(policy || the checkpoint that the stage starts from)."""
+    """Weight of KL(policy || starting checkpoint)."""
     clip: Positive = 10.0
     """Largest gradient norm."""
     held_out_every: Count = 40
-    """Steps between the points of the curve of IoU."""
+    """Steps between points of the curve of IoU."""
     snapshot_every: Count = 20
     """Steps between snapshots."""
 
     def passed(self) -> "list[Passed]":
-        """How far the training is after a quarter, a half and three quarters of its steps, fewer if it has not four."""
+        """Progress of the training after 1/4, 1/2 and 3/4 of its steps; fewer if it has less than four steps."""
         rates = [self.plan(Path(), name="").learning_rate(step) for step in range(self.steps)]
         steps = sorted({quarter * self.steps // 4 for quarter in (1, 2, 3)} - {0})
         return [Passed(step, step / self.steps, sum(rates[:step]) / sum(rates)) for step in steps]
 
 
 PATH = "path.json"
-"""In a folder of checkpoints that a training passed: how far it was at each."""
+"""File in a folder of intermediate checkpoints: the progress of the training at each."""
 
 
 @dataclass(frozen=True)
 class Passed:
-    """How far a training is after some of its steps."""
+    """Progress of a training after some of its steps."""
 
     step: int
     """Steps taken."""
     of_steps: float
     """Share of all steps."""
     of_rates: float
-    """Share of the sum of all learning rates: how far, if each step goes as far as its rate says."""
+    """Share of the sum of all learning rates: the progress if each step counts by its learning rate."""
 
 
 def write_training_path(folder: Path, saved: Path, passed: Sequence[Passed]) -> None:
-    """Copies the checkpoints that `train_rl` left in `saved` to `folder`, with `path.json`: how far it was at each.
+    """Copies the checkpoints that `train_rl` left in `saved` to `folder`, with `path.json`: the progress at each.
 
-    Of a checkpoint that was not trained here `passed` is empty.
+    `passed` is empty for a checkpoint that was not trained here.
     """
     with replace_folder(folder) as partial:
         for entry in passed:
@@ -91,7 +91,7 @@ def write_training_path(folder: Path, saved: Path, passed: Sequence[Passed]) -> 
 
 
 def read_training_path(folder: Path) -> list[Passed]:
-    """What `write_training_path` wrote; the checkpoints are `folder/step<n>`."""
+    """Reads what `write_training_path` wrote; the checkpoints are `folder/step<n>`."""
     return TypeAdapter(list[Passed]).validate_python(read_json(folder / PATH))
 
 
@@ -106,12 +106,12 @@ def train_rl(
     progress: Progress = no_progress,
     path: Path | None = None,
 ) -> GroundingModel:
-    """Continues the checkpoint `base_folder` by GRPO.
+    """Trains the checkpoint `base_folder` further by GRPO.
 
-    Minimises `policy_loss + kl_weight KL(policy || base)` over the boxes that the current policy draws. The
-    scenes are those of (`seed`, `stage`), so stages with different names see different ones. Logs reward, KL, entropy
-    and gradient norm, and the held-out IoU with its paired gain over the base (mean and standard error). A killed run
-    continues from `work_dir` to the same bytes.
+    Minimises `policy_loss + kl_weight KL(policy || base)` over boxes drawn from the current policy. The scenes depend
+    on (`seed`, `stage`), so stages with different names see different scenes. Logs reward, KL, entropy and gradient
+    norm, and the held-out IoU with its paired gain over the base (mean and standard error). A killed run continues from
+    `work_dir` to the same bytes.
     """
     start = GroundingModel.load(base_folder)
     tokenizer, model = start.tokenizer, start.model
@@ -142,7 +142,7 @@ def train_rl(
 def _loss(
     models: tuple[Any, Any], tokenizer: DemoTokenizer, training: RlTraining, scene_seed: int, step: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a step for (policy, reference): on scenes and with draws that follow from `scene_seed` and `step`."""
+    """The loss of a step for (policy, reference); scenes and draws are determined by `scene_seed` and `step`."""
     policy, reference = models
     indices = range(step * training.pictures, (step + 1) * training.pictures)
     images, questions, boxes = scene_tensors([scene(scene_seed, i, training.size) for i in indices])

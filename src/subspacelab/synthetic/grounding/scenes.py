@@ -1,4 +1,4 @@
-"""Scenes: a coloured word on a textured background, a question, its box; one, a set, or a pool of tensors."""
+"""Scenes: a coloured word on a textured background, with a question and a box; single, as a set, or as tensors."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,19 +60,19 @@ class ScenesConfig:
     """Stage `scenes`: the pictures that the studies read."""
 
     rows: Count
-    """How many."""
+    """Number of pictures."""
     size: Count
     """Pixels per side."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and what is asked about it."""
+    """A picture with its question, answer and box."""
 
     image: UInt8[np.ndarray, "size size 3"]
     """RGB."""
     question: str
-    """Names the asked word by its colour."""
+    """Question that names the asked word by its colour."""
     answer: str
     """The asked word."""
     colour: str
@@ -84,8 +84,8 @@ class Scene:
 def scene(seed: int, index: int, size: int) -> Scene:
     """Draws scene `index` of the endless set `seed` at `size` x `size` pixels.
 
-    Everything is drawn in units of the picture's side from a generator seeded by (seed, index) alone, so a scene is
-    the same at 224 and at 448 pixels, and does not depend on which others are drawn.
+    Everything is drawn in units of the picture's side, from a generator seeded only by (seed, index), so that a scene
+    is the same at 224 and at 448 pixels and does not depend on other scenes.
     """
     rng = np.random.default_rng([seed, index])
     canvas = Image.fromarray(_background(rng, size))
@@ -97,17 +97,17 @@ def scene(seed: int, index: int, size: int) -> Scene:
 
 @dataclass(frozen=True)
 class SceneSet:
-    """The scenes of the "rows" split that belong to a seed, drawn one at a time whenever they are asked for."""
+    """The scenes of the "rows" split of a seed, drawn one at a time on demand."""
 
     rows: int
-    """How many."""
+    """Number of scenes."""
     size: int
     """Pixels per side."""
     seed: int
-    """Of the study."""
+    """Seed of the study."""
 
     def __iter__(self) -> Iterator[GroundingRow]:
-        """Each as a JPEG (quality 95) in the schema of textVQA_groundingtask_bbox."""
+        """Yields each scene as a JPEG (quality 95) in the schema of textVQA_groundingtask_bbox."""
         for index in range(self.rows):
             drawn = scene(split_seed(self.seed, "rows"), index, self.size)
             encoded = BytesIO()
@@ -134,7 +134,7 @@ def _counted(items: Iterable[T], advance: Advance) -> Iterator[T]:
 
 
 def split_seed(seed: int, split: str) -> int:
-    """The seed of one of the disjoint sets of scenes that belong to a study's seed."""
+    """The seed of one of a study's disjoint sets of scenes."""
     return len(SPLITS) * seed + SPLITS.index(split)
 
 
@@ -156,11 +156,11 @@ def _draw_word(
 
 
 def _background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Oriented waves, blobs and noise at several scales under a coloured light from two sides.
+    """Oriented waves, blobs and noise at several scales under coloured light from two sides.
 
-    The light is the same in every scene: positions inside the model are rotary, that is, relative, and without some
-    such cue in the picture a small model takes thousands of steps to learn where a thing is. All terms but the noise
-    are sums of separable ones, so that drawing is a few small matrix products.
+    The light is the same in every scene. Positions inside the model are rotary, that is, relative, and without such a
+    cue in the picture a small model takes thousands of steps to learn where things are. All terms except the noise are
+    sums of separable ones, so that drawing takes a few small matrix products.
     """
     u = (np.arange(size, dtype=np.float32) + 0.5) / size
     rows, columns = _waves(rng, u)
@@ -180,9 +180,9 @@ def _background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "size 
 
 
 def _product(left: Float[np.ndarray, "m k"], right: Float[np.ndarray, "k n"]) -> Float[np.ndarray, "m n"]:
-    """left @ right in blocks of rows so small (m k n <= 2^18) that OpenBLAS keeps to one thread.
+    """left @ right in blocks of rows so small (m k n <= 2^18) that OpenBLAS uses one thread.
 
-    With more, its threads spin beside those that draw: ten times the processor time for the same picture.
+    With larger blocks its threads spin beside the drawing ones: ten times the processor time for the same picture.
     """
     rows = max(1, 2**18 // right.size)
     return np.concatenate([left[i : i + rows] @ right for i in range(0, len(left), rows)])
@@ -236,7 +236,7 @@ class ScenePool:
     images: UInt8[Tensor, "n size size 3"]
     """RGB."""
     questions: list[str]
-    """One per picture."""
+    """One question per picture."""
     boxes: Float[Tensor, "n 4"]
     """x, y, w, h in pixels."""
     colours: Int[Tensor, " n"]

@@ -1,4 +1,4 @@
-"""The demo's own small tokenizer: byte-level BPE learned from the questions, and 16 location tokens."""
+"""The small tokenizer of the grounding models: byte-level BPE learned from the questions, and 16 location tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ LOCATIONS = tuple(f"<loc_{i}>" for i in range(NUM_BINS))
 
 @dataclass(frozen=True)
 class DemoTokenizer:
-    """A `tokenizers.Tokenizer` and the ids that prompts are built from."""
+    """A `tokenizers.Tokenizer` and the ids of its special tokens."""
 
     tokenizer: Tokenizer
-    """Text to ids and back."""
+    """Converts between text and ids."""
 
     @property
     def vocab_size(self) -> int:
@@ -30,7 +30,7 @@ class DemoTokenizer:
 
     @property
     def end(self) -> int:
-        """Ends an answer; also pads."""
+        """End token of an answer; also the padding."""
         return self.id(END)
 
     @property
@@ -46,12 +46,12 @@ class DemoTokenizer:
         return int(found)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text, without any special token added."""
+        """Ids of plain text, without special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def build_tokenizer() -> DemoTokenizer:
-    """Learns the merges from every question and answer of the demo; the same on every machine."""
+    """Learns the merges from every question and answer of the study; the same on every machine."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
