@@ -39,7 +39,7 @@ def build(
 ) -> None:
     """An adapter whose down-projection avoids what the layers are fed, as an ordinary PEFT folder.
 
-    Writes adapter_config.json, adapter_model.safetensors and nullspace.json (a report per layer); plain
+    Writes adapter_config.json, adapter_model.safetensors, nullspace.json (a report per layer) and a model card; plain
     PeftModel.from_pretrained loads it.
     """
     from subspacelab.checkpoints import resolve_reference

@@ -80,7 +80,7 @@ def named_inputs(given: "Iterable[Given]") -> list[DataSet]:
     What is not on this disk is left out: nothing is fetched for the record.
     """
     found = [_named(str(g)) if isinstance(g, str | Path) else _of_source(g) for g in dict.fromkeys(given) if g]
-    return [data_set for data_set in found if data_set]
+    return list(dict.fromkeys(data_set for data_set in found if data_set))
 
 
 def _of_source(source: "Source") -> DataSet | None:

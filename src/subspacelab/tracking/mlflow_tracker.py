@@ -20,8 +20,8 @@ from subspacelab.tracking.datasets import DataSet
 from subspacelab.tracking.mlflow_records import deliver, first_line
 from subspacelab.tracking.notes import NOTE, Summary, note
 from subspacelab.tracking.outbox import Outbox, spill_file
-from subspacelab.tracking.protocol import ModelFiles, flatten, require_name, trackable
-from subspacelab.tracking.registry import METRIC, VALUE
+from subspacelab.tracking.protocol import ModelFiles, flatten, require_name
+from subspacelab.tracking.registry import METRIC, VALUE, registered_name
 from subspacelab.tracking.store import database_file, is_server, main_root, shown, store_folder
 
 if TYPE_CHECKING:
@@ -193,9 +193,8 @@ class MlflowTracker:
         if model.registered:
             value = metrics.get(model.headline, float("nan"))
             headline = {METRIC: model.headline, VALUE: str(value)} if isfinite(value) else {}
-            study = self._place.labels.get("study")
-            name = trackable(f"{model.registered}-{study}" if study else model.registered).replace(":", "_")
             labels = dict(self._place.labels) | headline
+            name = registered_name(model.registered, labels.get("study"))
             self._outbox.send({"run_id": self._run_id, "version": name, "of_model": model.name, "labels": labels})
 
     def set_tags(self, tags: Mapping[str, object]) -> None:

@@ -1,5 +1,6 @@
 """Models of MLflow's registry: a version for each that is recorded, and the alias `best` at the best of a study."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,11 @@ BEST = "best"
 """The alias of the version with the largest headline metric. `@latest` is MLflow's own name for the newest."""
 METRIC, VALUE = "headline.metric", "headline.value"
 """Tags of a version: the metric by which versions are held against each other, and its value."""
+
+
+def registered_name(kind: str, study: str | None) -> str:
+    """The registered model of a kind of model, `lowrank-demo`; without a study `lowrank`."""
+    return re.sub(r"[^\w\-. ]", "_", f"{kind}-{study}" if study else kind, flags=re.ASCII)
 
 
 def register(client: Any, uri: str, run_id: str, model: str, name: str, tags: Mapping[str, str]) -> None:
