@@ -144,7 +144,7 @@ def _start(meta: Mapping[str, Any]) -> Iterator[str]:
     if of_pipeline(reference):
         place = f"data/checkpoints/{reference.partition(':')[2]}"
     else:
-        place = reference if revision else f"path/to/{Path(reference).name}"
+        place = reference if revision else f"path/to/{_base_name(meta)}"
     at = f", revision={json.dumps(revision)}" if revision else ""
     yield "## How to Get Started with the Model"
     yield "\n".join(

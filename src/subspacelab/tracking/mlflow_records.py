@@ -47,7 +47,7 @@ def deliver(client: MlflowClient, uri: str, record: Record) -> None:
         with _store_errors():
             client.log_inputs(run_id, [DatasetInput(Dataset(**row)) for row in record["inputs"]])
     elif "version" in record:
-        with _file_errors():
+        with _once(), _global_uri(uri):
             register(client, uri, run_id, record["of_model"], record["version"], record["labels"])
     elif "status" in record:
         with _store_errors():
@@ -93,7 +93,7 @@ def _deliver_model(client: MlflowClient, uri: str, record: Record) -> None:
 
 @contextmanager
 def _global_uri(uri: str) -> Iterator[None]:
-    """MLflow's model writer knows only the global store; the environment is as before afterwards."""
+    """MLflow's model writer and registry know only the global store; the environment is as before afterwards."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
@@ -153,5 +153,5 @@ def _file_errors() -> Iterator[None]:
 def _once() -> Iterator[None]:
     try:
         yield
-    except Exception as e:  # the model's own code runs here; a second try would make a second model
+    except Exception as e:  # a model's own code runs here, and a registry may refuse in many ways
         raise Refused(first_line(e)) from e

@@ -34,9 +34,8 @@ def register(client: Any, uri: str, run_id: str, model: str, name: str, tags: Ma
         versions = client.search_model_versions(f"name = '{name}'")
         if any(version.run_id == run_id and version.tags.get("model") == model for version in versions):
             return
-        made = client.create_model_version(
-            name, source, run_id, tags={**tags, "model": model}, model_id=logged[0].model_id
-        )
+        model_id = logged[0].model_id  # which a server asks for
+        made = client.create_model_version(name, source, run_id, tags={**tags, "model": model}, model_id=model_id)
         if VALUE in tags and _is_best(tags, versions):
             client.set_registered_model_alias(name, BEST, made.version)
 
@@ -48,5 +47,4 @@ def _is_best(tags: Mapping[str, str], versions: list[Any]) -> bool:
 
 def _about(tags: Mapping[str, str]) -> str:
     where = f" of the study {tags['study']}" if "study" in tags else ""
-    best = f" `@{BEST}` has the largest {tags[METRIC]}." if METRIC in tags else ""
-    return f"Models{where}. `@latest` is the newest version.{best}"
+    return f"Models{where}. `@latest` is the newest version, `@{BEST}` has the largest headline metric, see its tags."

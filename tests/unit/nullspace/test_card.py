@@ -39,6 +39,12 @@ def test_the_card_says_what_was_built(bases: Path, tmp_path: Path) -> None:
     assert "Forgetting" not in text
 
 
+def test_without_calibration_there_is_no_ratio(bases: Path, tmp_path: Path) -> None:
+    make(bases, tmp_path / "out", "lora", calib_dataset=None)
+    assert "Not calibrated" in text_of(tmp_path / "out")
+    assert "random B" not in text_of(tmp_path / "out")
+
+
 def test_on_the_hub_the_base_is_named_with_its_revision(bases: Path, tmp_path: Path) -> None:
     meta = on_hub(make(bases, tmp_path / "out").meta)
     card = ModelCard(card_of(meta))
@@ -57,7 +63,7 @@ def test_every_method_has_a_card_and_the_same_bytes_of_everything_else(
     assert made[0] == made[1]
     assert made[0].pop(CARD) != other.pop(CARD)
     assert made[0] == other, "the card decides nothing but itself"
-    assert ("Not calibrated" in made[1][CARD].decode()) is not METHODS[method].needs_calibration
+    assert "random B (baseline)" in made[1][CARD].decode()
 
 
 def test_the_lines_of_the_card_load_the_adapter(bases: Path, tmp_path: Path) -> None:

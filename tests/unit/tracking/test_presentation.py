@@ -93,7 +93,9 @@ def test_a_stage_and_a_command_record_what_they_read(place):
         (found,) = [given.dataset for given in run.inputs.dataset_inputs]
         assert (found.name, found.digest, found.source_type) == (name, md5_file(rows), "local")
         assert json.loads(found.profile) == {"num_rows": 2, "num_bytes": 6}
-        assert mlflow.data.get_source(run.inputs.dataset_inputs[0]).load() == str(rows)  # MLflow's own reader
+        assert mlflow.data.get_source(run.inputs.dataset_inputs[0]).load() == str(
+            rows.absolute()
+        )  # MLflow's own reader
 
 
 @pytest.mark.parametrize(("wanted", "recorded"), [("on", True), ("off", False), (None, False)])

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from subspacelab.tracking import ModelFiles
+from subspacelab.tracking.mlflow_records import deliver
 from subspacelab.tracking.mlflow_tracker import MlflowTracker, RunPlace, experiment_id
 from subspacelab.tracking.outbox import Refused
-from subspacelab.tracking.registry import METRIC, VALUE, register
+from subspacelab.tracking.registry import METRIC, VALUE
 
 
 @pytest.fixture
@@ -15,44 +16,31 @@ def client(place):
     return place.client()
 
 
-def _log(client, place, name: str, value: float | None) -> str:
-    """A run with a logged model, registered as `lowrank-demo`; returns the run's id."""
-    home = experiment_id(client, place.uri, "lowrank")
-    run_id = client.create_run(home).info.run_id
-    client.create_logged_model(home, name, run_id)
+def _register(client, place, run_id: str, name: str, value: float | None) -> None:
     headline = {} if value is None else {METRIC: "val_cosine", VALUE: str(value)}
     labels = {"study": "demo", "dvc.exp.name": "brave-owl"} | headline
-    register(client, place.uri, run_id, name, "lowrank-demo", labels)
-    return run_id
+    deliver(client, place.uri, {"run_id": run_id, "version": "lowrank-demo", "of_model": name, "labels": labels})
 
 
-def test_best_is_the_largest_and_latest_the_newest(client, place):
-    runs = [_log(client, place, "mlp", value) for value in (0.5, 0.9, 0.7)]
-    best = client.get_model_version_by_alias("lowrank-demo", "best")
-    latest = client.get_model_version_by_alias("lowrank-demo", "latest")
-    assert (best.version, best.run_id) == ("2", runs[1])
-    assert (latest.version, latest.run_id) == ("3", runs[2])
-    assert best.tags["dvc.exp.name"] == "brave-owl"
-    assert best.source == f"models:/{client.get_logged_model(best.model_id).model_id}"
-    assert "largest val_cosine" in client.get_registered_model("lowrank-demo").description
-
-
-def test_a_model_without_a_headline_is_never_best(client, place):
+def test_best_is_the_largest_and_latest_the_newest_and_each_model_is_registered_once(client, place):
     from mlflow.exceptions import MlflowException
 
-    _log(client, place, "mlp", None)
-    with pytest.raises(MlflowException):
+    home = experiment_id(client, place.uri, "lowrank")
+    run_id = client.create_run(home).info.run_id
+    models = {name: client.create_logged_model(home, name, run_id).model_id for name in ("a", "b", "c", "d")}
+    _register(client, place, run_id, "a", None)
+    with pytest.raises(MlflowException):  # without a headline metric none is the best
         client.get_model_version_by_alias("lowrank-demo", "best")
-    _log(client, place, "mlp", -1.0)
-    assert client.get_model_version_by_alias("lowrank-demo", "best").version == "2"
-
-
-def test_the_same_model_is_registered_once(client, place):
-    run_id = _log(client, place, "mlp", 0.5)
-    register(client, place.uri, run_id, "mlp", "lowrank-demo", {"study": "demo"})
-    assert len(client.search_model_versions("name = 'lowrank-demo'")) == 1
-    with pytest.raises(ValueError, match="has no model 'other'"):
-        register(client, place.uri, run_id, "other", "lowrank-demo", {})
+    for name, value in (("b", -1.0), ("c", 0.9), ("d", 0.7), ("b", 2.0)):
+        _register(client, place, run_id, name, value)
+    best = client.get_model_version_by_alias("lowrank-demo", "best")
+    latest = client.get_model_version_by_alias("lowrank-demo", "latest")
+    assert (int(best.version), best.run_id, best.source) == (3, run_id, f"models:/{models['c']}")
+    assert (int(latest.version), latest.source) == (4, f"models:/{models['d']}")
+    assert best.tags["dvc.exp.name"] == "brave-owl"
+    assert "of the study demo" in client.get_registered_model("lowrank-demo").description
+    with pytest.raises(Refused, match="has no model 'other'"):
+        _register(client, place, run_id, "other", 3.0)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_model_arrives_later_and_loads(place, dead_store, monkeypatch):
     folder = place.root / "mlruns" / "artifacts" / "models" / logged.model_id / "artifacts"
     assert mlflow.pyfunc.load_model(str(folder)).predict([2.0]) == [6.0]
     best = place.client().get_model_version_by_alias("scales", "best")
-    assert (best.model_id, best.tags["headline.value"]) == (logged.model_id, "0.5")
+    assert (best.source, best.tags["headline.value"]) == (f"models:/{logged.model_id}", "0.5")
 
 
 @pytest.mark.parametrize(("later", "status"), [("FINISHED", "FINISHED"), ("FAILED", "FAILED")])
