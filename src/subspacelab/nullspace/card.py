@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,7 @@ def _start(meta: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _versions() -> str:
-    import peft
-
-    return f"### Framework versions\n\n- PEFT {peft.__version__}"
+    return f"### Framework versions\n\n- PEFT {version('peft')}"
 
 
 def _number(value: float | None) -> str:
