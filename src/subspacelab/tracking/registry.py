@@ -1,5 +1,6 @@
 """Models of MLflow's registry: a version for each that is recorded, and the alias `best` at the best of a study."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -41,8 +42,15 @@ def register(client: Any, uri: str, run_id: str, model: str, name: str, tags: Ma
 
 
 def _is_best(tags: Mapping[str, str], versions: list[Any]) -> bool:
-    rivals = [version.tags[VALUE] for version in versions if version.tags.get(METRIC) == tags[METRIC]]
-    return all(float(tags[VALUE]) > float(rival) for rival in rivals)
+    rivals = [_value(version.tags) for version in versions if version.tags.get(METRIC) == tags[METRIC]]
+    return _value(tags) > max(rivals, default=-math.inf)
+
+
+def _value(tags: Mapping[str, str]) -> float:
+    try:
+        return float(tags[VALUE])
+    except (KeyError, ValueError):  # a person's own tags
+        return -math.inf
 
 
 def _about(tags: Mapping[str, str]) -> str:

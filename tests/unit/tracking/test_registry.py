@@ -31,6 +31,8 @@ def test_best_is_the_largest_and_latest_the_newest_and_each_model_is_registered_
     _register(client, place, run_id, "a", None)
     with pytest.raises(MlflowException):  # without a headline metric none is the best
         client.get_model_version_by_alias("lowrank-demo", "best")
+    client.set_model_version_tag("lowrank-demo", "1", METRIC, "val_cosine")  # as a person may
+    client.set_model_version_tag("lowrank-demo", "1", VALUE, "good")
     for name, value in (("b", -1.0), ("c", 0.9), ("d", 0.7), ("b", 2.0)):
         _register(client, place, run_id, name, value)
     best = client.get_model_version_by_alias("lowrank-demo", "best")
