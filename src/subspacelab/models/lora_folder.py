@@ -16,7 +16,7 @@ from torch import Tensor
 from subspacelab.checkpoints import Source, read_tensors, require_finite, resolve_reference, write_tensors
 from subspacelab.core.files import expanded, holds, json_bytes, read_json, replace_folder, sha256_file, write_json
 from subspacelab.core.references import of_pipeline
-from subspacelab.models.causal_lm import Reach
+from subspacelab.models.adaptable import Reach
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 
 if TYPE_CHECKING:  # peft takes seconds to import, and who reads a folder needs none of it
