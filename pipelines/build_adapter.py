@@ -1,7 +1,7 @@
 """Stage `build_adapter@<method>`: builds an untrained adapter per seed on the study's language model.
 
 In: data/checkpoints/llm, data/corpus. Out: data/nullspace/init/<method>/seed-<seed> (adapter_config.json,
-adapter_model.safetensors, nullspace.json). Time: about 10 s on 2 cores for each adapter.
+adapter_model.safetensors, nullspace.json, README.md). Time: about 10 s on 2 cores for each adapter.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)

@@ -13,6 +13,7 @@ import pytest
 
 from subspacelab.cli import main
 from subspacelab.tracking import open_stage_run, ui_command
+from subspacelab.tracking.dvc_files import md5_file
 from subspacelab.tracking.store import require_server
 
 pytestmark = pytest.mark.slow
@@ -68,13 +69,19 @@ def test_runs_arrive_through_a_server(place, server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0])
     picture = place.root / "p.png"
     picture.write_bytes(b"png")
-    with open_stage_run("s", "rotation", params={"rank": 8}, outs=[picture], study="demo") as tracker:
+    with open_stage_run("s", "rotation", params={"rank": 8}, outs=[picture], study="demo", inputs=[picture]) as tracker:
+        place.client().create_logged_model(
+            place.client().get_run(tracker.run_id).info.experiment_id, "m", tracker.run_id
+        )
+        tracker._outbox.send({"run_id": tracker.run_id, "version": "m-demo", "of_model": "m", "labels": {}})
         tracker.log_metrics({"loss": float("nan")}, 0)
         tracker.log_metrics({"loss": 1.0}, 1)
         tracker.log_artifact(picture)
     (run,), (parent,) = place.runs("rotation"), place.runs("pipeline")
     assert (run.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     assert (run.data.params, run.data.metrics) == ({"rank": "8"}, {"loss": 1.0})
+    assert [d.dataset.digest for d in run.inputs.dataset_inputs] == [md5_file(picture)]
+    assert place.client().get_model_version_by_alias("m-demo", "latest").run_id == run.info.run_id
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
     assert len(list((place.root / "mlruns" / "artifacts").rglob("p.png"))) == 1
 

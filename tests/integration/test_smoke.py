@@ -62,6 +62,10 @@ def of_experiment(clone, name: str) -> dict:
     return {r.data.tags["dvc.stage"]: r for r in found if "dvc.stage" in r.data.tags}
 
 
+def by_repro(run) -> bool:
+    return run.data.tags.get("dvc.mode") == "repro"
+
+
 def test_repro_records_one_finished_run_per_stage_under_one_parent(smoke_clone):
     repro = [r for r in smoke_clone.runs() if r.data.tags.get("dvc.mode") == "repro"]
     stages = {r.data.tags["dvc.stage"]: r for r in repro if "dvc.stage" in r.data.tags}
@@ -108,6 +112,41 @@ def test_curves_pictures_tables_and_models_are_in_the_store(smoke_clone):
     training = stages["train_lowrank@AdaLoRA"]
     assert [m.value for m in client.get_metric_history(training, "live_rank")] == [128, 128]
     assert "loss_curves.png" in {a.path.removeprefix("pictures/") for a in client.list_artifacts(training, "pictures")}
+
+
+def test_runs_say_what_they_read_and_models_are_registered(smoke_clone):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{smoke_clone.path}/mlruns/mlflow.db")
+    stages = {r.data.tags["dvc.stage"]: r for r in smoke_clone.runs() if r.data.tags.get("dvc.mode") == "repro"}
+    made = {out["path"]: out["md5"] for stage in lock(smoke_clone).values() for out in stage.get("outs", [])}
+    for stage, wanted in {
+        "train_lowrank@MLP": {"data/features"},
+        "compare_rotations": {f"data/svd/{name}" for name in ("base", "rl_stage1", "rl_stage2")},
+        "train_adapter@lora": {"data/checkpoints/llm", "data/corpus", "data/nullspace/init/lora"},
+    }.items():
+        found = {d.dataset.name: d.dataset for d in stages[stage].inputs.dataset_inputs}
+        assert {name: d.digest for name, d in found.items()} == {name: made[name] for name in wanted}
+    pictures = {d.dataset.name: d.dataset for d in stages["cache_features"].inputs.dataset_inputs}["data/scenes"]
+    assert json.loads(pictures.profile)["num_rows"] > 1
+    for name, metric in (("lowrank", "val_cosine"), ("nullspace", "geometric_mean"), ("grounding", "mean_iou")):
+        versions = client.search_model_versions(f"name = '{name}-smoke'")
+        best = client.get_model_version_by_alias(f"{name}-smoke", "best")
+        values = {float(version.tags["headline.value"]) for version in versions}
+        assert (best.tags["headline.metric"], float(best.tags["headline.value"])) == (metric, max(values))
+
+
+def test_the_pipelines_run_is_named_and_described_for_a_reader(smoke_clone):
+    (report,) = [r for r in smoke_clone.runs() if r.data.tags.get("dvc.stage") == "report" and by_repro(r)]
+    parent = next(r for r in smoke_clone.runs() if r.info.run_id == report.data.tags["mlflow.parentRunId"])
+    assert parent.info.run_name.startswith("smoke 20")
+    note = parent.data.tags["mlflow.note.content"]
+    assert "The pipeline on the study `smoke`" in note
+    for study in ("checkpoints", "rotation", "lowrank", "nullspace", "norms"):
+        assert f"### {study}" in note
+    assert note.count("](get-artifact?") == 3
+    described = [r for r in smoke_clone.runs() if by_repro(r) and "dvc.stage" in r.data.tags]
+    assert all(r.data.tags["mlflow.note.content"] for r in described)
 
 
 def test_the_report_is_an_artifact_of_the_pipelines_run(smoke_clone):

@@ -52,7 +52,9 @@ def cache(
 
     checkpoint, s = open_checkpoint(model_id), settings
     params = {"model_id": model_id, "revision": checkpoint.source.revision} | asdict(s)
-    with open_run("lowrank", f"cache {checkpoint.source.name}", params=params, enabled=track) as tracker:
+    with open_run(
+        "lowrank", f"cache {checkpoint.source.name}", params=params, inputs=[s.images, checkpoint.source], enabled=track
+    ) as tracker:
         pictures, device = resolve_pictures(s.images), choose_device(s.device)
         plan = CachePlan(pictures, s.image_size, s.limit, s.batch_size, decode_workers=s.decode_workers)
         log = tracker.log_metrics
@@ -98,7 +100,9 @@ def train(
     params = dict(asked) if resume else asdict(s) | {"rank": rank, "seed": seed}
     params |= {"arch": name, "features": features, "resume": resume}
     with (
-        open_run("lowrank", f"{'resume' if resume else 'train'} {name}", params=params, enabled=track) as tracker,
+        open_run(
+            "lowrank", f"{'resume' if resume else 'train'} {name}", params=params, inputs=[features], enabled=track
+        ) as tracker,
         open_run_log(params, tracker.log_metrics) as (hand, log),
     ):
         job = partial(resume_training, epochs=s.epochs, asked=asked, device=s.device, compile=s.compile)
@@ -150,7 +154,9 @@ def compare(
     where, s = output_dir or results_dir / "comparison", settings
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir} | asdict(s)
     job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=s.raw_inputs)
-    with open_run("lowrank", f"compare r{rank}", params=params, enabled=track) as tracker:
+    with open_run(
+        "lowrank", f"compare r{rank}", params=params, inputs=[features, results_dir], enabled=track
+    ) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
         with report_folder(where, "lowrank compare", job, (*TABLES, COMPARISON)) as folder:
@@ -187,7 +193,9 @@ def visualize(
     # Not the picture: those of several stand side by side.
     job = _job(where, features, results_dir, arch, rank=rank, channels=s.channels)
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir} | asdict(s)
-    with open_run("lowrank", f"visualize r{rank}", params=params, enabled=track) as tracker:
+    with open_run(
+        "lowrank", f"visualize r{rank}", params=params, inputs=[features, results_dir], enabled=track
+    ) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
         names = view_names(s.image_idx)

@@ -76,6 +76,8 @@ def record_training(result: TrainingResult, features: Features, pictures: Sequen
             metrics=result.metrics,
             step=result.progress.best_epoch,
             tensors=((tokens, dim), (tokens, dim)),
+            registered="lowrank",
+            headline="val_cosine",
         )
     )
 

@@ -17,6 +17,7 @@ from subspacelab.checkpoints import Source, read_tensors, require_finite, resolv
 from subspacelab.core.files import expanded, holds, json_bytes, read_json, replace_folder, sha256_file, write_json
 from subspacelab.core.references import of_pipeline
 from subspacelab.models.adaptable import Reach
+from subspacelab.models.adapter_card import CARD, edited_card, signed
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 
 if TYPE_CHECKING:  # peft takes seconds to import, and who reads a folder needs none of it
@@ -39,7 +40,7 @@ PLAIN: dict[str, Any] = {
 T = TypeVar("T")
 
 AGAIN = "build the adapter again"
-FILES = (META, WEIGHTS, CONFIG, INITIAL)
+FILES = (META, WEIGHTS, CONFIG, INITIAL, CARD)
 """All files of an adapter's folder."""
 
 
@@ -76,8 +77,11 @@ class _PlainLora(BaseModel):
     auto_mapping: None = None
 
 
-def write_adapter(folder: Path, factors: Mapping[str, Factors], meta: Mapping[str, Any]) -> None:
-    """Writes a plain LoRA adapter on the original base, its start, and `nullspace.json`: whole or not at all."""
+def write_adapter(folder: Path, factors: Mapping[str, Factors], meta: Mapping[str, Any], card: str) -> None:
+    """Writes a plain LoRA adapter on the original base, its start, `nullspace.json` and its `card` (README.md).
+
+    Whole or not at all. A card that somebody edited, in the replaced folder, is kept instead of `card`.
+    """
     tensors: dict[str, Tensor] = {}
     initial: dict[str, Tensor] = {}
     for name, f in factors.items():
@@ -93,6 +97,7 @@ def write_adapter(folder: Path, factors: Mapping[str, Factors], meta: Mapping[st
         write_json(partial / CONFIG, _config_json(list(factors), rank, meta["base"]))
         files = {name: sha256_file(partial / name) for name in (WEIGHTS, INITIAL) if (partial / name).exists()}
         write_json(partial / META, {**meta, "files": files})
+        (partial / CARD).write_bytes(edited_card(folder) or signed(card))
 
 
 def write_lora(
@@ -170,8 +175,9 @@ def read_schema(kind: type[T], content: Any, path: Path, remedy: str) -> T:
 def require_own_config(folder: Path) -> None:
     """ValueError if PEFT has saved here since: PEFT's `adapter_config.json` ends without a newline, ours with one.
 
-    A damaged one is accepted, since it is rewritten with the rest.
+    A damaged one is accepted, since it is rewritten with the rest. Also for a card that is not a file.
     """
+    edited_card(folder)
     path = folder / CONFIG
     try:
         content = read_json(path)

@@ -83,7 +83,9 @@ def analyze(
         for reference, name, checkpoint in zip(model, names, opened, strict=True):
             params = {"model": reference, "revision": checkpoint.source.revision}
             params |= {name: str(value) for name, value in chosen.items()}
-            with open_run("norms", f"analyze {name}", params=params, enabled=track) as tracker:
+            with open_run(
+                "norms", f"analyze {name}", params=params, inputs=[checkpoint.source], enabled=track
+            ) as tracker:
                 analysis = run(checkpoint, **chosen, progress=progress_bar)
                 analysis = replace(analysis, name=name)
                 paths = draw_pictures(pictures / name if several else pictures, analysis)
@@ -92,7 +94,9 @@ def analyze(
         reports = [analysis.to_json() for analysis in analyses]
         write_json(report, reports if several else reports[0])
         if several:
-            with open_run("norms", "compare", params={"models": model}, enabled=track) as tracker:
+            with open_run(
+                "norms", "compare", params={"models": model}, inputs=[c.source for c in opened], enabled=track
+            ) as tracker:
                 for path in write_comparison(pictures, analyses):
                     tracker.log_artifact(path, "comparison")
     for analysis in analyses:
@@ -138,7 +142,7 @@ def massive(
     params = job | {"model": model}
     with (
         report_folder(output_dir, "norms massive", job, [*FILES, MASSIVE]) as folder,
-        open_run("norms", f"massive {source.name}", params=params, enabled=track) as tracker,
+        open_run("norms", f"massive {source.name}", params=params, inputs=[source, text], enabled=track) as tracker,
     ):
         found = run(source, text, **asdict(settings), progress=progress_bar)
         found.save(folder)

@@ -28,11 +28,13 @@ from subspacelab.core.references import of_pipeline
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
 from subspacelab.models.adaptable import reach
+from subspacelab.models.adapter_card import CARD, edited_card
 from subspacelab.models.block_stream import open_stream
 from subspacelab.models.causal_lm import unused_weights
 from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, require_own_config, write_adapter
 from subspacelab.nullspace.blocks import Task, find_starts
 from subspacelab.nullspace.calibration import require_enough_tokens, split_windows
+from subspacelab.nullspace.card import card_of
 from subspacelab.nullspace.config import BuildSettings
 from subspacelab.nullspace.inits import Method, method_of
 from subspacelab.nullspace.starts import LayerReport, require_rank, summarise
@@ -140,8 +142,11 @@ def _build(
             meta |= {"base": before["base"], "job": before["job"]}
             if meta["calibration"]:
                 meta["calibration"]["calib_dataset"] = before["calibration"]["calib_dataset"]
-        write_adapter(folder, found.factors, meta | _difference(found.before, found.after))
-    notes = [windows.shortage] if windows and windows.shortage else []
+        meta |= _difference(found.before, found.after)
+        kept = edited_card(folder) is not None
+        write_adapter(folder, found.factors, meta, card_of(meta))
+    notes = [f"{CARD} was edited since and stays as it is"] if kept else []
+    notes += [windows.shortage] if windows and windows.shortage else []
     notes += [f"{len(unused)} stored weights are no part of the model: {', '.join(unused[:3])}"] if unused else []
     notes += [stream.note] if stream.note else []
     return Built(folder, read_meta(folder), found.layers, notes)

@@ -41,7 +41,7 @@ def build(
 ) -> None:
     """Builds an adapter whose down-projection avoids the directions of the layers' inputs, as an ordinary PEFT folder.
 
-    Writes adapter_config.json, adapter_model.safetensors and nullspace.json (a report per layer); plain
+    Writes adapter_config.json, adapter_model.safetensors, nullspace.json (a report per layer) and a model card; plain
     PeftModel.from_pretrained loads it.
     """
     from subspacelab.checkpoints import resolve_reference
@@ -54,7 +54,9 @@ def build(
     source = resolve_reference(model_id)
     params = asdict(settings) | {"model_id": model_id, "revision": source.revision, "method": method}
     params |= {"rank": rank, "seed": seed}
-    with open_run("nullspace", f"build {method} r{rank}", params=params, enabled=track) as tracker:
+    with open_run(
+        "nullspace", f"build {method} r{rank}", params=params, inputs=[source, settings.calib_dataset], enabled=track
+    ) as tracker:
         built = build_adapter(
             source, save_path, method=method, rank=rank, seed=seed, settings=settings, progress=progress_bar
         )
@@ -93,7 +95,9 @@ def train(
     if is_main_process() and (found := read_meta(require_adapter(adapter)).get("reach")):
         typer.echo(Reach(**found).said())  # before the hours, not after them
     params = asdict(settings) | {"adapter": adapter, "seed": seed, "base": base}
-    with open_run("nullspace", f"train {adapter.name}", params=params, enabled=track) as tracker:
+    with open_run(
+        "nullspace", f"train {adapter.name}", params=params, inputs=[adapter, settings.data], enabled=track
+    ) as tracker:
         result = train_adapter(
             adapter,
             output_dir,
@@ -144,7 +148,11 @@ def verify(
             stack.enter_context(sole_writer(save_stats))
             require_own_stats(save_stats, trained_model_path, settings.calib_dataset, sample_of(settings, seed))
         name = f"verify {trained_model_path.name}"
-        tracker = stack.enter_context(open_run("nullspace", name, params=params, enabled=track))
+        tracker = stack.enter_context(
+            open_run(
+                "nullspace", name, params=params, inputs=[trained_model_path, settings.calib_dataset], enabled=track
+            )
+        )
         device = choose_device(settings.device)
         found = run(trained_model_path, settings, seed=seed, device=device, base=base, progress=progress_bar)
         track_verification(found, "trained" if found.summary.trained else "init", tracker)
@@ -184,7 +192,10 @@ def compare_stats(
         job = {name: seen_from(output_dir, place) for name, place in params.items()}
         report = report_folder(output_dir, "nullspace compare-stats", job, COMPARED)
     table, name = run(init, trained), f"compare {init.summary.method}"
-    with report as folder, open_run("nullspace", name, params=params, enabled=track) as tracker:
+    with (
+        report as folder,
+        open_run("nullspace", name, params=params, inputs=[init_stats, trained_stats], enabled=track) as tracker,
+    ):
         pictures = []
         if folder:
             write_csv(folder / COMPARED[0], table)

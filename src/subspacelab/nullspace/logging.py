@@ -50,7 +50,7 @@ def track_built(built: "Built", tracker: "Tracker", *, seed: int | None = None) 
 def track_verification(found: Verification, state: str, tracker: "Tracker") -> None:
     """Records each ratio as a curve over blocks per kind of layer, and the averages.
 
-    `state` is init or trained; the ratio after training is a headline number.
+    `state` is init or trained. `compare_stats` selects the headline numbers.
     """
     for stats in found.stats:
         kind, block = kind_and_block(stats.layer)
@@ -58,7 +58,7 @@ def track_verification(found: Verification, state: str, tracker: "Tracker") -> N
     s = found.summary
     tracker.log_metrics({f"mean/{name}": getattr(s, name) for name in THRESHOLDS})
     if state == "trained":
-        tracker.log_headline({f"{s.method}_BX_ratio": s.BX_ratio})
+        tracker.log_metrics({f"{s.method}_BX_ratio": s.BX_ratio})
     tracker.set_tags({f"verdict.{v.metric}": f"{v.grade}: {v.text}" for v in found.verdicts})
 
 
@@ -113,6 +113,8 @@ def record_training(
                 params={"method": meta["method"], "rank": meta["rank"], "seed": meta["seed"], "base": meta["base"]},
                 metrics=metrics,
                 step=meta["trained"]["steps"],
+                registered="nullspace",
+                headline="geometric_mean",
             )
         )
 
@@ -141,12 +143,12 @@ def stage_model(folder: Path, adapter: Path, base: Source) -> None:
 
 
 def track_knowledge(method: str, base: Knowledge, found: Sequence[Training], tracker: "Tracker") -> None:
-    """Records recall and task over the seeds at the chosen rate as headline numbers, and a table of all trainings.
+    """Records recall and task over the seeds at the chosen rate, and a table of all trainings.
 
-    Each seed's numbers are recorded with the seed as the step.
+    Each seed's numbers are recorded with the seed as the step. `compare_stats` selects the headline numbers.
     """
     chosen = [(training.seed, _measured(training.knowledge)) for training in chosen_ones(found)]
-    tracker.log_headline({f"{method}_{name}": fmean(k[name] for _, k in chosen) for name in HEADLINE})
+    tracker.log_metrics({f"{method}_{name}": fmean(k[name] for _, k in chosen) for name in HEADLINE})
     for seed, knowledge in chosen:
         tracker.log_metrics({f"knowledge/{name}": value for name, value in knowledge.items()}, seed)
     tracker.log_metrics({f"base/{name}": value for name, value in _measured(base).items()})

@@ -9,6 +9,7 @@ from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.files import move_folder, replace_folder
 from subspacelab.data.instructions import read_instructions
+from subspacelab.nullspace.card import add_measured, measured_knowledge
 from subspacelab.nullspace.config import TrainAdapterConfig
 from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.knowledge import Knowledge, measure_knowledge
@@ -82,6 +83,8 @@ def train_seeds(
         problems = read_instructions(settings.knowledge.validation)[: settings.knowledge.limit]
         chosen = choose_rate(by_rate, len(problems))
         found = [Training(seed, r, r == chosen, k) for (r, seed), k in zip(results, known, strict=True)]
+        for result, k in zip(results.values(), known, strict=True):
+            add_measured(result.folder, measured_knowledge(base, k))
     return TrainedSeeds(built.name, base, found, {seed: results[chosen, seed] for seed in adapters})
 
 

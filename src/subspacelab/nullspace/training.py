@@ -43,6 +43,7 @@ from subspacelab.models.lora_folder import (
 )
 from subspacelab.models.lora_model import LiveAdapter, open_adapter
 from subspacelab.models.tokens import padding_id, require_readable
+from subspacelab.nullspace.card import card_of
 from subspacelab.nullspace.config import TrainSettings
 from subspacelab.nullspace.encoding import Examples, encode_rows
 from subspacelab.nullspace.inits import method_of
@@ -130,7 +131,8 @@ def train_adapter(
                 last = fine_tune(live, given.examples, work_dir, how=how, pad=pad, log=_counting(log, advance))
             if group.is_main:
                 trained = counts | _trained(given, how, last) | asdict(job)
-                write_adapter(finished, _factors(live, adapter, last), live.meta | {"trained": trained})
+                now = live.meta | {"trained": trained}
+                write_adapter(finished, _factors(live, adapter, last), now, card_of(now))
         if group.is_main and work_dir.exists():
             remove_folder(work_dir)
         group.wait()

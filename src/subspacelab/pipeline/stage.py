@@ -35,6 +35,14 @@ class Declaration:
     outs: list[Path]
     """Files and folders that the stage writes: outs, metrics and plots."""
 
+    desc: str = ""
+    """What the stage does, in a sentence."""
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The dependencies that other stages make."""
+        return [p for p in self.deps if p not in self.sources and p != PARAMS and p.parts[0] != "pipelines"]
+
     @property
     def sources(self) -> list[Path]:
         """The dependencies that are source code."""
@@ -49,6 +57,7 @@ class _Stage(BaseModel):
     outs: list[str | dict[str, Any]] = []
     metrics: list[str | dict[str, Any]] = []
     plots: list[str | dict[str, Any]] = []
+    desc: str = ""
 
 
 def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) -> Declaration:
@@ -69,7 +78,7 @@ def read_declaration(name: str, item: str | None = None, path: Path = DVC_FILE) 
             named = [entry.replace(f"${{item.{axis}}}", value) for entry in named]
         return [Path(entry) for entry in named]
 
-    return Declaration(paths(stage.deps), paths([*stage.outs, *stage.metrics, *stage.plots]))
+    return Declaration(paths(stage.deps), paths([*stage.outs, *stage.metrics, *stage.plots]), stage.desc)
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,8 @@ def open_stage(
                 params=logged,
                 outs=declared.outs,
                 study=params.study.name,
+                inputs=declared.inputs,
+                description=declared.desc,
                 pipeline_params=common | params.sections,
                 enabled=tracked(section),
             )

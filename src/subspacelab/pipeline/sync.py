@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from subspacelab.pipeline.experiments import Experiment, Outs, read_outs
-from subspacelab.tracking.mlflow_tracker import MlflowTracker
+from subspacelab.tracking.mlflow_tracker import MlflowTracker, RunPlace
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,10 @@ def _create(client: Any, uri: str, home: str, experiment: Experiment, headline: 
         "pipeline.role": "parent",
     }
     run_id = str(client.create_run(home, tags=tags, run_name=experiment.name).info.run_id)
-    tracker = MlflowTracker(client, uri, run_id)
+    about = f"DVC took these results from its run cache, so nothing ran. `{tags['dvc.apply']}` brings its files."
+    tracker = MlflowTracker(client, uri, RunPlace(run_id, description=about))
     tracker.log_params(_storable(experiment.params))
-    tracker.log_metrics(headline or _storable(experiment.metrics))
+    tracker.log_headline(headline or _storable(experiment.metrics))
     tracker.end("FINISHED")
     return run_id
 

@@ -10,9 +10,14 @@ from subspacelab.report.config import ReportConfig
 from subspacelab.report.origin import page_origin, read_parameters, section_origin
 from subspacelab.report.page import Page, Section, render
 from subspacelab.report.results import Results
+from subspacelab.tracking.notes import Summary
 
 STUDIES = ("checkpoints", "rotation", "lowrank", "nullspace", "norms")
 """The sections of the page, in order: the checkpoints and the four studies."""
+SENTENCES = 3
+"""Number of sentences of a study in the tracker's summary."""
+PICTURES = {"rotation": "null_scores.png", "lowrank": "svd_nn_comparison.png", "nullspace": "knowledge.png"}
+"""Study -> the picture that shows its result."""
 
 
 def require_plotly() -> None:
@@ -37,6 +42,17 @@ def build_report(
     large.
     """
     require_plotly()
+    return render(read_page(root, studies, settings=settings, commit=commit))
+
+
+def read_page(
+    root: Path | str = ".",
+    studies: Sequence[str] = (),
+    *,
+    settings: ReportConfig | None = None,
+    commit: Mapping[str, str] | None = None,
+) -> Page:
+    """What `build_report` renders."""
     root = Path(root)
     params = read_parameters(root)
     chosen = [name for name in require_known(studies) or STUDIES if _is_there(name)]
@@ -46,7 +62,18 @@ def build_report(
             f"{root / 'reports'}: no results of {', '.join(chosen)}; run from the project's root, after make repro"
         )
     title = f"subspacelab: results of the study {params.study.name}" if params else "subspacelab: results"
-    return render(Page(title, sections, page_origin(params, commit or {})))
+    return Page(title, sections, page_origin(params, commit or {}))
+
+
+def summaries(page: Page, root: Path | str = ".") -> list[Summary]:
+    """The first sentences of each study, with the picture that shows them where it is there, for a tracker."""
+    found = []
+    for section in page.sections:
+        picture = Path(root, "reports", section.name, PICTURES.get(section.name, ""))
+        if section.sentences:
+            shown = picture if picture.is_file() else None
+            found.append(Summary(section.name, list(section.sentences[:SENTENCES]), shown))
+    return found
 
 
 def require_known(studies: Sequence[str]) -> list[str]:

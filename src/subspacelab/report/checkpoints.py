@@ -42,10 +42,12 @@ def _headlines(metrics: dict[str, float]) -> list[Headline]:
         else "mean over held-out pictures"
     )
     boxes = [
-        Headline(f"IoU, {name}", f"{metrics[f'{name}_iou']:.3f}", beside) for name in CHAIN if f"{name}_iou" in metrics
+        Headline(f"IoU, {name}", f"{metrics[f'{name}_iou']:.3f}", beside, f"{name}_iou")
+        for name in CHAIN
+        if f"{name}_iou" in metrics
     ]
     if "llm_recall" in metrics:
-        boxes.append(Headline("recall, llm", f"{metrics['llm_recall']:.3f}", "1: it knows every fact"))
+        boxes.append(Headline("recall, llm", f"{metrics['llm_recall']:.3f}", "1: it knows every fact", "llm_recall"))
     return boxes
 
 

@@ -75,7 +75,7 @@ def _headlines(metrics: dict[str, float]) -> list[Headline]:
         if f"cosine_{name}" in metrics:
             before = metrics.get(f"cosine_{name}_untrained")
             beside = "the optimum" if name == "SVD" else "" if before is None else f"before training: {before:.4f}"
-            found.append(Headline(words, f"{metrics[f'cosine_{name}']:.4f}", beside))
+            found.append(Headline(words, f"{metrics[f'cosine_{name}']:.4f}", beside, f"cosine_{name}"))
     return found
 
 

@@ -73,7 +73,7 @@ def _tokens(metrics: dict[str, float]) -> dict[str, float]:
 
 def _headlines(metrics: dict[str, float]) -> list[Headline]:
     return [
-        Headline(f"mean norm of the token embedding, {name}", f"{value:.4f}", "")
+        Headline(f"mean norm of the token embedding, {name}", f"{value:.4f}", "", f"{name}_token_norm")
         for name, value in _tokens(metrics).items()
     ]
 

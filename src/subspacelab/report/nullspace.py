@@ -76,9 +76,10 @@ def _headlines(metrics: dict[str, float]) -> list[Headline]:
     found = []
     for name in _methods(metrics):
         solved = f"sums solved: {metrics[f'{name}_task']:.3f}" if f"{name}_task" in metrics else ""
-        found.append(Headline(f"facts recalled, {name}", f"{metrics[f'{name}_recall']:.3f}", solved))
+        found.append(Headline(f"facts recalled, {name}", f"{metrics[f'{name}_recall']:.3f}", solved, f"{name}_recall"))
         if f"{name}_BX_ratio" in metrics:
-            found.append(Headline(f"BX_ratio after training, {name}", f"{metrics[f'{name}_BX_ratio']:.3f}", random))
+            ratio = f"{name}_BX_ratio"
+            found.append(Headline(f"BX_ratio after training, {name}", f"{metrics[ratio]:.3f}", random, ratio))
     return found
 
 

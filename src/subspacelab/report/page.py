@@ -34,6 +34,8 @@ class Headline:
     """The number as shown."""
     beside: str
     """Its control, in words."""
+    metric: str = ""
+    """Its name in metrics.json, in `dvc exp show` and in MLflow."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _headlines(metrics: dict[str, float]) -> list[Headline]:
     for name, (words, beside, digits, z) in known.items():
         if name in metrics:
             shown = f"{beside}, z = {metrics[z]:.1f}" if z in metrics else beside
-            found.append(Headline(words, format(metrics[name], digits), shown))
+            found.append(Headline(words, format(metrics[name], digits), shown, name))
     return found
 
 

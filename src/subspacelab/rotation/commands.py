@@ -54,7 +54,7 @@ def decompose(
         raise SettingError(f"decompose: two models of one name ({', '.join(names)}); give each its own --output-dir")
     for reference, source in zip(model_id, sources, strict=True):
         params = {"model_id": reference, "revision": source.revision} | asdict(settings)
-        with open_run("rotation", f"decompose {source.name}", params=params, enabled=track) as tracker:
+        with open_run("rotation", f"decompose {source.name}", params=params, inputs=[source], enabled=track) as tracker:
             result = run(source, output_dir, **asdict(settings), log=tracker.log_metrics, progress=progress_bar)
             tracker.log_headline(result.metrics)
         if is_main_process():
@@ -151,7 +151,9 @@ def compare(
             kept.read()  # what is there is ours
             kept.clean()
         group.wait()  # nobody writes before that is known
-        tracker = stack.enter_context(open_run("rotation", "compare", params=inputs | made_by, enabled=track))
+        tracker = stack.enter_context(
+            open_run("rotation", "compare", params=inputs | made_by, inputs=folders or checkpoints or [], enabled=track)
+        )
         progress = progress_bar if group.is_main else no_progress
         result = compare_chain(chain, how, modules=modules, progress=progress, kept=kept, group=group)
         if folder is not None:
@@ -218,7 +220,15 @@ def audit(
             folder = place and stack.enter_context(
                 report_folder(place, "rotation audit", job | {"null": settings.null_draws}, files)
             )
-            tracker = stack.enter_context(open_run("rotation", f"audit {name}", params=params, enabled=track))
+            tracker = stack.enter_context(
+                open_run(
+                    "rotation",
+                    f"audit {name}",
+                    params=params,
+                    inputs=[adapter, base, settings.calib_dataset],
+                    enabled=track,
+                )
+            )
             result = run(adapter, base, seed=seed, **asdict(settings), progress=progress_bar)
             pictures: tuple[Path, ...] = ()
             if folder is not None:

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 def record_checkpoint(evaluation: CheckpointEvaluation, folder: Path, picture: Path, tracker: "Tracker") -> None:
     """Records a grounding checkpoint and the picture of its boxes."""
     tracker.log_artifact(picture)
-    _record("grounding", folder, evaluation.metrics, {f"{folder.name}_iou": evaluation.metrics["mean_iou"]}, tracker)
+    _record("grounding", "mean_iou", folder, evaluation.metrics, f"{folder.name}_iou", tracker)
 
 
 def record_llm(evaluation: LlmEvaluation, folder: Path, tracker: "Tracker") -> None:
     """Records an llm checkpoint."""
-    _record("facts", folder, evaluation.metrics, {"llm_recall": evaluation.metrics["recall"]}, tracker)
+    _record("facts", "recall", folder, evaluation.metrics, "llm_recall", tracker)
 
 
 def _record(
-    world: str, folder: Path, metrics: Mapping[str, float], headline: Mapping[str, float], tracker: "Tracker"
+    world: str, metric: str, folder: Path, metrics: Mapping[str, float], headline: str, tracker: "Tracker"
 ) -> None:
-    """`world` is the package whose mlflow_model.py loads the checkpoint."""
+    """`world` is the package whose mlflow_model.py loads the checkpoint; its `metric` is the pipeline's `headline`."""
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
     tracker.log_metrics(metrics)
-    tracker.log_headline(headline)
+    tracker.log_headline({headline: metrics[metric]})
     tracker.log_model(
         ModelFiles(
             name=folder.name,
@@ -37,5 +37,7 @@ def _record(
             code=Path(__file__).with_name(world) / "mlflow_model.py",
             pip_requirements=pinned("torch", "transformers", "safetensors"),
             metrics=metrics,
+            registered=world,
+            headline=metric,
         )
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
@@ -20,6 +20,7 @@ from requests.exceptions import RequestException
 
 from subspacelab.core.errors import first_of
 from subspacelab.tracking.outbox import PACKAGE, Record, Refused, Unreachable
+from subspacelab.tracking.registry import register
 from subspacelab.tracking.store import without_secrets
 
 
@@ -27,8 +28,9 @@ def deliver(client: MlflowClient, uri: str, record: Record) -> None:
     """Makes the one call that `record` stands for; raises Unreachable or Refused.
 
     A record names its `run_id` and holds one of: `metrics`, `params` and `tags` (rows), `artifact` (a path, put
-    `into` a folder), `table` (its `rows` as JSON), `model` (see `MlflowTracker.log_model`; the code of one that was
-    kept lies in this package), `status` (since `ended`).
+    `into` a folder), `table` (its `rows` as JSON), `inputs` (data sets), `model` (see `MlflowTracker.log_model`; the
+    code of one that was kept lies in this package), `version` (the name under which the model `of_model`
+    is registered, with `labels`), `status` (since `ended`).
     """
     run_id = record["run_id"]
     if "model" in record:
@@ -41,6 +43,12 @@ def deliver(client: MlflowClient, uri: str, record: Record) -> None:
     elif "table" in record:
         with _file_errors():
             client.log_text(run_id, record["rows"], record["table"])
+    elif "inputs" in record:
+        with _store_errors():
+            client.log_inputs(run_id, [DatasetInput(Dataset(**row)) for row in record["inputs"]])
+    elif "version" in record:
+        with _once(), _global_uri(uri):
+            register(client, uri, run_id, record["of_model"], record["version"], record["labels"])
     elif "status" in record:
         with _store_errors():
             client.set_terminated(run_id, record["status"], record["ended"])
@@ -85,7 +93,7 @@ def _deliver_model(client: MlflowClient, uri: str, record: Record) -> None:
 
 @contextmanager
 def _global_uri(uri: str) -> Iterator[None]:
-    """MLflow's model writer knows only the global store; the environment is as before afterwards."""
+    """MLflow's model writer and registry know only the global store; the environment is as before afterwards."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
@@ -145,5 +153,5 @@ def _file_errors() -> Iterator[None]:
 def _once() -> Iterator[None]:
     try:
         yield
-    except Exception as e:  # the model's own code runs here; a second try would make a second model
+    except Exception as e:  # a model's own code runs here, and a registry may refuse in many ways
         raise Refused(first_line(e)) from e

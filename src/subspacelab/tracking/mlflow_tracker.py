@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,12 @@ from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from subspacelab.core.files import write_beside
+from subspacelab.tracking.datasets import DataSet
 from subspacelab.tracking.mlflow_records import deliver, first_line
+from subspacelab.tracking.notes import NOTE, Summary, note
 from subspacelab.tracking.outbox import Outbox, spill_file
 from subspacelab.tracking.protocol import ModelFiles, flatten, require_name
+from subspacelab.tracking.registry import METRIC, VALUE, registered_name
 from subspacelab.tracking.store import database_file, is_server, main_root, shown, store_folder
 
 if TYPE_CHECKING:
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 UNDELIVERED = Path(".cache/untracked")
 """Where in the main repository the records lie that a store did not take."""
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""The tag by which MLflow's UI opens an experiment in its view for model training, and does not ask."""
 
 _EVERY = 5.0  # seconds between two sendings of buffered metrics
 
@@ -57,18 +64,24 @@ def _create_database(database: Path) -> None:
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """Finds or creates an experiment; one deleted in the UI comes back. The caller holds `store_lock`."""
+    """Finds or creates an experiment, of the kind of model training; one deleted in the UI comes back.
+
+    A kind that a person has chosen stays. The caller holds `store_lock`.
+    """
     found = client.get_experiment_by_name(name)
     if found is None:
         place = None if is_server(uri) else (store_folder(uri) / "artifacts").as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=place))
+            return str(client.create_experiment(name, artifact_location=place, tags=KIND))
         except MlflowException as e:
             if e.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)  # another host was faster
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
+    for key, value in KIND.items():
+        if key not in found.tags:
+            client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
 
 
@@ -82,17 +95,38 @@ def one_line(uri: str) -> Iterator[None]:
         raise ValueError(f"{shown(uri)} cannot be used ({first_line(e)}); {remedy}") from e
 
 
+@dataclass(frozen=True)
+class RunPlace:
+    """Which run is recorded, and what is known of it."""
+
+    run_id: str
+    """Its id in the store."""
+    parent_id: str | None = None
+    """The pipeline's run."""
+    description: str = ""
+    """What it does, in a sentence."""
+    parent_description: str = ""
+    """What the pipeline's run is."""
+    parent_metrics: Mapping[str, float] = field(default_factory=dict)
+    """Headline metrics that the stages before have recorded on it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Tags of the run that a model's version bears too: what was studied, and how to get it back."""
+
+
 class MlflowTracker:
     """Records one run, and headline metrics on its parent; a store that goes away does not stop the work."""
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, parent_id: str | None = None) -> None:
-        self._client, self._uri, self._parent_id = client, uri, parent_id
-        self.run_id: str | None = run_id
-        self._run_id = run_id
+    def __init__(self, client: MlflowClient, uri: str, run: str | RunPlace) -> None:
+        self._place = run if isinstance(run, RunPlace) else RunPlace(run)
+        self.run_id: str | None = self._place.run_id
+        self._run_id, self._parent_id = self._place.run_id, self._place.parent_id
         self._buffer: list[tuple[str, Metric]] = []
         self._sent = time.monotonic()
         self._tables: list[dict[str, str]] = []
-        spill = spill_file(main_root() / UNDELIVERED, run_id)
+        self._headline: dict[str, float] = {}
+        self._pictures: list[str] = []
+        self._summaries: Sequence[Summary] = ()
+        spill = spill_file(main_root() / UNDELIVERED, self._run_id)
         self._outbox = Outbox(shown(uri), spill, lambda record: deliver(client, uri, record))
 
     def log_params(self, params: Mapping[str, object]) -> None:
@@ -104,6 +138,7 @@ class MlflowTracker:
             self.flush()
 
     def log_headline(self, metrics: Mapping[str, float]) -> None:
+        self._headline |= metrics
         self._buffer_metrics(self._run_id, metrics, 0)
         if self._parent_id:
             self._buffer_metrics(self._parent_id, metrics, 0)
@@ -111,12 +146,25 @@ class MlflowTracker:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         if not path.exists():
             raise ValueError(f"{path}: no such file to record as an artifact; write it before it is logged")
+        if path.suffix == ".png":
+            self._pictures.append(f"{folder}/{path.name}" if folder else path.name)
         self._outbox.send({"run_id": self._run_id, "artifact": str(path), "into": folder})
 
-    def log_page(self, path: Path) -> None:
-        self.log_artifact(path)
-        if self._parent_id:
-            self._outbox.send({"run_id": self._parent_id, "artifact": str(path), "into": None})
+    def log_page(self, path: Path, summaries: Sequence[Summary] = ()) -> None:
+        self._summaries = summaries
+        for run_id in filter(None, (self._run_id, self._parent_id)):
+            self._outbox.send({"run_id": run_id, "artifact": str(path), "into": None})
+            for picture in (s.picture for s in summaries if s.picture):
+                self._outbox.send({"run_id": run_id, "artifact": str(picture), "into": "pictures"})
+
+    def log_inputs(self, data_sets: Sequence[DataSet]) -> None:
+        rows = [
+            {"name": d.name, "digest": d.digest, "source_type": d.kind, "source": d.source_json()}
+            | {"profile": d.profile_json()}
+            for d in data_sets
+        ]
+        if rows:
+            self._outbox.send({"run_id": self._run_id, "inputs": rows})
 
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         file = f"{require_name(name, 'table')}.json"
@@ -127,6 +175,7 @@ class MlflowTracker:
         self.set_tags({"mlflow.loggedArtifacts": json.dumps(self._tables)})
 
     def log_model(self, model: ModelFiles) -> None:
+        metrics = {require_name(key, "metric"): float(value) for key, value in model.metrics.items()}
         self._outbox.send(
             {
                 "run_id": self._run_id,
@@ -136,11 +185,17 @@ class MlflowTracker:
                 "code": str(model.code),
                 "pip_requirements": list(model.pip_requirements),
                 "params": dict(flatten(model.params)),
-                "metrics": {require_name(key, "metric"): float(value) for key, value in model.metrics.items()},
+                "metrics": metrics,
                 "step": model.step,
                 "tensors": model.tensors,
             }
         )
+        if model.registered:
+            value = metrics.get(model.headline, float("nan"))
+            headline = {METRIC: model.headline, VALUE: str(value)} if isfinite(value) else {}
+            labels = dict(self._place.labels) | headline
+            name = registered_name(model.registered, labels.get("study"))
+            self._outbox.send({"run_id": self._run_id, "version": name, "of_model": model.name, "labels": labels})
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         self._send_tags(self._run_id, tags)
@@ -162,10 +217,28 @@ class MlflowTracker:
     def end(self, status: str, parent_status: str = "") -> None:
         """Sends what is left and ends the run, and its parent with a status of its own."""
         self.flush()
+        self._describe()
         self._terminate(self._run_id, status)
         if self._parent_id:
             self._terminate(self._parent_id, parent_status or status)
         self._outbox.close()
+
+    def send_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Records a point per metric at once; the one call for other threads than the run's."""
+        now = int(time.time() * 1000)
+        points = [Metric(require_name(name, "metric"), float(value), now, step) for name, value in metrics.items()]
+        self._send_batch(self._run_id, metrics=points)
+
+    def _describe(self) -> None:
+        """The description of the run, and of its parent when that has something new to say."""
+        place = self._place
+        text = note(self._run_id, place.description, self._headline, self._pictures, self._summaries)
+        if text:
+            self.set_tags({NOTE: text})
+        if self._parent_id and (self._headline or self._summaries or not place.parent_metrics):
+            headline = {**place.parent_metrics, **self._headline}
+            text = note(self._parent_id, place.parent_description, headline, (), self._summaries)
+            self._send_tags(self._parent_id, {NOTE: text})
 
     def _buffer_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)

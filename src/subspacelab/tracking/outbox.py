@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ class Refused(Exception):
 class Outbox:
     """Delivers records in order; what the store does not take ends in `spill`, one JSON object a line.
 
-    `deliver` makes the call that a record stands for; it raises Unreachable or Refused.
+    `deliver` makes the call that a record stands for; it raises Unreachable or Refused. Several threads may send.
     """
 
     def __init__(self, store: str, spill: Path, deliver: Callable[[Record], None]) -> None:
@@ -44,15 +45,17 @@ class Outbox:
         self._lost: list[Record] = []
         self._warned = False
         self._not_before = 0.0
+        self._one_at_a_time = threading.RLock()
 
     def send(self, record: Record) -> None:
         """Delivers the record, or keeps it when the store does not take it; work is never stopped by that."""
-        self._waiting.append(record)
-        if time.monotonic() >= self._not_before:
-            self._work_off()
-        for kept in (self._waiting, self._lost):
-            if kept and kept[-1] is record:
-                kept[-1] = self._with_copies(record)
+        with self._one_at_a_time:
+            self._waiting.append(record)
+            if time.monotonic() >= self._not_before:
+                self._work_off()
+            for kept in (self._waiting, self._lost):
+                if kept and kept[-1] is record:
+                    kept[-1] = self._with_copies(record)
 
     def close(self) -> None:
         """Tries once more; what is still left goes to the file, and standard error says so in one line."""

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import pandas as pd
 
+    from subspacelab.tracking.datasets import DataSet
+    from subspacelab.tracking.notes import Summary
+
 
 _NAME = re.compile(r"[\w\-. :]+(/[\w\-. :]+)*", re.ASCII)
 
@@ -37,6 +40,10 @@ class ModelFiles:
     """Which files of the folder make the model; all of them when empty."""
     tensors: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     """Shapes of one float32 input and output, for a model of arrays: its signature, batched."""
+    registered: str = ""
+    """Name in the model registry, to which the study's is added; not registered when empty."""
+    headline: str = ""
+    """The one of `metrics` by which the registry's alias `best` is given; the larger is the better."""
 
 
 class Tracker(Protocol):
@@ -58,8 +65,14 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Records a file, or all files of a folder, under `folder`."""
 
-    def log_page(self, path: Path) -> None:
-        """Records a file that sums up the whole pipeline, on this run and on the pipeline's run."""
+    def log_page(self, path: Path, summaries: "Sequence[Summary]" = ()) -> None:
+        """Records a file that sums up the whole pipeline, on this run and on the pipeline's run.
+
+        `summaries`, of each study, become the description of both.
+        """
+
+    def log_inputs(self, data_sets: "Sequence[DataSet]") -> None:
+        """Records what the run reads."""
 
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         """Records a table as `<name>.json`, which the MLflow UI shows as rows and columns."""
@@ -111,7 +124,9 @@ class NullTracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None: ...
 
-    def log_page(self, path: Path) -> None: ...
+    def log_page(self, path: Path, summaries: "Sequence[Summary]" = ()) -> None: ...
+
+    def log_inputs(self, data_sets: "Sequence[DataSet]") -> None: ...
 
     def log_table(self, table: "pd.DataFrame", name: str) -> None: ...
 
@@ -132,6 +147,7 @@ class MemoryTracker:
         self.tables: dict[str, pd.DataFrame] = {}
         self.models: dict[str, ModelFiles] = {}
         self.tags: dict[str, str] = {}
+        self.inputs: list[DataSet] = []
 
     def log_params(self, params: Mapping[str, object]) -> None:
         self.params.update(flatten(params))
@@ -147,8 +163,12 @@ class MemoryTracker:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
 
-    def log_page(self, path: Path) -> None:
-        self.log_artifact(path)
+    def log_page(self, path: Path, summaries: "Sequence[Summary]" = ()) -> None:
+        for file in (path, *(s.picture for s in summaries if s.picture)):
+            self.log_artifact(file)
+
+    def log_inputs(self, data_sets: "Sequence[DataSet]") -> None:
+        self.inputs += data_sets
 
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         self.tables[require_name(name, "table")] = table

@@ -5,8 +5,9 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from subspacelab.tracking.context import (
     stage_context,
     status_of,
 )
+from subspacelab.tracking.datasets import LOCK, named_inputs, stage_inputs
 from subspacelab.tracking.dvc_files import out_tags
 from subspacelab.tracking.protocol import NullTracker, Tracker
 from subspacelab.tracking.store import (
@@ -33,8 +35,10 @@ from subspacelab.tracking.store import (
     store_uri,
     without_secrets,
 )
+from subspacelab.tracking.system import system_wanted, watched_system
 
 if TYPE_CHECKING:
+    from subspacelab.tracking.datasets import Given
     from subspacelab.tracking.mlflow_tracker import MlflowTracker
 
 
@@ -49,6 +53,8 @@ class Parent:
     """Its id in the store."""
     params: Mapping[str, str]
     """What stages before have recorded on it; the store allows a param one value only."""
+    metrics: Mapping[str, float]
+    """The headline metrics that stages before have recorded on it."""
     status_before: str
     """FAILED or KILLED when an earlier stage of the same DVC process ended so, else FINISHED."""
 
@@ -70,10 +76,11 @@ def find_or_create_parent(client: Any, experiment_id: str, context: StageContext
         for key in ("host", "pid", "pid.start", "pipeline.owner"):
             client.set_tag(run.info.run_id, key, mine[key])
         client.update_run(run.info.run_id, status="RUNNING")
-        return Parent(run.info.run_id, run.data.params, before)
+        return Parent(run.info.run_id, run.data.params, run.data.metrics, before)
     ids = {"pipeline.id": context.pipeline_id, "pipeline.role": "parent"}
-    run = client.create_run(experiment_id, tags=mine | ids, run_name=context.exp_name or context.pipeline_id)
-    return Parent(run.info.run_id, {}, "FINISHED")
+    name = context.exp_name or f"{tags.get('study', 'pipeline')} {datetime.now():%Y-%m-%d %H:%M:%S}"
+    run = client.create_run(experiment_id, tags=mine | ids, run_name=name)
+    return Parent(run.info.run_id, {}, {}, "FINISHED")
 
 
 def reap_dead_runs(client: Any) -> list[str]:
@@ -112,12 +119,14 @@ def open_run(
     *,
     params: Mapping[str, object],
     tags: Mapping[str, str] | None = None,
+    inputs: "Sequence[Given]" = (),
     enabled: bool = True,
 ) -> Iterator[Tracker]:
     """Yields a tracker whose run ends FINISHED, FAILED (an exception) or KILLED (Ctrl-C, SIGTERM, SIGHUP).
 
-    With `enabled=False`, with TRACKING=off, and in all processes but the first of several, nothing is recorded and
-    MLflow is not imported. Raises ValueError in one line, before any work, when the store cannot be used.
+    `inputs` are what the run reads, as a person named it; they are recorded as its data sets. With `enabled=False`,
+    with TRACKING=off, and in all processes but the first of several, nothing is recorded and MLflow is not imported.
+    Raises ValueError in one line, before any work, when the store cannot be used.
     """
     if not (enabled and tracking_wanted()):
         yield NullTracker()
@@ -126,9 +135,10 @@ def open_run(
         uri, labels = usable_store(), {**process_tags(), **git_tags(), **(tags or {})}
         with open_store(uri, [experiment]) as (client, ids):
             run = client.create_run(ids[experiment], tags=labels, run_name=name)
-        tracker = _tracker(client, uri, run.info.run_id)
+        tracker = _tracker(client, uri, run_id=run.info.run_id, labels=_version_labels(labels))
         with _recorded(tracker, tracker.end):
             tracker.log_params(params)
+            tracker.log_inputs(named_inputs(inputs))
             yield tracker
 
 
@@ -140,38 +150,64 @@ def open_stage_run(
     params: Mapping[str, object],
     outs: Sequence[Path],
     study: str,
+    inputs: Sequence[Path] = (),
+    description: str = "",
     pipeline_params: Mapping[str, object] | None = None,
     enabled: bool = True,
 ) -> Iterator[Tracker]:
     """As `open_run`, for a DVC stage: with the tags that lead back to DVC, beneath the run of the whole pipeline.
 
     The parent, in the experiment `pipeline`, is found or created by `pipeline.id`; it takes `pipeline_params` (all
-    of params.yaml, say; else `params`) and the headline metrics, and is ended with each stage. A run that finishes
-    carries the md5 of each path in `outs`, as dvc.lock has it. What must hold for the result to count, an
-    `InputGuard.check()` for instance, belongs inside the block.
+    of params.yaml, say; else `params`) and the headline metrics, and is ended with each stage. What the stage reads,
+    `inputs`, are its data sets; `description` says what it does. A run that finishes carries the md5 of each path in
+    `outs`, as dvc.lock has it. What must hold for the result to count, an `InputGuard.check()` for instance, belongs
+    inside the block.
     """
     if not (enabled and tracking_wanted()):
         yield NullTracker()
         return
     with signals_as_exceptions():
         uri, context = usable_store(), stage_context(stage)
-        labels = {**process_tags(), **git_tags(), "study": study}
+        labels = {**process_tags(), **git_tags(), "study": study, **context.experiment_tags()}
         with open_store(uri, [experiment, "pipeline"]) as (client, ids):
             parent = find_or_create_parent(client, ids["pipeline"], context, labels)
             links = {"mlflow.parentRunId": parent.run_id, "pipeline.id": context.pipeline_id}
             run = client.create_run(ids[experiment], tags={**labels, **context.tags(), **links}, run_name=context.stage)
-        tracker = _tracker(client, uri, run.info.run_id, parent.run_id)
+        tracker = _tracker(
+            client,
+            uri,
+            run_id=run.info.run_id,
+            parent_id=parent.run_id,
+            description=description,
+            parent_description=_about(labels),
+            parent_metrics=parent.metrics,
+            labels=_version_labels(labels),
+        )
         with _recorded(tracker, lambda status: tracker.end(status, parent.status_after(status))):
             tracker.log_params(params)
             tracker.log_parent(pipeline_params or params, parent.params)
+            tracker.log_inputs(stage_inputs(inputs, lock=LOCK if context.mode else None))
             yield tracker
             tracker.set_tags(out_tags(outs))
 
 
+def _about(labels: Mapping[str, str]) -> str:
+    """What a pipeline's run is, and how its files come here again."""
+    what = f"The pipeline on the study `{labels['study']}`, at commit `{labels.get('git.commit', 'unknown')[:10]}`"
+    what += " with changes that are not committed." if labels.get("git.dirty") == "true" else "."
+    return f"{what} `{labels['dvc.apply']}` brings its files." if "dvc.apply" in labels else what
+
+
+def _version_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The tags that lead from a model's version back to its study, experiment and code."""
+    return {key: labels[key] for key in ("study", "dvc.exp.name", "dvc.apply", "git.commit") if key in labels}
+
+
 @contextmanager
-def _recorded(tracker: Tracker, end: Callable[[str], None]) -> Iterator[None]:
+def _recorded(tracker: "MlflowTracker", end: Callable[[str], None]) -> Iterator[None]:
     try:
-        yield
+        with watched_system(tracker.send_metrics) if system_wanted() else nullcontext():
+            yield
     except BaseException as e:
         status = status_of(e)
         if status == "FAILED":
@@ -215,10 +251,11 @@ def open_store(uri: str, experiments: Sequence[str], *, reap: bool = True) -> It
         yield client, ids
 
 
-def _tracker(client: Any, uri: str, run_id: str, parent_id: str | None = None) -> "MlflowTracker":
-    from subspacelab.tracking.mlflow_tracker import MlflowTracker
+def _tracker(client: Any, uri: str, **place: Any) -> "MlflowTracker":
+    """`place` as of `RunPlace`."""
+    from subspacelab.tracking.mlflow_tracker import MlflowTracker, RunPlace
 
-    return MlflowTracker(client, uri, run_id, parent_id)
+    return MlflowTracker(client, uri, RunPlace(**place))
 
 
 def ui_command(host: str, port: int) -> tuple[list[str], dict[str, str]]:

@@ -90,12 +90,38 @@ class _Model(_OfRun):
     tensors: tuple[tuple[int, ...], tuple[int, ...]] | None
 
 
+class _Input(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    digest: str
+    source_type: Literal["local", "http"]
+    source: str
+    profile: str
+
+
+class _Inputs(_OfRun):
+    inputs: list[_Input]
+
+
+class _Version(_OfRun):
+    version: Name
+    of_model: Name
+    labels: dict[Name, str]
+
+
 class _Status(_OfRun):
     status: Literal["FINISHED", "FAILED", "KILLED"]
     ended: int
 
 
-_KINDS: dict[str, type[_OfRun]] = {"artifact": _Artifact, "table": _Table, "model": _Model, "status": _Status}
+_KINDS: dict[str, type[_OfRun]] = {
+    "artifact": _Artifact,
+    "table": _Table,
+    "model": _Model,
+    "inputs": _Inputs,
+    "version": _Version,
+    "status": _Status,
+}
 
 
 def deliver_undelivered(client: Any, uri: str) -> list[Delivery]:

@@ -74,7 +74,7 @@ def attach(base: Path, kind: str) -> LiveAdapter:
 
 
 def save_adapter(live: LiveAdapter, folder: Path, trained: Any = False) -> None:
-    write_adapter(folder, live.factors(), live.meta | {"trained": trained})
+    write_adapter(folder, live.factors(), live.meta | {"trained": trained}, "# card")
 
 
 def train(live: LiveAdapter, steps: int = 3, *, check: bool = True) -> None:

@@ -63,7 +63,12 @@ def test_every_seed_is_trained_examined_and_recorded(place: Path, tmp_path: Path
     assert one != two, "the seed orders the rows"
     assert len(tracker.metrics["train_loss"]) == len(tracker.metrics["seed-12/train_loss"]) == SETTINGS.max_steps
     assert {m.name for m in tracker.models.values()} == {f"nullspace_lora_null_v2_seed_{s}" for s in (5, 12)}
-    assert tracker.headline["built_recall"] == pytest.approx(sum(t.knowledge.recall for t in found) / 2)
+    ((_, recall),) = tracker.metrics["built_recall"]
+    assert recall == pytest.approx(sum(t.knowledge.recall for t in found) / 2)
+    assert tracker.headline == {}, "compare_stats says which methods' numbers are headlines"
+    for seed, training in zip((5, 12), found, strict=True):
+        card = (tmp_path / "trained" / f"seed-{seed}" / "ft" / "README.md").read_text()
+        assert f"| new problems solved | 0 | {training.knowledge.task:.4g} |" in card
     assert read_knowledge(tmp_path / "knowledge.json")[1] == found
 
 

@@ -35,7 +35,7 @@ def _model(root: Path, **given) -> ModelFiles:
 def test_model_round_trip(place):
     import mlflow
 
-    model = _model(place.root, params={"train": {"lr": 0.1}}, metrics={"iou": 0.5}, step=3)
+    model = _model(place.root, params={"train": {"lr": 0.1}}, metrics={"iou": 0.5}, step=3, registered="scale")
     with open_run("demo", "train", params={"rank": 8}) as tracker:
         tracker.log_metrics({"iou": 0.1}, 1)
         tracker.log_model(model)
@@ -54,6 +54,9 @@ def test_model_round_trip(place):
     loaded = mlflow.pyfunc.load_model(str(folder))
     assert loaded.predict([1.0, 2.0]) == [3.0, 6.0]
     assert loaded.metadata.signature.inputs.to_dict()[0]["type"] == "double"
+    mlflow.set_tracking_uri(place.uri)
+    assert mlflow.pyfunc.load_model("models:/scale@latest").predict([1.0]) == [3.0]
+    mlflow.set_tracking_uri(None)
     assert "MLFLOW_TRACKING_URI" not in os.environ  # the process's own MLflow settings are as before
 
 

@@ -10,7 +10,9 @@ from tests.unit.tracking.test_mlflow_tracker import _model
 
 from subspacelab.core.ownership import sole_writer
 from subspacelab.tracking import open_run, open_stage_run
+from subspacelab.tracking.datasets import DataSet
 from subspacelab.tracking.mlflow_records import deliver
+from subspacelab.tracking.notes import NOTE
 from subspacelab.tracking.outbox import Refused, Unreachable
 from subspacelab.tracking.undelivered import deliver_undelivered
 
@@ -40,6 +42,7 @@ def test_params_metrics_tags_tables_pictures_and_status_arrive_later(place, dead
         tracker.log_metrics({"loss": 1.0}, 0)
         tracker.flush()
         dead_store(Unreachable("gone"))
+        tracker.log_inputs([DataSet("rows", "d" * 32, "data/rows.jsonl", rows=3, num_bytes=9)])
         tracker.log_metrics({"loss": float("nan")}, 1)
         tracker.log_metrics({"loss": 3.0}, 2)
         tracker.log_headline({"iou": 0.5})
@@ -54,6 +57,8 @@ def test_params_metrics_tags_tables_pictures_and_status_arrive_later(place, dead
     assert (delivery.run_id, delivery.refused) == (tracker.run_id, [])
     (run,), (parent,) = place.runs("rotation"), place.runs("pipeline")
     assert run.info.status == "FINISHED"
+    assert [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs] == [("rows", "d" * 32)]
+    assert "| iou | 0.5 |" in run.data.tags[NOTE]
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2]
     assert run.data.metrics["iou"] == parent.data.metrics["iou"] == 0.5
     assert "dvc.out.p.png" not in run.data.tags  # relative outs only; absolute ones carry their whole path
@@ -70,6 +75,7 @@ def test_a_model_arrives_later_and_loads(place, dead_store, monkeypatch):
 
     dead_store(Unreachable("gone"))
     model = _model(place.root, params={"train": {"lr": 0.1}}, metrics={"iou": 0.5}, step=3, files=["model.safetensors"])
+    model = replace(model, registered="scales", headline="iou")
     package = place.root / "src" / "package"
     (package / "study").mkdir(parents=True)
     model = replace(
@@ -86,6 +92,8 @@ def test_a_model_arrives_later_and_loads(place, dead_store, monkeypatch):
     assert (logged.name, logged.params) == ("scale", {"train.lr": "0.1"})
     folder = place.root / "mlruns" / "artifacts" / "models" / logged.model_id / "artifacts"
     assert mlflow.pyfunc.load_model(str(folder)).predict([2.0]) == [6.0]
+    best = place.client().get_model_version_by_alias("scales", "best")
+    assert (best.source, best.tags["headline.value"]) == (f"models:/{logged.model_id}", "0.5")
 
 
 @pytest.mark.parametrize(("later", "status"), [("FINISHED", "FINISHED"), ("FAILED", "FAILED")])
@@ -147,6 +155,8 @@ MODEL = {
         ({"run_id": "x' or '1'='1", "tags": []}, "run_id: String should match"),
         ({"run_id": "a", "nosuch": 1}, "nosuch: Extra inputs"),
         ({"run_id": "a", "params": [{"key": "../x", "value": "y"}]}, "params.0.key: .*'../x' cannot be tracked"),
+        ({"run_id": "a", "inputs": [{"name": "n"}]}, "inputs.0.digest: Field required"),
+        ({"run_id": "a", "version": "x'y", "of_model": "m", "labels": {}}, "version: .*x'y.* cannot be tracked"),
         ({"run_id": "a", "status": "RUNNING", "ended": 0}, "status: Input should be"),
         ({"run_id": "a", "table": "../x.json", "rows": ""}, "table: .*'../x.json' cannot be tracked"),
         ({"run_id": "a", "artifact": "/etc/passwd", "into": None}, "/etc/passwd is, or leads, outside of"),
