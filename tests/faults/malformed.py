@@ -379,7 +379,7 @@ PROJECT: list[Row] = [
     ("check", "tolerance of text", d.both(FIGURES, d.put("tolerances.yaml", "tolerances: [a]")), "", "tolerances[0]: expected"),
     ("write", "no tolerances", None, "", "tolerances.yaml is missing"),
     ("write", "over a file of others", d.both(TOLERANCES, d.put("reference.json", '{"a": 1}')), "",
-     "reference.json: 'a' is no metric <file>:<key>; give"),
+     "reference.json: 'a' is not a metric <file>:<key>; give"),
     ("write", "no project", d.both(TOLERANCES, d.remove("dvc.yaml")), "", "dvc.yaml is missing; run from the project's root"),
     ("sync", "a file for the store", d.both(d.empty(".git"), d.put("mlruns", "")), "", "mlruns/.lock: Not a directory; give"),
     ("reap", "a file for the store", d.both(d.empty(".git"), d.put("mlruns", "")), "", "mlruns/.lock: Not a directory; give"),
