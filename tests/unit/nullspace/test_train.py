@@ -173,7 +173,7 @@ def test_a_finished_training_is_left_as_it_is_and_another_is_refused(place: Path
     assert contents(train_tiny(place / "lora_null_v2", tmp_path).folder) == before, "damaged, so made anew"
     write_json(first.folder / "adapter_config.json", {})
     (first.folder / "adapter_config.json").write_text("{}")  # as PEFT writes it, without a line's end
-    with pytest.raises(ValueError, match="adapter_config.json: not as it was written"):
+    with pytest.raises(ValueError, match="adapter_config.json: changed since it was written"):
         train_tiny(place / "lora_null_v2", tmp_path)
 
 
