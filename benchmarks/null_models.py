@@ -30,11 +30,11 @@ from torch import Tensor
 
 from subspacelab.core.files import write_json
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.metrics import LARGEST_DEFAULT_K, measure_weight
 from subspacelab.rotation.null_model import false_alarm_rate, null_columns, stands_out
 from subspacelab.rotation.random_updates import MODELS, Model, RealUpdate, gaussian_update
+from subspacelab.rotation.weight import Weight
 
 M, N, K, NORM = 48, 32, 8, 0.05
 DRAWS = (3, 10, 20)

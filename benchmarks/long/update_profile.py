@@ -22,8 +22,9 @@ from torch import Tensor
 from subspacelab.core.files import write_csv
 from subspacelab.linalg.svd import stable_rank
 from subspacelab.linalg.updates import principal_energy
-from subspacelab.rotation.chain import open_chain, subtract
+from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.metrics import LARGEST_DEFAULT_K, generator_for
+from subspacelab.rotation.weight import subtract
 
 
 def expected_energies(delta: Float[Tensor, "m n"], u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> list[float]:

@@ -37,8 +37,8 @@ def ui(
     """The MLflow UI over this project's runs: pick an experiment, select runs, Compare."""
     from subspacelab.tracking import ui_command
 
-    command, environment = ui_command(host, port)
-    typer.echo(f"MLflow UI on http://{host}:{port} (Ctrl-C stops it)", err=True)
+    command, environment, page = ui_command(host, port)
+    typer.echo(f"MLflow UI on {page} (Ctrl-C stops it)", err=True)
     os.execvpe(command[0], command, environment)
 
 

@@ -40,7 +40,7 @@ def server(place: Path) -> Iterator[BrokenServer]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = int(s.getsockname()[1])
-    command, environment = ui_command("127.0.0.1", port)
+    command, environment, _ = ui_command("127.0.0.1", port)
     with (place / "server.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -28,7 +28,7 @@ def _free_port() -> int:
 @contextmanager
 def _serving(place, port: int) -> Iterator[tuple[str, int]]:
     """URI and process group of a server over the place's store, started with the command of `subspacelab ui`."""
-    command, environment = ui_command("127.0.0.1", port)
+    command, environment, _ = ui_command("127.0.0.1", port)
     with open(place.root / "server.log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         uri = f"http://127.0.0.1:{port}"

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subspacelab.models.causal_lm import load_causal_lm, target_linears, trunk_of
+from subspacelab.models.adaptable import target_linears
+from subspacelab.models.causal_lm import load_causal_lm, trunk_of
 from subspacelab.models.lora_factors import Factors, residual
 from subspacelab.models.meta_model import Shards, describe_causal_lm
 

@@ -1,20 +1,20 @@
-"""Causal language models of any family that transformers knows: loading, and finding the linear layers to adapt."""
+"""Causal language models of any family that transformers knows: loading, with all checks, and their tokenizers."""
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, config_errors, open_source
 from subspacelab.checkpoints.index import CONFIG_NAME, PREFERENCE, find_weights, repeated_names
 from subspacelab.checkpoints.shards import list_tensors
+from subspacelab.core.errors import CheckpointError
 from subspacelab.core.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -27,11 +27,7 @@ COUNT = re.compile(r"(num|n)_(\w+_)?(heads?|experts|labels)")
 """Settings that count the repetitions of a loop in which the model is built."""
 TABLE_BYTES = 1 << 30
 """Largest size of the tables that a model may compute itself: causal masks, rotary frequencies."""
-SAME_PRODUCT = {"FalconLinear"}
-"""Subclasses of `nn.Linear` with their own forward pass that computes the same product."""
 GENERATION_CONFIG = "generation_config.json"
-FEW = 1 / 3
-"""Share of the parameters below which results on the adapted layers say little about the whole model."""
 
 
 def load_causal_lm(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device, shares: int = 1) -> Any:
@@ -141,6 +137,24 @@ def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _settings(value)
 
 
+@contextmanager
+def describing(what: str, checkpoint: Checkpoint, path: Path | str) -> Iterator[None]:
+    """Within the block, models are built without memory or random numbers, on the device "meta".
+
+    CheckpointError if config.json, named `path`, describes no `what`.
+    """
+    try:
+        with quiet(), torch.device("meta"), torch.random.fork_rng(devices=[]):
+            yield
+    except config_errors() as e:
+        own_code = "auto_map" in checkpoint.config and "trust_remote_code" in str(e)
+        reason = "it needs code of its own, which is never run" if own_code else " ".join(str(e).split())[:120]
+        raise CheckpointError(
+            f"{path}: describes no {what} that transformers knows (model_type "
+            f"{checkpoint.config.get('model_type')!r}: {reason}); give another checkpoint"
+        ) from e
+
+
 def _described(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
     """The model that config.json describes, built without memory, and its config.
 
@@ -148,18 +162,9 @@ def _described(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    config = checkpoint.config
-    try:
-        with quiet(), torch.device("meta"), torch.random.fork_rng(devices=[]):
-            found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
-    except config_errors() as e:
-        own_code = "auto_map" in config and "trust_remote_code" in str(e)
-        reason = "it needs code of its own, which is never run" if own_code else " ".join(str(e).split())[:120]
-        raise ValueError(
-            f"{folder / CONFIG_NAME}: describes no causal language model that transformers knows"
-            f" (model_type {config.get('model_type')!r}: {reason}); give another checkpoint"
-        ) from e
+    with describing("causal language model", checkpoint, folder / CONFIG_NAME):
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
     if (folder / GENERATION_CONFIG).is_file():
         try:
             with quiet():
@@ -307,100 +312,3 @@ def load_tokenizer(folder: Path) -> Any:
 def trunk_of(model: Any) -> Any:
     """The model without its output head, for callers that need only activations."""
     return model.base_model
-
-
-def target_linears(model: Any, targets: Sequence[str] | None = None) -> dict[str, nn.Linear]:
-    """Module name -> linear layer, in the model's order: every `nn.Linear` except the output head, tied or not.
-
-    A subclass with its own forward pass is excluded: Llama 4's router returns two tensors, so no adapter fits. A layer
-    whose name PEFT takes for fused experts is excluded, too (shared experts and dense MLPs of DeepSeek-V3 and related
-    models). `targets` are regular expressions, searched anywhere in the name; ValueError if one of them matches no
-    layer.
-    """
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and (type(module).forward is nn.Linear.forward or type(module).__name__ in SAME_PRODUCT)
-        and module is not head
-        and module.weight is not embedding.weight
-    }
-    known = known_to_peft(model, list(linears))
-    linears = {name: linear for name, linear in linears.items() if name in known}
-    if not linears:
-        kinds = sorted({type(m).__name__ for m in model.modules() if getattr(m, "weight", None) is not None})
-        raise ValueError(
-            f"{type(model).__name__} has no nn.Linear besides its head, and adapters need some; it is made of {kinds}"
-        )
-    if targets is None:
-        return linears
-    for target in targets:
-        _require_match(target, linears)
-    return {name: module for name, module in linears.items() if any(re.search(target, name) for target in targets)}
-
-
-def known_to_peft(model: Any, names: Sequence[str]) -> set[str]:
-    """The names that PEFT keeps; for some families it maps `gate_proj` and similar names to fused experts."""
-    from peft import LoraConfig
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    config = LoraConfig(target_modules=list(names))
-    convert_peft_config_for_transformers(config, model, None)
-    return set(config.target_modules or ())
-
-
-def _require_match(target: str, linears: dict[str, nn.Linear]) -> None:
-    try:
-        pattern = re.compile(target)
-    except re.error as e:
-        raise ValueError(f"targets: {target!r} is no regular expression ({e})") from e
-    if not any(pattern.search(name) for name in linears):
-        kinds = sorted({name.rpartition(".")[2] for name in linears})
-        raise ValueError(f"targets: {target!r} matches none of the {len(linears)} linear layers; there are {kinds}")
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Which share of a model the adapters cover."""
-
-    parameters: int
-    """Number of parameters of the whole model."""
-    reached: int
-    """Number of parameters in the adapted layers' weights."""
-    left_out: dict[str, int]
-    """Kind of weight, with * for its block's number -> number of its parameters."""
-
-    @property
-    def share(self) -> float:
-        """Share of all parameters that is adapted."""
-        return self.reached / self.parameters
-
-    @property
-    def share_of_blocks(self) -> float:
-        """Share of the parameters in the blocks that is adapted: without embeddings, head and last norm."""
-        rest = sum(size for kind, size in self.left_out.items() if ".*" in kind)
-        return self.reached / (self.reached + rest)
-
-    def said(self) -> str:
-        """One line for the user."""
-        largest = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))[:3]
-        parts = [(kind, 100 * size / self.parameters) for kind, size in largest]
-        named = ", ".join(f"{kind} ({part:.0f} %)" for kind, part in parts if part >= 1)
-        rest = f", and {100 * self.share_of_blocks:.0f} % of those in its blocks"
-        rest += f"; the largest others: {named}" if named else ""
-        share = f"{100 * self.share:.0f}" if self.share >= 0.01 else "less than 1"
-        reached = f"adapters reach {share} % of {self.parameters:,} parameters"
-        return f"{reached}{rest}" if self.share >= FEW else f"warning: {reached}, less than a third{rest}"
-
-
-def reach(model: Any, linears: Mapping[str, nn.Linear]) -> Reach:
-    """How much of the model `linears` cover; fused experts, embeddings and norms are not linear layers."""
-    mine = {id(linear.weight): linear.weight.numel() for linear in linears.values()}  # two layers may share one weight
-    sizes: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if id(parameter) not in mine:
-            kind = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-            sizes[kind] = sizes.get(kind, 0) + parameter.numel()
-    reached = sum(mine.values())
-    return Reach(reached + sum(sizes.values()), reached, sizes)

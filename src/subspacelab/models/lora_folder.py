@@ -16,8 +16,8 @@ from torch import Tensor
 from subspacelab.checkpoints import Source, read_tensors, require_finite, resolve_reference, write_tensors
 from subspacelab.core.files import expanded, holds, json_bytes, read_json, replace_folder, sha256_file, write_json
 from subspacelab.core.references import of_pipeline
+from subspacelab.models.adaptable import Reach
 from subspacelab.models.adapter_card import CARD, edited_card, signed
-from subspacelab.models.causal_lm import Reach
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 
 if TYPE_CHECKING:  # peft takes seconds to import, and who reads a folder needs none of it
@@ -78,9 +78,9 @@ class _PlainLora(BaseModel):
 
 
 def write_adapter(folder: Path, factors: Mapping[str, Factors], meta: Mapping[str, Any], card: str) -> None:
-    """Writes an ordinary LoRA adapter on the original base, its start, `nullspace.json` and its `card` (README.md).
+    """Writes a plain LoRA adapter on the original base, its start, `nullspace.json` and its `card` (README.md).
 
-    Whole or not at all. A card that somebody edited, in the folder that is replaced, takes the place of `card`.
+    Whole or not at all. A card that somebody edited, in the replaced folder, is kept instead of `card`.
     """
     tensors: dict[str, Tensor] = {}
     initial: dict[str, Tensor] = {}
@@ -175,7 +175,7 @@ def read_schema(kind: type[T], content: Any, path: Path, remedy: str) -> T:
 def require_own_config(folder: Path) -> None:
     """ValueError if PEFT has saved here since: PEFT's `adapter_config.json` ends without a newline, ours with one.
 
-    A damaged one is accepted, since it is rewritten with the rest. Also ValueError for a card that is no file.
+    A damaged one is accepted, since it is rewritten with the rest. Also for a card that is not a file.
     """
     edited_card(folder)
     path = folder / CONFIG

@@ -14,7 +14,8 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.adaptable import target_linears
+from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_factors import Factors, original, residual
 from subspacelab.models.lora_folder import (
     META,

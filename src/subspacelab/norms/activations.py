@@ -15,15 +15,13 @@ from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.errors import SettingError
 from subspacelab.data.text import read_texts
-from subspacelab.data.windows import Windows, cut_windows, join
+from subspacelab.data.windows import Windows
 from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer
 from subspacelab.models.residual_stream import blocks_of, run_trunk, watched_stream
-from subspacelab.models.tokens import encode, max_positions, prefix_of, read_model_config, require_readable
+from subspacelab.models.text_windows import text_windows
+from subspacelab.models.tokens import max_positions
 from subspacelab.norms.results import MAGNITUDE, RATIO, Massive
 from subspacelab.norms.survey import NormLayer, survey
-
-CHARACTERS_PER_TOKEN = 16
-"""Characters of text read for each requested token: several times what most languages need."""
 
 
 def massive(
@@ -41,9 +39,9 @@ def massive(
     """Dimensions of the residual stream with massive activations, layer by layer (arXiv 2402.17762).
 
     An activation is massive if |x| > 100 and |x| > 1000 times the median |x| of its window in that layer. `model`: a
-    causal language model, live or by reference. `text`: a file or data set, from whose beginning `num_windows` windows
-    of `seq_len` tokens are drawn by `seed`, each with the tokenizer's begin token; or token ids [n, length]. The
-    `num_dims` dimensions with the largest ratios are followed and, as a control, as many random ones.
+    causal language model, live or by reference. `text`: a file or data set, from which `num_windows` windows of
+    `seq_len` tokens are drawn by `seed` (`models.text_windows`); or token ids [n, length]. The `num_dims` dimensions
+    with the largest ratios are followed and, as a control, as many random ones.
 
         found = massive("HuggingFaceTB/SmolLM2-135M", "wikitext2")
         found.layers, found.scales, found.plot()
@@ -87,9 +85,8 @@ def _opened(
     live = load_causal_lm(source.folder, device=place)
     if isinstance(text, Tensor):
         return live, open_source(source), _given(text, live), None
-    tokenizer = load_tokenizer(source.folder)
-    windows = _encoded(source.folder, tokenizer, read_texts(str(text)), num_windows, seq_len, seed)
-    return live, open_source(source), windows, tokenizer
+    windows = text_windows(source.folder, read_texts(str(text)), num_windows, seq_len, seed)
+    return live, open_source(source), windows, load_tokenizer(source.folder)
 
 
 def _given(ids: Tensor, model: Any) -> Windows:
@@ -102,24 +99,6 @@ def _given(ids: Tensor, model: Any) -> Windows:
     if limit and ids.shape[1] > limit:
         raise SettingError(f"text: windows of {ids.shape[1]} tokens, the model has {limit} positions; cut them")
     return Windows(ids.cpu(), torch.ones_like(ids, dtype=torch.bool, device="cpu"))
-
-
-def _encoded(folder: Path, tokenizer: Any, texts: Sequence[str], num_windows: int, seq_len: int, seed: int) -> Windows:
-    """Windows from the beginning of the text, each with the tokenizer's prefix."""
-    prefix = prefix_of(tokenizer, texts[0])
-    ids = join(encode(tokenizer, list(_beginning(texts, CHARACTERS_PER_TOKEN * num_windows * seq_len))), None)
-    windows = cut_windows([ids], num_windows=num_windows, seq_len=seq_len, seed=seed, prefix=prefix)
-    require_readable(read_model_config(folder), tokenizer, windows.input_ids.tolist(), remedy="shorten `seq_len`")
-    names = tuple(tokenizer.convert_ids_to_tokens(prefix))
-    return Windows(windows.input_ids, windows.attention_mask, windows.shortage, names)
-
-
-def _beginning(texts: Sequence[str], num_characters: int) -> Iterator[str]:
-    for text in texts:
-        if num_characters <= 0:
-            return
-        yield text[:num_characters]
-        num_characters -= len(text)
 
 
 @dataclass(frozen=True)

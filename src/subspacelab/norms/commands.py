@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from subspacelab.core.flags import Track, with_settings
 from subspacelab.norms.config import AnalyzeSettings, MassiveSettings
+
+if TYPE_CHECKING:
+    from subspacelab.checkpoints import Source
 
 app = typer.Typer(no_args_is_help=True, help="Norms of embedding vectors, norm layers, massive activations.")
 
@@ -49,7 +52,7 @@ def analyze(
     from subspacelab.checkpoints import open_reference
     from subspacelab.checkpoints.references import locate_reference
     from subspacelab.core.devices import choose_device
-    from subspacelab.core.files import seen_from, write_json
+    from subspacelab.core.files import write_json
     from subspacelab.core.ownership import require_apart
     from subspacelab.norms.analysis import analyze as run
     from subspacelab.norms.display import print_analysis, print_comparison
@@ -58,12 +61,7 @@ def analyze(
     from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
-    if output.is_dir():
-        raise ValueError(f"--output {output}: a folder; give the name of a file")
-    if output_dir is None and not output.suffix:
-        raise ValueError(
-            f"--output {output}: give it a suffix, {output}.json; the pictures go to a folder of that name"
-        )
+    require_file(output, output_dir)
     chosen = asdict(settings)
     choose_device(settings.device)
     for reference in model:
@@ -74,17 +72,11 @@ def analyze(
         sources = [checkpoint.source for checkpoint in opened]
         for place in (output, folder):
             require_apart(place, [source.folder for source in sources])
-        names: list[str] = []
-        for source in sources:
-            names.append(unique(source.name, [*names, *COMPARISON]))
-        several = len(model) > 1
+        names, several = unique([source.name for source in sources], COMPARISON), len(model) > 1
         drawn = [f"{name}/{picture}" for name in names for picture in PICTURES] if several else []
-        models = [s.reference if s.revision else seen_from(output.parent, s.folder) for s in sources]
-        job: dict[str, Any] = {"models": models}
-        job |= {"revisions": [s.revision for s in sources], "device": settings.device, "all_norms": settings.all_norms}
-        job |= {name: False for name in ("embeddings", "curves") if not chosen[name]}
         if output_dir is None:
             require_free_or_own(output, folder)
+        job = job_of(sources, output.parent, settings)
         places = reserved(output, folder, job, [*drawn, *COMPARISON] if several else PICTURES)
         report, pictures = stack.enter_context(places)
         analyses = []
@@ -159,6 +151,29 @@ def massive(
     print_massive(found)
 
 
+def require_file(output: Path, output_dir: Path | None) -> None:
+    """ValueError if `output` is a folder, or if its name gives no other name for the folder of pictures."""
+    if output.is_dir():
+        raise ValueError(f"--output {output}: a folder; give the name of a file")
+    if output_dir is None and not output.suffix:
+        raise ValueError(
+            f"--output {output}: give it a suffix, {output}.json; the pictures go to a folder of that name"
+        )
+
+
+def job_of(sources: "Sequence[Source]", beside: Path, settings: AnalyzeSettings) -> dict[str, Any]:
+    """Models and settings that determine a report; local models by their relative path from `beside`."""
+    from subspacelab.core.files import seen_from
+
+    job: dict[str, Any] = {
+        "models": [s.reference if s.revision else seen_from(beside, s.folder) for s in sources],
+        "revisions": [s.revision for s in sources],
+        "device": settings.device,
+        "all_norms": settings.all_norms,
+    }
+    return job | {name: False for name in ("embeddings", "curves") if not getattr(settings, name)}
+
+
 def require_free_or_own(output: Path, folder: Path) -> None:
     """ValueError if the default `folder` exists, unless it holds the pictures of `output`."""
     from subspacelab.core.ownership import written_names
@@ -195,7 +210,10 @@ def reserved(output: Path, folder: Path, job: dict[str, Any], drawn: Sequence[st
             yield report / output.name, pictures
 
 
-def unique(name: str, taken: list[str]) -> str:
-    """`name`, or `name-2`, `name-3`, ... if it is taken, since two checkpoints may be in folders of one name."""
-    names = [name, *(f"{name}-{i}" for i in range(2, len(taken) + 2))]
-    return next(n for n in names if n not in taken)
+def unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The names with `-2`, `-3`, ... behind repeated or `taken` ones: two checkpoints may be in folders of one name."""
+    found: list[str] = []
+    for name in names:
+        choices = [name, *(f"{name}-{i}" for i in range(2, len(names) + len(taken) + 2))]
+        found.append(next(choice for choice in choices if choice not in (*found, *taken)))
+    return found

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import pandas as pd
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, create_model
 from torch import Tensor
 
 from subspacelab.checkpoints import read_tensors, write_tensors
@@ -132,24 +132,10 @@ class _StoredEmbedding(BaseModel):
         return Embedding(self.layer, VectorStatistics(norms, self.weights), self.num_padding, tokens)
 
 
-class _Stored(BaseModel):
-    """analysis.json."""
-
-    model_name: str
-    name: str
-    revision: str | None
-    device: str
-    family: str | None
-    model_type: str
-    found_by: str
-    embedding_layers: list[_StoredEmbedding]
-    norm_layers: tuple[Norm, ...]
-    all_norms: bool
-    warnings: tuple[str, ...]
-    bytes_read: int
-
-
-_STORED = TypeAdapter(_Stored)
+_STORED: TypeAdapter[Any] = TypeAdapter(
+    create_model("analysis.json", **get_type_hints(Analysis) | {"embedding_layers": list[_StoredEmbedding]})
+)
+"""analysis.json: the fields of `Analysis`, its embeddings in their stored form."""
 
 MAGNITUDE, RATIO = 100.0, 1000.0
 """An activation is massive if it exceeds the first, and the second times the median (2402.17762)."""

@@ -27,9 +27,10 @@ from subspacelab.core.ownership import require_apart, require_own_entries, requi
 from subspacelab.core.references import of_pipeline
 from subspacelab.data.text import read_texts
 from subspacelab.data.windows import Windows
+from subspacelab.models.adaptable import reach
 from subspacelab.models.adapter_card import CARD, edited_card
 from subspacelab.models.block_stream import open_stream
-from subspacelab.models.causal_lm import reach, unused_weights
+from subspacelab.models.causal_lm import unused_weights
 from subspacelab.models.lora_folder import FILES, META, base_digest, read_meta, require_own_config, write_adapter
 from subspacelab.nullspace.blocks import Task, find_starts
 from subspacelab.nullspace.calibration import require_enough_tokens, split_windows

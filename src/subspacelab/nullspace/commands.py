@@ -83,7 +83,7 @@ def train(
     """
     from subspacelab.core.devices import is_main_process
     from subspacelab.data.instructions import read_instructions
-    from subspacelab.models.causal_lm import Reach
+    from subspacelab.models.adaptable import Reach
     from subspacelab.models.lora_folder import read_meta
     from subspacelab.nullspace.display import print_training
     from subspacelab.nullspace.logging import record_training

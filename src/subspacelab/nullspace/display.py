@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 
 from subspacelab.core.errors import printable
-from subspacelab.models.causal_lm import Reach
+from subspacelab.models.adaptable import Reach
 from subspacelab.nullspace.comparison import FAIL, NOT_APPLICABLE, PASS, SUMMARY, failures
 from subspacelab.nullspace.knowledge import BASE
 from subspacelab.nullspace.rates import EQUAL_TASK

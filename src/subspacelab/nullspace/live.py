@@ -19,8 +19,9 @@ from subspacelab.core.errors import CheckpointError, SettingError
 from subspacelab.core.files import read_json, write_json
 from subspacelab.core.ownership import require_own_entries
 from subspacelab.data.windows import Windows
+from subspacelab.models.adaptable import target_linears
 from subspacelab.models.block_stream import PROBE, BlockStream, open_stream, stream_of
-from subspacelab.models.causal_lm import require_no_look_ahead, target_linears
+from subspacelab.models.causal_lm import require_no_look_ahead
 from subspacelab.models.hidden_states import HiddenStates
 from subspacelab.nullspace.calibration import (
     Batches,

@@ -50,7 +50,7 @@ def track_built(built: "Built", tracker: "Tracker", *, seed: int | None = None) 
 def track_verification(found: Verification, state: str, tracker: "Tracker") -> None:
     """Records each ratio as a curve over blocks per kind of layer, and the averages.
 
-    `state` is init or trained. `compare_stats` names the headlines among them.
+    `state` is init or trained. `compare_stats` selects the headline numbers.
     """
     for stats in found.stats:
         kind, block = kind_and_block(stats.layer)
@@ -143,8 +143,9 @@ def stage_model(folder: Path, adapter: Path, base: Source) -> None:
 
 
 def track_knowledge(method: str, base: Knowledge, found: Sequence[Training], tracker: "Tracker") -> None:
-    """Records recall and task over the seeds at the chosen rate, each seed's numbers with the seed as the step, and a
-    table of all trainings. `compare_stats` names the headlines among them.
+    """Records recall and task over the seeds at the chosen rate, and a table of all trainings.
+
+    Each seed's numbers are recorded with the seed as the step. `compare_stats` selects the headline numbers.
     """
     chosen = [(training.seed, _measured(training.knowledge)) for training in chosen_ones(found)]
     tracker.log_metrics({f"{method}_{name}": fmean(k[name] for _, k in chosen) for name in HEADLINE})

@@ -15,9 +15,9 @@ from subspacelab.tracking.notes import Summary
 STUDIES = ("checkpoints", "rotation", "lowrank", "nullspace", "norms")
 """The sections of the page, in order: the checkpoints and the four studies."""
 SENTENCES = 3
-"""How many of a study's sentences its summary in a tracker has."""
+"""Number of sentences of a study in the tracker's summary."""
 PICTURES = {"rotation": "null_scores.png", "lowrank": "svd_nn_comparison.png", "nullspace": "knowledge.png"}
-"""The picture of a study that shows what it found."""
+"""Study -> the picture that shows its result."""
 
 
 def require_plotly() -> None:

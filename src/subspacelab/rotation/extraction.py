@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from subspacelab.checkpoints import Weights, canonical_name
 from subspacelab.checkpoints.tensors import canonical_keys
@@ -134,7 +134,11 @@ def _targets(pair: Pair) -> dict[str, tuple[str, bool]]:
     """Key of each weight that an adapter can change -> its module in the model, and whether it is stored [in, out]."""
     modules = adaptable_modules(described_model(pair.tuned))
     keys = canonical_keys(key for key in pair.partners if key.endswith(".weight"))
-    found = {key: (module, turned) for module, turned in modules.items() if (key := find_weight(keys, module))}
+    found = {
+        key: (name, not isinstance(module, nn.Linear))
+        for name, module in modules.items()
+        if (key := find_weight(keys, name))
+    }
     return {key: target for key, target in found.items() if len(pair.matrices.get(key, ())) == 1}
 
 

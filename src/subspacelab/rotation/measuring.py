@@ -17,7 +17,7 @@ from subspacelab.core.devices import Processes, choose_device, float64_place, sp
 from subspacelab.core.errors import SettingError
 from subspacelab.linalg.svd import svd
 from subspacelab.rotation.aggregate import number_columns
-from subspacelab.rotation.chain import ROLES, Chain, Weight
+from subspacelab.rotation.chain import ROLES, Chain
 from subspacelab.rotation.groups import Group, layer_index
 from subspacelab.rotation.leading import LOOKED_AT, SMALLEST
 from subspacelab.rotation.metrics import (
@@ -42,6 +42,7 @@ from subspacelab.rotation.null_model import (
 from subspacelab.rotation.plan import gflop
 from subspacelab.rotation.random_updates import MODELS, Model
 from subspacelab.rotation.unfinished import Kept, KeptRows, still_holds
+from subspacelab.rotation.weight import Weight
 
 ENDS = ["from", "to"]
 """The columns that identify the link of a row."""

@@ -14,8 +14,8 @@ from subspacelab.linalg.moments import chunk_rows
 from subspacelab.linalg.subspaces import composition_error, principal_angles, random_orthonormal, rotation
 from subspacelab.linalg.svd import normalised_spectral_shift, spectral_gap
 from subspacelab.linalg.updates import intruder_dimensions, principal_energy, update_cosine
-from subspacelab.rotation.chain import Weight, subtract
 from subspacelab.rotation.leading import LOOKED_AT, overlaps, stable_rank_of
+from subspacelab.rotation.weight import Weight, subtract
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Change:
     update_stable_rank: float | None
     """||D||_F^2 / ||D||_2^2 of D = W_b - W_a; 0 without an update."""
     unchanged: float | None
-    """Share of entries whose stored bits are unchanged, as far as factors on disk can tell (`chain.subtract`)."""
+    """Share of entries whose stored bits are unchanged, as far as factors on disk can tell (`weight.subtract`)."""
     principal_energy: float | None
     """Share of ||D||_F^2 inside the leading-k frame of a, over that of a random update; 0 without an update."""
 

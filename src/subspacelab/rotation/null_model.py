@@ -18,10 +18,10 @@ from subspacelab.linalg.updates import (
     random_energy_deviation,
     random_frames_deviation,
 )
-from subspacelab.rotation.chain import Weight, subtract
 from subspacelab.rotation.leading import stable_rank_of
 from subspacelab.rotation.metrics import PAIRS, SIDES, Value, generator_for, measure_turn, pair_column
 from subspacelab.rotation.random_updates import MODELS, Model, RealUpdate
+from subspacelab.rotation.weight import Weight, subtract
 
 TURN = ("angle_mean", "angle_mean_U", "angle_mean_Vh", "nss", "intruders")
 MEASURES = (

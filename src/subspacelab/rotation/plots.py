@@ -35,7 +35,7 @@ from subspacelab.rotation.null_plots import draw_null_scores, panels_of_links, p
 PICTURES = ("rotation_mse_curves.png", "principal_angles.png", "spectra.png", "update_geometry.png", "null_scores.png")
 """Files that `draw_pictures` draws for three checkpoints; for other numbers, all but the first."""
 KINDS = ("rotation", "angles", "spectra", "updates", "null_scores")
-"""Kind of picture in `Comparison.plot` -> file."""
+"""Kinds of picture in `Comparison.plot`, in the order of `PICTURES`."""
 HALF_ULP = "half an ulp of bf16 noise"
 RANDOM_UPDATE = "random update of equal norm"
 PLACES = {"visual.blocks": "vision block", "model.layers": "language layer"}

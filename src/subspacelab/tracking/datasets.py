@@ -85,7 +85,7 @@ def named_inputs(given: "Iterable[Given]") -> list[DataSet]:
 
 def _of_source(source: "Source") -> DataSet | None:
     if source.revision is None:
-        return _local(source.folder, source.reference if of_pipeline(source.reference) else source.name)
+        return _local(source.folder, source.folder.as_posix() if of_pipeline(source.reference) else source.name)
     return DataSet(
         source.reference, source.revision[:DIGEST_LENGTH], _address(source.reference, source.revision), "http"
     )

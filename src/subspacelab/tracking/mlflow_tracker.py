@@ -1,10 +1,11 @@
 """A client of MLflow opened once per process, and the Tracker that speaks to it."""
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from subspacelab.core.files import write_beside
 from subspacelab.tracking.datasets import DataSet
 from subspacelab.tracking.mlflow_records import deliver, first_line
-from subspacelab.tracking.notes import NOTE, Summary, note
+from subspacelab.tracking.notes import FOLDER, NOTE, SHOWN, Summary, note, small_picture
 from subspacelab.tracking.outbox import Outbox, spill_file
 from subspacelab.tracking.protocol import ModelFiles, flatten, require_name
 from subspacelab.tracking.registry import METRIC, VALUE, registered_name
@@ -146,16 +147,16 @@ class MlflowTracker:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         if not path.exists():
             raise ValueError(f"{path}: no such file to record as an artifact; write it before it is logged")
-        if path.suffix == ".png":
-            self._pictures.append(f"{folder}/{path.name}" if folder else path.name)
         self._outbox.send({"run_id": self._run_id, "artifact": str(path), "into": folder})
+        if path.suffix == ".png" and len(self._pictures) < SHOWN and self._show(self._run_id, path):
+            self._pictures.append(path.name)
 
     def log_page(self, path: Path, summaries: Sequence[Summary] = ()) -> None:
-        self._summaries = summaries
         for run_id in filter(None, (self._run_id, self._parent_id)):
             self._outbox.send({"run_id": run_id, "artifact": str(path), "into": None})
-            for picture in (s.picture for s in summaries if s.picture):
-                self._outbox.send({"run_id": run_id, "artifact": str(picture), "into": "pictures"})
+            self._summaries = [
+                s if s.picture and self._show(run_id, s.picture) else replace(s, picture=None) for s in summaries
+            ]
 
     def log_inputs(self, data_sets: Sequence[DataSet]) -> None:
         rows = [
@@ -239,6 +240,14 @@ class MlflowTracker:
             headline = {**place.parent_metrics, **self._headline}
             text = note(self._parent_id, place.parent_description, headline, (), self._summaries)
             self._send_tags(self._parent_id, {NOTE: text})
+
+    def _show(self, run_id: str, picture: Path) -> bool:
+        """Records the picture in the size of a description; False for what is no picture."""
+        with tempfile.TemporaryDirectory() as place:
+            small = small_picture(picture, Path(place))
+            if small:
+                self._outbox.send({"run_id": run_id, "artifact": str(small), "into": FOLDER})
+            return small is not None
 
     def _buffer_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)

@@ -7,8 +7,10 @@ from urllib.parse import urlencode
 
 NOTE = "mlflow.note.content"
 """The tag that MLflow's UI shows as a run's description."""
-SHOWN = 2
-"""How many of its pictures a run's description shows."""
+SHOWN, WIDTH = 2, 720
+"""How many of its pictures a run's description shows, and how wide in pixels: MLflow's UI cuts off what is wider."""
+FOLDER = "description"
+"""The folder of the run's artifacts in which these small pictures lie."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Summary:
     sentences: Sequence[str]
     """The findings, with their numbers."""
     picture: Path | None = None
-    """The file that shows them best; it is recorded with the page."""
+    """The file that shows them best."""
 
 
 def note(
@@ -30,9 +32,11 @@ def note(
     pictures: Sequence[str] = (),
     summaries: Sequence[Summary] = (),
 ) -> str:
-    """The description: what the run is, what was found, the headline metrics, and `pictures`, artifacts of the run."""
-    parts = [description, *_found(run_id, summaries), _table(headline)]
-    parts += [_picture(run_id, path) for path in pictures[:SHOWN]]
+    """The description: what the run is, what was found, the headline metrics, and pictures by their names.
+
+    All pictures, those of `summaries` too, are artifacts of the run that `small_picture` made.
+    """
+    parts = [description, *_found(run_id, summaries), _table(headline), *(_picture(run_id, name) for name in pictures)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -41,7 +45,7 @@ def _found(run_id: str, summaries: Sequence[Summary]) -> Iterator[str]:
         yield f"### {summary.title}"
         yield " ".join(summary.sentences)
         if summary.picture:
-            yield _picture(run_id, f"pictures/{summary.picture.name}")
+            yield _picture(run_id, summary.picture.name)
 
 
 def _table(headline: Mapping[str, float]) -> str:
@@ -51,6 +55,19 @@ def _table(headline: Mapping[str, float]) -> str:
     return "\n".join(["| headline metric | value |", "|---|---|", *rows])
 
 
-def _picture(run_id: str, path: str) -> str:
+def _picture(run_id: str, name: str) -> str:
     """An artifact by the address at which the server that shows the description gives it."""
-    return f"![{Path(path).stem}](get-artifact?{urlencode({'path': path, 'run_uuid': run_id})})"
+    return f"![{Path(name).stem}](get-artifact?{urlencode({'path': f'{FOLDER}/{name}', 'run_uuid': run_id})})"
+
+
+def small_picture(picture: Path, folder: Path) -> Path | None:
+    """The picture in `folder`, at most `WIDTH` wide; None for what is no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as image:
+            image.thumbnail((WIDTH, image.height))
+            image.save(folder / picture.name)
+    except (OSError, ValueError):
+        return None
+    return folder / picture.name

@@ -25,7 +25,6 @@ from subspacelab.tracking.datasets import LOCK, named_inputs, stage_inputs
 from subspacelab.tracking.dvc_files import out_tags
 from subspacelab.tracking.protocol import NullTracker, Tracker
 from subspacelab.tracking.store import (
-    database_file,
     is_server,
     require_server,
     set_mlflow_defaults,
@@ -258,21 +257,21 @@ def _tracker(client: Any, uri: str, **place: Any) -> "MlflowTracker":
     return MlflowTracker(client, uri, RunPlace(**place))
 
 
-def ui_command(host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of the MLflow UI on `host:port`; creates the store when there is none yet.
+def ui_command(host: str, port: int) -> tuple[list[str], dict[str, str], str]:
+    """The command, the environment and the first page of the MLflow UI on `host:port`; creates a store if need be.
 
-    Raises ValueError when runs go to a server, which has a UI of its own.
+    The page is that of the pipeline's runs in the view for model training: whatever an experiment's kind, MLflow 3.17
+    opens its view for language-model applications unless the address, or an earlier click, says otherwise. Raises
+    ValueError when runs go to a server, which has a UI of its own.
     """
     uri = usable_store()
     if is_server(uri):
         raise ValueError(f"runs are recorded on {shown(uri)}: open that address in a browser")
-    database = database_file(uri)
-    if database and not database.exists():
-        with open_store(uri, ["pipeline"]):
-            pass
+    with open_store(uri, ["pipeline"]) as (_, ids):
+        page = f"http://{host}:{port}/#/experiments/{ids['pipeline']}/runs?workflowType=machine_learning"
     where = ["--artifacts-destination", (store_folder(uri) / "artifacts").as_uri()]
     command = [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port)]
     # Without job execution the server is 2 processes instead of about 10, of 240 MB each.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # Not as a word of the command, which `ps` shows to everybody: the address of a database may hold its password.
-    return [*command, "--workers", "1"], {**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": uri}
+    return [*command, "--workers", "1"], {**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": uri}, page

@@ -10,8 +10,9 @@ import transformers
 from torch import Tensor, nn
 
 from subspacelab.models import block_stream
+from subspacelab.models.adaptable import target_linears
 from subspacelab.models.block_stream import BlockStream, WholeModel, open_stream, stream_of, with_adapter
-from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_factors import Factors
 
 CPU = torch.device("cpu")

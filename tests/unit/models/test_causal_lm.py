@@ -12,15 +12,8 @@ from tests.language_models import FAMILIES, tiny_model, write_tiny_lm
 from torch import nn
 
 from subspacelab.core.files import read_json, write_json
-from subspacelab.models.causal_lm import (
-    Reach,
-    load_causal_lm,
-    load_tokenizer,
-    quiet,
-    reach,
-    target_linears,
-    unused_weights,
-)
+from subspacelab.models.adaptable import Reach, reach, target_linears
+from subspacelab.models.causal_lm import load_causal_lm, load_tokenizer, quiet, unused_weights
 from subspacelab.models.lora_folder import lora_config
 from subspacelab.models.lora_model import lora_layers
 

@@ -9,7 +9,7 @@ from tests.language_models import tiny_model
 from transformers import TrainingArguments
 
 from subspacelab.core.files import write_json
-from subspacelab.models.causal_lm import target_linears
+from subspacelab.models.adaptable import target_linears
 from subspacelab.models.fine_tuning import (
     IGNORED,
     STATE,

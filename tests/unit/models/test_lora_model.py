@@ -14,7 +14,8 @@ from torch import Tensor
 
 from subspacelab.core.files import read_json, write_json
 from subspacelab.models import lora_model as lora_freeze
-from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.adaptable import target_linears
+from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_factors import Factors, from_lora, to_lora
 from subspacelab.models.lora_folder import base_digest, write_adapter
 from subspacelab.models.lora_model import (

@@ -164,9 +164,9 @@ def test_a_report_without_a_suffix_would_lie_where_its_pictures_go(place: Path, 
 
 
 def test_names_are_made_unique() -> None:
-    assert unique("a", []) == "a"
-    assert unique("a", ["a", "b"]) == "a-2"
-    assert unique("a", ["a", "a-2"]) == "a-3"
+    assert unique(["a"], []) == ["a"]
+    assert unique(["a", "b", "a"], []) == ["a", "b", "a-2"]
+    assert unique(["a", "a"], ["a", "a-2"]) == ["a-3", "a-4"]
 
 
 NORMS_72B = 161

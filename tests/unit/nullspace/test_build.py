@@ -17,7 +17,8 @@ from torch import Tensor
 from subspacelab.checkpoints import resolve_reference
 from subspacelab.core.files import read_json
 from subspacelab.linalg.subspaces import principal_angles
-from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.adaptable import target_linears
+from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_folder import read_meta
 from subspacelab.models.lora_model import open_adapter
 from subspacelab.nullspace import building, starts

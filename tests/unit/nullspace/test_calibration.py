@@ -8,7 +8,8 @@ from tests.language_models import FAMILIES, INNER, NUM_INPUTS, VOCABULARY, WIDTH
 
 import subspacelab as sl
 from subspacelab.data.windows import Windows
-from subspacelab.models.causal_lm import target_linears, trunk_of
+from subspacelab.models.adaptable import target_linears
+from subspacelab.models.causal_lm import trunk_of
 from subspacelab.nullspace.calibration import Moments, require_enough_tokens, shared_inputs, split_windows
 
 

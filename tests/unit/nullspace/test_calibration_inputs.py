@@ -10,8 +10,9 @@ from torch import Tensor
 
 from subspacelab.data.windows import Windows
 from subspacelab.linalg.null_space import null_ratio
+from subspacelab.models.adaptable import target_linears
 from subspacelab.models.block_stream import stream_of
-from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.hidden_states import HiddenStates
 from subspacelab.nullspace.calibration import Batches, Inputs, SharedInput, choose_tokens, collect_block
 

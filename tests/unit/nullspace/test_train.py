@@ -68,7 +68,13 @@ def test_exactly_what_the_method_says_is_trained(place: Path, tmp_path: Path, me
     assert trained["all_parameters"] == sum(p.numel() for p in live.model.parameters())
     assert (trained["steps"], trained["num_rows"], trained["num_skipped"]) == (STEPS, len(ROWS), 0)
     files = {p.name for p in tmp_path.rglob("*") if p.is_file()}
-    assert files <= {"adapter_config.json", "adapter_model.safetensors", "initial.safetensors", "nullspace.json"}
+    assert files <= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "initial.safetensors",
+        "nullspace.json",
+        "README.md",
+    }
 
 
 @pytest.mark.parametrize("method", KINDS)
@@ -173,7 +179,7 @@ def test_a_finished_training_is_left_as_it_is_and_another_is_refused(place: Path
     assert contents(train_tiny(place / "lora_null_v2", tmp_path).folder) == before, "damaged, so made anew"
     write_json(first.folder / "adapter_config.json", {})
     (first.folder / "adapter_config.json").write_text("{}")  # as PEFT writes it, without a line's end
-    with pytest.raises(ValueError, match="adapter_config.json: not as it was written"):
+    with pytest.raises(ValueError, match="adapter_config.json: changed since it was written"):
         train_tiny(place / "lora_null_v2", tmp_path)
 
 
@@ -352,6 +358,6 @@ def test_no_pickle_is_left_and_none_is_trusted_on_the_way(
     folder = train_tiny(place / "lora_null_v2", tmp_path).folder
     assert trusted
     assert all(trusted)
-    assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors"}
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors", ".md"}
     assert load_file(folder / "adapter_model.safetensors")
     assert json.loads((folder / "nullspace.json").read_text())["trained"]

@@ -212,4 +212,4 @@ def test_a_name_that_is_no_utf8_is_refused_before_any_work(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["rotation", "decompose", "--model-id", "m", "--output-dir", "\udcff"])
     assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith(r"error: \udcff: no UTF-8")
+    assert capsys.readouterr().err.startswith(r"error: \udcff: not UTF-8")

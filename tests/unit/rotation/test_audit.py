@@ -238,9 +238,9 @@ def test_bad_adapters_are_one_line(
 
 def test_bad_places_and_settings_are_one_line(tmp_path: Path, base: dict[str, Tensor]) -> None:
     folder = write(tmp_path / "lora", pair(64, 48))
-    with pytest.raises(CheckpointError, match="names no base; give base"):
+    with pytest.raises(CheckpointError, match="names no base; give one as `base`"):
         audit(folder)
-    with pytest.raises(CheckpointError, match="its base cannot be opened .*no/such/base.*give base"):
+    with pytest.raises(CheckpointError, match="its base cannot be opened .*no/such/base.*give one as `base`"):
         audit(write(tmp_path / "b", pair(64, 48), base_model_name_or_path="no/such/base"))
     with pytest.raises(CheckpointError, match="no adapter here; expected adapter_config.json"):
         audit(tmp_path, base)

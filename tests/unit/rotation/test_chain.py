@@ -8,7 +8,8 @@ from tests.unit.rotation.chains import chain_tensors, decompose_chain
 from torch import Tensor
 
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.chain import Weight, open_chain, recover_entries, subtract
+from subspacelab.rotation.chain import open_chain
+from subspacelab.rotation.weight import Weight, recover_entries, subtract
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 UP = "model.layers.0.mlp.up_proj.weight"

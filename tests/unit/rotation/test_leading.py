@@ -7,9 +7,9 @@ import torch
 from subspacelab.linalg.svd import stable_rank, svd
 from subspacelab.linalg.updates import intruder_dimensions
 from subspacelab.rotation import leading
-from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.leading import leading_svd, overlaps, singular_values, stable_rank_of
 from subspacelab.rotation.metrics import count_intruders
+from subspacelab.rotation.weight import Weight
 
 K = 12
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from subspacelab.checkpoints import open_checkpoint
 from subspacelab.core.errors import SettingError
 from subspacelab.core.files import write_csv
-from subspacelab.rotation.chain import Weight, open_chain, subtract
+from subspacelab.rotation.chain import open_chain
 from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, Comparison, compare
 from subspacelab.rotation.factors import read_decomposition
 from subspacelab.rotation.groups import layer_index, make_groups
@@ -25,6 +25,7 @@ from subspacelab.rotation.metrics import measure_weight
 from subspacelab.rotation.null_model import null_columns, with_null
 from subspacelab.rotation.null_plots import score_grid
 from subspacelab.rotation.plots import PICTURES
+from subspacelab.rotation.weight import Weight, subtract
 
 Folders = tuple[Path, Path, Path]
 K = 8

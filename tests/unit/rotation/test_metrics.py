@@ -8,7 +8,6 @@ from torch import Tensor
 
 from subspacelab.linalg.subspaces import random_orthonormal
 from subspacelab.linalg.svd import SVD, svd
-from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.metrics import (
     generator_for,
     measure_change,
@@ -17,6 +16,7 @@ from subspacelab.rotation.metrics import (
     measure_weight,
     pair_column,
 )
+from subspacelab.rotation.weight import Weight
 
 M, N, R, K = 40, 30, 12, 5
 

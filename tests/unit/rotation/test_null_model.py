@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.metrics import Value, measure_weight
 from subspacelab.rotation.null_model import (
     MEASURES,
@@ -20,6 +19,7 @@ from subspacelab.rotation.null_model import (
     with_null,
 )
 from subspacelab.rotation.random_updates import MODELS, Model, RealUpdate, gaussian_update
+from subspacelab.rotation.weight import Weight
 
 M, N, K, NORM = 48, 32, 8, 0.05
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from subspacelab.linalg.svd import svd
-from subspacelab.rotation.chain import Weight
 from subspacelab.rotation.metrics import bf16_neighbour, draw_unrounded, measure_weight
 from subspacelab.rotation.null_model import null_columns, with_null
+from subspacelab.rotation.weight import Weight
 
 
 def generator(seed: int = 0) -> torch.Generator:

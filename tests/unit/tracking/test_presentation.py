@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from subspacelab.tracking import open_run, open_stage_run, system
 from subspacelab.tracking.dvc_files import md5_file
@@ -13,6 +14,11 @@ from subspacelab.tracking.mlflow_tracker import KIND, experiment_id
 from subspacelab.tracking.notes import NOTE, Summary, note
 
 ((KIND_KEY, KIND_VALUE),) = KIND.items()
+
+
+def _picture(path: Path) -> Path:
+    Image.new("RGB", (1440, 144)).save(path)
+    return path
 
 
 def _stage(**given):
@@ -42,24 +48,27 @@ def test_a_pipeline_run_has_the_name_of_its_study_and_time(place, monkeypatch):
 
 
 def test_the_description_says_what_the_run_does_and_what_came_out(place):
-    picture = place.root / "p.png"
-    picture.write_bytes(b"png")
+    picture = _picture(place.root / "p.png")
+    (place.root / "torn.png").write_bytes(b"png")
     with _stage(description="Turns of the weights") as tracker:
         tracker.log_headline({"composition_error_z": -0.46691})
+        tracker.log_artifact(place.root / "torn.png", "pictures")
         tracker.log_artifact(picture, "pictures")
     (run,), (parent,) = place.runs("rotation"), place.runs("pipeline")
     text = run.data.tags[NOTE]
     assert text.startswith("Turns of the weights\n\n| headline metric | value |")
     assert "| composition_error_z | -0.4669 |" in text
-    assert f"![p](get-artifact?path=pictures%2Fp.png&run_uuid={run.info.run_id})" in text
+    assert f"![p](get-artifact?path=description%2Fp.png&run_uuid={run.info.run_id})" in text
+    assert "torn" not in text
+    shown = Image.open(place.client().download_artifacts(run.info.run_id, "description/p.png"))
+    assert shown.size == (720, 72), "MLflow's UI cuts off what is wider"
     assert "The pipeline on the study `smoke`" in parent.data.tags[NOTE]
     assert "| composition_error_z | -0.4669 |" in parent.data.tags[NOTE]
 
 
 def test_the_summary_of_the_report_describes_the_whole_pipeline(place):
-    page, picture = place.root / "report.html", place.root / "knowledge.png"
+    page, picture = place.root / "report.html", _picture(place.root / "knowledge.png")
     page.write_text("<html>")
-    picture.write_bytes(b"png")
     with _stage() as tracker:
         tracker.log_headline({"lora_recall": 0.5})
     with open_stage_run("report", "demo", params={}, outs=[], study="smoke") as tracker:
@@ -68,9 +77,9 @@ def test_the_summary_of_the_report_describes_the_whole_pipeline(place):
     text = parent.data.tags[NOTE]
     assert "### nullspace\n\nlora recalls 50.0% of the old facts." in text
     assert "| lora_recall | 0.5 |" in text
-    assert f"pictures%2Fknowledge.png&run_uuid={parent.info.run_id}" in text
+    assert f"description%2Fknowledge.png&run_uuid={parent.info.run_id}" in text
     artifacts = {f.path for f in place.client().list_artifacts(parent.info.run_id)}
-    assert artifacts == {"report.html", "pictures"}
+    assert artifacts == {"report.html", "description"}
 
 
 def test_a_run_that_found_nothing_has_no_description(place):

@@ -141,7 +141,9 @@ def test_deleted_experiment_comes_back(place):
 
 
 def test_ui_command_makes_the_store_and_refuses_a_server(bare_place, monkeypatch):
-    command, environment = ui_command("127.0.0.1", 5001)
+    command, environment, page = ui_command("127.0.0.1", 5001)
+    pipeline = bare_place.client().get_experiment_by_name("pipeline").experiment_id
+    assert page == f"http://127.0.0.1:5001/#/experiments/{pipeline}/runs?workflowType=machine_learning"
     assert environment["MLFLOW_BACKEND_STORE_URI"] == bare_place.uri
     assert not any("sqlite" in word for word in command)
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
