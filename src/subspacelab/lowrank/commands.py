@@ -150,7 +150,7 @@ def compare(
 
     where, s = output_dir or results_dir / "comparison", settings
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir} | asdict(s)
-    told = {"judge": _seen(where, s.judge), "images": _seen(where, s.images), "ranks": s.ranks}
+    told: dict[str, object] = {"judge": _seen(where, s.judge), "images": _seen(where, s.images), "ranks": s.ranks}
     told |= {"judge_size": s.judge_size, "judged_formats": s.judged_formats}
     job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=s.raw_inputs, **told)
     with open_run("lowrank", f"compare r{rank}", params=params, enabled=track) as tracker:

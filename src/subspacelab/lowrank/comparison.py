@@ -104,7 +104,7 @@ class Comparison:
         fits = self.storage[self.storage["bytes_per_picture"] <= budget]
         if fits.empty:
             raise ValueError(f"budget: {budget} bytes, the smallest takes {self.storage['bytes_per_picture'].min()}")
-        return fits.loc[fits[by].idxmax()]
+        return fits.sort_values(by, kind="stable").iloc[-1]
 
     def plot(self, kind: str = "similarity") -> "Figure":
         """A matplotlib Figure: "similarity", "task" or "rate_distortion"; SettingError for others."""
@@ -144,8 +144,8 @@ def compare(
     judge: Path | str | None = None,
     images: Path | str | None = None,
     judge_size: int | None = None,
-    judged_formats: Sequence[str] = FORMATS,
-    ranks: Sequence[int] = RANKS,
+    judged_formats: Sequence[str] | None = None,
+    ranks: Sequence[int] | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Comparison:
@@ -169,7 +169,8 @@ def compare(
     judging = (features, evaluation.rows, evaluation.normalisation)
     opened = None if judge is None else open_judge(*judging, judge, images, judge_size, evaluation.device)
     table, milliseconds = _measure(features, evaluation, basis, starts, progress)
-    stored = measure_storage(features, evaluation, basis, ranks, opened, judged_formats, progress)
+    asked = (ranks or RANKS, opened, judged_formats or FORMATS)
+    stored = measure_storage(features, evaluation, basis, *asked, progress)
     storage, meta = summarise_storage(stored), features.meta
     if opened is not None:
         _add_task(table, stored, rank)
@@ -205,8 +206,7 @@ def _add_task(images: pd.DataFrame, stored: pd.DataFrame, rank: int) -> None:
 def _task_of(storage: pd.DataFrame, rank: int) -> dict[str, dict[str, float]]:
     """TASK by method, as computed at the networks' rank, and of X itself."""
     computed = storage[(storage["format"] == COMPUTED) & storage["rank"].eq(rank).where(storage["method"] != X, True)]
-    found: dict[str, dict[str, float]] = computed.set_index("method")[list(TASK)].to_dict("index")
-    return found
+    return {row["method"]: {name: row[name] for name in TASK} for row in computed.to_dict("records")}
 
 
 def _measure(

@@ -1,7 +1,7 @@
 """What can be set in lowrank."""
 
 from dataclasses import field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -113,10 +113,10 @@ class CompareLowrankConfig:
     judge_size: Count | None = None
     """Pixels per side that the judge was trained at, if less than those of the features: the positions of their tokens
     are interpolated (arXiv 2306.15595)."""
-    judged_formats: list[Format] = field(default_factory=lambda: [*get_args(Format)])
-    """Formats of storage whose IoU is measured; the cosine is, in all."""
-    ranks: list[Count] = field(default_factory=lambda: list(RANKS))
-    """At which SVD and controls are stored and judged, beside the rank of the networks."""
+    judged_formats: list[Format] | None = None
+    """Formats of storage whose IoU is measured, beside float32; all by default. The cosine is measured in all."""
+    ranks: list[Count] | None = None
+    """At which SVD and controls are stored and judged, beside that of the networks; 8, 16, ... 256 by default."""
     device: str = "auto"
     """auto, cpu, cuda or mps; mps means the CPU, for the SVD needs float64."""
 

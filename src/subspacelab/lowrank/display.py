@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -140,5 +141,7 @@ def print_storage(comparison: Comparison, console: Console) -> None:
     console.print("X: the tokens themselves. The B of a basis is shared by all pictures and not counted.", markup=False)
 
 
-def _judged(found: Mapping[str, float]) -> list[str]:
-    return [f"{found[name]:{form}}" for name, form in zip(TASK, (".3f", ".3f", "+.3f", ".3f"), strict=True)]
+def _judged(found: Mapping[Any, Any]) -> list[str]:
+    """IoU and its change with their errors; a dash for what was not judged."""
+    forms = zip(TASK, (".3f", ".3f", "+.3f", ".3f"), strict=True)
+    return ["-" if found[name] != found[name] else f"{found[name]:{form}}" for name, form in forms]

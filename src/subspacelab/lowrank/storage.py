@@ -128,8 +128,9 @@ def measure_storage(
             ids = features.index["dataset_id"][batch].tolist()
             for stored in _stored(x, evaluation, by_rank, full):
                 cosine, error = _near(x, stored.tokens)
-                asked = judge is not None and stored.format in judged
-                ious = judge.ious(batch, stored.tokens) if asked else torch.full((len(batch),), torch.nan)
+                ious = torch.full((len(batch),), torch.nan)
+                if judge is not None and stored.format in judged:
+                    ious = judge.ious(batch, stored.tokens)
                 values = {"cosine": cosine, "relative_error": error, "task_iou": ious}
                 table = {"dataset_id": ids} | {name: value.tolist() for name, value in values.items()}
                 found.append(pd.DataFrame({key: getattr(stored, key) for key in KEYS} | table))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,29 +12,29 @@ from matplotlib.lines import Line2D
 from subspacelab.lowrank.comparison import Comparison
 from subspacelab.lowrank.plots import COMPARISON, colour_of, draw_comparison, look_of
 from subspacelab.lowrank.storage import COMPUTED, FORMATS, X
-from subspacelab.plotting.figures import COLOURS, GREY, MARKERS, open_figure, say
+from subspacelab.plotting.figures import GREY, MARKERS, open_figure, say
 
-COSINE_TICKS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
-MARKER_OF = dict(zip(FORMATS, MARKERS, strict=False))
+HIGHEST = 0.9999
+"""A cosine that is drawn; what is nearer stands there too."""
+COSINE_TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+MARKER_OF: dict[object, str] = dict(zip(FORMATS, MARKERS, strict=False))
 NETWORK_MARKERS = ("*", "s", "^", "D", "v")
 """Of methods that have one rank."""
-X_COLOUR = COLOURS[3]
+X_COLOUR = "#b00020"
 
 
 def draw_task(path: Path | None, comparison: Comparison) -> Figure:
     """Cosine and IoU over the rank, as computed; methods of one rank are points.
 
-    Bars: standard error of the paired difference to X itself, whose IoU is the dotted line.
+    Bars: standard error of the paired difference to X itself, the dotted line.
     """
     table = comparison.storage[comparison.storage["format"] == COMPUTED]
-    with open_figure(path, (9.5, 4)) as figure:
+    with open_figure(path, (11, 4)) as figure:
         left, right = figure.subplots(1, 2)
         _draw_over_rank(left, table, "cosine", None)
         left.set_ylabel("cosine of X and its approximation")
-        left.legend()
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
         if comparison.metrics["task"]:
-            whole = table[table["method"] == X]["task_iou"].iloc[0]
-            right.axhline(whole, color=GREY, linestyle=":", label="X itself")
             _draw_over_rank(right, table, "task_iou", "task_change_se")
             right.set_ylabel("IoU of the box found by the approximation")
         else:
@@ -42,17 +43,21 @@ def draw_task(path: Path | None, comparison: Comparison) -> Figure:
 
 
 def _draw_over_rank(axes: Axes, table: pd.DataFrame, measure: str, error: str | None) -> None:
-    markers = iter(NETWORK_MARKERS)
-    for name, rows in table[table["method"] != X].groupby("method", sort=False):
-        point = len(rows) == 1
-        marker = next(markers, "o") if point else "o"
-        bars = None if error is None else rows[error]
-        look = look_of(str(name)) | ({"linestyle": "", "markersize": 8} if point else {})
-        axes.errorbar(rows["rank"], rows[measure], bars, marker=marker, capsize=2, label=str(name), **look)
+    full, others = table[table["method"] == X], table[table["method"] != X]
+    singles = 0
+    for name, rows in others.groupby("method", sort=False):
+        look: dict[str, Any] = look_of(str(name)) | {"marker": "o", "capsize": 2, "elinewidth": 1}
+        ranks = rows["rank"]
+        if len(rows) == 1:  # side by side, or they hide one another
+            look |= {"marker": NETWORK_MARKERS[singles % len(NETWORK_MARKERS)], "linestyle": "", "markersize": 7}
+            singles += 1
+            ranks = ranks * 1.06**singles
+        axes.errorbar(ranks, rows[measure], None if error is None else rows[error], label=str(name), **look)
+    axes.plot(full["rank"], full[measure], color=X_COLOUR, marker="P", linestyle="", label="X itself")
+    axes.axhline(full[measure].iloc[0], color=X_COLOUR, linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
-    ranks = sorted(set(table[table["method"] != X]["rank"]))
-    axes.set_xticks(ranks, [str(rank) for rank in ranks])
-    axes.set_xlabel(f"rank r of {table[table['method'] == X]['rank'].iloc[0]}")
+    axes.set_xticks(ticks := sorted(set(table["rank"])), [str(rank) for rank in ticks])
+    axes.set_xlabel(f"rank r of {full['rank'].iloc[0]}; methods of one rank side by side, right of it")
 
 
 def draw_rates(path: Path | None, comparison: Comparison) -> Figure:
@@ -70,17 +75,26 @@ def draw_rates(path: Path | None, comparison: Comparison) -> Figure:
 
 def _draw_rates(axes: Axes, table: pd.DataFrame, measure: str, front: str) -> None:
     for (name, format), rows in table.groupby(["method", "format"], sort=False):
-        look = {"color": _colour(name), "marker": MARKER_OF[format], "markersize": 5, "linewidth": 0.7, "alpha": 0.8}
-        axes.plot(rows["bytes_per_picture"] / 1000, rows[measure], **look)
+        look: dict[str, Any] = {
+            "color": _colour(name),
+            "marker": MARKER_OF[format],
+            "markersize": 5,
+            "linewidth": 0.7,
+            "alpha": 0.8,
+        }
+        axes.plot(rows["bytes_per_picture"] / 1000, rows[measure].clip(upper=HIGHEST), **look)
     best = table[table[front]].sort_values("bytes_per_picture")
-    axes.plot(best["bytes_per_picture"] / 1000, best[measure], color="black", linestyle="--", linewidth=1, zorder=1)
+    y = best[measure].clip(upper=HIGHEST)
+    line: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1, "zorder": 1, "drawstyle": "steps-post"}
+    axes.plot(best["bytes_per_picture"] / 1000, y, **line)
     axes.set_xscale("log")
     axes.set_xlabel("kB per picture")
-    if measure == "cosine" and table[measure].between(0, 1, inclusive="neither").all():
+    if measure == "cosine" and (table[measure] > 0).all():
         axes.set_yscale("logit")  # 0.99 and 0.999 differ as 0.9 and 0.99 do
         axes.set_yticks(COSINE_TICKS, [f"{tick:g}" for tick in COSINE_TICKS], minor=False)
         axes.set_yticks([], minor=True)
-        axes.set_ylim(table[measure].min() * 0.9, 1 - (1 - table[measure].max()) / 2)
+        axes.set_yticks([HIGHEST], [f"≥ {HIGHEST:g}"], minor=True)
+        axes.set_ylim(min(0.9 * table[measure].min(), 0.5), 1 - (1 - HIGHEST) / 2)
 
 
 def _keys(table: pd.DataFrame) -> Iterator[Line2D]:

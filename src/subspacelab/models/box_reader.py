@@ -88,8 +88,8 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 class BoxReader:
     """The language model of a checkpoint, and how it is asked for a box; its vision tower is not kept."""
 
-    language_model: nn.Module
-    """Blocks and embedding."""
+    language_model: Any
+    """Blocks and embedding, a module of transformers."""
     head: nn.Module
     """Hidden states to logits."""
     answers: LocationAnswers | ChatAnswers
@@ -116,8 +116,8 @@ class BoxReader:
             by_length[len(ids)].append(row)
         boxes = torch.zeros(len(prompts), 4)
         for rows in by_length.values():
-            ids, start = torch.tensor([prompts[row][0] for row in rows]), prompts[rows[0]][1]
-            for row, answer in zip(rows, self._answer(ids, pictures[rows], start).tolist(), strict=True):
+            asked, start = torch.tensor([prompts[row][0] for row in rows]), prompts[rows[0]][1]
+            for row, answer in zip(rows, self._answer(asked, pictures[rows], start).tolist(), strict=True):
                 end = next((i for i, token in enumerate(answer) if token in self.answers.ends), len(answer))
                 boxes[row] = self.answers.box(answer[:end], size)
         return boxes

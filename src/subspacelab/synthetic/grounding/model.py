@@ -14,6 +14,10 @@ from subspacelab.core.settings import Count, Positive, settings
 from subspacelab.data.boxes import NUM_BINS, bins_box
 from subspacelab.data.pictures import MERGED_PIXELS, patchify
 from subspacelab.models.qwen_vl import (
+    BOX_START,
+    IMAGE_PAD,
+    VISION_END,
+    VISION_START,
     QwenVLSizes,
     build_qwen_vl,
     load_qwen_vl,
@@ -22,16 +26,7 @@ from subspacelab.models.qwen_vl import (
     save_qwen_vl,
     vision_tokens,
 )
-from subspacelab.synthetic.grounding.tokenizer import (
-    BOX_START,
-    IMAGE_PAD,
-    VIDEO_PAD,
-    VISION_END,
-    VISION_START,
-    DemoTokenizer,
-    read_tokenizer,
-    write_tokenizer,
-)
+from subspacelab.synthetic.grounding.tokenizer import VIDEO_PAD, DemoTokenizer, read_tokenizer, write_tokenizer
 from subspacelab.training.fit import Training
 
 
