@@ -1,11 +1,13 @@
 """Stage `compare_lowrank`: compares networks with the SVD, controls and their untrained start, on the test pictures.
 
-In: data/features, data/lowrank/results/<arch>. Out: reports/lowrank (comparison.csv, details.json, metrics.json,
-svd_nn_comparison.png). Time: about 20 s on 2 cores for the demo.
+In: data/features, data/lowrank/results/<arch>; data/checkpoints/base and data/scenes (or the study's own pictures),
+which judge by the task. Out: reports/lowrank (comparison.csv, rate_distortion.csv, details.json, metrics.json,
+svd_nn_comparison.png, task_iou.png, rate_distortion.png). Time: about 80 s on 2 cores for the demo.
 """
 
 import _checkout  # noqa: F401, I001  (first: the code of this checkout)
 
+from dataclasses import asdict
 from pathlib import Path
 
 from subspacelab.core.files import write_json
@@ -15,7 +17,7 @@ from subspacelab.lowrank.config import CompareLowrankConfig
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.display import print_comparison
 from subspacelab.lowrank.logging import track_comparison
-from subspacelab.lowrank.plots import COMPARISON, draw_comparison
+from subspacelab.lowrank.storage_plots import draw_pictures
 from subspacelab.pipeline.stage import open_stage
 from subspacelab.plotting.terminal import progress_bar
 
@@ -26,19 +28,16 @@ OUT = Path("reports/lowrank")
 
 def main() -> None:
     with open_stage("compare_lowrank", CompareLowrankConfig, experiment="lowrank") as stage:
-        s = stage.params
         comparison = compare(
             Features(FEATURES),
             RESULTS,
             rank=stage.rank,
-            raw_inputs=s.raw_inputs,
-            device=s.device,
             progress=progress_bar,
+            **asdict(stage.params),
         )
         comparison.save(OUT, metrics="details.json")
         write_json(OUT / "metrics.json", comparison.headline)
-        draw_comparison(OUT / COMPARISON, comparison)
-        track_comparison(comparison, OUT, OUT / COMPARISON, stage.tracker)
+        track_comparison(comparison, OUT, draw_pictures(OUT, comparison), stage.tracker)
     print_comparison(comparison)
 
 

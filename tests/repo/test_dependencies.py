@@ -14,7 +14,17 @@ from subspacelab.tracking.dvc_files import dependency_files, md5_file
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 LOCK = YAML(typ="safe").load(ROOT / "dvc.lock")["stages"]
-NEUTRAL_FILES = {"commands", "display", "flags", "logging", "mlflow_model", "plots", "audit_plots", "judge_plots"}
+NEUTRAL_FILES = {
+    "commands",
+    "display",
+    "flags",
+    "logging",
+    "mlflow_model",
+    "plots",
+    "audit_plots",
+    "judge_plots",
+    "storage_plots",
+}
 """What prints, tracks, helps and draws, in any study; .dvcignore takes them out of the folders."""
 NEUTRAL = {"cli", "commands", "pipeline", "plotting", "tracking"}
 """Of pipeline/: seed and threads are set by core, and parameters DVC compares by their values."""
@@ -22,7 +32,8 @@ DRAWING = {
     **dict.fromkeys(("checkpoint_base", "checkpoint_rl_stage1", "checkpoint_rl_stage2"), "synthetic/grounding/plots"),
     "compare_rotations": "rotation/plots",
     "judge_updates": "rotation/judge_plots",
-    **dict.fromkeys(("train_lowrank", "continue_lowrank", "compare_lowrank", "visualize_lowrank"), "lowrank/plots"),
+    **dict.fromkeys(("train_lowrank", "continue_lowrank", "visualize_lowrank"), "lowrank/plots"),
+    "compare_lowrank": "lowrank/plots lowrank/storage_plots",
     "compare_stats": "nullspace/plots",
     "analyze_norms": "norms/plots",
 }
@@ -64,7 +75,7 @@ def wanted_sources(stage: str, graph: grimp.ImportGraph) -> set[str]:
     script = f"pipelines/{stage}.py"
     wanted = {script, *filter(None, map(dependency, imported_by(ROOT / script, graph)))}
     if stage in DRAWING:
-        wanted |= {f"src/subspacelab/{DRAWING[stage]}.py", "src/subspacelab/plotting/figures.py"}
+        wanted |= {f"src/subspacelab/{name}.py" for name in ("plotting/figures", *DRAWING[stage].split())}
     return wanted
 
 

@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from subspacelab.core.devices import choose_device, float64_place
 from subspacelab.linalg.subspaces import random_orthonormal
-from subspacelab.linalg.token_svd import project, sketch_basis, token_svd
-from subspacelab.lowrank.architectures import LowRankNet, build_model, canonical_arch
+from subspacelab.linalg.token_svd import TokenSVD, sketch_basis, token_svd
+from subspacelab.lowrank.architectures import Factors, LowRankNet, build_model, canonical_arch
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.preparation import Normalisation, feature_statistics
 from subspacelab.lowrank.state import LowRankModel, load_model
 
 Approximate = Callable[[Float[Tensor, "batch tokens dim"]], Float[Tensor, "batch tokens dim"]]
+Factorise = Callable[[Float[Tensor, "batch tokens dim"]], Factors]
 SVD, PCA_SKETCH, RANDOM_SKETCH = "SVD", "PCA sketch", "random sketch"
 PCA_BASIS, RANDOM_BASIS = "PCA basis", "random basis"
 CONTROLS = (PCA_SKETCH, RANDOM_SKETCH, PCA_BASIS, RANDOM_BASIS)
@@ -131,25 +132,46 @@ def num_power_steps(models: Mapping[str, LowRankModel]) -> int:
     return models.get("Sketch", next(iter(models.values()))).network.spec.power_steps
 
 
-def approximations(
-    models: Mapping[str, LowRankModel], basis: Float[Tensor, "dim k"], rank: int, seed: int
-) -> dict[str, Approximate]:
-    """Method to approximation of normalised features at `rank`: SVD in float64, the models, and four controls.
+def factorisations(
+    models: Mapping[str, LowRankModel],
+    basis: Float[Tensor, "dim k"],
+    rank: int,
+    seed: int,
+    svd: Callable[[Tensor], TokenSVD] = token_svd,
+) -> dict[str, Factorise]:
+    """Method to A and B of normalised features at `rank`: SVD by `svd`, the models, and four controls.
 
     `PCA sketch`: the Sketch with Omega at the leading columns of `basis`, where its training starts by default;
-    `random sketch`: with a Gaussian Omega. `PCA basis`, `random basis`: X V V^T with one V for all pictures, from
-    `basis` or uniform; a random one keeps rank/dim of the energy on average, a cosine of about sqrt(rank/dim).
-    Controls compute in the precision of X, as the networks do.
+    `random sketch`: with a Gaussian Omega. `PCA basis`, `random basis`: B = V^T, one for all pictures, from `basis` or
+    uniform; a random one keeps rank/dim of the energy on average, a cosine of about sqrt(rank/dim).
+    Controls compute in the precision of X, as the networks do; `token_svd` in float64.
     """
     leading, steps = basis[:, :rank], num_power_steps(models)
     omega, haar = (draw(basis.shape[0], rank, seed).to(basis.device) for draw in (random_omega, random_basis))
-    found: dict[str, Approximate] = {SVD: lambda x: project(x, token_svd(x).U[..., :rank])}
+    found: dict[str, Factorise] = {SVD: lambda x: _on(svd(x).U[..., :rank], x)}
+    for name, trained in models.items():
+        found[name] = lambda x, model=trained.network: Factors(*model(x)[:2])  # type: ignore[misc]
+    for name, start in {PCA_SKETCH: leading, RANDOM_SKETCH: omega}.items():
+        found[name] = lambda x, start=start: _on(sketch_basis(x, start.to(x.dtype), steps), x)  # type: ignore[misc]
+    for name, v in {PCA_BASIS: leading, RANDOM_BASIS: haar}.items():
+        found[name] = lambda x, v=v: Factors(x @ v.to(x.dtype), v.to(x.dtype).T)  # type: ignore[misc]
+    return found
+
+
+def _on(q: Float[Tensor, "batch tokens rank"], x: Float[Tensor, "batch tokens dim"]) -> Factors:
+    """X projected on orthonormal columns, in their dtype."""
+    return Factors(q, q.mT @ x.to(q.dtype))
+
+
+def approximations(
+    models: Mapping[str, LowRankModel], basis: Float[Tensor, "dim k"], rank: int, seed: int
+) -> dict[str, Approximate]:
+    """Method to A B of `factorisations`; of a network that refines, what it makes of that."""
+    found: dict[str, Approximate] = {}
+    for name, factorise in factorisations(models, basis, rank, seed).items():
+        found[name] = lambda x, factorise=factorise: torch.matmul(*factorise(x))  # type: ignore[misc]
     for name, trained in models.items():
         found[name] = lambda x, model=trained.network: model(x)[2]  # type: ignore[misc]
-    for name, start in {PCA_SKETCH: leading, RANDOM_SKETCH: omega}.items():
-        found[name] = lambda x, start=start: project(x, sketch_basis(x, start.to(x.dtype), steps))  # type: ignore[misc]
-    for name, v in {PCA_BASIS: leading, RANDOM_BASIS: haar}.items():
-        found[name] = lambda x, v=v: x @ v.to(x.dtype) @ v.to(x.dtype).T  # type: ignore[misc]
     return found
 
 

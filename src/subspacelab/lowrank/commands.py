@@ -139,7 +139,8 @@ def compare(
     """SVD, trained networks and controls that are not trained, on the test pictures: similarity, cost, best epoch.
 
     Controls: a sketch and one basis for all pictures, each from the training pictures' PCA and at random; and every
-    network as it was before training. Writes comparison.csv, metrics.json and svd_nn_comparison.png.
+    network as it was before training. Then what is read back of stored factors: bytes against cosine, and with
+    --judge against the IoU of its language model. Writes comparison.csv, rate_distortion.csv, metrics.json, pictures.
     """
     from subspacelab.core.ownership import report_folder
     from subspacelab.lowrank.comparison import TABLES
@@ -147,23 +148,24 @@ def compare(
     from subspacelab.lowrank.display import print_comparison
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
-    from subspacelab.lowrank.plots import COMPARISON, draw_comparison
+    from subspacelab.lowrank.storage_plots import PICTURES, draw_pictures
     from subspacelab.plotting.terminal import progress_bar
     from subspacelab.tracking import open_run
 
     where, s = output_dir or results_dir / "comparison", settings
     params = {"features": features, "arch": arch, "rank": rank, "results_dir": results_dir} | asdict(s)
-    job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=s.raw_inputs)
+    told: dict[str, object] = {"judge": _seen(where, s.judge), "images": _seen(where, s.images), "ranks": s.ranks}
+    told |= {"judge_size": s.judge_size, "judged_formats": s.judged_formats}
+    job = _job(where, features, results_dir, arch, rank=rank, raw_inputs=s.raw_inputs, **told)
     with open_run(
         "lowrank", f"compare r{rank}", params=params, inputs=[features, results_dir], enabled=track
     ) as tracker:
         cached = Features(features)
         _require_apart(where, features, results_dir)
-        with report_folder(where, "lowrank compare", job, (*TABLES, COMPARISON)) as folder:
+        with report_folder(where, "lowrank compare", job, (*TABLES, *PICTURES)) as folder:
             result = run(cached, results_dir, archs=arch or (), rank=rank, progress=progress_bar, **asdict(s))
             result.save(folder)
-            draw_comparison(folder / COMPARISON, result)
-            track_comparison(result, folder, folder / COMPARISON, tracker)
+            track_comparison(result, folder, draw_pictures(folder, result), tracker)
     print_comparison(result)
 
 
@@ -217,6 +219,13 @@ def _job(
     places = {"features": features, "results_dir": results_dir}
     seen = {name: seen_from(where, place) for name, place in places.items()}
     return {**seen, "arch": [canonical_arch(name) for name in archs or ()], **settings}
+
+
+def _seen(where: Path, reference: str | None) -> str | None:
+    """A reference to a place on this disk as seen from the report; any other as it is typed."""
+    from subspacelab.core.files import seen_from
+
+    return seen_from(where, Path(reference)) if reference and Path(reference).exists() else reference
 
 
 def _require_apart(where: Path, features: Path, results_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The networks against the SVD, against controls, and against what they were before training, on the test pictures."""
+"""The networks against the SVD, controls and their own start, on the test pictures: similarity, task, bytes, cost."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,7 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -27,15 +28,19 @@ from subspacelab.lowrank.baselines import (
     train_basis,
     untrained,
 )
+from subspacelab.lowrank.config import RANKS
 from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.judging import open_judge
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import Normalisation, batches_of, read_batches
+from subspacelab.lowrank.storage import COMPUTED, FORMATS, KEYS, TASK, X, measure_storage, summarise_storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH = 16
-TABLES = ("comparison.csv", "metrics.json")
+IMAGES, STORAGE = "comparison.csv", "rate_distortion.csv"
+TABLES = (IMAGES, "metrics.json", STORAGE)
 """What `Comparison.save` writes."""
 MEASURES = (
     "cosine",
@@ -56,27 +61,29 @@ class Comparison:
     """What `compare` found."""
 
     images: pd.DataFrame
-    """One row per method and test picture: method, dataset_id, MEASURES, and CHANGE, the cosine less that of the same
-    network before training (of networks alone). `share_of_svd` is cosine / cosine of the SVD, `residual_over_svd`
+    """One row per method and test picture: method, dataset_id, MEASURES, CHANGE, the cosine less that of the same
+    network before training (of networks alone), and with a judge `task_iou`, that of the box which its language model
+    finds by these tokens, and `task_change`, the same less that by X itself.
+    `share_of_svd` is cosine / cosine of the SVD, `residual_over_svd`
     ||X - Y||_F^2 / ||X - X_r||_F^2, without a value where the SVD is exact but for rounding."""
     metrics: dict[str, Any]
     """What was compared; mean and std over the pictures of each measure by method (of ratios the mean of the pictures'
-    own); `training` by network: best epoch, mean CHANGE and its standard error over the pictures; flops_per_picture;
+    own); `training` by network: best epoch, mean CHANGE and its standard error over the pictures; `task` by method, and
+    for X itself: mean task_iou, task_change and their standard errors, nothing without a judge; flops_per_picture;
     best_network, of the least validation MSE of those that read no test picture (all but the Sketch), if any."""
+    storage: pd.DataFrame
+    """One row per method, rank and format in which its factors are stored: see `summarise_storage`."""
     milliseconds: dict[str, float]
     """Of a picture by method, the median over the batches of this run; in no file, since no two runs agree."""
 
     @property
     def headline(self) -> dict[str, float]:
-        """Cosine of the SVD, the Sketch and the best network, and of the latter two as they were before training."""
-        cosines = {name: measures["cosine"]["mean"] for name, measures in self.metrics["methods"].items()}
-        trained = {"Sketch": "Sketch"} | ({"network": best} if (best := self.metrics["best_network"]) else {})
-        found = {"cosine_SVD": cosines[SVD]}
-        for label, name in trained.items():
-            if name in self.metrics["training"]:
-                change = self.metrics["training"][name][CHANGE]
-                found |= {f"cosine_{label}": cosines[name], f"cosine_{label}_untrained": cosines[name] - change}
-        return found
+        """Cosine of the SVD, the Sketch and the best network, and with a judge what IoU changes by SVD and network."""
+        methods, task = self.metrics["methods"], self.metrics["task"]
+        named = {"SVD": SVD, "Sketch": "Sketch", "network": self.metrics["best_network"]}
+        found = {f"cosine_{label}": methods[name]["cosine"]["mean"] for label, name in named.items() if name in methods}
+        judged = {label: name for label, name in named.items() if name in task and label != "Sketch"}
+        return found | {f"task_change_{label}": task[name]["task_change"] for label, name in judged.items()}
 
     @property
     def table(self) -> pd.DataFrame:
@@ -85,32 +92,45 @@ class Comparison:
         for name, measures in self.metrics["methods"].items():
             moments = {f"{m}_{part}": value for m, found in measures.items() for part, value in found.items()}
             cost = {"flops_per_picture": self.metrics["flops_per_picture"][name], "ms": self.milliseconds.get(name)}
-            rows.append({"method": name} | moments | cost | self.metrics["training"].get(name, {}))
+            changes = self.metrics["training"].get(name, {}) | self.metrics["task"].get(name, {})
+            rows.append({"method": name} | moments | cost | changes)
         return pd.DataFrame(rows)
 
+    def best_storage(self, budget: int, by: str = "cosine") -> "pd.Series[Any]":
+        """The row of `storage` with the most of a measure that takes at most `budget` bytes per picture.
+
+        ValueError for a budget that not even the smallest fits into.
+        """
+        fits = self.storage[self.storage["bytes_per_picture"] <= budget]
+        if fits.empty:
+            raise ValueError(f"budget: {budget} bytes, the smallest takes {self.storage['bytes_per_picture'].min()}")
+        return fits.sort_values(by, kind="stable").iloc[-1]
+
     def plot(self, kind: str = "similarity") -> "Figure":
-        """A matplotlib Figure: "similarity"; SettingError for others."""
-        from subspacelab.lowrank.plots import KINDS
+        """A matplotlib Figure: "similarity", "task" or "rate_distortion"; SettingError for others."""
+        from subspacelab.lowrank.storage_plots import KINDS
         from subspacelab.plotting.figures import draw_kind
 
         return draw_kind(KINDS, kind, self)
 
     def save(self, folder: Path | str, *, metrics: str = "metrics.json") -> None:
-        """Writes comparison.csv and, under its name, `metrics`; they replace those of an earlier comparison.
+        """Writes comparison.csv, rate_distortion.csv and, under its name, `metrics`, in the place of earlier ones.
 
         ValueError for other files of these names.
         """
         folder = Path(folder)
-        for name, read in (("comparison.csv", _read_images), (metrics, _read_metrics)):
+        for name, read in ((IMAGES, _read_images), (STORAGE, _read_storage), (metrics, _read_metrics)):
             if os.path.lexists(folder / name):
                 read(folder / name)
-        write_csv(folder / "comparison.csv", self.images)
+        write_csv(folder / IMAGES, self.images)
+        write_csv(folder / STORAGE, self.storage)
         write_json(folder / metrics, self.metrics)
 
     @classmethod
     def load(cls, folder: Path | str, *, metrics: str = "metrics.json") -> "Comparison":
         """What `save` wrote; milliseconds, which no two runs agree on, are in no file. ValueError for anything else."""
-        return cls(_read_images(Path(folder) / "comparison.csv"), _read_metrics(Path(folder) / metrics), {})
+        folder = Path(folder)
+        return cls(_read_images(folder / IMAGES), _read_metrics(folder / metrics), _read_storage(folder / STORAGE), {})
 
 
 @torch.no_grad()
@@ -121,6 +141,11 @@ def compare(
     archs: Sequence[str] = (),
     rank: int | None = None,
     raw_inputs: bool = False,
+    judge: Path | str | None = None,
+    images: Path | str | None = None,
+    judge_size: int | None = None,
+    judged_formats: Sequence[str] | None = None,
+    ranks: Sequence[int] | None = None,
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Comparison:
@@ -129,7 +154,10 @@ def compare(
     `models`: a trained network or several, or the results folder that holds them. `rank` is theirs.
 
     `raw_inputs` is an ablation: networks are given, and everything is compared on, raw features, whatever they were
-    trained on.
+    trained on. `judge`: a checkpoint whose language model reads the approximated tokens in the place of its own, and is
+    asked the questions of `images`, the parquet data set with boxes that the features are of; `judge_size`: pixels
+    per side that it was trained at, if less than theirs; `judged_formats`: of storage, whose IoU is measured. `ranks`:
+    at which the SVD and two controls are stored and judged beside that of the networks.
     """
     evaluation = open_evaluation(features, models, archs, rank, device)
     rank = evaluation.rank
@@ -138,9 +166,15 @@ def compare(
     if raw_inputs:
         evaluation = replace(evaluation, normalisation=Normalisation())
         basis = train_basis(features, evaluation)
-    images, milliseconds = _measure(features, evaluation, basis, starts, progress)
-    meta = features.meta
-    by_method = {name: images[images["method"] == name] for name in images["method"].unique()}
+    judging = (features, evaluation.rows, evaluation.normalisation)
+    opened = None if judge is None else open_judge(*judging, judge, images, judge_size, evaluation.device)
+    table, milliseconds = _measure(features, evaluation, basis, starts, progress)
+    asked = (ranks or RANKS, opened, judged_formats or FORMATS)
+    stored = measure_storage(features, evaluation, basis, *asked, progress)
+    storage, meta = summarise_storage(stored), features.meta
+    if opened is not None:
+        _add_task(table, stored, rank)
+    by_method = {name: table[table["method"] == name] for name in table["method"].unique()}
     metrics: dict[str, Any] = {
         "rank": rank,
         "full_rank": meta.full_rank,
@@ -152,11 +186,27 @@ def compare(
             name: {"best_epoch": trained.epoch} | _paired(by_method[name][CHANGE])
             for name, trained in evaluation.models.items()
         },
+        "task": {} if opened is None else _task_of(storage, rank),
         "flops_per_picture": flops_per_picture(evaluation.models, rank, meta.tokens, meta.dim),
     }
     networks = {name: trained.val_mse for name, trained in evaluation.models.items() if name != "Sketch"}
     metrics["best_network"] = min(networks, key=networks.__getitem__, default=None)
-    return Comparison(images, metrics, milliseconds)
+    return Comparison(table, metrics, storage, milliseconds)
+
+
+def _add_task(images: pd.DataFrame, stored: pd.DataFrame, rank: int) -> None:
+    """Each picture's IoU by method, as computed at the networks' rank, and its difference to that by X itself."""
+    computed = stored[stored["format"] == COMPUTED]
+    whole = computed[computed["method"] == X]["task_iou"].to_numpy()
+    for name in images["method"].unique():
+        ious = computed[(computed["method"] == name) & (computed["rank"] == rank)]["task_iou"].to_numpy()
+        images.loc[images["method"] == name, ["task_iou", "task_change"]] = np.stack([ious, ious - whole], 1)
+
+
+def _task_of(storage: pd.DataFrame, rank: int) -> dict[str, dict[str, float]]:
+    """TASK by method, as computed at the networks' rank, and of X itself."""
+    computed = storage[(storage["format"] == COMPUTED) & storage["rank"].eq(rank).where(storage["method"] != X, True)]
+    return {row["method"]: {name: row[name] for name in TASK} for row in computed.to_dict("records")}
 
 
 def _measure(
@@ -223,10 +273,19 @@ def _read_images(path: Path) -> pd.DataFrame:
     return found
 
 
+def _read_storage(path: Path) -> pd.DataFrame:
+    try:
+        found = pd.read_csv(path)
+        _require({*KEYS, *TASK, "cosine"}, found)
+    except (OSError, ValueError) as e:
+        raise _no_comparison(path, e) from e
+    return found
+
+
 def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = read_json(path)
-        _require({"methods", "training", "flops_per_picture"}, found)
+        _require({"methods", "training", "task", "flops_per_picture"}, found)
     except (OSError, ValueError, TypeError) as e:
         raise _no_comparison(path, e) from e
     return found

@@ -9,6 +9,10 @@ from subspacelab.core.settings import Count, Natural, NotNegative, Positive, set
 
 PowerSteps = Annotated[int, Field(ge=0, le=1000)]
 """More cost time and nothing else: what a sketch finds has converged after some dozens."""
+Format = Literal["float32", "float16", "bfloat16", "int8", "int4", "pruned"]
+"""In which A and B are stored; float32 is as they are computed."""
+RANKS = (8, 16, 32, 64, 128, 256)
+"""Of the curves over the rank."""
 
 
 @settings
@@ -102,6 +106,17 @@ class CompareLowrankConfig:
 
     raw_inputs: bool = False
     """Ablation: compare on raw features, whatever the networks were trained on."""
+    judge: str | None = None
+    """A Qwen2.5-VL whose language model reads the approximated tokens: their IoU is measured; none by default."""
+    images: str | None = None
+    """What the judge is asked: the parquet data set with questions and boxes that was cached."""
+    judge_size: Count | None = None
+    """Pixels per side that the judge was trained at, if less than those of the features: the positions of their tokens
+    are interpolated (arXiv 2306.15595)."""
+    judged_formats: list[Format] | None = None
+    """Formats of storage whose IoU is measured, beside float32; all by default. The cosine is measured in all."""
+    ranks: list[Count] | None = None
+    """At which SVD and controls are stored and judged, beside that of the networks; 8, 16, ... 256 by default."""
     device: str = "auto"
     """auto, cpu, cuda or mps; mps means the CPU, for the SVD needs float64."""
 

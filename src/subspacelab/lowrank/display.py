@@ -1,6 +1,8 @@
 """What the commands of lowrank tell the person at the terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -9,6 +11,7 @@ from subspacelab.core.errors import printable
 from subspacelab.data.pictures import describe_skipped, skipped_files
 from subspacelab.lowrank.comparison import BATCH, CHANGE, Comparison
 from subspacelab.lowrank.extraction import Cached, Throughput
+from subspacelab.lowrank.storage import TASK
 from subspacelab.lowrank.training import TrainingResult
 from subspacelab.plotting.terminal import print_table, show_number
 
@@ -107,3 +110,38 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         "of the same network before training; +- its standard error over the pictures, of this one training.",
         markup=False,
     )
+    print_storage(comparison, console)
+
+
+def print_storage(comparison: Comparison, console: Console) -> None:
+    """Prints what the judge found by each method, and the best rank and format for each number of bytes."""
+    metrics, storage = comparison.metrics, comparison.storage
+    if metrics["task"]:
+        rows = [[name, *_judged(found)] for name, found in metrics["task"].items()]
+        print_table(
+            f"Task at rank {metrics['rank']} of {metrics['full_rank']}: a box, found by reading the approximation",
+            ["method", "IoU", "+-", "change to X itself", "+-"],
+            rows,
+            console=console,
+        )
+        console.print("+-: standard error over the pictures; the change is paired.", markup=False)
+    front = storage[storage["on_front"]].sort_values("bytes_per_picture")
+    rows = [
+        [f"{r['bytes_per_picture'] / 1000:.1f}", r["method"], str(r["rank"]), r["format"], f"{r['cosine']:.4f}"]
+        + (_judged(r) if metrics["task"] else [])
+        for r in front.to_dict("records")
+    ]
+    print_table(
+        "What to store for a budget: nothing of fewer bytes has a higher cosine",
+        ["kB per picture", "method", "rank", "format", "cosine"]
+        + (["IoU", "+-", "change to X itself", "+-"] if metrics["task"] else []),
+        rows,
+        console=console,
+    )
+    console.print("X: the tokens themselves. The B of a basis is shared by all pictures and not counted.", markup=False)
+
+
+def _judged(found: Mapping[Any, Any]) -> list[str]:
+    """IoU and its change with their errors; a dash for what was not judged."""
+    forms = zip(TASK, (".3f", ".3f", "+.3f", ".3f"), strict=True)
+    return ["-" if found[name] != found[name] else f"{found[name]:{form}}" for name, form in forms]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from subspacelab.tracking.protocol import Tracker
 
 
-def track_comparison(comparison: Comparison, folder: Path, picture: Path, tracker: "Tracker") -> None:
-    """Records mean and deviation of every measure, the headline, the table and the picture.
+def track_comparison(comparison: Comparison, folder: Path, pictures: Sequence[Path], tracker: "Tracker") -> None:
+    """Records mean and deviation of every measure, the headline, the tables and the pictures.
 
     Also the cost of a picture, in operations and in milliseconds of this run, and what training changed. `folder` is
     where the comparison was saved.
@@ -37,11 +37,13 @@ def track_comparison(comparison: Comparison, folder: Path, picture: Path, tracke
         tracker.log_metrics({f"{measure}/{key}": value["mean"] for measure, value in measures.items()})
         tracker.log_metrics({f"{measure}_std/{key}": value["std"] for measure, value in measures.items()})
         cost = {"flops": metrics["flops_per_picture"][name], "milliseconds": comparison.milliseconds[name]}
-        training = metrics["training"].get(name, {})
+        training = metrics["training"].get(name, {}) | metrics["task"].get(name, {})
         tracker.log_metrics({f"{measure}/{key}": value for measure, value in (cost | training).items()})
     tracker.log_headline(comparison.headline)
     tracker.log_table(comparison.images, "comparison")
-    tracker.log_artifact(picture, "pictures")
+    tracker.log_table(comparison.storage, "rate_distortion")
+    for picture in pictures:
+        tracker.log_artifact(picture, "pictures")
     for file in ("details.json", "metrics.json"):
         if (folder / file).is_file():
             tracker.log_artifact(folder / file, "tables")

@@ -77,10 +77,6 @@ def draw_comparison(path: Path | None, comparison: Comparison) -> Figure:
     return figure
 
 
-KINDS = {"similarity": draw_comparison}
-"""How each kind of picture of `Comparison.plot` is drawn."""
-
-
 def _draw_residuals(axes: Axes, by_method: Mapping[str, pd.DataFrame]) -> None:
     ratios = {name: table["residual_over_svd"].dropna() for name, table in by_method.items()}
     if not any(len(each) for each in ratios.values()):

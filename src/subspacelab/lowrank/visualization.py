@@ -21,6 +21,7 @@ from subspacelab.lowrank.baselines import (
     open_evaluation,
     train_basis,
 )
+from subspacelab.lowrank.config import RANKS
 from subspacelab.lowrank.features import CachedPicture, Features
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import batches_of, read_batches
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH = 16
-CURVE = (8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _rank_curves(
     features: Features, evaluation: Evaluation, basis: Float[Tensor, "dim k"]
 ) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
     """Mean cosine over the test pictures: SVD and controls at every rank, networks at theirs."""
-    ranks = [r for r in CURVE if r <= features.meta.full_rank] or [evaluation.rank]
+    ranks = [r for r in RANKS if r <= features.meta.full_rank] or [evaluation.rank]
     methods = {r: approximations(evaluation.models, basis, r, evaluation.seed) for r in ranks}
     sums: dict[str, dict[int, float]] = {name: dict.fromkeys(ranks, 0.0) for name in (SVD, *CONTROLS)}
     points = dict.fromkeys(evaluation.models, 0.0)

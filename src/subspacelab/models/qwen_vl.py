@@ -4,13 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
 from subspacelab.core.settings import Count, settings
+from subspacelab.data.boxes import NUM_BINS
+
+VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
+BOX_START = "<|box_start|>"
+LOCATIONS = tuple(f"<loc_{i}>" for i in range(NUM_BINS))
+"""Tokens of a model that answers with a corner's bins, x1, y1, x2, y2, rather than in words."""
 
 
 @settings
@@ -101,8 +107,22 @@ def vision_tokens(model: Any, batch: dict[str, Tensor]) -> Float[Tensor, "batch 
 
 
 def prompt_embeddings(
-    model: Any, input_ids: Int[Tensor, "batch length"], pictures: Float[Tensor, "batch tokens dim"]
+    model: Any, input_ids: Int[Tensor, "batch length"], pictures: Float[Tensor, "batch tokens dim"], start: int = 1
 ) -> Float[Tensor, "batch length dim"]:
-    """Text embeddings with the picture's tokens inserted directly after the first token."""
+    """Text embeddings with the picture's tokens inserted directly after the first `start` tokens."""
     text = model.get_input_embeddings()(input_ids)
-    return torch.cat([text[:, :1], pictures, text[:, 1 + pictures.shape[1] :]], dim=1)
+    return torch.cat([text[:, :start], pictures, text[:, start + pictures.shape[1] :]], dim=1)
+
+
+def prompt_positions(side: int, length: int, start: int = 1, span: int | None = None) -> Real[Tensor, "3 length"]:
+    """Multimodal rotary positions (time, row, column) of a prompt with one side x side picture after `start` tokens.
+
+    Text counts on from the largest position before it, as in Qwen2-VL (arXiv 2409.12191). With `length` larger than
+    the prompt the answer's positions follow. Rows and columns spread over `span` positions instead of their own number
+    where the model has learned no more (position interpolation, arXiv 2306.15595).
+    """
+    cell = torch.arange(side) if span is None else torch.arange(side) * (span / side)
+    rows, columns = cell.repeat_interleave(side), cell.repeat(side)
+    picture = torch.stack([torch.zeros_like(rows), rows, columns]) + start
+    before, after = torch.arange(start), torch.arange(length - start - side**2) + start + (span or side)
+    return torch.cat([before.expand(3, -1), picture, after.expand(3, -1)], dim=1)

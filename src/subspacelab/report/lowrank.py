@@ -1,4 +1,4 @@
-"""The page's section on lowrank: methods against the SVD, by picture, by rank and by cost."""
+"""The page's section on lowrank: methods against the SVD, by picture, rank, task, bytes and cost."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from subspacelab.lowrank.baselines import CONTROLS, SVD
+from subspacelab.lowrank.storage import COMPUTED, X
 from subspacelab.report.figures import Line, choosable, lines, whole_numbers
 from subspacelab.report.page import Figure, Headline, Section, Table
 from subspacelab.report.results import Results
@@ -26,6 +27,14 @@ MEASURES = {
 MAIN = ("cosine", "relative_error", "residual_over_svd")
 SMALL = 1e-4
 ABOUT_RANKS = "Networks are points at the rank they were trained for. No method can lie above the SVD."
+ABOUT_TASK = (
+    "The language model reads the approximation in the place of its own tokens. Bars: standard error of the paired "
+    "difference to the tokens themselves, X."
+)
+ABOUT_RATES = (
+    "Each line is a method in one format over the rank, which hovering names. Upper left is better. X: the tokens "
+    "themselves, not factorised. The B of the PCA basis is shared by all pictures and not counted."
+)
 ABOUT_COST = "Lower left is better. Operations of matrix products, QR and eigenvectors; a multiply-add is two."
 
 
@@ -38,6 +47,8 @@ class Details(BaseModel):
     num_images: int | None = None
     methods: dict[str, dict[str, dict[str, float | None]]] = {}
     flops_per_picture: dict[str, float] = {}
+    training: dict[str, dict[str, float | None]] = {}
+    task: dict[str, dict[str, float | None]] = {}
 
 
 class Epoch(BaseModel):
@@ -52,12 +63,17 @@ def section(results: Results) -> Section:
     metrics = results.metrics(FOLDER)
     details = results.json(f"{FOLDER}/details.json", Details) or Details()
     images = results.table(f"{FOLDER}/comparison.csv", text=("method", "dataset_id"), numbers=("cosine",))
+    stored = results.table(
+        f"{FOLDER}/rate_distortion.csv", text=("method", "format"), numbers=("rank", "bytes_per_picture", "cosine")
+    )
     curve = results.json(f"{FOLDER}/pictures/rank_curve.json", dict[str, dict[int, float]])
     blocks: list[Figure | Table] = []
     if curve:
         blocks.append(_rank_curve(curve))
     if details.methods and details.flops_per_picture:
         blocks.append(_cost(details))
+    if stored is not None and len(stored):
+        blocks += _storage(stored)
     if images is not None and len(images):
         blocks += _by_picture(images)
     blocks += _histories(results)
@@ -65,18 +81,30 @@ def section(results: Results) -> Section:
         blocks.append(_methods(details))
     if images is not None:
         blocks.append(Table("Every test picture", images, (), "cosine_change: since the start of the training.", True))
-    return Section("lowrank", QUESTION, _sentences(metrics, details), _headlines(metrics), blocks)
+    return Section("lowrank", QUESTION, _sentences(metrics, details), _headlines(metrics, details), blocks)
 
 
-def _headlines(metrics: dict[str, float]) -> list[Headline]:
+def _headlines(metrics: dict[str, float], details: Details) -> list[Headline]:
     known = {"SVD": "cosine, SVD", "Sketch": "cosine, Sketch", "network": "cosine, best network on single tokens"}
     found = []
     for name, words in known.items():
         if f"cosine_{name}" in metrics:
-            before = metrics.get(f"cosine_{name}_untrained")
-            beside = "the optimum" if name == "SVD" else "" if before is None else f"before training: {before:.4f}"
-            found.append(Headline(words, f"{metrics[f'cosine_{name}']:.4f}", beside, f"cosine_{name}"))
+            value = metrics[f"cosine_{name}"]
+            change = _number(details.training, details.best_network if name == "network" else name, "cosine_change")
+            beside = "the optimum" if name == "SVD" else ""
+            beside = beside if change is None else f"before training: {value - change:.4f}"
+            found.append(Headline(words, f"{value:.4f}", beside, f"cosine_{name}"))
+    for name in ("SVD", details.best_network):
+        change, error = (_number(details.task, name, key) for key in ("task_change", "task_change_se"))
+        if change is not None and error is not None:
+            found.append(
+                Headline(f"change of IoU, {name}", f"{change:+.3f}", f"± {error:.3f}, to the tokens themselves")
+            )
     return found
+
+
+def _number(found: dict[str, dict[str, float | None]], method: str, key: str) -> float | None:
+    return found.get(method, {}).get(key)
 
 
 def _sentences(metrics: dict[str, float], details: Details) -> list[str]:
@@ -87,11 +115,14 @@ def _sentences(metrics: dict[str, float], details: Details) -> list[str]:
     if "cosine_network" in metrics:
         which = f"{best}, the best of the networks that see one token at a time,"
         found.append(f"{which} has {metrics['cosine_network']:.4f}.")
-    for name, who in {"Sketch": "the Sketch", "network": best}.items():
-        if {f"cosine_{name}", f"cosine_{name}_untrained"} <= metrics.keys():
-            change = metrics[f"cosine_{name}"] - metrics[f"cosine_{name}_untrained"]
+    for name, who in {"Sketch": "the Sketch", best: best}.items():
+        if (change := _number(details.training, name, "cosine_change")) is not None:
             by = "less than 0.0001" if abs(change) < SMALL else f"{change:+.4f}"
             found.append(f"Training changes the cosine of {who} by {by}.")
+    if (whole := _number(details.task, X, "task_iou")) is not None:
+        changes = {name: _number(details.task, name, "task_change") for name in (SVD, best)}
+        by = " and ".join(f"{change:+.3f} by {name}" for name, change in changes.items() if change is not None)
+        found.append(f"From the tokens themselves the language model finds boxes of IoU {whole:.3f}; it changes {by}.")
     return found
 
 
@@ -128,6 +159,46 @@ def _cost(details: Details) -> Figure:
     return Figure(
         "lowrank-cost", "Error against cost", ABOUT_COST, lines(drawn, "operations per picture", y, xaxis_type="log")
     )
+
+
+def _storage(stored: pd.DataFrame) -> list[Figure | Table]:
+    """IoU over the rank, bytes against cosine and IoU, and what to store for a budget."""
+    judged = (
+        "task_iou" in stored and pd.api.types.is_numeric_dtype(stored["task_iou"]) and stored["task_iou"].notna().any()
+    )
+    views = {"cosine": "cosine"} | ({"IoU": "task_iou"} if judged else {})
+    groups = {key: rows.sort_values("rank") for key, rows in stored.groupby(["method", "format"], sort=False)}
+    drawn = {
+        words: [
+            Line(
+                f"{name}, {format}", rows["bytes_per_picture"].tolist(), rows[measure].tolist(), str(name),
+                text=[f"rank {rank}" for rank in rows["rank"]],
+            )
+            for (name, format), rows in groups.items()
+        ]
+        for words, measure in views.items()
+    }  # fmt: skip
+    blocks: list[Figure | Table] = _task(stored) if judged else []
+    blocks += choosable(
+        "lowrank-rates", "Bytes per picture", ABOUT_RATES, drawn, "bytes per picture", grouped=True, xaxis_type="log"
+    )
+    if "on_front" in stored:
+        front = stored[stored["on_front"].astype(bool)].sort_values("bytes_per_picture")
+        note = "The nearest approximation for a budget: nothing of fewer bytes has a higher cosine."
+        blocks.append(Table("What to store", front, ("bytes_per_picture", "method", "rank", "format", "cosine"), note))
+    return blocks
+
+
+def _task(stored: pd.DataFrame) -> list[Figure | Table]:
+    """IoU over the rank of what was not rounded."""
+    computed = stored[stored["format"] == COMPUTED]
+    by_method = {str(name): rows.sort_values("rank") for name, rows in computed.groupby("method", sort=False)}
+    drawn = [
+        _line(name, rows["rank"].tolist(), rows["task_iou"].tolist(), error=rows["task_change_se"].tolist())
+        for name, rows in by_method.items()
+    ]
+    axis = {"type": "log", "tickvals": sorted({rank for line in drawn for rank in line.x})}
+    return [Figure("lowrank-task", "IoU over the rank", ABOUT_TASK, lines(drawn, "rank", "IoU", xaxis=axis))]
 
 
 def _by_picture(images: pd.DataFrame) -> list[Figure]:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from subspacelab.linalg.token_svd import project, token_svd
 from subspacelab.lowrank.baselines import open_evaluation
+from subspacelab.lowrank.config import RANKS
 from subspacelab.lowrank.features import META, Features
-from subspacelab.lowrank.visualization import CURVE
 from subspacelab.report.figures import template
 from subspacelab.report.page import Choice, Figure, text_in_figure
 
@@ -64,7 +64,7 @@ def channel_maps(root: Path, *, pictures: int, channels: int) -> Figure | None:
     features = Features(folder)
     evaluation = open_evaluation(features, models, (), None, "cpu")
     channels = min(channels, features.meta.dim)
-    ranks = sorted({*(r for r in CURVE if r < features.meta.full_rank), evaluation.rank})
+    ranks = sorted({*(r for r in RANKS if r < features.meta.full_rank), evaluation.rank})
     found = []
     for row in evaluation.rows[:pictures]:
         x = evaluation.normalisation.apply(features.read([row]))

@@ -120,7 +120,8 @@ def test_comparing_and_seeing(place: Path, capsys: pytest.CaptureFixture) -> Non
         assert words in said
     assert "standard deviation over the pictures" in " ".join(said.split())
     comparison = place / "results" / "comparison"
-    written = {"comparison.csv", "metrics.json", "svd_nn_comparison.png"}
+    written = {"comparison.csv", "rate_distortion.csv", "metrics.json"}
+    written |= {"svd_nn_comparison.png", "task_iou.png", "rate_distortion.png"}
     assert {path.name for path in comparison.iterdir()} == written | {MANIFEST}
     assert run("compare", *common, "--arch", "MLP", "--arch", "Sketch", "--raw-inputs", "--output-dir", "raw") == 0
     assert read_json(place / "raw" / "metrics.json")["normalisation"] == "none"

@@ -5,7 +5,14 @@ from safetensors import safe_open
 
 from subspacelab.core.files import read_json
 from subspacelab.data.pictures import patchify
-from subspacelab.models.qwen_vl import QwenVLSizes, load_qwen_vl, prompt_embeddings, save_qwen_vl, vision_tokens
+from subspacelab.models.qwen_vl import (
+    QwenVLSizes,
+    load_qwen_vl,
+    prompt_embeddings,
+    prompt_positions,
+    save_qwen_vl,
+    vision_tokens,
+)
 from subspacelab.synthetic.grounding.model import build_model
 from subspacelab.synthetic.grounding.tokenizer import build_tokenizer
 
@@ -51,3 +58,11 @@ def test_vision_tokens_are_in_raster_order_and_stand_in_the_prompt() -> None:
     assert (after - before).norm(dim=-1).argmax() == 8
     assert torch.equal(prompt[0, 1:21], before[0])
     assert torch.equal(prompt[0, 21:], model.get_input_embeddings().weight[21:24])
+
+
+def test_positions_of_a_larger_picture_spread_over_those_that_are_known() -> None:
+    plain, spread = prompt_positions(4, 25, 2), prompt_positions(4, 25, 2, span=2)
+    assert torch.equal(spread[:, :2], plain[:, :2].float())
+    assert torch.equal(spread[1:, 2:18] - 2, (plain[1:, 2:18] - 2) / 2)
+    assert spread[:, 18:].tolist() == [[4, 5, 6, 7, 8, 9, 10]] * 3
+    assert plain[:, 18:].tolist() == [[6, 7, 8, 9, 10, 11, 12]] * 3

@@ -53,12 +53,21 @@ def _write_rotation(folder: Path) -> None:
 
 
 def _write_lowrank(folder: Path) -> None:
-    metrics = {"cosine_SVD": 0.99, "cosine_Sketch": 0.98, "cosine_Sketch_untrained": 0.98, "cosine_network": 0.9}
+    metrics = {"cosine_SVD": 0.99, "cosine_Sketch": 0.98, "cosine_network": 0.9}
     write_json(folder / "metrics.json", metrics)
     methods = {"SVD": 0.1, "MLP": 0.4, "random basis": 0.7}
     spreads = {name: {"relative_error": {"mean": error, "std": 0.01}} for name, error in methods.items()}
     details = {"methods": spreads, "flops_per_picture": dict.fromkeys(methods, 1e6), "rank": 4, "full_rank": 16}
+    details |= {"training": {"Sketch": {"cosine_change": 1e-6}}, "task": {"X": {"task_iou": 0.625}}}
+    details["task"]["SVD"] = {"task_iou": 0.5, "task_change": -0.125, "task_change_se": 0.03125}
     write_json(folder / "details.json", details)
+    stored = [
+        {"method": m, "rank": r, "format": f, "bytes_per_picture": r * bits, "cosine": 1 - 1 / bits, "task_iou": 0.5,
+         "task_change_se": 0.1, "on_front": bits == 8}
+        for m, r in (("X", 16), ("SVD", 4), ("SVD", 8))
+        for f, bits in (("float32", 32), ("int8", 8))
+    ]  # fmt: skip
+    write_csv(folder / "rate_distortion.csv", pd.DataFrame(stored))
     write_json(folder / "pictures/rank_curve.json", {"SVD": {"4": 0.9, "16": 1.0}, "MLP": {"4": 0.8}})
     rows = [
         {"method": m, "dataset_id": f"{i:05d}", "cosine": 1 - e - i / 100} for m, e in methods.items() for i in range(3)

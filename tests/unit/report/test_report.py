@@ -50,6 +50,8 @@ def test_every_section_has_its_numbers_files_and_commands(project: Path) -> None
         assert f"reports/{study}/metrics.json" in own
     for number in ("0.600", "1.75", "0.9900", "60.0%", "+50.00%", "1 of 2 weights", "1 of 2 expectations"):
         assert number in own, number
+    for figure in ("lowrank-task", "lowrank-rates", "What to store", "boxes of IoU 0.625; it changes -0.125 by SVD"):
+        assert figure in own, figure
     assert "dvc repro compare_rotations" in own
     assert "git.commit" not in own
 

@@ -56,8 +56,8 @@ class Factors(NamedTuple):
 
     A: Float[Tensor, "batch tokens rank"]
     """One row per token."""
-    B: Float[Tensor, "batch rank dim"]
-    """One column per feature."""
+    B: Float[Tensor, "*batch rank dim"]
+    """One column per feature; without a batch where all pictures share it."""
 
 
 class FactorNet(nn.Module):

@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.settings import Count, NotNegative, settings
+from subspacelab.data.boxes import NUM_BINS, box_bins
 from subspacelab.data.pictures import FRAMES, MERGE, PATCH
 from subspacelab.models.qwen_vl import QwenVLSizes, prompt_embeddings, vision_tokens
 from subspacelab.synthetic.grounding.evaluation import evaluate
 from subspacelab.synthetic.grounding.model import (
     GroundingModel,
     GroundingTraining,
-    box_bins,
     build_model,
     encode_prompts,
 )
 from subspacelab.synthetic.grounding.scenes import COLOURS, ScenePool, render_scenes, scene_pool, split_seed
-from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, build_tokenizer
 from subspacelab.training.fit import fit
 from subspacelab.training.muon import muon_adamw
 

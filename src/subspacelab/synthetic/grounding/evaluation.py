@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.files import write_json
+from subspacelab.data.boxes import box_iou
 from subspacelab.models.qwen_vl import load_qwen_vl, vision_tokens
 from subspacelab.synthetic.grounding.model import GroundingModel, decode_boxes, encode_prompts
 from subspacelab.synthetic.grounding.scenes import Scene, render_scenes, scene_tensors, split_seed
@@ -31,15 +32,6 @@ class Evaluation:
     """The greedy boxes, x, y, w, h in pixels."""
     ious: Float[Tensor, " scenes"]
     """One per scene."""
-
-
-def box_iou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Intersection over union of boxes x, y, w, h, elementwise over the leading axes, which broadcast."""
-    low = torch.maximum(a[..., :2], b[..., :2])
-    high = torch.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
-    inner = (high - low).clamp(min=0).prod(-1)
-    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - inner
-    return inner / union.clamp(min=1e-9)
 
 
 @torch.no_grad()

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subspacelab.synthetic.grounding.evaluation import box_iou
+from subspacelab.data.boxes import NUM_BINS, box_iou
 from subspacelab.synthetic.grounding.model import NUM_COORDINATES, location_logits, read_prefix
-from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer
 
 Reward = Callable[[Float[Tensor, "*batch 4"], Float[Tensor, "*batch 4"]], Float[Tensor, "*batch"]]
 

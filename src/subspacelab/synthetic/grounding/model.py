@@ -11,26 +11,22 @@ from torch import Tensor
 
 from subspacelab.core.files import replace_folder
 from subspacelab.core.settings import Count, Positive, settings
+from subspacelab.data.boxes import NUM_BINS, bins_box
 from subspacelab.data.pictures import MERGED_PIXELS, patchify
 from subspacelab.models.qwen_vl import (
+    BOX_START,
+    IMAGE_PAD,
+    VISION_END,
+    VISION_START,
     QwenVLSizes,
     build_qwen_vl,
     load_qwen_vl,
     prompt_embeddings,
+    prompt_positions,
     save_qwen_vl,
     vision_tokens,
 )
-from subspacelab.synthetic.grounding.tokenizer import (
-    BOX_START,
-    IMAGE_PAD,
-    NUM_BINS,
-    VIDEO_PAD,
-    VISION_END,
-    VISION_START,
-    DemoTokenizer,
-    read_tokenizer,
-    write_tokenizer,
-)
+from subspacelab.synthetic.grounding.tokenizer import VIDEO_PAD, DemoTokenizer, read_tokenizer, write_tokenizer
 from subspacelab.training.fit import Training
 
 
@@ -84,31 +80,6 @@ def encode_prompts(
         "mm_token_type_ids": image_type,
         "position_ids": prompt_positions(side, input_ids.shape[1])[:, None, :].expand(3, len(texts), -1),
     }
-
-
-def prompt_positions(side: int, length: int) -> Int[Tensor, "3 length"]:
-    """Multimodal rotary positions (time, row, column) of a prompt with one side x side picture after its first token.
-
-    Text positions continue from the largest position before, as in Qwen2-VL (arXiv 2409.12191). If `length` exceeds the
-    prompt, the answer's positions follow.
-    """
-    cell = torch.arange(side)
-    rows, columns = cell.repeat_interleave(side), cell.repeat(side)
-    picture = torch.stack([torch.zeros_like(rows), rows, columns]) + 1
-    text = torch.arange(length - 1 - side**2) + 1 + side
-    return torch.cat([torch.zeros(3, 1, dtype=torch.long), picture, text.expand(3, -1)], dim=1)
-
-
-def box_bins(boxes: Float[Tensor, "*batch 4"], size: int) -> Int[Tensor, "*batch 4"]:
-    """Boxes x, y, w, h in pixels -> bins x1, y1, x2, y2, each in 0...15."""
-    corners = torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
-    return (corners / size * NUM_BINS).floor().long().clamp(0, NUM_BINS - 1)
-
-
-def bins_box(bins: Int[Tensor, "*batch 4"], size: int) -> Float[Tensor, "*batch 4"]:
-    """Bins x1, y1, x2, y2 -> the box x, y, w, h in pixels between bin centres; crossed corners give sides of 0."""
-    corners = (bins.float() + 0.5) * (size / NUM_BINS)
-    return torch.cat([corners[..., :2], (corners[..., 2:] - corners[..., :2]).clamp(min=0)], dim=-1)
 
 
 @dataclass(frozen=True)

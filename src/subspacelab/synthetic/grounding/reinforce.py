@@ -13,6 +13,7 @@ from torch import Tensor
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.files import read_json, replace_folder, sha256_file, write_json
 from subspacelab.core.settings import Count, NotNegative, Positive, settings
+from subspacelab.data.boxes import bins_box
 from subspacelab.models.qwen_vl import load_qwen_vl
 from subspacelab.synthetic.grounding.evaluation import Evaluation, evaluate, mean_and_error
 from subspacelab.synthetic.grounding.grpo import (
@@ -24,7 +25,7 @@ from subspacelab.synthetic.grounding.grpo import (
     sample_boxes,
     score_boxes,
 )
-from subspacelab.synthetic.grounding.model import GroundingModel, GroundingTraining, bins_box, encode_prompts
+from subspacelab.synthetic.grounding.model import GroundingModel, GroundingTraining, encode_prompts
 from subspacelab.synthetic.grounding.scenes import render_scenes, scene, scene_tensors, split_seed
 from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer
 from subspacelab.training.fit import fit

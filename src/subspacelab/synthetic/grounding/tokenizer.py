@@ -6,14 +6,11 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from subspacelab.core.files import write_json
+from subspacelab.models.qwen_vl import BOX_START, IMAGE_PAD, LOCATIONS, VISION_END, VISION_START
 from subspacelab.synthetic.grounding.scenes import COLOURS, QUESTIONS, WORDS
 
-NUM_BINS = 16
-END = "<|endoftext|>"
-VISION_START, VISION_END, BOX_START = "<|vision_start|>", "<|vision_end|>", "<|box_start|>"
-IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+END, VIDEO_PAD = "<|endoftext|>", "<|video_pad|>"
 SPECIAL = (END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD, BOX_START)
-LOCATIONS = tuple(f"<loc_{i}>" for i in range(NUM_BINS))
 
 
 @dataclass(frozen=True)

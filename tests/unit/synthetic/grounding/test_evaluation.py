@@ -8,13 +8,13 @@ import torch
 from tests.unit.synthetic.tiny import TINY
 
 from subspacelab.core.callbacks import no_progress
+from subspacelab.data.boxes import box_iou
 from subspacelab.models.qwen_vl import QwenVLSizes, save_qwen_vl
 from subspacelab.synthetic.display import print_checkpoint
 from subspacelab.synthetic.grounding.evaluation import (
     CheckpointEvaluation,
     Evaluation,
     best_constant_box,
-    box_iou,
     evaluate,
     evaluate_checkpoint,
     mean_and_error,
@@ -89,12 +89,6 @@ def test_boxes_are_drawn_for_each_scene_with_its_iou():
     figure = draw_boxes(scenes, torch.tensor([s.bbox for s in scenes]), torch.ones(3))
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:3] == [f"{s.question}\nIoU 1.00" for s in scenes]
-
-
-def test_iou_of_known_boxes() -> None:
-    a = torch.tensor([0.0, 0.0, 10.0, 10.0])
-    others = torch.tensor([[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 10.0, 10.0], [20.0, 0.0, 1.0, 1.0], [3.0, 3.0, 0.0, 0.0]])
-    torch.testing.assert_close(box_iou(a, others), torch.tensor([1.0, 1 / 3, 0.0, 0.0]))
 
 
 def test_mean_and_standard_error() -> None:

@@ -3,9 +3,9 @@ import torch
 from tests.unit.synthetic.tiny import TINY
 from torch import Tensor
 
-from subspacelab.synthetic.grounding.evaluation import box_iou
-from subspacelab.synthetic.grounding.model import bins_box, box_bins, build_model, decode_boxes, encode_prompts
-from subspacelab.synthetic.grounding.tokenizer import NUM_BINS, DemoTokenizer, build_tokenizer
+from subspacelab.data.boxes import NUM_BINS, bins_box
+from subspacelab.synthetic.grounding.model import build_model, decode_boxes, encode_prompts
+from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer, build_tokenizer
 
 
 def _prompted() -> tuple[DemoTokenizer, torch.nn.Module, dict[str, Tensor]]:
@@ -71,16 +71,3 @@ def test_positions_are_those_of_transformers() -> None:
 def test_questions_of_two_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"token counts \[\d+, \d+\] differ"):
         encode_prompts(build_tokenizer(), torch.zeros(2, 56, 56, 3, dtype=torch.uint8), ["a b", "a b c d"])
-
-
-def test_a_box_comes_back_within_half_a_bin() -> None:
-    boxes = torch.tensor([[10.0, 20.0, 100.0, 60.0], [0.0, 0.0, 224.0, 224.0], [100.0, 180.0, 50.0, 40.0]])
-    back = bins_box(box_bins(boxes, 224), 224)
-    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-    back_corners = torch.cat([back[:, :2], back[:, :2] + back[:, 2:]], 1)
-    assert (corners - back_corners).abs().max() <= 7.0  # 224 / 16 / 2
-    assert box_iou(back, boxes).min() > 0.6
-
-
-def test_crossed_corners_have_no_area() -> None:
-    assert bins_box(torch.tensor([[9, 3, 2, 5]]), 224)[0, 2] == 0

@@ -3,14 +3,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from subspacelab.data.boxes import NUM_BINS
+from subspacelab.models.qwen_vl import LOCATIONS
 from subspacelab.synthetic.grounding.scenes import COLOURS, QUESTIONS
-from subspacelab.synthetic.grounding.tokenizer import (
-    LOCATIONS,
-    NUM_BINS,
-    build_tokenizer,
-    read_tokenizer,
-    write_tokenizer,
-)
+from subspacelab.synthetic.grounding.tokenizer import build_tokenizer, read_tokenizer, write_tokenizer
 
 
 def test_every_question_has_one_length() -> None:
