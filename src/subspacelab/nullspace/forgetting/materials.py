@@ -55,12 +55,14 @@ def read_materials(
     num_windows: int,
     seq_len: int,
     seed: int,
+    probes: Sequence[Probe] | None = None,
 ) -> Materials:
     """Probes, problems and windows of held-out English, the last two drawn from `seed`, for a model's config.
 
-    ValueError for what the tokenizer or the model cannot read, and for more problems or text than there is.
+    `probes` are by default those of this package that no calibration reads. ValueError for what the tokenizer or the
+    model cannot read, and for more problems or text than there is.
     """
-    probes = asked_probes(read_probes())
+    probes = asked_probes(read_probes()) if probes is None else list(probes)
     problems = make_task(task, num_train=num_train, num_validation=num_validation, num_test=num_test, seed=seed)
     found = Materials(
         probes,

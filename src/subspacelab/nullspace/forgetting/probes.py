@@ -7,6 +7,7 @@ or Kazakhstan, continents of Russia or Egypt, official languages of Switzerland.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from subspacelab.data.text_files import open_text
 
 PROBES = Path(__file__).with_name("probes.csv")
-"""A row a probe, sorted by kind; its columns are the fields of `Probe`."""
+"""A row a probe, kind by kind; its columns are the fields of `Probe`."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def read_probes(path: Path = PROBES) -> list[Probe]:
             found = [_probe(row, f"{path}, line {reader.line_num}") for row in reader]
         except csv.Error as e:
             raise ValueError(f"{path}, line {reader.line_num}: not CSV ({e}); restore it") from e
-    asked = [probe.question for probe in found]
-    twice = next((question for question in asked if asked.count(question) > 1), None)
+    asked = Counter(probe.question for probe in found)
+    twice = next((question for question, count in asked.items() if count > 1), None)
     if twice or not found:
         raise ValueError(f"{path}: {f'asks {twice!r} twice' if twice else 'holds no probe'}; one row a question")
     return found

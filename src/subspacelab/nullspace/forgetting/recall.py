@@ -18,7 +18,7 @@ class Answered:
 
     exact: bool
     """Whether the greedy response after the lead is the right answer and a point."""
-    rank: float
+    rank_score: float
     """1 where the right answer is the likeliest of its kind, 0 where it is the least likely; linear in its place."""
 
 

@@ -86,7 +86,7 @@ def base_record(model: Any, materials: Materials, *, max_probes: int | None, bat
     ValueError when it knows none.
     """
     answered = answer_probes(model, materials, range(len(materials.probes)), batch_size=batch_size)
-    known = _thinned([i for i, found in enumerate(answered) if found.exact or found.rank == 1], max_probes)
+    known = _thinned([i for i, found in enumerate(answered) if found.exact or found.rank_score == 1], max_probes)
     if not known:
         raise ValueError(f"the base knows none of {len(answered)} probes; nothing can be forgotten: take another model")
     read = _read(model, materials, known, None, batch_size)
@@ -160,7 +160,7 @@ def _said(row: Example) -> Tensor:
 
 def _scores(read: _Read, materials: Materials, known: Sequence[int], base: Base | None) -> Scores:
     kinds = [materials.probes[i].kind for i in known]
-    exact, ranks = [a.exact for a in read.answered], [a.rank for a in read.answered]
+    exact, ranks = [a.exact for a in read.answered], [a.rank_score for a in read.answered]
     return Scores(
         task=_mean(read.test),
         validation=_mean(read.validation),
