@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from subspacelab.data.instructions import Instruction
 from subspacelab.data.windows import cut_windows
 from subspacelab.models.fine_tuning import IGNORED, Example
 from subspacelab.models.tokens import encode, padding_id, prefix_of, require_readable
 from subspacelab.nullspace.forgetting.probes import Probe, asked_probes, ended, read_probes
-from subspacelab.nullspace.forgetting.prompts import end_token, prompt_ids, response_ids
+from subspacelab.nullspace.forgetting.prompts import continues_word, end_token, prompt_ids, response_ids
 from subspacelab.nullspace.forgetting.tasks import Task, TaskName, make_task
 from subspacelab.nullspace.forgetting.texts import held_out_prose
 
@@ -22,9 +25,11 @@ class Materials:
     probes: list[Probe]
     """Old knowledge, none of it in a calibration text; `Base.known` tells which of it counts."""
     probe_rows: list[Example]
-    """Each probe's question and lead, and its answer with a point; the chat template's end is not asked for."""
+    """Each probe's question and lead, and its answer with a point, one token, behind which nothing is read."""
     answers: dict[str, dict[str, list[int]]]
     """Kind of probe to its distinct answers to their tokens."""
+    continues: Bool[Tensor, " vocab"]
+    """Whether a token goes on with the word before it (`continues_word`)."""
     task: Task
     """The new one: `task.train` is what models are trained on."""
     validation_rows: list[Example]
@@ -68,6 +73,7 @@ def read_materials(
         probes,
         [_row(tokenizer, probe.question, probe.response, lead=probe.lead) for probe in probes],
         _answers(tokenizer, probes),
+        continues_word(tokenizer, config.get_text_config().vocab_size),
         problems,
         *([_problem(tokenizer, row) for row in rows] for rows in (problems.validation, problems.test)),
         _windows(tokenizer, num_windows=num_windows, seq_len=seq_len, seed=seed),
