@@ -70,14 +70,15 @@ def read_materials(
     probes = asked_probes(read_probes()) if probes is None else list(probes)
     problems = make_task(task, num_train=num_train, num_validation=num_validation, num_test=num_test, seed=seed)
     found = Materials(
-        probes,
-        [_row(tokenizer, probe.question, probe.response, lead=probe.lead) for probe in probes],
-        _answers(tokenizer, probes),
-        continues_word(tokenizer, config.get_text_config().vocab_size),
-        problems,
-        *([_problem(tokenizer, row) for row in rows] for rows in (problems.validation, problems.test)),
-        _windows(tokenizer, num_windows=num_windows, seq_len=seq_len, seed=seed),
-        padding_id(config, tokenizer),
+        probes=probes,
+        probe_rows=[_row(tokenizer, probe.question, probe.response, lead=probe.lead) for probe in probes],
+        answers=_answers(tokenizer, probes),
+        continues=continues_word(tokenizer, config.get_text_config().vocab_size),
+        task=problems,
+        validation_rows=[_problem(tokenizer, row) for row in problems.validation],
+        test_rows=[_problem(tokenizer, row) for row in problems.test],
+        window_rows=_windows(tokenizer, num_windows=num_windows, seq_len=seq_len, seed=seed),
+        pad=padding_id(config, tokenizer),
     )
     rows = [*found.probe_rows, *found.validation_rows, *found.test_rows, *found.window_rows]
     require_readable(config, tokenizer, [row.input_ids for row in rows], remedy="give a model with more positions")
