@@ -41,12 +41,17 @@ def make_task(name: TaskName, *, num_train: int, num_validation: int, num_test: 
     """
     if name not in get_args(TaskName):
         raise ValueError(f"task {name!r}: must be one of {list(get_args(TaskName))}")
+    counts = {"num_test": num_test, "num_validation": num_validation, "num_train": num_train}
+    for key, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{key}: {count} must be at least 1")
     problems = sums(seed=seed) if name == "sums" else translations(seed=seed)
-    wanted = num_test + num_validation + num_train
-    if wanted > len(problems):
-        raise ValueError(f"{name}: {wanted} problems are asked for, there are {len(problems)}; ask for fewer")
+    if sum(counts.values()) > len(problems):
+        raise ValueError(
+            f"{name}: {sum(counts.values())} problems are asked for, there are {len(problems)}; ask for fewer"
+        )
     left: Iterator[Instruction] = iter(problems)
-    test, validation, train = (list(islice(left, count)) for count in (num_test, num_validation, num_train))
+    test, validation, train = (list(islice(left, count)) for count in counts.values())
     return Task(train, validation, test)
 
 

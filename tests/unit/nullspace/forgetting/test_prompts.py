@@ -2,7 +2,7 @@
 
 import pytest
 from tests.unit.nullspace.forgetting.chat_model import byte_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from subspacelab.data.instructions import Instruction, prompt_of
@@ -46,6 +46,18 @@ def test_without_a_template_the_prompt_is_that_of_all_studies() -> None:
     tokenizer = byte_tokenizer(chat=False)
     assert prompt_text(tokenizer, "who?") == prompt_of("who?")
     assert end_token(tokenizer) == tokenizer.eos_token_id
+
+
+def test_what_a_tokenizer_puts_before_a_text_stands_before_a_plain_prompt_only() -> None:
+    for chat in (True, False):
+        tokenizer = byte_tokenizer(chat)
+        before = prompt_ids(tokenizer, "who?", "It is")
+        begin = [("<eos>", tokenizer.eos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<eos> $A", pair="<eos> $A $B", special_tokens=begin
+        )
+        assert prompt_ids(tokenizer, "who?", "It is") == ([] if chat else [tokenizer.eos_token_id]) + before
+        assert tokenizer.decode(response_ids(tokenizer, "who?", " me.", "It is")) == " me."
 
 
 def test_a_lead_belongs_to_the_prompt() -> None:

@@ -38,5 +38,7 @@ def test_the_made_up_language_can_be_read_back() -> None:
 def test_what_cannot_be_made_is_refused() -> None:
     with pytest.raises(ValueError, match="must be one of"):
         make_task("poems", **SIZES, seed=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="50000 problems are asked for|50030"):
+    with pytest.raises(ValueError, match="50030 problems are asked for, there are 19440"):
         make_task("words", **(SIZES | {"num_train": 50_000}), seed=1)
+    with pytest.raises(ValueError, match="num_test: 0 must be at least 1"):
+        make_task("sums", **(SIZES | {"num_test": 0}), seed=1)
