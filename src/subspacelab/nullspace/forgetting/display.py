@@ -25,7 +25,7 @@ def print_forgetting(found: Forgetting, console: Console | None = None) -> None:
     print_table(title, ["method", *COLUMNS.values()], rows, console=console)
     base = found.base
     console.print(
-        f"base: task {base.task:.3g}, recall {base.recall:.3g}, ranked {base.recall_ranked:.3g}, ce {base.ce:.4g}; area:"
-        f" under ranked recall over task; at level: ranked recall where the task first reaches {found.level:.3g}",
+        f"base: task {base.task:.3g}, recall {base.recall:.3g}, ranked {base.recall_ranked:.3g}, ce {base.ce:.4g};"
+        f" area: under ranked recall over task; at level: ranked recall where the task first reaches {found.level:.3g}",
         markup=False,
     )
