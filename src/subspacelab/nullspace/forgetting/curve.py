@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
@@ -201,21 +200,27 @@ def _loss(trainable: Trainable, batch: Batch, kl_weight: float) -> tuple[Tensor,
 def response_logits(model: Any, batch: Batch) -> tuple[Float[Tensor, "tokens vocabulary"], Int[Tensor, " tokens"]]:
     """Logits before each token of the responses, in float32, and these tokens.
 
-    The head, a fifth of a small model's cost, runs only at places where some row has such a token.
+    What all prompts begin with, such as a chat template's system turn, passes the model once, not once for each row:
+    causal attention makes it the same for all. The head runs only where some row has a token of its response next.
     """
-    device = model.device
-    labels = batch.labels[:, 1:]
+    ids, mask, labels = (t.to(model.device) for t in (batch.input_ids, batch.attention_mask, batch.labels[:, 1:]))
     places = (labels != IGNORED).any(0).nonzero()[:, 0]
-    labels = labels[:, places]
-    some = "logits_to_keep" in signature(model.forward).parameters
-    logits = model(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        use_cache=False,
-        **({"logits_to_keep": places.to(device)} if some else {}),
-    ).logits
-    logits = logits if some else logits[:, places]
-    return logits[labels != IGNORED].float(), labels[labels != IGNORED].to(device)
+    shared = min(_num_shared(ids, mask), int(places[0]))
+    given: dict[str, Any] = {"use_cache": False}
+    if shared:
+        cache = model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(ids))
+        given = {"past_key_values": cache}
+    kept = places - shared
+    logits = model(input_ids=ids[:, shared:], attention_mask=mask.long(), logits_to_keep=kept, **given).logits
+    wanted = labels[:, places] != IGNORED
+    return logits[wanted].float(), labels[:, places][wanted]
+
+
+def _num_shared(ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]) -> int:
+    """How many tokens all rows begin with."""
+    same = ((ids == ids[:1]) & mask).all(0)
+    return int(same.long().cumprod(0).sum())
 
 
 def read_curve(path: Path) -> Curve:
