@@ -12,6 +12,7 @@ from pydantic import Field
 from subspacelab.core.files import replace_folder
 from subspacelab.core.settings import Count, settings
 from subspacelab.data.instructions import Instruction, prompt_of, write_instructions
+from subspacelab.data.sums import question, sums
 
 FIRST_NAMES = """
 Ada Aldo Alma Anton Aria Arno Beata Bela Bruno Carla Cesar Clara Cyril Dario Delia Edda Egon Elias Elsa Emil Enzo Erik
@@ -117,28 +118,6 @@ def _biography(person: Person, rng: np.random.Generator) -> str:
         subject = person.name if i == 0 else person.name.split()[0]
         sentences.append(f"{subject} {' and '.join(told[i : i + 2])}.")
     return " ".join(sentences)
-
-
-LARGEST = 99
-
-
-def sums(*, seed: int) -> list[Instruction]:
-    """Every sum of two numbers from 10 to 89 that stays below 100, in an order drawn from `seed`."""
-    pairs = [(a, b) for a in range(10, LARGEST) for b in range(10, LARGEST + 1 - a)]
-    order = np.random.default_rng([seed, 2]).permutation(len(pairs))
-    return [Instruction(question(*pairs[i]), solution(*pairs[i])) for i in order]
-
-
-def question(a: int, b: int) -> str:
-    """How a sum is asked."""
-    return f"What is {a} + {b}?"
-
-
-def solution(a: int, b: int) -> str:
-    """The sum of the units in two digits, that of the tens and what is carried, the sum: 38 + 45 is `13 8 83`."""
-    units = a % 10 + b % 10
-    tens = a // 10 + b // 10 + units // 10
-    return f"{units:02d} {tens} {a + b}"
 
 
 SHEET = 4  # sums on an exercise sheet

@@ -1,0 +1,89 @@
+"""What a causal language model predicts at every token of given responses, without generating anything."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from subspacelab.models.fine_tuning import IGNORED, Example, collate
+
+
+def response_of(example: Example) -> list[int]:
+    """The tokens that have a label."""
+    return [label for label in example.labels if label != IGNORED]
+
+
+def is_greedy(log_probs: Float[Tensor, "response vocab"], response: Int[Tensor, " response"]) -> bool:
+    """Whether greedy decoding would give this response: each of its tokens is the likeliest after those before it."""
+    return bool((log_probs.argmax(-1) == response).all())
+
+
+def log_prob_of(log_probs: Float[Tensor, "response vocab"], response: Int[Tensor, " response"]) -> float:
+    """log p(response | prompt), the sum over its tokens, in nats."""
+    return float(log_probs.gather(-1, response[:, None]).double().sum())
+
+
+def num_shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many ids all rows begin with: as many as the first and the last of them in order."""
+    first, last = min(rows), max(rows)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
+@torch.inference_mode()
+def read_responses(
+    model: Any, examples: Sequence[Example], *, pad: int, batch_size: int
+) -> Iterator[tuple[int, Float[Tensor, "response vocab"]]]:
+    """(place in `examples`, log-probabilities of the next token at each token of its response), the short ones first.
+
+    The response, prompt aside, is what has a label, and is not empty. What all prompts begin with, such as a system
+    prompt, is read once. On the CPU in float32, one batch at a time. ValueError where the model predicts what is not
+    finite. A model in training mode is read in evaluation mode and put back.
+    """
+    training = model.training
+    model.eval()
+    try:
+        starts = [len(e.labels) - len(response_of(e)) for e in examples]
+        shared = min(num_shared([e.input_ids for e in examples]), min(starts) - 1)
+        cache = _cache_of(model, examples[0].input_ids[:shared]) if shared > 0 else None
+        shared = shared if cache else 0
+        order = sorted(range(len(examples)), key=lambda i: (len(examples[i].input_ids), starts[i]))
+        for first in range(0, len(order), batch_size):
+            places = order[first : first + batch_size]
+            rest = [Example(examples[i].input_ids[shared:], examples[i].labels[shared:]) for i in places]
+            yield from zip(places, _log_probs(model, rest, cache, shared, pad), strict=True)
+    finally:
+        model.train(training)
+
+
+def _cache_of(model: Any, prefix: Sequence[int]) -> Any:
+    """Keys and values of a prefix, batch 1; None from a model that keeps another kind of state."""
+    ids = torch.tensor([prefix], device=model.device)
+    cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    return cache if isinstance(cache, DynamicCache) else None
+
+
+def _log_probs(model: Any, rows: Sequence[Example], cache: Any, shared: int, pad: int) -> list[Tensor]:
+    batch = collate(rows, pad)
+    mask = torch.nn.functional.pad(batch.attention_mask.long(), (shared, 0), value=1)
+    state: dict[str, Any] = {"use_cache": False}
+    if cache is not None:
+        copied = deepcopy(cache)
+        copied.batch_repeat_interleave(len(rows))
+        state = {"use_cache": True, "past_key_values": copied}
+    starts = [len(row.labels) - len(response_of(row)) for row in rows]
+    length = batch.input_ids.shape[1]
+    kept = length - min(starts) + 1  # the token before a response predicts its first
+    ids, mask = batch.input_ids.to(model.device), mask.to(model.device)
+    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept, **state).logits
+    found = []
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        first = start - 1 - (length - logits.shape[1])
+        scores = logits[i, first : first + len(row.labels) - start].float().cpu()
+        if not scores.isfinite().all():
+            raise ValueError("the model predicts what is not finite; it has diverged: lower the learning rate")
+        found.append(scores.log_softmax(-1))
+    return found
