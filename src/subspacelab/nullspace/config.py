@@ -177,6 +177,8 @@ class ForgettingSettings:
     """Problems that learning rates are chosen on."""
     num_test: Count = 200
     """Problems that the new task is scored on."""
+    max_probes: Count | None = 240
+    """Old questions that are asked, of those that the base knows; null asks all."""
     num_windows: Count = 16
     """Windows of held-out English."""
     seq_len: Count = 128

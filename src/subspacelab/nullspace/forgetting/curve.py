@@ -9,14 +9,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.files import read_json, remove_folder, write_json
 from subspacelab.core.settings import validate
-from subspacelab.models.fine_tuning import IGNORED, Batch, Example, collate
+from subspacelab.models.fine_tuning import Batch, Example, collate
+from subspacelab.models.teacher_forcing import response_logits
 from subspacelab.models.trainables import Trainable
 from subspacelab.nullspace.forgetting.scores import Scores
 from subspacelab.training.fit import FitPlan, fit, one_cycle
@@ -195,32 +195,6 @@ def _loss(trainable: Trainable, batch: Batch, kl_weight: float) -> tuple[Tensor,
         return loss, {}
     kl = kl_div(logits.log_softmax(-1), before, reduction="batchmean", log_target=True)
     return loss + kl_weight * kl, {"cross_entropy": loss, "kl": kl}
-
-
-def response_logits(model: Any, batch: Batch) -> tuple[Float[Tensor, "tokens vocabulary"], Int[Tensor, " tokens"]]:
-    """Logits before each token of the responses, in float32, and these tokens.
-
-    What all prompts begin with, such as a chat template's system turn, passes the model once, not once for each row:
-    causal attention makes it the same for all. The head runs only where some row has a token of its response next.
-    """
-    ids, mask, labels = (t.to(model.device) for t in (batch.input_ids, batch.attention_mask, batch.labels[:, 1:]))
-    places = (labels != IGNORED).any(0).nonzero()[:, 0]
-    shared = min(_num_shared(ids, mask), int(places[0]))
-    given: dict[str, Any] = {"use_cache": False}
-    if shared:
-        cache = model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(len(ids))
-        given = {"past_key_values": cache}
-    kept = places - shared
-    logits = model(input_ids=ids[:, shared:], attention_mask=mask.long(), logits_to_keep=kept, **given).logits
-    wanted = labels[:, places] != IGNORED
-    return logits[wanted].float(), labels[:, places][wanted]
-
-
-def _num_shared(ids: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]) -> int:
-    """How many tokens all rows begin with."""
-    same = ((ids == ids[:1]) & mask).all(0)
-    return int(same.long().cumprod(0).sum())
 
 
 def read_curve(path: Path) -> Curve:

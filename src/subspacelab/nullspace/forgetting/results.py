@@ -17,7 +17,7 @@ from subspacelab.nullspace.rates import choose_rate
 
 LEVEL = 0.8
 """Share of the best task score at which methods are compared."""
-RECALLS = ("recall", "recall_ranked")
+RECALLS = ("recall", "recall_ranked", "recall_first")
 """What is kept, as shares of one."""
 MEASURES = ("task", "validation", *RECALLS, "ce", "delta_ce", "kl_old", "kl_new")
 """The scores of a model that make columns."""

@@ -16,16 +16,17 @@ from subspacelab.core.ownership import require_own_entries, require_same_job, so
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import Example
 from subspacelab.models.lora_folder import META
-from subspacelab.models.tokens import padding_id, read_model_config, require_readable
+from subspacelab.models.tokens import read_model_config, require_readable
 from subspacelab.models.trainables import Base, Trainable
 from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.config import BuildSettings, ForgettingSettings
 from subspacelab.nullspace.forgetting.curve import Course, Curve, Setup, read_seconds, train_curve
+from subspacelab.nullspace.forgetting.materials import Materials, read_materials
 from subspacelab.nullspace.forgetting.methods import Rival, rival_of
 from subspacelab.nullspace.forgetting.prompts import encode_example
 from subspacelab.nullspace.forgetting.results import RESULTS, TABLES, Forgetting, name_of
 from subspacelab.nullspace.forgetting.scores import Base as BaseRecord
-from subspacelab.nullspace.forgetting.scores import Materials, Scores, base_record, read_materials, score
+from subspacelab.nullspace.forgetting.scores import Scores, base_record, score
 from subspacelab.nullspace.forgetting.texts import calibration_texts
 from subspacelab.nullspace.inits import method_of
 
@@ -55,8 +56,6 @@ class Bench:
     """What the base says to it."""
     examples: list[Example]
     """Rows of the new task."""
-    pad: int
-    """Id that fills up a batch."""
 
     def loading(self) -> Base:
         """How the base is loaded."""
@@ -110,8 +109,9 @@ def open_bench(source: Source, folder: Path, settings: ForgettingSettings) -> Be
     job = json.loads(json.dumps(job | {"base": source.reference, "revision": source.revision}))
     if (folder / JOB).is_file():
         require_same_job(folder, read_json(folder / JOB), job)
-    tokenizer = load_tokenizer(source.folder)
+    config, tokenizer = read_model_config(source.folder), load_tokenizer(source.folder)
     materials = read_materials(
+        config,
         tokenizer,
         settings.task,
         num_train=settings.steps * settings.batch_size,
@@ -121,20 +121,19 @@ def open_bench(source: Source, folder: Path, settings: ForgettingSettings) -> Be
         seq_len=settings.seq_len,
         seed=settings.task_seed,
     )
-    loading = _loading(source, settings)
     if (folder / BASE).is_file():
         base = BaseRecord.load(folder / BASE)
     else:
-        base = base_record(loading.load(), materials, batch_size=settings.score_batch_size)
+        sizes = {"max_probes": settings.max_probes, "batch_size": settings.score_batch_size}
+        base = base_record(_loading(source, settings).load(), materials, **sizes)
         base.save(folder / BASE)
     encoded = (encode_example(tokenizer, row, settings.max_length) for row in materials.task.train)
     examples = [example for example in encoded if example is not None]
     if not examples:
         raise ValueError(f"max_length {settings.max_length}: no row has a token of its response left; raise it")
     write_json(folder / JOB, job)
-    config = read_model_config(source.folder)
     require_readable(config, tokenizer, [e.input_ids for e in examples], remedy="lower max_length")
-    return Bench(source, folder, settings, tokenizer, materials, base, examples, padding_id(config, tokenizer))
+    return Bench(source, folder, settings, tokenizer, materials, base, examples)
 
 
 def train(
@@ -146,7 +145,7 @@ def train(
     setup = Setup(
         made=lambda: _put(bench, rival, seed, progress),
         examples=bench.examples,
-        pad=bench.pad,
+        pad=bench.materials.pad,
         score=bench.score,
         weight_decay=rival.weight_decay,
         penalised=rival.penalised,

@@ -6,7 +6,7 @@ from subspacelab.nullspace.forgetting.curve import Curve, Point
 from subspacelab.nullspace.forgetting.results import Forgetting
 from subspacelab.nullspace.forgetting.scores import Scores
 
-NOTHING = Scores(0.0, 0.0, 1.0, 1.0, 3.0, 0.0, 0.0, 0.0, {}, {})
+NOTHING = Scores(0.0, 0.0, 1.0, 1.0, 1.0, 3.0, 0.0, 0.0, 0.0, {}, {})
 
 
 def known(task: float, recall: float, validation: float | None = None) -> Scores:

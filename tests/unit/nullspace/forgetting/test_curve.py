@@ -11,9 +11,10 @@ from tests.unit.nullspace.forgetting.curves import known
 from tests.unit.nullspace.trainings import Killed, kill_at
 
 from subspacelab.models.fine_tuning import IGNORED, Example, collate
+from subspacelab.models.teacher_forcing import response_logits
 from subspacelab.models.trainables import Base, Trainable, by_peft, whole
 from subspacelab.nullspace.forgetting import curve as curves
-from subspacelab.nullspace.forgetting.curve import Course, Curve, Setup, response_logits, train_curve
+from subspacelab.nullspace.forgetting.curve import Course, Curve, Setup, train_curve
 from subspacelab.nullspace.forgetting.scores import Scores
 
 COURSE = Course(steps=8, batch_size=4, warmup_ratio=0.1, kl_weight=0.5)

@@ -71,7 +71,7 @@ def test_a_study_is_saved_and_read_to_the_same(tmp_path: Path) -> None:
     found.save(tmp_path)
     assert Forgetting.load(tmp_path) == found
     assert {p.name for p in tmp_path.iterdir()} == {"results.json", "curves.csv", "knowledge.csv", "costs.csv"}
-    assert (tmp_path / "curves.csv").read_text().splitlines()[1].startswith("base,,0,True,0,0.0,0.0,1.0,1.0,3.0")
+    assert (tmp_path / "curves.csv").read_text().splitlines()[1].startswith("base,,0,True,0,0.0,0.0,1.0,1.0,1.0,3.0")
     (tmp_path / "results.json").write_text('{"curves": []}')
     with pytest.raises(ValueError, match="results.json"):
         Forgetting.load(tmp_path)
