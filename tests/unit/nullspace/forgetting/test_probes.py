@@ -48,9 +48,7 @@ def test_days_months_and_letters_follow_each_other() -> None:
     assert [(p.lead.split()[3], p.answer) for p in of_kind("letter")] == list(zip(letters, letters[1:], strict=False))
 
 
-@pytest.mark.parametrize(
-    "lead", ["The capital of France is", "The chemical symbol of gold is", "The plural of wolf is"]
-)
+@pytest.mark.parametrize("lead", ["The capital of France is", "The chemical symbol of gold is", "The plural of wolf is"])
 def test_a_fact_that_everybody_knows(lead: str) -> None:
     (answer,) = [probe.answer for probe in PROBES if probe.lead == lead]
     assert answer == {"France": "Paris", "gold": "Au", "wolf": "wolves"}[lead.split()[-2]]

@@ -80,7 +80,9 @@ def test_a_task_that_is_learned_is_solved(materials: Materials, base: Base, monk
     rows = [*materials.test_rows[:3], *materials.validation_rows[:1]]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(200):
-        loss = sum(model(torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss for row in rows)
+        loss = sum(
+            model(torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss for row in rows
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
