@@ -7,7 +7,6 @@ import torch
 from tests.language_models import INNER, WIDTH, write_text, write_tiny_lm
 
 from subspacelab.checkpoints import resolve_reference
-from subspacelab.models.causal_lm import target_linears
 from subspacelab.models.trainables import Base, Trainable
 from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.config import BuildSettings
@@ -41,8 +40,8 @@ def logits_of(model: Any) -> torch.Tensor:
         return model(input_ids=IDS).logits
 
 
-def take_steps(trainable: Trainable, steps: int = 3) -> None:
-    optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=1e-2)
+def take_steps(trainable: Trainable, steps: int = 3, kind: Any = torch.optim.AdamW) -> None:
+    optimizer = kind(trainable.parameters.values(), lr=1e-2)
     for _ in range(steps):
         trainable.model(input_ids=IDS, labels=IDS).loss.backward()
         optimizer.step()
@@ -91,22 +90,34 @@ def update_of(trainable: Trainable, base: Base, name: str) -> tuple[torch.Tensor
         return w, trainable.model.get_submodule(name)(torch.eye(w.shape[1])).T - w
 
 
-@pytest.mark.parametrize("name", ["oplora", "osf"])
-def test_the_upper_singular_triples_are_kept(base: Base, name: str) -> None:
-    trainable = put(base, RIVALS[name])
-    take_steps(trainable, 10)
-    for layer in target_linears(base.load()):
-        w, update = update_of(trainable, base, layer)
+def moved(trainable: Trainable, base: Base) -> float:
+    """Most that the upper half of any layer's singular triples moved, against the layer's update."""
+    found = []
+    for name in ("model.layers.0.self_attn.k_proj", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.down_proj"):
+        w, update = update_of(trainable, base, name)
         left, _, right = torch.linalg.svd(w)
         k = min(w.shape) // 2  # of both, since 128 is more than these layers have
-        assert update.norm() > 1e-2
-        torch.testing.assert_close((w + update) @ right[:k].T, w @ right[:k].T, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(left[:, :k].T @ (w + update), left[:, :k].T @ w, atol=1e-4, rtol=1e-4)
+        found += [(update @ right[:k].T).norm() / update.norm(), (left[:, :k].T @ update).norm() / update.norm()]
+    return float(max(found))
+
+
+def test_oplora_keeps_the_upper_singular_triples(base: Base) -> None:
+    trainable = put(base, RIVALS["oplora"])
+    take_steps(trainable, 5)
+    assert moved(trainable, base) < 1e-4
+
+
+def test_osf_keeps_them_by_plain_gradients_and_not_by_adamw(base: Base) -> None:
+    # PEFT projects the gradients; AdamW then scales each number of a step by itself.
+    for kind, least, most in ((torch.optim.SGD, 0.0, 1e-3), (torch.optim.AdamW, 0.1, 1.0)):
+        trainable = put(base, RIVALS["osf"])
+        take_steps(trainable, 5, kind)
+        assert least <= moved(trainable, base) < most
 
 
 def test_oft_turns_the_inputs_and_no_more(base: Base) -> None:
     trainable = put(base, RIVALS["oft"])
-    take_steps(trainable, 10)
+    take_steps(trainable, 5)
     w, update = update_of(trainable, base, "model.layers.0.mlp.gate_proj")
     before, after = (torch.linalg.svdvals(x) for x in (w, w + update))
     assert update.norm() > 1e-2

@@ -1,15 +1,17 @@
 """The study on a tiny model: what it trains in which order, what a kill costs, and what it refuses."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.language_models import write_tiny_lm
+from tests.unit.nullspace.forgetting.chat_model import PROBES, byte_tokenizer, tiny_llama
 from tests.unit.nullspace.trainings import Killed, contents
 
 from subspacelab.checkpoints import Source, resolve_reference
 from subspacelab.nullspace.config import ForgettingSettings
+from subspacelab.nullspace.forgetting import materials
 from subspacelab.nullspace.forgetting.results import Forgetting, name_of
 from subspacelab.nullspace.forgetting.study import rates_of, run_study
 
@@ -32,8 +34,14 @@ SETTINGS = ForgettingSettings(
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return resolve_reference(str(write_tiny_lm(tmp_path_factory.mktemp("lm"))))
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    """A tiny model, which is asked six probes in place of the hundreds there are."""
+    folder = tmp_path_factory.mktemp("lm")
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(materials, "asked_probes", lambda probes: PROBES)
+        yield resolve_reference(str(folder))
 
 
 def run(source: Source, folder: Path, **changes: Any) -> Forgetting:
