@@ -153,7 +153,7 @@ class ForgettingSettings:
     """Which methods train; `docs/forgetting.md` lists them."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = field(default_factory=lambda: [233, 234, 235])
     """Of starts and of the order of the rows; on the first one the learning rates are chosen."""
-    rate_factors: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [0.3, 1.0, 3.0])
+    rate_factors: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1.0, 0.3, 3.0])
     """Times a method's own learning rate: at each product it trains on the first seed."""
     rate_by_method: dict[str, Positive] = field(default_factory=dict)
     """Middle learning rates of methods, in place of their own."""
@@ -163,9 +163,9 @@ class ForgettingSettings:
     """The new task."""
     task_seed: Seed = 233
     """Draws its problems and the windows of held-out English."""
-    steps: Count = 96
+    steps: Count = 64
     """Optimizer steps of a training."""
-    batch_size: Count = 16
+    batch_size: Count = 8
     """Rows of a step."""
     max_length: Count = 256
     """Tokens of a row; what is beyond is cut off."""
@@ -173,13 +173,13 @@ class ForgettingSettings:
     """Share of the steps on which the rate rises; a cosine then brings it to 0."""
     kl_weight: Positive = 1.0
     """Times the divergence from the base in the loss of lora_kl."""
-    num_validation: Count = 100
+    num_validation: Count = 80
     """Problems that learning rates are chosen on."""
-    num_test: Count = 200
+    num_test: Count = 120
     """Problems that the new task is scored on."""
-    max_probes: Count | None = 240
+    max_probes: Count | None = 120
     """Old questions that are asked, of those that the base knows; null asks all."""
-    num_windows: Count = 16
+    num_windows: Count = 8
     """Windows of held-out English."""
     seq_len: Count = 128
     """Tokens in one of them."""

@@ -77,14 +77,15 @@ def run_study(
 ) -> Forgetting:
     """Trains every method of the study on the base `source` and scores it on the way.
 
-    Each trains at three rates on the first seed; the others train at the rate that validation problems choose. What is
-    finished stands in `folder`, so that a killed study goes on, and a finished one may be given more methods or seeds.
+    Each trains at three rates on the first seed, all at their middle rate first; the other seeds train at the rate that
+    validation problems choose. What is finished stands in `folder`, so that a killed study goes on, and a finished one may be given more methods or seeds.
     `after(found)` is called after each training. `log` gets the curves of the losses, each name under that of its
     training. ValueError, in one line: unknown methods, a folder of another study, whatever reading the base refuses.
     """
-    for method in settings.methods:
+    methods = list(dict.fromkeys(settings.methods))
+    for method in methods:
         rival_of(method)
-    first, *others = settings.seeds
+    first, *others = dict.fromkeys(settings.seeds)
     with sole_writer(folder):
         require_own_entries(folder, OWN, "a study of forgetting")
         bench = open_bench(source, folder, settings)
@@ -96,8 +97,10 @@ def run_study(
                 after(_found(bench, curves))
             return _found(bench, curves)
 
-        tried = train_all((method, rate, first) for method in settings.methods for rate in rates_of(method, settings))
-        found = train_all((method, tried.chosen[method], seed) for seed in others for method in settings.methods)
+        tried = train_all(
+            (m, rates_of(m, settings)[i], first) for i in range(len(settings.rate_factors)) for m in methods
+        )
+        found = train_all((method, tried.chosen[method], seed) for seed in others for method in methods)
         if (folder / ADAPTERS).exists():
             remove_folder(folder / ADAPTERS)
     return found
@@ -159,9 +162,9 @@ def train(
 
 
 def rates_of(method: str, settings: ForgettingSettings) -> list[float]:
-    """The learning rates that a method is tried at, ascending, with two digits."""
+    """The learning rates that a method is tried at, in the order of `rate_factors`, with two digits."""
     middle = settings.rate_by_method.get(method, rival_of(method).rate)
-    return sorted({float(f"{middle * factor:.2g}") for factor in settings.rate_factors})
+    return [float(f"{middle * factor:.2g}") for factor in settings.rate_factors]
 
 
 def _found(bench: Bench, curves: Sequence[Curve]) -> Forgetting:
