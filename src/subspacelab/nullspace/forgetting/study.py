@@ -77,10 +77,11 @@ def run_study(
 ) -> Forgetting:
     """Trains every method of the study on the base `source` and scores it on the way.
 
-    Each trains at three rates on the first seed, all at their middle rate first; the other seeds train at the rate that
-    validation problems choose. What is finished stands in `folder`, so that a killed study goes on, and a finished one may be given more methods or seeds.
-    `after(found)` is called after each training. `log` gets the curves of the losses, each name under that of its
-    training. ValueError, in one line: unknown methods, a folder of another study, whatever reading the base refuses.
+    Each trains at three rates on the first seed, all at their first one before any at the next; the other seeds train
+    at the rate that validation problems choose. What is finished stands in `folder`, so that a killed study goes on,
+    and a finished one may be given more methods or seeds. `after(found)` is called after each training. `log` gets the
+    curves of the losses, each name under that of its training. ValueError, in one line: unknown methods, a folder of
+    another study, whatever reading the base refuses.
     """
     methods = list(dict.fromkeys(settings.methods))
     for method in methods:
@@ -97,9 +98,8 @@ def run_study(
                 after(_found(bench, curves))
             return _found(bench, curves)
 
-        tried = train_all(
-            (m, rates_of(m, settings)[i], first) for i in range(len(settings.rate_factors)) for m in methods
-        )
+        places = range(len(settings.rate_factors))
+        tried = train_all((method, rates_of(method, settings)[i], first) for i in places for method in methods)
         found = train_all((method, tried.chosen[method], seed) for seed in others for method in methods)
         if (folder / ADAPTERS).exists():
             remove_folder(folder / ADAPTERS)
@@ -171,7 +171,7 @@ def _found(bench: Bench, curves: Sequence[Curve]) -> Forgetting:
     names = [name_of(c.method, c.rate, c.seed) for c in curves]
     seconds = {name: read_seconds(bench.folder / TRAININGS / name) for name in names}
     num_validation = len(bench.materials.task.validation)
-    return Forgetting(bench.source.reference, num_validation, bench.base.scores, list(curves), seconds)
+    return Forgetting(_called(bench.source), num_validation, bench.base.scores, list(curves), seconds)
 
 
 def _put(bench: Bench, rival: Rival, seed: int, progress: Progress) -> Trainable:
@@ -214,3 +214,8 @@ def _calibration(bench: Bench, kind: str) -> Path:
 
 def _loading(source: Source, settings: ForgettingSettings) -> Base:
     return Base(source.folder, getattr(torch, settings.dtype), choose_device(settings.device))
+
+
+def _called(source: Source) -> str:
+    """A base as results name it: its place on the hub, or its folder's name, wherever that lies."""
+    return f"{source.reference}@{source.revision}" if source.revision else source.name
