@@ -10,6 +10,7 @@ from tests.unit.nullspace.forgetting.chat_model import PROBES, byte_tokenizer, t
 from tests.unit.nullspace.trainings import Killed, contents
 
 from subspacelab.checkpoints import Source, resolve_reference
+from subspacelab.cli import main
 from subspacelab.nullspace.config import ForgettingSettings
 from subspacelab.nullspace.forgetting import materials
 from subspacelab.nullspace.forgetting.results import Forgetting, name_of
@@ -64,6 +65,7 @@ def test_rates_are_tried_on_the_first_seed_and_the_chosen_one_on_the_others(
     finished: tuple[Path, Forgetting],
 ) -> None:
     folder, found = finished
+    assert [c.method for c in found.curves] == 3 * SETTINGS.methods  # a first table of all methods as soon as can be
     mlp, null = ([(c.rate, c.seed) for c in found.curves if c.method == m] for m in SETTINGS.methods)
     assert mlp[:2] == [(5e-4, 5), (1e-2, 5)]
     assert null[:2] == [(2e-3, 5), (4e-2, 5)]
@@ -120,5 +122,26 @@ def test_what_is_of_another_study_is_refused(source: Source, finished: tuple[Pat
 
 
 def test_rates_have_two_digits_and_may_be_given() -> None:
-    assert rates_of("lora", replace(SETTINGS, rate_factors=[0.3, 1.0, 3.0])) == [1.5e-4, 5e-4, 1.5e-3]
+    assert rates_of("lora", replace(SETTINGS, rate_factors=[1.0, 0.3, 3.0])) == [5e-4, 1.5e-4, 1.5e-3]
     assert rates_of("lora", replace(SETTINGS, rate_by_method={"lora": 1 / 3})) == [0.33, 6.7]
+
+
+@pytest.mark.slow
+def test_as_a_person_types_it(source: Source, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = ["--steps", "4", "--batch-size", "4", "--rank", "4", "--num-validation", "4", "--num-test", "4"]
+    small += ["--num-windows", "2", "--seq-len", "16", "--device", "cpu", "--no-track"]
+    command = ["nullspace", "forgetting", "--model-id", str(source.folder), "--output-dir", str(tmp_path / "out")]
+    command += ["--methods", "lora_mlp", "--methods", "mica", "--seeds", "5", "--rate-factors", "1"]
+    with pytest.raises(SystemExit) as e:
+        main([*command, *small])
+    assert not e.value.code
+    said = capsys.readouterr().out
+    assert "mica (1)" in said
+    assert "recall where the task first reaches" in said
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert written >= {"results.json", "knowledge.csv", "curves.csv", "costs.csv", "pareto.png"}
+    assert Forgetting.load(tmp_path / "out").model_id == source.name  # and no path of this machine
+    with pytest.raises(SystemExit) as e:
+        main([*command, *small, "--steps", "8"])
+    assert e.value.code
+    assert "steps=4, this one is of steps=8" in capsys.readouterr().err
