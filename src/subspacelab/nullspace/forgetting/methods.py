@@ -44,7 +44,7 @@ class Rival:
     penalised: bool = False
     """Whether the divergence from the base is added to its loss."""
     float32: bool = False
-    """Whether the weights of the base themselves train, and need more digits than bfloat16 has."""
+    """Whether weights of the base train, whose steps are smaller than bfloat16 can tell apart."""
 
 
 def _from(adapter: str, summary: str, rate: float, **others: object) -> Rival:

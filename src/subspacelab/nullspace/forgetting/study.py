@@ -85,7 +85,10 @@ def run_study(
     """
     methods = list(dict.fromkeys(settings.methods))
     for method in methods:
-        rival_of(method)
+        if rival_of(method).float32 and settings.dtype != "float32":
+            raise ValueError(
+                f"dtype={settings.dtype!r}: {method} trains the weights themselves; take float32, or leave it out"
+            )
     first, *others = dict.fromkeys(settings.seeds)
     with sole_writer(folder):
         require_own_entries(folder, OWN, "a study of forgetting")
