@@ -27,7 +27,7 @@ def log_prob_of(log_probs: Float[Tensor, "response vocab"], response: Int[Tensor
     return float(log_probs.gather(-1, response[:, None]).double().sum())
 
 
-def num_shared(rows: Sequence[Sequence[int]]) -> int:
+def num_shared(rows: Sequence[list[int]]) -> int:
     """How many ids all rows begin with: as many as the first and the last of them in order."""
     first, last = min(rows), max(rows)
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

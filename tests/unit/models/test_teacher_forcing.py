@@ -55,7 +55,12 @@ def test_a_response_is_greedy_if_generation_gives_it() -> None:
     model, prompts = tiny_model(), [[4, 9, 17], [5, 5], [6]]
     for prompt in prompts:
         given = model.generate(
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=4, min_new_tokens=4, pad_token_id=0, eos_token_id=None
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=4,
+            min_new_tokens=4,
+            pad_token_id=0,
+            eos_token_id=None,
         )
         said = given[0, len(prompt) :].tolist()
         for wrong in (None, 0, 3):

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from subspacelab.data.instructions import Instruction
 from subspacelab.data.windows import cut_windows
 from subspacelab.models.fine_tuning import IGNORED, Example
 from subspacelab.models.tokens import encode, padding_id, prefix_of, require_readable
 from subspacelab.nullspace.forgetting.probes import Probe, asked_probes, ended, read_probes
-from subspacelab.nullspace.forgetting.prompts import end_token, prompt_ids, response_ids
+from subspacelab.nullspace.forgetting.prompts import continues_word, end_token, prompt_ids, response_ids
 from subspacelab.nullspace.forgetting.tasks import Task, TaskName, make_task
 from subspacelab.nullspace.forgetting.texts import held_out_prose
 
@@ -22,9 +25,11 @@ class Materials:
     probes: list[Probe]
     """Old knowledge, none of it in a calibration text; `Base.known` tells which of it counts."""
     probe_rows: list[Example]
-    """Each probe's question and lead, and its answer with a point; the chat template's end is not asked for."""
+    """Each probe's question and lead, and its answer with a point, one token, behind which nothing is read."""
     answers: dict[str, dict[str, list[int]]]
     """Kind of probe to its distinct answers to their tokens."""
+    continues: Bool[Tensor, " vocab"]
+    """Whether a token goes on with the word before it (`continues_word`)."""
     task: Task
     """The new one: `task.train` is what models are trained on."""
     validation_rows: list[Example]
@@ -65,13 +70,15 @@ def read_materials(
     probes = asked_probes(read_probes()) if probes is None else list(probes)
     problems = make_task(task, num_train=num_train, num_validation=num_validation, num_test=num_test, seed=seed)
     found = Materials(
-        probes,
-        [_row(tokenizer, probe.question, probe.response, lead=probe.lead) for probe in probes],
-        _answers(tokenizer, probes),
-        problems,
-        *([_problem(tokenizer, row) for row in rows] for rows in (problems.validation, problems.test)),
-        _windows(tokenizer, num_windows=num_windows, seq_len=seq_len, seed=seed),
-        padding_id(config, tokenizer),
+        probes=probes,
+        probe_rows=[_row(tokenizer, probe.question, probe.response, lead=probe.lead) for probe in probes],
+        answers=_answers(tokenizer, probes),
+        continues=continues_word(tokenizer, config.get_text_config().vocab_size),
+        task=problems,
+        validation_rows=[_problem(tokenizer, row) for row in problems.validation],
+        test_rows=[_problem(tokenizer, row) for row in problems.test],
+        window_rows=_windows(tokenizer, num_windows=num_windows, seq_len=seq_len, seed=seed),
+        pad=padding_id(config, tokenizer),
     )
     rows = [*found.probe_rows, *found.validation_rows, *found.test_rows, *found.window_rows]
     require_readable(config, tokenizer, [row.input_ids for row in rows], remedy="give a model with more positions")

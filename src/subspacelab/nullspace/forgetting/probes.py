@@ -33,7 +33,7 @@ class Probe:
 
     @property
     def response(self) -> str:
-        """What a right response says after the lead: the answer and a point, by which it ends there."""
+        """What a right response says after the lead: the answer and a point, which ends the word."""
         return ended(self.answer)
 
 

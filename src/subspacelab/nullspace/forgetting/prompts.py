@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from subspacelab.data.instructions import Instruction, prompt_of
 from subspacelab.models import fine_tuning
 from subspacelab.models.fine_tuning import Example
@@ -48,6 +52,20 @@ def end_token(tokenizer: Any) -> int | None:
                 return int(token)
     end: int | None = tokenizer.eos_token_id
     return end
+
+
+def continues_word(tokenizer: Any, vocab_size: int) -> Bool[Tensor, " vocab_size"]:
+    """Whether a token goes on with the word before it: it begins with a letter, a digit or a hyphen, not with a space.
+
+    Seen behind a point, since some tokenizers show no space where a text begins with one.
+    """
+    point = encode(tokenizer, ["."])[0]
+    before = len(tokenizer.decode(point))
+    ids = [[*point, i] for i in range(min(len(tokenizer), vocab_size))]
+    behind = [text[before : before + 1] for text in tokenizer.batch_decode(ids)]
+    found = torch.zeros(vocab_size, dtype=torch.bool)
+    found[: len(behind)] = torch.tensor([c.isalnum() or c == "-" for c in behind])
+    return found
 
 
 def encode_example(tokenizer: Any, row: Instruction, max_length: int) -> Example | None:

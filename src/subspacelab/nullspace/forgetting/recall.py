@@ -17,7 +17,7 @@ class Answered:
     """One probe's."""
 
     exact: bool
-    """Whether the greedy response after the lead is the right answer and a point."""
+    """Whether the greedy response after the lead begins with the right answer, as whole words."""
     rank_score: float
     """1 where the right answer is the likeliest of its kind, 0 where it is the least likely; linear in its place."""
 
@@ -60,7 +60,9 @@ def _first(materials: Materials, place: int, log_probs: Tensor) -> _First:
     probe, response = materials.probes[place], torch.tensor(response_of(materials.probe_rows[place]))
     right = log_prob_of(log_probs, response)
     others = [ids for answer, ids in materials.answers[probe.kind].items() if answer != probe.answer]
-    return _First(is_greedy(log_probs, response), right, [ids for ids in others if float(log_probs[0, ids[0]]) > right])
+    said = is_greedy(log_probs[:-1], response[:-1])  # without the point
+    exact = said and not materials.continues[log_probs[-1].argmax()]
+    return _First(bool(exact), right, [ids for ids in others if float(log_probs[0, ids[0]]) > right])
 
 
 def _count_likelier(

@@ -73,9 +73,9 @@ class Base:
         tensors, metadata = read_tensors(path)
         try:
             facts = json.loads(metadata["base"])
-            parts = [Predictions(tensors[f"{n}.tokens"], tensors[f"{n}.log_probs"]) for n in ("old", "new")]
+            old, new = (Predictions(tensors[f"{n}.tokens"], tensors[f"{n}.log_probs"]) for n in ("old", "new"))
             scores = validate(Scores, facts["scores"], where=f"{path}: scores")
-            return cls(scores, facts["known"], *parts, facts["materials"])
+            return cls(scores=scores, known=facts["known"], old=old, new=new, materials=facts["materials"])
         except (KeyError, TypeError, json.JSONDecodeError) as e:
             raise ValueError(f"{path}: not a base's record ({e!r}); remove it, and it is made again") from e
 

@@ -20,7 +20,10 @@ SPECIAL = ["<pad>", "<eos>", "<s>", "<end>"]
 PROBES = [
     Probe("capital", f"What is the capital of {land}?", f"The capital of {land} is", city)
     for land, city in (("Aa", "Uvo"), ("Bb", "Uvi"), ("Cc", "Wex"), ("Dd", "Y"))
-] + [Probe("young", f"What is a young {a} called?", f"A young {a} is called a", b) for a, b in (("x", "xlet"), ("y", "yo"))]
+] + [
+    Probe("young", f"What is a young {a} called?", f"A young {a} is called a", b)
+    for a, b in (("x", "xlet"), ("y", "yo"))
+]
 
 
 def byte_tokenizer(chat: bool = True) -> Any:
@@ -41,7 +44,12 @@ def tiny_llama(seed: int = 0, positions: int = 512) -> Any:
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
     ends = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
     config = LlamaConfig(
-        vocab_size=260, num_key_value_heads=2, max_position_embeddings=positions, tie_word_embeddings=True, **sizes, **ends
+        vocab_size=260,
+        num_key_value_heads=2,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        **sizes,
+        **ends,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -15,7 +15,9 @@ def test_rows_say_what_is_asked() -> None:
     found = tiny_materials(tokenizer, tiny_llama().config)
     for probe, row in zip(PROBES, found.probe_rows, strict=True):
         assert tokenizer.decode(response_of(row)) == f" {probe.answer}."
-        assert tokenizer.decode(row.input_ids).endswith(f"{probe.question}<end>\n<s>assistant\n{probe.lead} {probe.answer}.")
+        assert tokenizer.decode(row.input_ids).endswith(
+            f"{probe.question}<end>\n<s>assistant\n{probe.lead} {probe.answer}."
+        )
     assert found.test_rows == [encode_example(tokenizer, row, 500) for row in found.task.test], "as in training"
     assert found.answers["capital"].keys() == {"Uvo", "Uvi", "Wex", "Y"}
     text = " ".join(held_out_prose())

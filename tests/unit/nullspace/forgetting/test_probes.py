@@ -4,6 +4,7 @@ import calendar
 import re
 import string
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,12 @@ def test_days_months_and_letters_follow_each_other() -> None:
     assert after == dict(zip(months, months[1:] + months[:1], strict=True))
     assert [p.answer for p in of_kind("month") if p.question.startswith("Which is")] == months
     letters = string.ascii_uppercase
-    assert [(p.lead.split()[3], p.answer) for p in of_kind("letter")] == list(zip(letters, letters[1:], strict=False))
+    assert [(p.lead.split()[3], p.answer) for p in of_kind("letter")] == list(pairwise(letters))
 
 
-@pytest.mark.parametrize("lead", ["The capital of France is", "The chemical symbol of gold is", "The plural of wolf is"])
+@pytest.mark.parametrize(
+    "lead", ["The capital of France is", "The chemical symbol of gold is", "The plural of wolf is"]
+)
 def test_a_fact_that_everybody_knows(lead: str) -> None:
     (answer,) = [probe.answer for probe in PROBES if probe.lead == lead]
     assert answer == {"France": "Paris", "gold": "Au", "wolf": "wolves"}[lead.split()[-2]]

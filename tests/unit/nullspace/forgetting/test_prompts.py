@@ -2,10 +2,19 @@
 
 import pytest
 from tests.unit.nullspace.forgetting.chat_model import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from subspacelab.data.instructions import Instruction, prompt_of
 from subspacelab.models.fine_tuning import IGNORED
-from subspacelab.nullspace.forgetting.prompts import encode_example, end_token, prompt_ids, prompt_text, response_ids
+from subspacelab.nullspace.forgetting.prompts import (
+    continues_word,
+    encode_example,
+    end_token,
+    prompt_ids,
+    prompt_text,
+    response_ids,
+)
 
 ROW = Instruction("What is 1 + 2?", "03 0 3")
 
@@ -58,3 +67,20 @@ def test_a_template_that_ends_no_turn_leaves_the_tokenizers_end() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
     assert end_token(tokenizer) == tokenizer.eos_token_id
+
+
+def test_a_word_goes_on_with_letters_digits_and_hyphens() -> None:
+    tokenizer = byte_tokenizer()
+    found = continues_word(tokenizer, 300)
+    ids = {c: tokenizer.encode(c, add_special_tokens=False)[0] for c in "aZ7- .,\n"}
+    assert {c for c, i in ids.items() if found[i]} == set("aZ7-")
+    assert not found[:4].any(), "special tokens end a word"
+    assert not found[len(tokenizer) :].any(), "so do embeddings without a token"
+
+
+def test_a_tokenizer_that_writes_spaces_as_a_mark_is_read_alike() -> None:
+    vocabulary = {token: i for i, token in enumerate(["<unk>", ".", "ing", "\u2581sing", "\u2581"])}
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    plain.pre_tokenizer, plain.decoder = pre_tokenizers.Metaspace(prepend_scheme="never"), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
+    assert continues_word(tokenizer, 5).tolist() == [False, False, True, False, False]

@@ -24,10 +24,13 @@ def test_exact_and_rank_of_a_model_whose_probabilities_are_known() -> None:
     assert [a.exact for a in found] == [True, False, False, False, False]
     assert [a.rank_score for a in found] == pytest.approx([1, 0.75, 0.5, 0.5, 0])  # two are equally likely
 
-    logits[letters["A"], point], logits[letters["A"], space] = 0.0, 9.0  # it no longer ends there
+    logits[letters["A"], point], logits[letters["A"], space] = 0.0, 9.0  # A is no longer followed by a point
     first, *_ = answer_probes(Bigram(logits), materials, range(5), batch_size=2)
-    assert not first.exact
+    assert first.exact, "the word ends all the same"
     assert first.rank_score == 0, "log p(A) + log p(point | A) is the smallest now"
+    logits[letters["A"], letters["s"]] = 10.0
+    first, *_ = answer_probes(Bigram(logits), materials, range(5), batch_size=2)
+    assert not first.exact, "As is another word"
 
 
 def test_ranks_are_those_of_asking_about_every_answer() -> None:
