@@ -18,11 +18,11 @@ def print_forgetting(found: Forgetting, console: Console | None = None) -> None:
     console = console or Console()
     table = found.table()
     rows = [
-        [f"{row['method']} ({row['num_seeds']})", *(show_number(row[name]) for name in COLUMNS)]
+        [row["method"], str(row["num_seeds"]), *(show_number(row[name]) for name in COLUMNS)]
         for row in table.to_dict("records")
     ]
-    title = f"forgetting of {found.model_id}: methods (seeds), at the rate that validation problems chose"
-    print_table(title, ["method", *COLUMNS.values()], rows, console=console)
+    title = f"forgetting of {found.model_id}: each method at the rate that validation problems chose"
+    print_table(title, ["method", "seeds", *COLUMNS.values()], rows, console=console)
     base = found.base
     console.print(
         f"base: task {base.task:.3g}, recall {base.recall:.3g}, ranked {base.recall_ranked:.3g}, ce {base.ce:.4g};"

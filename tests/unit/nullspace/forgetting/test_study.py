@@ -138,7 +138,7 @@ def test_as_a_person_types_it(source: Source, tmp_path: Path, capsys: pytest.Cap
         main([*command, *small])
     assert not e.value.code
     said = capsys.readouterr().out
-    assert "mica (1)" in said
+    assert "mica" in said
     assert "recall where the task first reaches" in said
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert written >= {"results.json", "knowledge.csv", "curves.csv", "costs.csv", "pareto.png"}
