@@ -24,6 +24,8 @@ from subspacelab.training.fit import FitPlan, fit, one_cycle
 PARTS = (1 / 8, 1 / 4, 1 / 2, 1)
 """Shares of a training after which the model is scored."""
 CURVE, SECONDS, SNAPSHOT = "curve.json", "seconds.json", "snapshot"
+CLOCKS = ("seconds_per_step", "cpu_seconds_per_step")
+"""What `SECONDS` holds."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _train(
             log=log,
             after_step=after_step,
         )
-    write_json(folder / SECONDS, {"seconds_per_step": median(clock.laps)})
+    write_json(folder / SECONDS, clock.medians())
     return curve
 
 
@@ -161,17 +163,22 @@ def _plan(curve: Curve, course: Course, folder: Path) -> FitPlan:
 
 
 class _Clock:
-    """Seconds of each step, without what is done between two of them."""
+    """Seconds of each step, of the wall and of this process's threads, without what is done between two steps."""
 
     def __init__(self) -> None:
-        self.laps: list[float] = []
+        self._laps: list[tuple[float, float]] = []
         self.start()
 
     def start(self) -> None:
-        self._began = time.perf_counter()
+        self._began = (time.perf_counter(), time.process_time())
 
     def stop(self) -> None:
-        self.laps.append(time.perf_counter() - self._began)
+        wall, cpu = self._began
+        self._laps.append((time.perf_counter() - wall, time.process_time() - cpu))
+
+    def medians(self) -> dict[str, float]:
+        """Of the wall, and of the processor where other work beside it makes the wall's meaningless."""
+        return dict(zip(CLOCKS, map(median, zip(*self._laps, strict=True)), strict=True))
 
 
 def _order(num_rows: int, course: Course, seed: int) -> list[list[int]]:
@@ -202,7 +209,7 @@ def read_curve(path: Path) -> Curve:
     return validate(Curve, read_json(path), where=str(path))
 
 
-def read_seconds(folder: Path) -> float | None:
-    """Median seconds of a step of the training in `folder`; None before it is finished."""
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Median seconds of a step of the training in `folder`, by `CLOCKS`; empty before it is finished."""
     path = folder / SECONDS
-    return float(read_json(path)["seconds_per_step"]) if path.is_file() else None
+    return dict(read_json(path)) if path.is_file() else {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from subspacelab.models.trainables import Base, Trainable, adapted, by_peft, mica, oft, oplora, osf, whole
+from subspacelab.nullspace.forgetting.texts import CalibrationKind
 
 MLP = ("mlp",)
 """Finds the feed-forward layers of the families that transformers calls so: Llama, Qwen, Gemma, Mistral, GPT-NeoX."""
@@ -37,8 +38,8 @@ class Rival:
     """Its own rank; None takes the study's."""
     targets: tuple[str, ...] | None = None
     """Regular expressions of the layers that its adapter is on; None takes all but the head."""
-    calibration: str = "prose"
-    """What text it is calibrated on, where it is: prose or questions."""
+    calibration: CalibrationKind = "prose"
+    """What text it is calibrated on, where it is."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     penalised: bool = False

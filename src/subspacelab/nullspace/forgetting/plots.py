@@ -54,8 +54,8 @@ def _draw_curve(axes: Axes, i: int, found: Forgetting, curves: Sequence[Curve], 
     colour, marker, line = COLOURS[number], MARKERS[(number + again) % len(MARKERS)], "--" if again else "-"
     paths = np.array([found.path(curve, measure) for curve in curves])  # [seeds points 2]
     x, y = paths.mean(0).T
-    style = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.2, "markersize": 5}
-    axes.plot(x, y, **style, fillstyle="none", label=drawn_name(curves[0].method))
+    label = drawn_name(curves[0].method)
+    axes.plot(x, y, line, color=colour, marker=marker, linewidth=1.2, markersize=5, fillstyle="none", label=label)
     axes.plot(x[-1:], y[-1:], marker, color=colour, markersize=5)
     if len(paths) > 1:
         dx, dy = paths[:, 1:].std(0, ddof=1).T

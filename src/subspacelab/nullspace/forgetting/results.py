@@ -11,7 +11,7 @@ import pandas as pd
 
 from subspacelab.core.files import read_json, write_csv, write_json
 from subspacelab.core.settings import validate
-from subspacelab.nullspace.forgetting.curve import Curve
+from subspacelab.nullspace.forgetting.curve import CLOCKS, Curve
 from subspacelab.nullspace.forgetting.scores import Scores
 from subspacelab.nullspace.rates import choose_rate
 
@@ -37,8 +37,8 @@ class Forgetting:
     """What the base knows."""
     curves: list[Curve]
     """Every training."""
-    seconds: dict[str, float | None]
-    """`name_of` a training -> seconds of a step, which no two runs share."""
+    seconds: dict[str, dict[str, float]]
+    """`name_of` a training -> median seconds of a step, by the wall and of the processor; no two runs share them."""
 
     @property
     def chosen(self) -> dict[str, float]:
@@ -99,13 +99,13 @@ class Forgetting:
         return [(s.task, getattr(s, measure)) for s in (self.base, *(point.scores for point in curve.points))]
 
     def costs_table(self) -> pd.DataFrame:
-        """method, rate, seed, num_parameters, seconds_per_step of each training; the seconds are of one machine."""
+        """method, rate, seed, num_parameters and seconds of a step of each training; seconds are of one machine."""
         rows = [
             {"method": c.method, "rate": c.rate, "seed": c.seed, "num_parameters": c.num_parameters}
-            | {"seconds_per_step": self.seconds.get(name_of(c.method, c.rate, c.seed))}
+            | self.seconds.get(name_of(c.method, c.rate, c.seed), {})
             for c in self.curves
         ]
-        return pd.DataFrame(rows, columns=["method", "rate", "seed", "num_parameters", "seconds_per_step"])
+        return pd.DataFrame(rows, columns=["method", "rate", "seed", "num_parameters", *CLOCKS])
 
     def save(self, folder: Path) -> None:
         """Writes results.json and the tables curves.csv, knowledge.csv, costs.csv into `folder`."""

@@ -27,7 +27,7 @@ from subspacelab.nullspace.forgetting.prompts import encode_example
 from subspacelab.nullspace.forgetting.results import RESULTS, TABLES, Forgetting, name_of
 from subspacelab.nullspace.forgetting.scores import Base as BaseRecord
 from subspacelab.nullspace.forgetting.scores import Scores, base_record, score
-from subspacelab.nullspace.forgetting.texts import calibration_texts
+from subspacelab.nullspace.forgetting.texts import CalibrationKind, calibration_texts
 from subspacelab.nullspace.inits import method_of
 
 JOB, BASE, TRAININGS, PICTURE = "job.json", "base.safetensors", "trainings", "pareto.png"
@@ -130,8 +130,9 @@ def open_bench(source: Source, folder: Path, settings: ForgettingSettings) -> Be
     if (folder / BASE).is_file():
         base = BaseRecord.load(folder / BASE)
     else:
-        sizes = {"max_probes": settings.max_probes, "batch_size": settings.score_batch_size}
-        base = base_record(_loading(source, settings).load(), materials, **sizes)
+        model, batch_size = _loading(source, settings).load(), settings.score_batch_size
+        base = base_record(model, materials, max_probes=settings.max_probes, batch_size=batch_size)
+        del model
         base.save(folder / BASE)
     encoded = (encode_example(tokenizer, row, settings.max_length) for row in materials.task.train)
     examples = [example for example in encoded if example is not None]
@@ -206,7 +207,7 @@ def _built(bench: Bench, rival: Rival, rank: int, seed: int, progress: Progress)
     return folder
 
 
-def _calibration(bench: Bench, kind: str) -> Path:
+def _calibration(bench: Bench, kind: CalibrationKind) -> Path:
     """A folder with the calibration text of that kind, all of it for calibration."""
     folder = bench.folder / CALIBRATION / kind
     with write_beside(folder / "train.jsonl") as partial:
