@@ -12,7 +12,7 @@ from subspacelab.checkpoints import Source
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
 from subspacelab.core.files import read_json, remove_folder, write_beside, write_json
-from subspacelab.core.ownership import require_own_entries, require_same_job, sole_writer
+from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import Example
 from subspacelab.models.lora_folder import META
@@ -89,7 +89,8 @@ def run_study(
             raise ValueError(
                 f"dtype={settings.dtype!r}: {method} trains the weights themselves; take float32, or leave it out"
             )
-    first, *others = dict.fromkeys(settings.seeds)
+    _, *others = dict.fromkeys(settings.seeds)
+    require_apart(folder, [source.folder])
     with sole_writer(folder):
         require_own_entries(folder, OWN, "a study of forgetting")
         bench = open_bench(source, folder, settings)
@@ -101,8 +102,7 @@ def run_study(
                 after(_found(bench, curves))
             return _found(bench, curves)
 
-        places = range(len(settings.rate_factors))
-        tried = train_all((method, rates_of(method, settings)[i], first) for i in places for method in methods)
+        tried = train_all(_first_trainings(settings))
         found = train_all((method, tried.chosen[method], seed) for seed in others for method in methods)
         if (folder / ADAPTERS).exists():
             remove_folder(folder / ADAPTERS)
@@ -169,6 +169,13 @@ def rates_of(method: str, settings: ForgettingSettings) -> list[float]:
     """The learning rates that a method is tried at, in the order of `rate_factors`, with two digits."""
     middle = settings.rate_by_method.get(method, rival_of(method).rate)
     return [float(f"{middle * factor:.2g}") for factor in settings.rate_factors]
+
+
+def _first_trainings(settings: ForgettingSettings) -> list[tuple[str, float, int]]:
+    """(method, rate, seed) of the first seed: every method at its first rate, then every one at the next."""
+    rates = {method: rates_of(method, settings) for method in settings.methods}
+    places = range(len(settings.rate_factors))
+    return list(dict.fromkeys((method, rates[method][i], settings.seeds[0]) for i in places for method in rates))
 
 
 def _found(bench: Bench, curves: Sequence[Curve]) -> Forgetting:

@@ -117,6 +117,8 @@ def test_what_is_of_another_study_is_refused(source: Source, finished: tuple[Pat
         run(source, tmp_path / "new", methods=["lora", "nosuch"])
     with pytest.raises(ValueError, match=r"^dtype='bfloat16': full trains the weights themselves; take float32"):
         run(source, tmp_path / "new", methods=["lora", "full"], dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"lies within, the input"):
+        run(source, source.folder / "study")
     assert not (tmp_path / "new").exists()
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds 'letter.txt', no part of a study of forgetting"):
