@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from subspacelab.models.fine_tuning import IGNORED, Example, collate
+from subspacelab.models.fine_tuning import IGNORED, Batch, Example, collate
 
 
 def response_of(example: Example) -> list[int]:
@@ -62,7 +62,7 @@ def read_responses(
 def _cache_of(model: Any, prefix: Sequence[int]) -> Any:
     """Keys and values of a prefix, batch 1; None from a model that keeps another kind of state."""
     ids = torch.tensor([prefix], device=model.device)
-    cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    cache = getattr(model(input_ids=ids, use_cache=True, logits_to_keep=1), "past_key_values", None)
     return cache if isinstance(cache, DynamicCache) else None
 
 
@@ -87,3 +87,24 @@ def _log_probs(model: Any, rows: Sequence[Example], cache: Any, shared: int, pad
             raise ValueError("the model predicts what is not finite; it has diverged: lower the learning rate")
         found.append(scores.log_softmax(-1))
     return found
+
+
+def response_logits(model: Any, batch: Batch) -> tuple[Float[Tensor, "tokens vocabulary"], Int[Tensor, " tokens"]]:
+    """Logits before each token of the responses, in float32, and these tokens.
+
+    With gradients. What all prompts begin with, such as a system prompt, is read once: causal attention makes it the
+    same for all. The head runs only where some row has a token of its response next.
+    """
+    ids, mask, labels = (t.to(model.device) for t in (batch.input_ids, batch.attention_mask, batch.labels[:, 1:]))
+    places = (labels != IGNORED).any(0).nonzero()[:, 0]
+    shared = min(num_shared(batch.input_ids.tolist()), int(places[0]))
+    cache = model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values if shared else None
+    if isinstance(cache, DynamicCache):
+        cache.batch_repeat_interleave(len(ids))
+    else:  # the model keeps another kind of state
+        shared, cache = 0, None
+    given = {"past_key_values": cache} if cache else {"use_cache": False}
+    kept = places - shared
+    logits = model(input_ids=ids[:, shared:], attention_mask=mask.long(), logits_to_keep=kept, **given).logits
+    wanted = labels[:, places] != IGNORED
+    return logits[wanted].float(), labels[:, places][wanted]

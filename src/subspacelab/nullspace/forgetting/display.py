@@ -1,0 +1,31 @@
+"""What a study of forgetting tells the person at the terminal."""
+
+from rich.console import Console
+
+from subspacelab.nullspace.forgetting.results import Forgetting
+from subspacelab.plotting.terminal import print_table, show_number
+
+COLUMNS = {
+    **{"rate": "rate", "task_mean": "task", "recall_mean": "recall", "recall_ranked_mean": "ranked"},
+    **{"recall_ranked_area_mean": "area", "recall_ranked_at_level_mean": "at level", "delta_ce_mean": "delta ce"},
+    **{"kl_old_mean": "KL old", "kl_new_mean": "KL new"},
+}
+"""Columns of the table, with their headings."""
+
+
+def print_forgetting(found: Forgetting, console: Console | None = None) -> None:
+    """Prints a row per method, the best area first, and what the columns mean."""
+    console = console or Console()
+    table = found.table()
+    rows = [
+        [row["method"], str(row["num_seeds"]), *(show_number(row[name]) for name in COLUMNS)]
+        for row in table.to_dict("records")
+    ]
+    title = f"forgetting of {found.model_id}: each method at the rate that validation problems chose"
+    print_table(title, ["method", "seeds", *COLUMNS.values()], rows, console=console)
+    base = found.base
+    console.print(
+        f"base: task {base.task:.3g}, recall {base.recall:.3g}, ranked {base.recall_ranked:.3g}, ce {base.ce:.4g};"
+        f" area: under ranked recall over task; at level: ranked recall where the task first reaches {found.level:.3g}",
+        markup=False,
+    )
