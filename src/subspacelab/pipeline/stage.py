@@ -112,8 +112,8 @@ def open_stage(
 ) -> Iterator[Stage[T]]:
     """Reads the parameters, sets seed and threads, opens the run, and fails at the end if an input changed.
 
-    `tracked(params)` says whether there is anything to record: a stage that only passes its input on has no run. A stage of
-    another `pipeline` than the default one names the `study` that it belongs to.
+    `tracked(params)` says whether there is anything to record: a stage that only passes its input on has no run.
+    A stage of another `pipeline` than the default one names the `study` that it belongs to.
 
     DVC reads parameters and sources after the command, so after a change during the run it would store this result
     under inputs that did not produce it.
