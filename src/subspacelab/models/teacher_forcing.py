@@ -62,7 +62,7 @@ def read_responses(
 def _cache_of(model: Any, prefix: Sequence[int]) -> Any:
     """Keys and values of a prefix, batch 1; None from a model that keeps another kind of state."""
     ids = torch.tensor([prefix], device=model.device)
-    cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    cache = getattr(model(input_ids=ids, use_cache=True, logits_to_keep=1), "past_key_values", None)
     return cache if isinstance(cache, DynamicCache) else None
 
 
