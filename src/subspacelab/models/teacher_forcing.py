@@ -47,6 +47,8 @@ def read_responses(
     prompt, is read once. On the CPU in float32, one batch at a time. ValueError where the model predicts what is not
     finite. A model in training mode is read in evaluation mode and put back.
     """
+    if not examples:
+        return
     training = model.training
     model.eval()
     try:

@@ -94,6 +94,10 @@ def test_training_mode_is_left_as_it_was_even_if_reading_ends_early() -> None:
         assert model.training == mode
 
 
+def test_of_nothing_nothing_is_read() -> None:
+    assert list(read_responses(tiny_model(), [], pad=0, batch_size=2)) == []
+
+
 def test_what_is_not_finite_is_named() -> None:
     model = tiny_model()
     with torch.no_grad():
