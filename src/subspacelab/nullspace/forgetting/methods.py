@@ -66,7 +66,7 @@ RIVALS: Mapping[str, Rival] = MappingProxyType(
         "oplora": _from(
             "lora",
             "LoRA outside the top singular triples",
-            5e-4,
+            1e-3,
             put=lambda base, adapter, *_: oplora(base, adapter, KEPT),
         ),
         "mica": Rival(
@@ -92,7 +92,7 @@ RIVALS: Mapping[str, Rival] = MappingProxyType(
         "lora_null_v2_questions": _from(
             "lora_null_v2",
             "LoRA-Null v2 calibrated on questions and answers, not on prose",
-            2e-3,
+            3e-3,
             calibration="questions",
         ),
     }
