@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -43,6 +43,7 @@ def with_settings(config: type) -> Callable[[Callable[..., None]], Callable[...,
 def _flags(config: type, prefix: str = "") -> Iterator[inspect.Parameter]:
     """The flags of a class of settings; those of one within it begin with the field's name."""
     hints, schema = get_type_hints(config, include_extras=True), schema_of(config)["properties"]
+    lists = {f.name: f.default_factory() for f in fields(config) if f.default_factory is not MISSING}
     for name, plain in get_type_hints(config).items():
         if is_dataclass(plain):
             yield from _flags(plain, f"{prefix}{name}_")  # type: ignore[arg-type]
@@ -53,7 +54,7 @@ def _flags(config: type, prefix: str = "") -> Iterator[inspect.Parameter]:
             metavar = f"N|{word}" if word else "|".join(choices) if choices else None
             parser = _number_or_word if word else None
             option = typer.Option(*names, help=facts["description"] + _bounds(facts), metavar=metavar, parser=parser)
-            default = facts.get("default", inspect.Parameter.empty)
+            default = facts.get("default", lists.get(name, inspect.Parameter.empty))
             annotation: Any = Annotated[_typed_as(plain, bool(choices or word)), option]
             yield inspect.Parameter(
                 prefix + name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation

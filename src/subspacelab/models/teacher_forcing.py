@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from subspacelab.models.fine_tuning import IGNORED, Example, collate
+from subspacelab.models.fine_tuning import IGNORED, Batch, Example, collate
 
 KEYS = (DynamicLayer, DynamicSlidingWindowLayer)
 """Layers of a cache that can be repeated along the batch."""
@@ -93,3 +93,24 @@ def _log_probs(model: Any, rows: Sequence[Example], cache: Any, shared: int, pad
             raise ValueError("the model predicts what is not finite; it has diverged: lower the learning rate")
         found.append(scores.log_softmax(-1))
     return found
+
+
+def response_logits(model: Any, batch: Batch) -> tuple[Float[Tensor, "tokens vocabulary"], Int[Tensor, " tokens"]]:
+    """Logits before each token of the responses, in float32, and these tokens.
+
+    With gradients. What all prompts begin with, such as a system prompt, is read once: causal attention makes it the
+    same for all. The head runs only where some row has a token of its response next.
+    """
+    ids, mask, labels = (t.to(model.device) for t in (batch.input_ids, batch.attention_mask, batch.labels[:, 1:]))
+    places = (labels != IGNORED).any(0).nonzero()[:, 0]
+    shared = min(num_shared(batch.input_ids.tolist()), int(places[0]))
+    cache = prefix_cache(model, ids[0, :shared].tolist()) if shared else None
+    if cache is None:
+        shared = 0
+    else:
+        cache.batch_repeat_interleave(len(ids))
+    given = {"past_key_values": cache} if cache else {"use_cache": False}
+    kept = places - shared
+    logits = model(input_ids=ids[:, shared:], attention_mask=mask.long(), logits_to_keep=kept, **given).logits
+    wanted = labels[:, places] != IGNORED
+    return logits[wanted].float(), labels[:, places][wanted]

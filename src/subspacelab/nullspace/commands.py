@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from subspacelab.core.flags import Rank, Seed, Track, with_settings
-from subspacelab.nullspace.config import BuildSettings, TrainSettings, VerifyAdapterConfig
+from subspacelab.nullspace.config import BuildSettings, ForgettingSettings, TrainSettings, VerifyAdapterConfig
 
 app = typer.Typer(no_args_is_help=True, help="Adapters in the null space of what a model knows: build, train, verify.")
 
@@ -192,3 +192,43 @@ def compare_stats(
     print_comparison(table)
     if len(failures(table)):
         raise typer.Exit(3)
+
+
+@app.command()
+@with_settings(ForgettingSettings)
+def forgetting(
+    model_id: Annotated[
+        str, typer.Option(help="A causal language model: local folder, org/name@revision on the hub, or pipeline:NAME.")
+    ],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the study: its tables, its picture, its trainings.")],
+    *,
+    settings: ForgettingSettings,
+    track: Track = True,
+) -> None:
+    """What each way to fine-tune a model makes it forget, as curves over what it has learned.
+
+    Writes knowledge.csv, curves.csv, costs.csv, results.json and pareto.png after every training. A study that was cut
+    short goes on by the same command; more methods or seeds may be added to it.
+    """
+    from subspacelab.checkpoints import resolve_reference
+    from subspacelab.nullspace.forgetting.display import print_forgetting
+    from subspacelab.nullspace.forgetting.logging import track_forgetting
+    from subspacelab.nullspace.forgetting.plots import draw_pareto
+    from subspacelab.nullspace.forgetting.results import Forgetting
+    from subspacelab.nullspace.forgetting.study import PICTURE, run_study
+    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.tracking import open_run
+
+    source = resolve_reference(model_id)
+    picture = output_dir / PICTURE
+
+    def save(found: Forgetting) -> None:
+        found.save(output_dir)
+        draw_pareto(picture, found)
+
+    params = asdict(settings) | {"model_id": model_id, "revision": source.revision}
+    with open_run("nullspace", f"forgetting {source.name}", params=params, enabled=track) as tracker:
+        log = tracker.log_metrics
+        found = run_study(source, output_dir, settings=settings, after=save, log=log, progress=progress_bar)
+        track_forgetting(found, [picture], tracker)
+    print_forgetting(found)

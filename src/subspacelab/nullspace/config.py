@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from subspacelab.core.settings import Count, NotNegative, Positive, Share, settings
+from subspacelab.core.settings import Count, NotNegative, Positive, Seed, Share, settings
 
 
 @settings
@@ -141,6 +141,60 @@ class CompareStatsConfig:
 
     methods: list[str] = field(default_factory=list)
     """Methods to compare; empty takes those of build_adapter."""
+
+
+@settings
+class ForgettingSettings:
+    """What fine-tuned language models forget: which methods, on what task, how long and judged by how much."""
+
+    methods: Annotated[list[str], Field(min_length=1)] = field(
+        default_factory=lambda: ["lora", "lora_mlp", "lora_null_v2", "frozen_random"]
+    )
+    """Which methods train; `docs/forgetting.md` lists them."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = field(default_factory=lambda: [233, 234, 235])
+    """Of starts and of the order of the rows; on the first one the learning rates are chosen."""
+    rate_factors: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1.0, 0.4, 2.5])
+    """Times a method's own learning rate: at each product it trains on the first seed."""
+    rate_by_method: dict[str, Positive] = field(default_factory=dict)
+    """Middle learning rates of methods, in place of their own."""
+    rank: Count = 32
+    """Rank of the adapters, but for methods that have their own; the block width of OFT."""
+    task: Literal["sums", "words"] = "sums"
+    """The new task."""
+    task_seed: Seed = 233
+    """Draws its problems and the windows of held-out English."""
+    steps: Count = 96
+    """Optimizer steps of a training."""
+    batch_size: Count = 8
+    """Rows of a step."""
+    max_length: Count = 256
+    """Tokens of a row; what is beyond is cut off."""
+    warmup_ratio: Share = 0.1
+    """Share of the steps on which the rate rises; a cosine then brings it to 0."""
+    kl_weight: Positive = 1.0
+    """Times the divergence from the base in the loss of lora_kl."""
+    num_validation: Count = 80
+    """Problems that learning rates are chosen on."""
+    num_test: Count = 120
+    """Problems that the new task is scored on."""
+    max_probes: Count | None = 120
+    """Old questions that are asked, of those that the base knows; null asks all."""
+    num_windows: Count = 8
+    """Windows of held-out English."""
+    seq_len: Count = 128
+    """Tokens in one of them."""
+    score_batch_size: Count = 64
+    """Prompts scored at once."""
+    calib_loader_size: Count = 128
+    """Windows of calibration text, an eighth of which is held out."""
+    calib_seq_len: Count = 256
+    """Tokens in one of them."""
+    allow_few_tokens: bool = False
+    """Calibrate on fewer than 8 tokens per input dimension all the same."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base's weights; what is put on them is float32."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
 
 
 STAGES = {

@@ -154,12 +154,12 @@ def _extended(values: dict[str, Any], base: dict[str, Any], path: Path) -> dict[
     return {section: base.get(section) if value is None else value for section, value in values.items()}
 
 
-def read_params(path: Path = PARAMS, studies: Path = STUDIES) -> Params:
-    """params.yaml and the study it names; the top level is checked here, each section when its stage asks."""
+def read_params(path: Path = PARAMS, studies: Path = STUDIES, study: str | None = None) -> Params:
+    """params.yaml and `study`, by default the one it names; the top level is checked here, a section by its stage."""
     values = read_yaml(path)
     common = validate(Common, {k: values.pop(k) for k in TOP_LEVEL if k in values}, where=path.name)
     sections = validate(dict[str, dict[str, Any]], values, where=path.name)
-    return Params(common, read_study(common.study, studies), sections)
+    return Params(common, read_study(study or common.study, studies), sections)
 
 
 SCHEMA = Path("params.schema.json")

@@ -97,18 +97,21 @@ def open_stage(
     experiment: str,
     item: str | None = None,
     tracked: Callable[[T], bool] = lambda _: True,
+    study: str | None = None,
+    pipeline: Path = DVC_FILE,
 ) -> Iterator[Stage[T]]:
     """Reads the parameters, sets seed and threads, opens the run, and refuses to finish if an input changed.
 
-    `tracked(params)` says whether there is anything to record: a stage that hands its input on has no run.
+    `tracked(params)` says whether there is anything to record: a stage that hands its input on has no run. A stage of
+    another `pipeline` than the default one names the `study` that it belongs to.
 
     DVC reads parameters and sources after the command, so a change in mid-run would file this result under
     inputs that it does not come from.
     """
     from subspacelab.core.devices import make_repeatable
 
-    params = read_params()
-    declared = read_declaration(name, item)
+    params = read_params(study=study)
+    declared = read_declaration(name, item, pipeline)
     section = params.section(name, config)
     guard = InputGuard([PARAMS, *params.study.files, *declared.sources])
     make_repeatable(seed=params.common.seed, threads=params.common.threads)

@@ -43,6 +43,8 @@ class Outer:
     """Or slow."""
     dry: bool = False
     """Nothing is done."""
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+    """Several."""
     groups: dict[str, str] = field(default_factory=dict)
     """Of a file alone: it has no flag."""
     inner: Inner = field(default_factory=Inner)
@@ -115,6 +117,7 @@ def test_flags_are_the_fields_with_their_defaults():
     wanted = Outer("d", 2.0, 7, "b", ["x", "y"], 0.5, fast=False, dry=True, inner=Inner(9))
     assert (code, found) == (0, wanted)
     assert called("--data", "d", "--share", "0.5")[2] == [Outer("d", share=0.5)]
+    assert called("--data", "d", "--sizes", "4", "--sizes", "5")[2] == [Outer("d", sizes=[4, 5])]
 
 
 def test_the_help_has_sentence_bounds_and_default():

@@ -68,14 +68,13 @@ def _first(materials: Materials, place: int, log_probs: Tensor) -> _First:
 def _count_likelier(
     model: Any, materials: Materials, rows: Sequence[Example], firsts: Mapping[int, _First], batch_size: int
 ) -> list[int]:
-    """Of each probe, the answers of its kind that are likelier than the right one."""
-    asked = [(i, rival) for i, first in sorted(firsts.items()) for rival in first.rivals]
-    examples = [said_after(_prompt(rows[i]), rival) for i, rival in asked]
+    """Of each probe, the answers of its kind that are likelier than the right one; its prompt is read once for all."""
     likelier = [0] * len(rows)
-    if examples:
-        for j, log_probs in read_responses(model, examples, pad=materials.pad, batch_size=batch_size):
-            i, rival = asked[j]
-            likelier[i] += log_prob_of(log_probs, torch.tensor(rival)) > firsts[i].log_prob
+    for i, first in sorted(firsts.items()):
+        examples = [said_after(_prompt(rows[i]), rival) for rival in first.rivals]
+        if examples:
+            for j, log_probs in read_responses(model, examples, pad=materials.pad, batch_size=batch_size):
+                likelier[i] += log_prob_of(log_probs, torch.tensor(first.rivals[j])) > first.log_prob
     return likelier
 
 
