@@ -8,8 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from subspacelab.models.fine_tuning import IGNORED, Batch, Example, collate
+
+KEYS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of a cache that can be repeated along the batch."""
 
 
 def response_of(example: Example) -> list[int]:
@@ -43,12 +47,14 @@ def read_responses(
     prompt, is read once. On the CPU in float32, one batch at a time. ValueError where the model predicts what is not
     finite. A model in training mode is read in evaluation mode and put back.
     """
+    if not examples:
+        return
     training = model.training
     model.eval()
     try:
         starts = [len(e.labels) - len(response_of(e)) for e in examples]
         shared = min(num_shared([e.input_ids for e in examples]), min(starts) - 1)
-        cache = _cache_of(model, examples[0].input_ids[:shared]) if shared > 0 else None
+        cache = prefix_cache(model, examples[0].input_ids[:shared]) if shared > 0 else None
         shared = shared if cache else 0
         order = sorted(range(len(examples)), key=lambda i: (len(examples[i].input_ids), starts[i]))
         for first in range(0, len(order), batch_size):
@@ -59,11 +65,11 @@ def read_responses(
         model.train(training)
 
 
-def _cache_of(model: Any, prefix: Sequence[int]) -> Any:
-    """Keys and values of a prefix, batch 1; None from a model that keeps another kind of state."""
+def prefix_cache(model: Any, prefix: Sequence[int]) -> Any:
+    """Keys and values of a prefix, batch 1; None from a model that keeps another state, such as linear attention's."""
     ids = torch.tensor([prefix], device=model.device)
     cache = getattr(model(input_ids=ids, use_cache=True, logits_to_keep=1), "past_key_values", None)
-    return cache if isinstance(cache, DynamicCache) else None
+    return cache if isinstance(cache, DynamicCache) and all(type(layer) in KEYS for layer in cache.layers) else None
 
 
 def _log_probs(model: Any, rows: Sequence[Example], cache: Any, shared: int, pad: int) -> list[Tensor]:
@@ -98,11 +104,11 @@ def response_logits(model: Any, batch: Batch) -> tuple[Float[Tensor, "tokens voc
     ids, mask, labels = (t.to(model.device) for t in (batch.input_ids, batch.attention_mask, batch.labels[:, 1:]))
     places = (labels != IGNORED).any(0).nonzero()[:, 0]
     shared = min(num_shared(batch.input_ids.tolist()), int(places[0]))
-    cache = model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values if shared else None
-    if isinstance(cache, DynamicCache):
+    cache = prefix_cache(model, ids[0, :shared].tolist()) if shared else None
+    if cache is None:
+        shared = 0
+    else:
         cache.batch_repeat_interleave(len(ids))
-    else:  # the model keeps another kind of state
-        shared, cache = 0, None
     given = {"past_key_values": cache} if cache else {"use_cache": False}
     kept = places - shared
     logits = model(input_ids=ids[:, shared:], attention_mask=mask.long(), logits_to_keep=kept, **given).logits

@@ -156,7 +156,7 @@ class ForgettingSettings:
     """Which methods train; `docs/forgetting.md` lists them."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = field(default_factory=lambda: [233, 234, 235])
     """Of starts and of the order of the rows; on the first one the learning rates are chosen."""
-    rate_factors: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1.0, 0.3, 3.0])
+    rate_factors: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1.0, 0.4, 2.5])
     """Times a method's own learning rate: at each product it trains on the first seed."""
     rate_by_method: dict[str, Positive] = field(default_factory=dict)
     """Middle learning rates of methods, in place of their own."""
@@ -166,7 +166,7 @@ class ForgettingSettings:
     """The new task."""
     task_seed: Seed = 233
     """Draws its problems and the windows of held-out English."""
-    steps: Count = 64
+    steps: Count = 96
     """Optimizer steps of a training."""
     batch_size: Count = 8
     """Rows of a step."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.language_models import VOCABULARY, tiny_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Lfm2Config
 
 from subspacelab.models.fine_tuning import IGNORED, Example
 from subspacelab.models.teacher_forcing import is_greedy, log_prob_of, num_shared, read_responses, response_of
@@ -36,6 +37,18 @@ def test_a_batch_behind_a_shared_prefix_reads_as_each_row_alone(family: str, sha
     model, rows = tiny_model(family), rows_of(shared)
     found = dict(read_responses(model, rows, pad=0, batch_size=2))
     assert sorted(found) == list(range(len(rows)))
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(found[i], alone(model, row), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_with_linear_attention_reads_whole_prompts() -> None:
+    attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
+    config = Lfm2Config(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, **attention)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    rows = rows_of(9)
+    found = dict(read_responses(model, rows, pad=0, batch_size=2))
     for i, row in enumerate(rows):
         torch.testing.assert_close(found[i], alone(model, row), rtol=1e-4, atol=1e-4)
 
@@ -79,6 +92,10 @@ def test_training_mode_is_left_as_it_was_even_if_reading_ends_early() -> None:
         assert not model.training
         reading.close()
         assert model.training == mode
+
+
+def test_of_nothing_nothing_is_read() -> None:
+    assert list(read_responses(tiny_model(), [], pad=0, batch_size=2)) == []
 
 
 def test_what_is_not_finite_is_named() -> None:

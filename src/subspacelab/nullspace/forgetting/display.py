@@ -2,12 +2,12 @@
 
 from rich.console import Console
 
-from subspacelab.nullspace.forgetting.results import Forgetting
+from subspacelab.nullspace.forgetting.results import HEADLINE, Forgetting
 from subspacelab.plotting.terminal import print_table, show_number
 
 COLUMNS = {
-    **{"rate": "rate", "task_mean": "task", "recall_mean": "recall", "recall_ranked_mean": "ranked"},
-    **{"recall_ranked_area_mean": "area", "recall_ranked_at_level_mean": "at level", "delta_ce_mean": "delta ce"},
+    **{"rate": "rate", "task_mean": "task", "recall_mean": "exact", f"{HEADLINE}_mean": "first"},
+    **{f"{HEADLINE}_area_mean": "area", f"{HEADLINE}_at_level_mean": "at level", "delta_ce_mean": "delta ce"},
     **{"kl_old_mean": "KL old", "kl_new_mean": "KL new"},
 }
 """Columns of the table, with their headings."""
@@ -25,7 +25,8 @@ def print_forgetting(found: Forgetting, console: Console | None = None) -> None:
     print_table(title, ["method", "seeds", *COLUMNS.values()], rows, console=console)
     base = found.base
     console.print(
-        f"base: task {base.task:.3g}, recall {base.recall:.3g}, ranked {base.recall_ranked:.3g}, ce {base.ce:.4g};"
-        f" area: under ranked recall over task; at level: ranked recall where the task first reaches {found.level:.3g}",
+        f"base: task {base.task:.3g}, exact {base.recall:.3g}, first {base.recall_first:.3g}, ce {base.ce:.4g}; first:"
+        " right answers still the likeliest of their kind; area: under these over task; at level: these where the task"
+        f" first reaches {found.level:.3g}",
         markup=False,
     )

@@ -12,7 +12,7 @@ from subspacelab.nullspace.forgetting.results import Forgetting
 from subspacelab.plotting.figures import COLOURS, GREY, MARKERS, drawn_name, open_figure
 
 PANELS = {
-    "recall_ranked": "old knowledge: mean rank score of the right answer",
+    "recall_first": "old knowledge: right answer still the likeliest",
     "recall": "old knowledge: share answered exactly",
     "delta_ce": "held-out English: cross-entropy over the base's, nats a token",
     "kl_new": "KL(base ‖ model) on the new task's answers, nats a token",
@@ -20,7 +20,7 @@ PANELS = {
 
 
 def draw_pareto(path: Path | None, found: Forgetting) -> Figure:
-    """Four panels over the task score: ranked and exact recall, cross-entropy on English, KL on the new task.
+    """Four panels over the task score: recall by rank and to the letter, cross-entropy on English, KL on the new task.
 
     A curve goes from the base (star) over the scored moments of the training, means over the seeds at the chosen
     rate; its end is filled. The vertical line is the level at which methods are compared.

@@ -1,5 +1,6 @@
 """How a question is put to the model: one form for training, scoring and calibration alike."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +14,18 @@ from subspacelab.models.tokens import encode, encode_responses, prefix_of
 
 
 def prompt_text(tokenizer: Any, query: str) -> str:
-    """The text that a response follows directly: the tokenizer's chat template, or `prompt_of` where it has none."""
-    if not tokenizer.chat_template:
-        return prompt_of(query)
-    turns = [{"role": "user", "content": query}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    """The text that a response follows directly: by the tokenizer's chat template, or `prompt_of` where it has none."""
+    return _chat(tokenizer, {"user": query}, asks=True) if tokenizer.chat_template else prompt_of(query)
+
+
+def _chat(tokenizer: Any, turns: Mapping[str, str], *, asks: bool) -> str:
+    """The turns, by role, in the chat template, with the beginning of an answer if it `asks` for one."""
+    messages = [{"role": role, "content": content} for role, content in turns.items()]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks))
+    except Exception as e:  # whatever a template raises that comes with a model
+        reason = " ".join(str(e).split())[:120]
+        raise ValueError(f"{tokenizer.name_or_path}: its chat template takes no plain question ({reason})") from e
 
 
 def prompt_ids(tokenizer: Any, query: str, lead: str = "") -> list[int]:
@@ -44,8 +52,7 @@ def end_token(tokenizer: Any) -> int | None:
     """
     if tokenizer.chat_template:
         said = "yes"
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
-        behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(said)[2]
+        behind = _chat(tokenizer, {"user": "?", "assistant": said}, asks=False).rpartition(said)[2]
         special = tokenizer.added_tokens_decoder
         for token in encode(tokenizer, [behind])[0]:
             if token in special:

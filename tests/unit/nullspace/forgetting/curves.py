@@ -12,7 +12,7 @@ NOTHING = Scores(0.0, 0.0, 1.0, 1.0, 1.0, 3.0, 0.0, 0.0, 0.0, {}, {})
 def known(task: float, recall: float, validation: float | None = None) -> Scores:
     """Scores of a model that solves `task` of the problems and answers `recall` of the probes."""
     validation = task if validation is None else validation
-    return replace(NOTHING, task=task, validation=validation, recall=recall, recall_ranked=recall)
+    return replace(NOTHING, task=task, validation=validation, recall=recall, recall_first=recall)
 
 
 def curve_of(method: str, rate: float, seed: int, *path: Scores) -> Curve:

@@ -96,3 +96,12 @@ def test_a_tokenizer_that_writes_spaces_as_a_mark_is_read_alike() -> None:
     plain.pre_tokenizer, plain.decoder = pre_tokenizers.Metaspace(prepend_scheme="never"), decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
     assert continues_word(tokenizer, 5).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no\\nway') }}", "{% for %}"])
+def test_a_template_that_fails_is_named_in_one_line(template: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="its chat template takes no plain question") as found:
+        prompt_text(tokenizer, "who?")
+    assert "\n" not in str(found.value)
