@@ -162,13 +162,13 @@ class ForgettingSettings:
     """Middle learning rates of methods, in place of their own."""
     rank: Count = 32
     """Rank of the adapters, but for methods that have their own; the block width of OFT."""
-    task: Literal["sums", "words"] = "sums"
-    """The new task."""
+    task: Literal["sums", "words"] = "words"
+    """The new task: sentences in a made-up language, or worked sums."""
     task_seed: Seed = 233
     """Draws its problems and the windows of held-out English."""
     steps: Count = 96
     """Optimizer steps of a training."""
-    batch_size: Count = 8
+    batch_size: Count = 16
     """Rows of a step."""
     max_length: Count = 256
     """Tokens of a row; what is beyond is cut off."""
