@@ -138,14 +138,21 @@ def _of_hub(repo: str, revision: str | None) -> DataSet | None:
 
 
 def _local(path: Path, name: str, md5: str = "") -> DataSet | None:
-    """None for what cannot be read: the work itself says so."""
+    """None for what cannot be read (the work itself says so), and for a pipe, which can be read only once."""
+    if not (path.is_file() or path.is_dir()):
+        return None
     try:
         size = _size(path)
         if not md5:
             md5 = _sizes_digest(path) if size > LARGE else md5_folder(path) if path.is_dir() else md5_file(path)
-        return DataSet(name, md5, path.as_posix(), rows=num_rows(path), num_bytes=size)
+        return DataSet(_text(name), md5, _text(path.as_posix()), rows=num_rows(path), num_bytes=size)
     except OSError:
         return None
+
+
+def _text(name: str) -> str:
+    """A name as the store takes it: its end if it is long, and no bytes that are no text."""
+    return name.encode("utf-8", "backslashreplace").decode()[-500:]
 
 
 def num_rows(path: Path) -> int | None:
