@@ -33,6 +33,7 @@ def test_rows_are_those_of_the_tables(here):
     assert num_rows(Path("a")) == 8
     assert num_rows(_write("b/weights.safetensors")) is None
     assert num_rows(_write("c/torn.parquet", "no parquet")) is None
+    assert num_rows(_write("c/rows.jsonl", "{}\n").parent) is None, "not those of the tables that can be read alone"
 
 
 def test_a_stage_reads_the_outs_of_others_with_their_md5(here):
@@ -67,7 +68,9 @@ def test_what_a_person_named_is_found_once_and_nothing_is_fetched(here):
     hub = Source("org/name", here / "cache", "c" * 40, "name")
     local = Source("mine", Path("mine"), None, "mine")
     given = [rows, str(rows), "demo:corpus", "pipeline:arithmetic", "pipeline:llm", hub, local]
-    found = named_inputs([*given, rows, None, "", "no/such", "wikitext2", "pipeline:none", "nowhere.txt"])
+    found = named_inputs(
+        [*given, rows, None, "", "no/such", "wikitext2", "pipeline:none", "nowhere.txt", "a" * 300, "a\0b"]
+    )
     assert [(d.name, d.kind, d.rows) for d in found] == [
         ("rows.jsonl", "local", 1),
         ("data/corpus", "local", 2),
