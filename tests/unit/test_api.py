@@ -186,9 +186,10 @@ def test_a_run_of_mlflow_takes_the_curves(place: Path, monkeypatch: pytest.Monke
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{place}/mlflow.db"
+    (place / "text.txt").write_text("read")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("TRACKING", "on")
-    with sl.tracking.mlflow_run("lowrank", "a sketch", {"rank": 4}) as log:
+    with sl.tracking.mlflow_run("lowrank", "a sketch", {"rank": 4}, inputs=["text.txt"]) as log:
         log({"mse": 1.0}, 1)
         log({"mse": 0.5}, 2)
     client = MlflowClient(uri)
@@ -196,6 +197,7 @@ def test_a_run_of_mlflow_takes_the_curves(place: Path, monkeypatch: pytest.Monke
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.data.params["rank"], run.info.status) == ("4", "FINISHED")
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["text.txt"]
     assert [metric.value for metric in client.get_metric_history(run.info.run_id, "mse")] == [1.0, 0.5]
 
 

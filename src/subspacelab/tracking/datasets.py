@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -79,7 +80,10 @@ def named_inputs(given: "Iterable[Given]") -> list[DataSet]:
 
     What is not on this disk is left out: nothing is fetched for the record.
     """
-    found = [_named(str(g)) if isinstance(g, str | Path) else _of_source(g) for g in dict.fromkeys(given) if g]
+    found: list[DataSet | None] = []
+    for each in dict.fromkeys(given):
+        with suppress(OSError, ValueError):  # a name that no file can have: the work itself says so
+            found.append(_named(str(each)) if isinstance(each, str | Path) else _of_source(each) if each else None)
     return list(dict.fromkeys(data_set for data_set in found if data_set))
 
 
@@ -96,6 +100,8 @@ def _address(repo: str, commit: str) -> str:
 
 
 def _named(reference: str) -> DataSet | None:
+    if not reference:
+        return None
     from subspacelab.checkpoints.references import HUB_REFERENCE  # torch takes seconds to import
     from subspacelab.data import text
 
@@ -138,14 +144,21 @@ def _of_hub(repo: str, revision: str | None) -> DataSet | None:
 
 
 def _local(path: Path, name: str, md5: str = "") -> DataSet | None:
-    """None for what cannot be read: the work itself says so."""
+    """None for what cannot be read (the work itself says so), and for a pipe, which can be read only once."""
+    if not (path.is_file() or path.is_dir()):
+        return None
     try:
         size = _size(path)
         if not md5:
             md5 = _sizes_digest(path) if size > LARGE else md5_folder(path) if path.is_dir() else md5_file(path)
-        return DataSet(name, md5, path.as_posix(), rows=num_rows(path), num_bytes=size)
+        return DataSet(_text(name), md5, _text(path.as_posix()), rows=num_rows(path), num_bytes=size)
     except OSError:
         return None
+
+
+def _text(name: str) -> str:
+    """A name as the store takes it: its end if it is long, and no bytes that are no text."""
+    return name.encode("utf-8", "backslashreplace").decode()[-500:]
 
 
 def num_rows(path: Path) -> int | None:
@@ -153,8 +166,8 @@ def num_rows(path: Path) -> int | None:
     files = _files(path)
     for suffix, count in ((".parquet", _parquet_rows), (".jsonl", _lines)):
         counted = [count(file) for file in files if file.suffix == suffix]
-        if counted and None not in counted:
-            return sum(n for n in counted if n is not None)
+        if counted:
+            return None if None in counted else sum(n for n in counted if n is not None)
     return None
 
 

@@ -98,16 +98,18 @@ def reap_dead_runs(client: Any) -> list[str]:
 
 
 @contextmanager
-def mlflow_run(experiment: str, name: str, params: Mapping[str, object] | None = None) -> Iterator[Log]:
+def mlflow_run(
+    experiment: str, name: str, params: Mapping[str, object] | None = None, *, inputs: "Sequence[Given]" = ()
+) -> Iterator[Log]:
     """An MLflow run for the time of a block; yields the `log(metrics, step)` that trainings take.
 
-    The store is `MLFLOW_TRACKING_URI`, or `mlruns/` of the project. Raises ValueError in one line, before any work,
-    when it cannot be used.
+    The store is `MLFLOW_TRACKING_URI`, or `mlruns/` of the project. `inputs` are recorded as the run's data sets:
+    paths, or what the commands take. Raises ValueError in one line, before any work, when the store cannot be used.
 
-        with mlflow_run("lowrank", "a sketch", {"rank": 128}) as log:
+        with mlflow_run("lowrank", "a sketch", {"rank": 128}, inputs=["data/features"]) as log:
             lowrank.train(features, arch="Sketch", rank=128, log=log)
     """
-    with open_run(experiment, name, params=params or {}) as tracker:
+    with open_run(experiment, name, params=params or {}, inputs=inputs) as tracker:
         yield tracker.log_metrics
 
 

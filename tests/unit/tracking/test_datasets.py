@@ -1,6 +1,7 @@
 """What a run reads: each data set with the digest that leads to whoever made it."""
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,7 @@ def test_rows_are_those_of_the_tables(here):
     assert num_rows(Path("a")) == 8
     assert num_rows(_write("b/weights.safetensors")) is None
     assert num_rows(_write("c/torn.parquet", "no parquet")) is None
+    assert num_rows(_write("c/rows.jsonl", "{}\n").parent) is None, "not those of the tables that can be read alone"
 
 
 def test_a_stage_reads_the_outs_of_others_with_their_md5(here):
@@ -66,7 +68,9 @@ def test_what_a_person_named_is_found_once_and_nothing_is_fetched(here):
     hub = Source("org/name", here / "cache", "c" * 40, "name")
     local = Source("mine", Path("mine"), None, "mine")
     given = [rows, str(rows), "demo:corpus", "pipeline:arithmetic", "pipeline:llm", hub, local]
-    found = named_inputs([*given, rows, None, "", "no/such", "wikitext2", "pipeline:none", "nowhere.txt"])
+    found = named_inputs(
+        [*given, rows, None, "", "no/such", "wikitext2", "pipeline:none", "nowhere.txt", "a" * 300, "a\0b"]
+    )
     assert [(d.name, d.kind, d.rows) for d in found] == [
         ("rows.jsonl", "local", 1),
         ("data/corpus", "local", 2),
@@ -77,6 +81,17 @@ def test_what_a_person_named_is_found_once_and_nothing_is_fetched(here):
     ]
     assert found[4].digest == "c" * 36
     assert json.loads(found[4].source_json()) == {"url": f"https://huggingface.co/org/name/tree/{'c' * 40}"}
+
+
+def test_odd_files_are_left_out_or_named_as_text(here):
+    os.mkfifo("pipe.jsonl")  # to open it would wait for ever, and to read it would take the data away
+    Path("dangling.jsonl").symlink_to("nowhere")
+    _write("folder/a.txt")
+    Path("folder/b.txt").symlink_to("nowhere")
+    odd = Path(os.fsdecode(b"\xff.jsonl"))
+    odd.write_text("{}\n")
+    found = named_inputs(["pipe.jsonl", "dangling.jsonl", "folder", odd])
+    assert [(d.name, d.rows) for d in found] == [("folder", None), ("\\udcff.jsonl", 1)]
 
 
 def test_of_a_large_folder_names_and_sizes_are_hashed(here, monkeypatch):

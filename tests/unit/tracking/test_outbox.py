@@ -1,8 +1,11 @@
 """Records outlive a store that goes away."""
 
+import threading
+import time
+
 import pytest
 
-from subspacelab.tracking.outbox import Outbox, Refused, Unreachable, read_records, write_records
+from subspacelab.tracking.outbox import Outbox, Record, Refused, Unreachable, read_records, write_records
 
 
 class _Store:
@@ -99,3 +102,31 @@ def test_records_that_no_disk_takes_are_said_to_be_lost_and_stop_no_work(tmp_pat
     assert len(lines) == 2
     assert "did not take 1 record(s), which are lost, for" in lines[1]
     assert "left.jsonl cannot be written (Not a directory); no result is lost" in lines[1]
+
+
+def test_threads_share_an_outbox_and_no_record_is_lost_or_sent_twice(tmp_path):
+    sent: list[Record] = []
+
+    def deliver(record: Record) -> None:
+        time.sleep(1e-4)  # lets another thread in
+        if len(sent) % 7 == 3 and not record.get("tried"):
+            record["tried"] = True
+            raise Unreachable("busy")
+        sent.append(record)
+
+    outbox = Outbox("the store", tmp_path / "left.jsonl", deliver)
+
+    def work(name: str) -> None:
+        for number in range(50):
+            outbox._not_before = 0.0
+            outbox.send({"run_id": name, "number": number})
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outbox._not_before = 0.0
+    outbox.close()
+    for name in "abcd":
+        assert [record["number"] for record in sent if record["run_id"] == name] == list(range(50))

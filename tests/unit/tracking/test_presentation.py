@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -125,6 +126,25 @@ def test_system_metrics_on_wish(place, monkeypatch, wanted, recorded):
         points = place.client().get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
         assert len(points) > 1
         assert sorted(p.step for p in points) == list(range(len(points)))
+
+
+def test_memory_of_gpus_is_that_of_those_that_are_in_use(monkeypatch):
+    class Cuda:
+        is_initialized, device_count, mem_get_info = (
+            staticmethod(f) for f in (lambda: True, lambda: 2, lambda n: ((3 - n) * 10**9, 4 * 10**9))
+        )
+
+    class Torch:
+        cuda = Cuda
+
+    monkeypatch.setitem(sys.modules, "torch", Torch)
+    found = []
+    with system.watched_system(lambda metrics, step: found.append(metrics), seconds=0.01):
+        time.sleep(0.2)
+    assert found[0]["system/gpu_0_memory_usage_megabytes"] == 1000
+    assert found[0]["system/gpu_1_memory_usage_percentage"] == 50
+    monkeypatch.setattr(Cuda, "is_initialized", lambda: False)
+    assert system._gpus() == {}
 
 
 _WATCH = system.watched_system
