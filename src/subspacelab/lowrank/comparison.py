@@ -99,11 +99,14 @@ class Comparison:
     def best_storage(self, budget: int, by: str = "cosine") -> "pd.Series[Any]":
         """The row of `storage` with the most of a measure that takes at most `budget` bytes per picture.
 
-        ValueError for a budget that not even the smallest fits into.
+        ValueError for a budget that not even the smallest fits into, and for what was not measured.
         """
-        fits = self.storage[self.storage["bytes_per_picture"] <= budget]
+        if by not in self.storage or self.storage[by].isna().all():
+            raise ValueError(f"by={by!r}: was not measured; give cosine, or task_iou after a comparison with a judge")
+        measured = self.storage.dropna(subset=[by])
+        fits = measured[measured["bytes_per_picture"] <= budget]
         if fits.empty:
-            raise ValueError(f"budget: {budget} bytes, the smallest takes {self.storage['bytes_per_picture'].min()}")
+            raise ValueError(f"budget: {budget} bytes, the smallest takes {measured['bytes_per_picture'].min()}")
         return fits.sort_values(by, kind="stable").iloc[-1]
 
     def plot(self, kind: str = "similarity") -> "Figure":

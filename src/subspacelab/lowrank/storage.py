@@ -118,6 +118,10 @@ def measure_storage(
     value without a judge, and of formats other than COMPUTED that are not judged.
     """
     judged = {COMPUTED, *judged_formats}
+    if unknown := sorted(judged - {*FORMATS}):
+        raise ValueError(f"judged_formats: {unknown[0]!r} is none; allowed are {', '.join(FORMATS)}")
+    if min(ranks, default=1) < 1:
+        raise ValueError(f"ranks: {min(ranks)}; choose 1 or more")
     full, svd = features.meta.full_rank, _LastSVD()
     chosen = sorted({*(rank for rank in ranks if rank < full), evaluation.rank})
     by_rank = {r: factorisations(evaluation.models, basis, r, evaluation.seed, svd) for r in chosen}

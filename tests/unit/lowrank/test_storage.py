@@ -136,6 +136,18 @@ def test_the_front_is_what_nothing_smaller_beats(comparison: Comparison) -> None
     assert best["cosine"] == table[table["bytes_per_picture"] <= 200]["cosine"].max()
     with pytest.raises(ValueError, match="budget: 3 bytes, the smallest takes"):
         comparison.best_storage(3)
+    with pytest.raises(ValueError, match="by='task_iou': was not measured"):
+        comparison.best_storage(200, by="task_iou")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"ranks": [4, 0]}, "ranks: 0; choose 1"), ({"judged_formats": ["int3"]}, "'int3' is none; allowed are float32")],
+)
+def test_what_cannot_be_stored_is_refused(features: Features, tmp_path: Path, given: dict, said: str) -> None:
+    train_tiny(features, tmp_path, "Sketch", epochs=1, seed=SEED)
+    with pytest.raises(ValueError, match=said):
+        compare(features, tmp_path, **given)
 
 
 def test_changes_are_paired_with_x_itself() -> None:

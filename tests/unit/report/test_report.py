@@ -148,7 +148,7 @@ def test_every_choice_of_every_figure_has_its_frame(project: Path) -> None:
         for b in section_of(s, project).blocks
         if getattr(b, "choices", ())
     ]
-    assert len(chosen) == 4
+    assert len(chosen) == 5
     for block in chosen:
         assert {frame["name"] for frame in block.frames} == {str(i) for i in range(len(block.choices[0].values))}
         assert all(frame["traces"] == list(range(len(block.figure.data))) for frame in block.frames)
