@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 
 from subspacelab.core.devices import solve
 from subspacelab.linalg.svd import svd
-from subspacelab.models.causal_lm import load_causal_lm, target_linears
+from subspacelab.models.adaptable import target_linears
+from subspacelab.models.causal_lm import load_causal_lm
 from subspacelab.models.lora_factors import seeded
 from subspacelab.models.lora_model import ADAPTER, lora_layers, open_adapter, quiet_peft
 
