@@ -192,6 +192,7 @@ def summarise_storage(pictures: pd.DataFrame) -> pd.DataFrame:
 
 
 def _on_front(table: pd.DataFrame, measure: str) -> "pd.Series[bool]":
-    """Whether a row has more of a measure than all that take fewer bytes per picture, or as many."""
-    ordered = table.sort_values(["bytes_per_picture", measure], ascending=[True, False], kind="stable")[measure]
-    return (ordered > ordered.cummax().shift(fill_value=-np.inf)).reindex(table.index)
+    """Whether a row has more of a measure than all that take fewer bytes per picture, or as many; False without it."""
+    measured = table.dropna(subset=[measure])
+    ordered = measured.sort_values(["bytes_per_picture", measure], ascending=[True, False], kind="stable")[measure]
+    return (ordered > ordered.cummax().shift(fill_value=-np.inf)).reindex(table.index, fill_value=False)

@@ -150,6 +150,20 @@ def test_what_cannot_be_stored_is_refused(features: Features, tmp_path: Path, gi
         compare(features, tmp_path, **given)
 
 
+def test_what_was_not_judged_neither_stands_on_the_front_nor_hides_it() -> None:
+    rows = [(X, COMPUTED, 8, 0.5), (X, "int8", 2, np.nan), (X, "int4", 1, 0.4), (SVD, COMPUTED, 4, 0.3)]
+    found = summarise_storage(
+        pd.DataFrame(
+            [
+                {"method": m, "rank": 1, "format": f, "bytes_per_picture": b, "bytes_once": 0, "cosine": 0.5,
+                 "relative_error": 0.5, "task_iou": iou}
+                for m, f, b, iou in rows
+            ]
+        )
+    )  # fmt: skip
+    assert found["on_task_front"].tolist() == [True, False, True, False]
+
+
 def test_changes_are_paired_with_x_itself() -> None:
     keys = {"bytes_per_picture": 1, "bytes_once": 0, "cosine": 0.5, "relative_error": 0.5}
     ious = {(X, COMPUTED): [0.9, 0.1, 0.5], (X, "int4"): [0.8, 0.1, 0.6], (SVD, COMPUTED): [0.6, 0.0, 0.3]}
