@@ -1,4 +1,4 @@
-"""Vision features [n, tokens, dim] factorised as A @ B by networks, beside the SVD optimum and controls."""
+"""Vision features [n, tokens, dim] factorised as A @ B by networks, compared with the SVD optimum and controls."""
 
 import lazy_loader
 

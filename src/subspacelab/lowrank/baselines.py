@@ -1,4 +1,4 @@
-"""The ways to approximate X at a rank that are compared, and what each costs."""
+"""The compared ways to approximate X at a rank, and their cost."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -33,15 +33,15 @@ class Evaluation:
     models: dict[str, LowRankModel]
     """Architecture to model; they share rank, seed and normalisation."""
     rank: int
-    """Of every approximation."""
+    """Rank of every approximation."""
     seed: int
-    """Of the split, and of the random sketch and basis."""
+    """Seed of the split, and of the random sketch and basis."""
     rows: list[int]
-    """The test pictures."""
+    """Rows of the test pictures."""
     normalisation: Normalisation
-    """Of the features that all methods approximate."""
+    """Normalisation of the features that all methods approximate."""
     device: torch.device
-    """Where they do it."""
+    """Device of the computation."""
 
 
 Models = Path | str | LowRankModel | Sequence[LowRankModel]
@@ -71,7 +71,7 @@ def open_evaluation(
 
 
 def _placed(model: LowRankModel, device: torch.device) -> LowRankModel:
-    """The model on a device; one that the caller goes on with stays where it is."""
+    """The model on a device; the caller's own model is not moved."""
     return model if device.type == "cpu" else replace(model, network=deepcopy(model.network).to(device))
 
 
@@ -82,7 +82,7 @@ def read_models(results_dir: Path, archs: Sequence[str]) -> dict[str, LowRankMod
 
 
 def name_models(models: Sequence[LowRankModel], archs: Sequence[str]) -> dict[str, LowRankModel]:
-    """Each model under its architecture, or those of `archs` alone; ValueError for two of one, and for none."""
+    """Each model under its architecture, or only those of `archs`; ValueError for two of one, and for none."""
     wanted = [canonical_arch(name) for name in archs]
     named: dict[str, LowRankModel] = {}
     for model in models:
@@ -97,7 +97,7 @@ def name_models(models: Sequence[LowRankModel], archs: Sequence[str]) -> dict[st
 
 
 def require_comparable(features: Features, models: Mapping[str, LowRankModel], rank: int) -> None:
-    """ValueError unless the models are of these features and one rank, and share seed and normalisation."""
+    """ValueError unless all models belong to these features and one rank, with the same seed and normalisation."""
     first = next(iter(models.values()))
     other = first.network.spec.arch
     for name, trained in models.items():
@@ -128,7 +128,7 @@ def _trained(results_dir: Path) -> list[str]:
 
 
 def num_power_steps(models: Mapping[str, LowRankModel]) -> int:
-    """Those of the trained Sketch, so that the untrained ones differ from it by their Omega alone."""
+    """Power steps of the trained Sketch, so that the untrained ones differ only in Omega."""
     return models.get("Sketch", next(iter(models.values()))).network.spec.power_steps
 
 

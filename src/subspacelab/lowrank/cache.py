@@ -1,4 +1,4 @@
-"""The folder of a feature cache: whose it is, shards that are whole, and how a new cache takes an old one's place."""
+"""The folder of a feature cache: its owner, complete shards, and the replacement of an old cache."""
 
 import os
 import re
@@ -40,12 +40,12 @@ _OWN = re.compile(rf"{JOB}|{PENDING}|{META}|{INDEX}|features-\d{{5,}}\.(json|saf
 
 
 class CacheJob(BaseModel, extra="forbid"):
-    """What a cache is made of."""
+    """The sources and settings of a cache."""
 
     model: str
     revision: str | None
     weights: str
-    """Digest: two checkpoints may have one name."""
+    """Digest of the weights: two checkpoints may have one name."""
     pictures: str
     image_size: int
     limit: int | None
@@ -59,16 +59,16 @@ class ShardEntry(BaseModel, extra="forbid"):
 
 
 class ShardRecord(BaseModel, extra="forbid"):
-    """What a shard holds; written last, so that with it the shard is complete."""
+    """Content of a shard; written last, so its existence shows that the shard is complete."""
 
     made_from: str
     """Digest of the weights, the size and the pictures."""
     entries: list[ShardEntry]
     """The pictures in it, row by row."""
     unreadable: list[str]
-    """Those that were left out."""
+    """Pictures that were left out."""
     digests: dict[str, str]
-    """Its files' SHA-256; no files if no picture could be read."""
+    """SHA-256 of its files; empty if no picture could be read."""
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def _shard_files(folder: Path, number: int) -> tuple[Path, Path]:
 
 
 def is_made(folder: Path, number: int, made_from: str) -> bool:
-    """Whether a shard of the same is whole, in its place or among the pending ones."""
+    """Whether a shard with the same content is complete, in its place or among the pending ones."""
     if _is_complete(folder, number, made_from):
         _record_path(folder / PENDING, number).unlink(missing_ok=True)
         return True
@@ -169,7 +169,7 @@ def write_shard(
 
 
 def _is_complete(folder: Path, number: int, wanted: str) -> bool:
-    """Whether the shard was made from the same, and its files are still whole."""
+    """Whether the shard has the same content and its files are undamaged."""
     try:
         record = _read_record(folder, number)
     except (OSError, ValueError):  # none, or a damaged one
@@ -187,7 +187,7 @@ def _read_record(folder: Path, number: int) -> ShardRecord:
 
 
 def read_records(folder: Path, num_shards: int) -> list[ShardRecord]:
-    """What the shards of a new cache hold, those in their places and the pending ones."""
+    """Records of the shards of a new cache, those in their places and the pending ones."""
     pending = _pending(folder, num_shards)
     return [_read_record(folder / PENDING if n in pending else folder, n) for n in range(num_shards)]
 
@@ -221,7 +221,7 @@ def finish_cache(folder: Path, records: Sequence[ShardRecord], job: CacheJob) ->
 
 
 def _take_over(folder: Path, number: int) -> None:
-    """Moves a shard out of the pending ones, its record last: without it the shard is neither the old nor the new."""
+    """Moves a shard out of the pending ones, its record last: without a record the shard is neither old nor new."""
     record = _record_path(folder, number)
     record.unlink(missing_ok=True)
     for path in (*_shard_files(folder, number), record):
@@ -240,7 +240,7 @@ def _as_parquet(table: pd.DataFrame) -> bytes:
 
 
 def _remove_leftovers(folder: Path, num_shards: int) -> None:
-    """Shards of an earlier, larger cache, by their records, and what is left of the pending ones."""
+    """Removes shards of an earlier, larger cache, found by their records, and the pending folder."""
     current = {_record_path(folder, number).stem for number in range(num_shards)}
     for record in folder.glob("features-*.json"):
         if record.stem in current:

@@ -38,7 +38,7 @@ def cache(
     settings: CacheFeaturesConfig,
     track: Track = True,
 ) -> None:
-    """Merged vision tokens of every picture, from the vision tower alone; the language model is never read.
+    """Computes the merged vision tokens of every picture with the vision tower; the language model is never read.
 
     An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
     """
@@ -117,7 +117,7 @@ def train(
 
 
 def is_given(context: typer.Context, flag: str) -> bool:
-    """Whether a flag stands on the command line, rather than having its default."""
+    """Whether a flag was given on the command line."""
     source = context.get_parameter_source(flag)
     return source is not None and source.name != "DEFAULT"
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 BATCH = 16
 IMAGES, STORAGE = "comparison.csv", "rate_distortion.csv"
 TABLES = (IMAGES, "metrics.json", STORAGE)
-"""What `Comparison.save` writes."""
+"""Files that `Comparison.save` writes."""
 MEASURES = (
     "cosine",
     "token_cosine",
@@ -53,12 +53,12 @@ MEASURES = (
 )
 CHANGE = "cosine_change"
 ROUNDING = torch.finfo(torch.float32).eps ** 2
-"""Share of the energy that is lost to float32: where the SVD leaves no more, ratios of residuals say nothing."""
+"""Share of the energy lost to float32: if the SVD leaves no more, ratios of residuals are meaningless."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found."""
+    """The result of `compare`."""
 
     images: pd.DataFrame
     """One row per method and test picture: method, dataset_id, MEASURES, CHANGE, the cosine less that of the same
@@ -74,7 +74,8 @@ class Comparison:
     storage: pd.DataFrame
     """One row per method, rank and format in which its factors are stored: see `summarise_storage`."""
     milliseconds: dict[str, float]
-    """Of a picture by method, the median over the batches of this run; in no file, since no two runs agree."""
+    """Method -> milliseconds per picture, the median over the batches of this run; not saved, since it differs in every
+    run."""
 
     @property
     def headline(self) -> dict[str, float]:
@@ -248,7 +249,7 @@ def _measure(
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, when the device has done all that it was told."""
+    """Seconds, after the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
@@ -261,7 +262,7 @@ def _summary(images: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _paired(changes: "pd.Series[float]") -> dict[str, float]:
-    """Mean and standard error over the pictures; 0 of one picture."""
+    """Mean and standard error over the pictures; the error of one picture is 0."""
     error = float(changes.std(ddof=0)) / max(1, len(changes) - 1) ** 0.5
     return {CHANGE: float(changes.mean()), f"{CHANGE}_se": error}
 

@@ -1,4 +1,4 @@
-"""What the commands of lowrank tell the person at the terminal."""
+"""Terminal output of the commands of lowrank."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ CHANGED = {"best_epoch": "d", CHANGE: "+.1e", f"{CHANGE}_se": ".1e"}
 
 
 def print_cache(cached: Cached, console: Console | None = None) -> None:
-    """Prints what is in a cache, which pictures are not, and how fast it was made."""
+    """Prints the content of a cache, the pictures that are missing, and the speed."""
     console, meta = console or Console(), cached.meta
     shape = f"[{meta.tokens}, {meta.dim}] {meta.dtype}"
     print_table(
@@ -36,14 +36,14 @@ def print_cache(cached: Cached, console: Console | None = None) -> None:
 
 
 def print_skipped(pictures: Path, console: Console | None = None) -> None:
-    """Prints which files of a folder were not taken for pictures, if any."""
+    """Prints the files of a folder that are not taken as pictures, if any."""
     if skipped := skipped_files(pictures):
         text = f"not taken for pictures: {describe_skipped(skipped)}"
         (console or Console()).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def describe_throughput(found: Throughput) -> str:
-    """Pictures per second, and whether decoding or the tower holds them up."""
+    """Pictures per second, and whether decoding or the tower is the bottleneck."""
 
     def rate(seconds: float) -> str:
         return f"{found.pictures / max(seconds, 1e-9):.3g}"
@@ -58,7 +58,7 @@ def describe_throughput(found: Throughput) -> str:
 
 
 def print_training(result: TrainingResult, console: Console | None = None) -> None:
-    """Prints the best epoch and where it lies."""
+    """Prints the best epoch and the folder of the result."""
     best = result.progress.history[result.progress.best_epoch - 1]
     row = [result.folder.name, str(result.progress.best_epoch), str(result.progress.epoch)]
     row += [f"{best['val_mse']:.5f}", f"{best['val_cosine']:.4f}"]
@@ -71,7 +71,7 @@ def print_training(result: TrainingResult, console: Console | None = None) -> No
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints how near each method comes, then what it costs and what training changed."""
+    """Prints the similarity of each method, its cost, and the change by training."""
     metrics = comparison.metrics
     console = console or Console()
     rank = f"rank {metrics['rank']} of {metrics['full_rank']}"

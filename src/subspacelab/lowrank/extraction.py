@@ -1,4 +1,4 @@
-"""Vision features of many pictures, shard by shard: decoded ahead, computed, written, continued where it stopped."""
+"""Vision features of many pictures, shard by shard: decoded ahead, computed and written; interrupted runs continue."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ UNREADABLE_SHARE = 0.01  # more than this is an error: it is the wrong path, or 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What is cached and how."""
+    """What is cached, and how."""
 
     pictures: Path
     """A parquet file or folder, a .jsonl, or a folder of pictures."""
@@ -47,27 +47,27 @@ class CachePlan:
     batch_size: int = 8
     """Pictures per pass of the tower."""
     name: str | None = None
-    """Of the pictures, by which a cache of others is told from one of these; their path from the cache if left out."""
+    """Name of the pictures, which distinguishes their cache from others; default: their path from the cache."""
     decode_workers: int | None = 0
     """Processes that decode; 0 decodes in this one, None chooses by the cores and the number of pictures."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast the shards that were missing were made by this process, and what held it up."""
+    """Speed of this process for the shards that were missing, and its bottleneck."""
 
     pictures: int
-    """In them."""
+    """Number of pictures in these shards."""
     seconds: float
-    """From the first to the last, writing included."""
+    """From the first shard to the last, writing included."""
     tower_seconds: float
-    """Of the tower alone."""
+    """Time of the tower alone."""
     decode_seconds: float
-    """What decoding alone would have taken, by all its processes."""
+    """Time that decoding alone would have taken with all its processes."""
     decode_workers: int
-    """How many these were; 0: it was done in between."""
+    """Number of decoding processes; 0: decoding in between."""
     num_processes: int = 1
-    """That share the work by shards, each with a throughput of its own."""
+    """Number of processes that share the shards, each with its own throughput."""
 
     @property
     def is_decode_bound(self) -> bool:
@@ -77,12 +77,12 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Cached:
-    """A cache that is complete."""
+    """A complete cache."""
 
     meta: FeatureMeta
     """How it was made."""
     throughput: Throughput | None
-    """None where nothing was left to do."""
+    """Speed; None if nothing was left to do."""
 
 
 def extract(
@@ -176,7 +176,7 @@ def _job_of(source: Source, plan: CachePlan, tower: VisionTower, folder: Path) -
 
 
 def _require_pictures(plan: CachePlan, total: int) -> None:
-    """ValueError for a bad row or too many that are no pictures: found before an earlier cache is touched."""
+    """ValueError for a bad row or too many unreadable pictures, before an earlier cache is changed."""
     found = read_pictures(plan.pictures, limit=plan.limit)
     _require_few(plan, [picture.dataset_id for picture in found if not looks_like_a_picture(picture)], total)
 
@@ -198,13 +198,13 @@ def _num_workers(plan: CachePlan, total: int, group: Processes) -> int:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to be made, its pictures being decoded."""
+    """A shard to be made; its pictures are being decoded."""
 
     number: int
     made_from: str
     pictures: list[Picture]
     squares: list[Callable[[], SquarePicture]]
-    """They wait for the decoding; ValueError for what is no picture."""
+    """Decoded pictures; reading one waits for its decoding and raises ValueError if it is not a picture."""
 
 
 class _Extraction:
@@ -215,7 +215,7 @@ class _Extraction:
         self.tower_seconds = 0.0
 
     def run(self, group: Processes, advance: Advance) -> Throughput | None:
-        """Makes this process's shards that are not there yet; None if all are."""
+        """Makes the missing shards of this process; None if there are none."""
         begin, count = perf_counter(), 0
         writing: Future[None] | None = None
         with ThreadPoolExecutor(1) as writer:

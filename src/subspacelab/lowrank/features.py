@@ -1,4 +1,4 @@
-"""A cache of vision features: safetensors shards [n, tokens, dim], an index, how it was made, how it is split."""
+"""A cache of vision features: safetensors shards [n, tokens, dim], an index, their origin, and the splits."""
 
 import hashlib
 import math
@@ -48,7 +48,7 @@ def split_rows(digests: Sequence[str], seed: int) -> dict[Split, list[int]]:
 
 INDEX, META = "index.parquet", "meta.json"
 JOB = "job.json"
-"""What a cache is made of: by it the folder is known to be that of `lowrank cache`."""
+"""File with the sources and settings of a cache, which shows that the folder belongs to `lowrank cache`."""
 INDEX_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -91,11 +91,11 @@ class FeatureMeta:
 
     @property
     def full_rank(self) -> int:
-        """min(tokens, dim): what a rank is a rank of."""
+        """min(tokens, dim), the largest possible rank."""
         return min(self.tokens, self.dim)
 
     def describe_rank(self, rank: int) -> str:
-        """A rank beside what it could be at most: "rank 128 of 256"."""
+        """A rank with the largest possible one: "rank 128 of 256"."""
         return f"rank {rank} of {self.full_rank}"
 
     def as_json(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class FeatureMeta:
 
 @dataclass(frozen=True)
 class CachedPicture:
-    """A picture as it went into the tower (JPEG-compressed since)."""
+    """A picture as the tower saw it (compressed as a JPEG since)."""
 
     dataset_id: str
     """Its name in the data set."""
@@ -128,10 +128,10 @@ class Features:
         if not (folder / META).is_file():
             raise ValueError(f"{folder}: no feature cache there ({META} is missing); make one with `lowrank cache`")
         self.folder = folder
-        """Where the cache lies."""
+        """Folder of the cache."""
         self._kept_by = kept_by
         self.meta = _read_meta(folder / META)
-        """How it was made."""
+        """How the cache was made."""
         self.index = _read_index(folder / INDEX, self.meta)
         """row, dataset_id, sha256, shard, offset."""
         self._shards = {name: _Shard(folder, name, self.meta) for name in sorted(set(self.index["shard"]))}
@@ -156,7 +156,7 @@ class Features:
         return len(self), self.meta.tokens, self.meta.dim
 
     def save(self, folder: Path | str) -> None:
-        """Copies the cache to `folder`, whole or not at all; ValueError where something stands already."""
+        """Copies the cache to `folder`, whole or not at all; ValueError if something is already there."""
         require_own_entries(Path(folder), (), "a copy of a feature cache")
         with replace_folder(Path(folder)) as partial:
             shutil.copytree(self.folder, partial, dirs_exist_ok=True)
@@ -167,7 +167,7 @@ class Features:
         return cls(folder)
 
     def require_whole(self) -> None:
-        """ValueError for a shard that is no longer what was cached, by the digest in the record beside it."""
+        """ValueError if a shard differs from the digest in its record."""
         for name in self._shards:
             path = self.folder / name
             record = path.with_suffix(".json")
@@ -175,7 +175,7 @@ class Features:
                 raise ValueError(f"{path}: changed or damaged since it was cached; {_again(path)}")
 
     def digest(self) -> str:
-        """Tells the features of one cache from those of another: of which pictures, how made, in which order."""
+        """Identifies the features of a cache: their pictures, how they were made, and their order."""
         return " ".join(sha256_file(self.folder / name) for name in (META, INDEX))
 
     def split(self, seed: int) -> dict[Split, list[int]]:
@@ -183,7 +183,7 @@ class Features:
         return split_rows(list(self.index["sha256"]), seed)
 
     def picture(self, row: int) -> "CachedPicture":
-        """The picture behind a row, as it was cached."""
+        """The picture of a row, as it was cached."""
         shard, offset = self._places[row]
         path = self.folder / pictures_name(shard)
         try:
@@ -196,7 +196,7 @@ class Features:
         return CachedPicture(self.index["dataset_id"][row], pixels, corners)
 
     def will_need(self, rows: Sequence[int]) -> None:
-        """Tells the system which rows are read next."""
+        """Announces to the system which rows are read next."""
         for row in rows:
             shard, offset = self._places[row]
             self._shards[shard].advise(offset, "MADV_WILLNEED")
@@ -307,7 +307,7 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _again(place: Path) -> str:
-    """What helps when a cache's folder, or a file in it, is damaged: one of an older version cannot be replaced."""
+    """The remedy if a cache's folder, or a file in it, is damaged: a cache of an older version cannot be replaced."""
     folder = place if place.is_dir() else place.parent
     return "cache again" if (folder / JOB).is_file() else "cache again, into a new folder"
 

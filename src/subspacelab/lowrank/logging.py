@@ -1,4 +1,4 @@
-"""What the commands of lowrank give to the tracker, and the log folder of a training that a person starts by hand."""
+"""Tracker output of the commands of lowrank, and the log folder of a training that is run by hand."""
 
 import errno
 import json
@@ -59,7 +59,7 @@ def track_views(views: Views, pictures: Sequence[Path], tracker: "Tracker") -> N
 
 
 def record_training(result: TrainingResult, features: Features, pictures: Sequence[Path], tracker: "Tracker") -> None:
-    """Logs the best epoch's metrics, pictures and the best model (the curves were logged epoch by epoch)."""
+    """Logs the best epoch's metrics, pictures and the best model (the curves are logged epoch by epoch)."""
     from subspacelab.tracking.protocol import ModelFiles, pinned
 
     arch = result.folder.name
@@ -85,7 +85,7 @@ def record_training(result: TrainingResult, features: Features, pictures: Sequen
 
 
 class RunLog:
-    """Config, one line per epoch, and the final summary of one training."""
+    """Settings, one line per epoch, and the final summary of one training."""
 
     def __init__(self, root: Path, name: str, config: Mapping[str, Any]) -> None:
         self._root, self._name, self._config = root, name, config

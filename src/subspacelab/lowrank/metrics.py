@@ -1,4 +1,4 @@
-"""How near an approximation comes, and what a network is trained on."""
+"""Similarity of an approximation, and the terms of the training loss."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Similarity:
 
 
 def similarity(x: Float[Tensor, "batch tokens dim"], y: Float[Tensor, "batch tokens dim"]) -> Similarity:
-    """Measures in float64: between two methods cosines may differ in the fifth digit only."""
+    """Measures in float64, since the cosines of two methods may differ only in the fifth digit."""
     wide, near = x.double(), y.double()
     flat, other = wide.flatten(1), near.flatten(1)
     difference = (flat - other).square()

@@ -1,4 +1,4 @@
-"""What MLflow serves of a trained network: features in, their rank-r reconstruction out (no pickle)."""
+"""The MLflow model of a trained network: features in, their rank-r reconstruction out (no pickle)."""
 
 from pathlib import Path
 from typing import Any

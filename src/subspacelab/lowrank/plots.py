@@ -19,7 +19,7 @@ from subspacelab.lowrank.visualization import Views
 from subspacelab.plotting.figures import COLOURS, GREY, count_along, drawn_name, log_if_positive, open_figure, say
 
 COMPARISON = "svd_nn_comparison.png"
-"""What `draw_comparison` draws."""
+"""Files that `draw_comparison` draws."""
 _COLOURS = {
     "SVD": "#000000",
     "Sketch": COLOURS[0],
@@ -39,7 +39,7 @@ def colour_of(method: str) -> str:
 
 
 def look_of(method: str) -> dict[str, Any]:
-    """How a method's line is drawn: a control broad and pale, below the thin line of a network that lies on it."""
+    """Style of a method's line: a control is broad and pale, so that a thin line of a network on it is visible."""
     control = method in CONTROLS
     return {
         "color": colour_of(method),
@@ -96,7 +96,7 @@ Maps = NDArray[np.float32]  # [channels, side, side]
 
 
 def view_names(image_idx: int) -> list[str]:
-    """What `draw_views` draws of a picture."""
+    """Files that `draw_views` draws for a picture."""
     return [*(f"{kind}_{image_idx}.png" for kind in ("channels", "errors", "overlay")), "rank_curve.png"]
 
 
@@ -106,7 +106,7 @@ VIEWS: dict[str, Callable[[Path | None, Views], Figure]] = {
     "overlay": lambda path, v: draw_overlay(path, v.errors, v.picture, rank=v.rank),
     "rank_curve": lambda path, v: draw_rank_curve(path, v.curves, v.points, v.full_rank),
 }
-"""How each kind of picture of `Views.plot` is drawn, in the order of `view_names`."""
+"""Kind of picture in `Views.plot` -> function that draws it, in the order of `view_names`."""
 
 
 def draw_views(folder: Path, views: Views) -> list[Path]:
@@ -212,7 +212,7 @@ def draw_rank_curve(
 
 
 def draw_picture(axes: Any, picture: CachedPicture) -> None:
-    """The picture, with its box where the data set has one."""
+    """The picture, with its box if the data set has one."""
     axes.imshow(picture.pixels)
     axes.set_title(drawn_name(picture.dataset_id), fontsize=7)
     if picture.bbox is not None:
@@ -221,7 +221,7 @@ def draw_picture(axes: Any, picture: CachedPicture) -> None:
 
 
 def _blank(panels: Any) -> None:
-    """No ticks, and no frame around what stays empty."""
+    """Removes ticks, and the frame of an empty panel."""
     for axes in panels.flat:
         axes.set_xticks([])
         axes.set_yticks([])
@@ -282,7 +282,7 @@ def draw_error_heatmap(path: Path | None, errors: Any, *, rank: str) -> Figure:
 
 
 def draw_row_norms(path: Path | None, norms: Any, *, rank: str) -> Figure:
-    """B_row_norms.png: length of each row of B times its column of A, sorted: how many of the r carry anything."""
+    """B_row_norms.png: length of each row of B times its column of A, sorted: how many of the r contribute."""
     with open_figure(path, (5.5, 3.4)) as figure:
         axes = figure.subplots()
         axes.set_title(f"Components of A B, {rank}")
@@ -292,7 +292,7 @@ def draw_row_norms(path: Path | None, norms: Any, *, rank: str) -> Figure:
 
 
 def draw_training(result: TrainingResult, errors: ValidationErrors) -> list[Path]:
-    """Curves, and what the best model leaves of the validation pictures, as four pictures in the results folder."""
+    """Curves and the errors of the best model on the validation pictures, as four pictures in the results folder."""
     history, best = result.progress.history, result.progress.best_epoch
     names = ("train_val_loss_comparison", "loss_curves", "error_heatmap", "B_row_norms")
     losses, curves, heatmap, norms = paths = [result.folder / f"{name}.png" for name in names]

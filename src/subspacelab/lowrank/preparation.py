@@ -1,4 +1,4 @@
-"""What stands between a cache of features and a training: scale, common basis, batches."""
+"""From a cache of features to the input of a training: scale, common basis, batches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ Kind = Literal["rms", "layernorm", "none"]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How raw features become what networks are trained on and compared on."""
+    """How raw features are normalised for training and comparison."""
 
     kind: Kind = "none"
     """rms: all features by one number, which changes neither ranks nor cosines; layernorm: each token; none."""
@@ -36,7 +36,7 @@ class Normalisation:
         return raw / self.scale
 
     def undo(self, normalised: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Back to the raw scale; layernorm's lost means and deviations stay lost."""
+        """Back to the raw scale; the means and deviations removed by layernorm are lost."""
         return normalised * self.scale
 
 

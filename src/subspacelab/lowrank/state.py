@@ -1,4 +1,4 @@
-"""A training on disk: weights, optimizer, scheduler and history in one file, and the finished model beside it."""
+"""A training on disk: weights, optimizer, scheduler and history in one file, with the finished model beside it."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields
@@ -20,12 +20,12 @@ from subspacelab.training.snapshot import Snapshot, read_snapshot, write_snapsho
 
 BEST_MODEL, BEST_STATE, LAST = "best_model", "best_state.safetensors", "last.safetensors"
 MAX_SEED = 1 << 40
-"""Seeds are multiplied by a million and must stay within 64 bits."""
+"""Largest seed: seeds are multiplied by a million and must fit into 64 bits."""
 
 
 @dataclass
 class TrainingProgress:
-    """How far a training is."""
+    """Progress of a training."""
 
     epoch: int = 0
     """Epochs done, over all resumes."""
@@ -34,11 +34,11 @@ class TrainingProgress:
     best_epoch: int = 0
     """Epoch of the smallest validation MSE."""
     best_mse: float = float("inf")
-    """That MSE."""
+    """The smallest validation MSE."""
     steps: int = 0
     """Optimizer steps done."""
     finished: bool = False
-    """Whether it came to its end (the last epoch, or early stopping)."""
+    """Whether it has ended (last epoch, or early stopping)."""
     history: list[dict[str, int | float]] = field(default_factory=list)
     """One entry per epoch: losses, learning rate, live rank."""
     scheduler: dict[str, Any] = field(default_factory=dict)
@@ -47,14 +47,14 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class SavedTraining:
-    """What `write_training` wrote."""
+    """The content of a file by `write_training`."""
 
     job: dict[str, Any]
-    """What was trained, how, on what: a training of another job is not continued."""
+    """Identity of the training: a training with another job is not continued."""
     spec: ModelSpec
-    """Of the model."""
+    """Specification of the model."""
     progress: TrainingProgress
-    """How far."""
+    """Progress of the training."""
     snapshot: Snapshot
     """Weights, optimizer state, and those of the rank allocator."""
 
@@ -82,7 +82,7 @@ def write_training(
 
 
 def read_training(path: Path) -> SavedTraining:
-    """Reads what `write_training` wrote, to the last bit; anything else is a ValueError that names the file."""
+    """Reads what `write_training` wrote, bit for bit; ValueError, naming the file, for anything else."""
     snapshot = read_snapshot(path)
     try:
         record = _RECORD.validate_python(snapshot.record)
@@ -95,7 +95,7 @@ def read_training(path: Path) -> SavedTraining:
 
 @dataclass(frozen=True)
 class _Record:
-    """What a state says beside its tensors."""
+    """Content of a state beside its tensors."""
 
     job: dict[str, Any]
     spec: ModelSpec
@@ -124,15 +124,15 @@ class LowRankModel:
     network: LowRankNet
     """In evaluation mode."""
     epoch: int
-    """It is from."""
+    """Epoch of the weights."""
     seed: int
-    """Of the training, and of the split whose test pictures it has not seen."""
+    """Seed of the training and of the split; the model has not seen the test pictures of this split."""
     features: str | None = None
-    """`Features.digest` of what it was trained on; None where its files do not tell."""
+    """`Features.digest` of the training's features; None if its files do not say."""
     val_mse: float = math.inf
-    """Of the validation pictures."""
+    """MSE on the validation pictures."""
     basis: Tensor | None = None
-    """PCA basis [dim, full rank] of its training pictures, normalised as for it; None where its files do not tell."""
+    """PCA basis [dim, full rank] of its normalised training pictures; None if its files do not say."""
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "*batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,12 +156,12 @@ class LowRankModel:
 
     @classmethod
     def load(cls, folder: Path | str) -> "LowRankModel":
-        """What `save` wrote, or the best model of a results folder `<results>/<arch>`."""
+        """Reads what `save` wrote, or the best model of a results folder `<results>/<arch>`."""
         return load_model(Path(folder))
 
 
 def load_model(folder: Path) -> LowRankModel:
-    """Reads what `write_model` wrote; a folder without it, or with something else, is a ValueError."""
+    """Reads what `write_model` wrote; ValueError for a folder without it, or with something else."""
     path = folder / f"{BEST_MODEL}.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no trained model there ({path.name} is missing); train it with `lowrank train`")
@@ -190,7 +190,7 @@ def load_model(folder: Path) -> LowRankModel:
 
 @dataclass(frozen=True)
 class _Training:
-    """What best_model.json says beside the model."""
+    """Keys of best_model.json beside the model."""
 
     epoch: Annotated[int, Field(ge=1)]
     val_mse: float
@@ -199,7 +199,7 @@ class _Training:
 
 
 def _require_shapes(weights: Path, spec: ModelSpec) -> None:
-    """ValueError unless the file holds the weights of `spec`, in float32: before memory is asked for."""
+    """ValueError unless the file holds the weights of `spec`, in float32; checked before memory is allocated."""
     try:
         found = {info.name: (info.dtype, info.shape) for info in SafetensorsShard.list_tensors(weights)}
     except (OSError, ValueError) as e:

@@ -1,4 +1,4 @@
-"""One training in one process: epochs, validation, and what is written after each."""
+"""One training in one process: epochs, validation, and the files written after each."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ PLATEAU = {"factor": 0.5, "patience": 3}
 
 
 class Trainer:
-    """One training in one process: what the epochs share."""
+    """One training in one process: the state shared by its epochs."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Trainer:
         log: Log,
         saved: SavedTraining | None = None,
     ) -> None:
-        """A training from its start, or from where `saved` stands."""
+        """Starts a training, or continues from `saved`."""
         self.features, self.folder, self.job, self.settings, self.log = features, folder, job, settings, log
         self.device = choose_device(self.settings.device)
         self.group = processes(cpu=self.device.type == "cpu")
@@ -253,7 +253,7 @@ def require_even_shares(batch_size: int, num_pictures: int, num_processes: int) 
 
 
 def num_steps(num_pictures: int, batch_size: int, num_processes: int) -> int:
-    """Steps of an epoch: one for each batch, but for a last one that is smaller than the number of processes."""
+    """Steps of an epoch: one per batch, except a last one that is smaller than the number of processes."""
     whole, rest = divmod(num_pictures, batch_size)
     return whole + (rest >= num_processes if rest else 0)
 

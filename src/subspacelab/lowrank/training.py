@@ -1,4 +1,4 @@
-"""Trains one network on a feature cache: early stopping, best and last state on disk, continued after a kill."""
+"""Trains one network on a feature cache: early stopping, best and last state on disk; a killed training continues."""
 
 import json
 import shutil
@@ -49,18 +49,18 @@ class TrainingResult:
     progress: TrainingProgress
     """Epochs, best validation MSE, history."""
     rank: str
-    """Of A @ B and of what it could be at most: "rank 128 of 256"."""
+    """Rank of A @ B and the largest possible one: "rank 128 of 256"."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The training in a few numbers."""
+        """The main numbers of the training."""
         best = self.progress.history[self.progress.best_epoch - 1]
         return {"best_epoch": self.progress.best_epoch, **{k: v for k, v in best.items() if k.startswith("val_")}}
 
 
 @dataclass(frozen=True)
 class ValidationErrors:
-    """What the best model of a training leaves of the validation pictures."""
+    """Errors of the best model on the validation pictures."""
 
     tokens: Float[Tensor, "side side"]
     """||x - x_hat|| / ||x|| of each token, mean over the pictures, on the picture's plane."""
@@ -262,7 +262,7 @@ def _best_to_resume(folder: Path, arch: str, asked: Mapping[str, Any]) -> SavedT
 def training_job(
     features: Features, arch: str, rank: int, seed: int, settings: TrainLowrankConfig, num_processes: int = 1
 ) -> dict[str, Any]:
-    """What a training is, as JSON; where it runs is left out, and how long it is stands apart."""
+    """Identity of a training as JSON, without its device; its length is stored separately."""
     content = json.loads(json.dumps(asdict(settings)))
     epochs = content.pop("epochs")
     for place in ("device", "compile"):
@@ -282,6 +282,6 @@ def training_job(
 
 
 def _settings_of(job: dict[str, Any], device: str, compile: bool) -> TrainLowrankConfig:
-    """The settings that a job was written with, to be trained on `device`."""
+    """The settings of a job, for a training on `device`."""
     settings = job["settings"] | {"epochs": job["epochs"], "device": device, "compile": compile}
     return TrainLowrankConfig(**settings | {"allocator": AllocatorConfig(**settings["allocator"])})

@@ -1,4 +1,4 @@
-"""Where in the picture a rank-r approximation errs, channel by channel, and how the cosine grows with the rank."""
+"""Errors of a rank-r approximation on the picture plane, channel by channel, and the cosine over the rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Views:
-    """One test picture's channels and errors on its plane, and the cosine over the rank."""
+    """Channels and errors of one test picture on the picture plane, and the cosine over the rank."""
 
     image_idx: int
-    """Which test picture, from 0."""
+    """Index of the test picture."""
     rank: str
     """Such as "rank 128 of 256"."""
     picture: CachedPicture
@@ -45,13 +45,13 @@ class Views:
     original: Float[np.ndarray, "channels side side"]
     """Its features, channel by channel."""
     approximations: dict[str, Float[np.ndarray, "channels side side"]]
-    """By method."""
+    """Method -> approximation."""
     errors: dict[str, Float[np.ndarray, "side side"]]
-    """By method: |error| summed over all channels."""
+    """Method -> |error| summed over all channels."""
     curves: dict[str, dict[int, float]]
-    """SVD and controls: rank to mean cosine of the test pictures."""
+    """SVD and controls -> rank -> mean cosine over the test pictures."""
     points: dict[str, tuple[int, float]]
-    """Networks: their rank and mean cosine."""
+    """Network -> its rank and mean cosine."""
     full_rank: int
     """The largest rank."""
 

@@ -1,4 +1,4 @@
-"""Recording of runs: a small Tracker protocol, and one module behind it that knows MLflow."""
+"""Recording of runs: a small Tracker protocol, and its implementation on MLflow."""
 
 from subspacelab.tracking.dvc_files import InputGuard
 from subspacelab.tracking.protocol import MemoryTracker, ModelFiles, NullTracker, Tracker

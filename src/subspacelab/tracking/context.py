@@ -1,4 +1,4 @@
-"""Where a run comes from (process, commit, stage, pipeline run), and the signals that end it."""
+"""The origin of a run (process, commit, stage, pipeline run), and the signals that end it."""
 
 import os
 import re
@@ -16,26 +16,26 @@ from types import FrameType
 import psutil
 
 TRIAL = "SUBSPACELAB_TRIAL"
-"""Environment variable: the name of the trial of a search that a process belongs to."""
+"""Environment variable with the name of the search trial that a process belongs to."""
 _AS_MODULE = (["-m", "dvc"], ["-m", "subspacelab.pipeline.dvc"])
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """A stage's place in a pipeline run, as DVC's environment tells it."""
+    """A stage's place in a pipeline run, from the environment that DVC sets."""
 
     stage: str
-    """Name with the matrix item, such as `decompose@base`, without the path DVC puts before it."""
+    """Name with the matrix item, such as `decompose@base`, without the path that DVC adds."""
     mode: str | None
-    """`repro`, `exp`, `temp` or `queue`; None when a person ran the script by hand."""
+    """`repro`, `exp`, `temp` or `queue`; None if the script was run by hand."""
     exp_name: str | None
-    """The experiment's name, which `dvc exp apply` takes."""
+    """The experiment's name, for `dvc exp apply`."""
     baseline: str | None
     """The commit the experiment started from."""
     pipeline_id: str
     """The same for all stages of one pipeline run."""
     owner: str
-    """Pid and start time of the outermost DVC process, or of this one in a run by hand."""
+    """Pid and start time of the outermost DVC process, or of this process if run by hand."""
 
     def tags(self) -> dict[str, str]:
         """The tags that lead from the tracked run back to DVC."""
@@ -45,7 +45,7 @@ class StageContext:
         return tags | self.experiment_tags()
 
     def experiment_tags(self) -> dict[str, str]:
-        """The tags that name the experiment and how to get it back; none outside an experiment."""
+        """Tags with the experiment's name and the command that restores it; empty outside an experiment."""
         if not self.exp_name:
             return {}
         return {
@@ -56,7 +56,7 @@ class StageContext:
 
 
 def stage_context(stage: str) -> StageContext:
-    """Reads the environment that DVC gives a stage's command; `stage` is the name when there is none."""
+    """Reads the environment that DVC sets for a stage's command; `stage` is the name if there is none."""
     exp_name, baseline = os.environ.get("DVC_EXP_NAME"), os.environ.get("DVC_EXP_BASELINE_REV")
     name = os.environ.get("DVC_STAGE", stage).rpartition(":")[2]
     kind, owner = _owner()
@@ -90,7 +90,7 @@ def _is_dvc(process: psutil.Process) -> bool:
 
 
 def process_tags() -> dict[str, str]:
-    """Host, pid and its start time (which the reaper asks for), the program, the user."""
+    """Host, pid and its start time (for the reaper), the program, the user."""
     tags = {
         "host": socket.gethostname(),
         "pid": str(os.getpid()),
@@ -103,7 +103,7 @@ def process_tags() -> dict[str, str]:
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process of this host that has these `process_tags` runs still; True for tags of others' making."""
+    """Whether the process of this host with these `process_tags` is still running; True for tags of other origin."""
     pid, start = tags.get("pid", ""), tags.get("pid.start", "")
     if not pid.isdecimal() or not re.fullmatch(r"\d+(\.\d+)?", start):
         return True  # another program's tags
@@ -116,7 +116,7 @@ def is_alive(tags: Mapping[str, str]) -> bool:
 
 
 def git_tags() -> dict[str, str]:
-    """The commit of the working directory and whether tracked files differ from it; nothing outside a repository."""
+    """The commit of the working directory, and whether tracked files differ from it; empty outside a repository."""
     try:
         commit = _git("rev-parse", "HEAD")
         dirty = _git("status", "--porcelain", "--untracked-files=no") != ""
@@ -136,12 +136,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(SystemExit):
-    """The process was asked to end; its exit code is 128 + the signal's number, as a shell reports it."""
+    """The process was asked to end; its exit code is 128 + the signal's number, as in a shell."""
 
 
 @contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Within the block the first SIGTERM or SIGHUP raises Terminated; further ones wait for the clean-up."""
+    """Within the block, the first SIGTERM or SIGHUP raises Terminated; further ones wait for the clean-up."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return

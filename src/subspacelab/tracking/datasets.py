@@ -1,4 +1,4 @@
-"""What a run reads, as data sets with a digest: outs of DVC's stages, files of this disk, repositories of the hub."""
+"""Data sets that a run reads, with digests: outs of DVC's stages, local files, repositories on the hub."""
 
 import hashlib
 import json
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
 
 LOCK = Path("dvc.lock")
 LARGE = 1 << 30
-"""Bytes up to which the content is hashed for a digest (2 s); of more the names and sizes are."""
+"""Largest size in bytes whose content is hashed (2 s); for larger ones, the names and sizes are hashed."""
 DIGEST_LENGTH = 36
-"""Longest digest that MLflow takes: the md5 of a folder with `.dir` behind it."""
+"""Longest digest that MLflow accepts: the MD5 of a folder with the suffix `.dir`."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Something that a run reads."""
+    """A data set that a run reads."""
 
     name: str
-    """What it is called: DVC's path, a folder's or file's name, or `org/name`."""
+    """DVC's path, the name of a file or folder, or `org/name`."""
     digest: str
-    """md5 of its content as DVC has it, a commit of the hub, or md5 of its files' names and sizes (`sizes-...`)."""
+    """MD5 of its content as in DVC, a commit on the hub, or the MD5 of its files' names and sizes (`sizes-...`)."""
     source: str
-    """Where it is: a path as it was named, or an address."""
+    """The path as the user named it, or an address."""
     kind: str = "local"
     """`local`, or `http` for an address."""
     rows: int | None = None
-    """Rows of its tables (parquet, or else lines of .jsonl); None where it has none."""
+    """Rows of its tables (parquet, or else lines of .jsonl); None without tables."""
     num_bytes: int | None = None
-    """Size of its files."""
+    """Size of its files in bytes."""
 
     def source_json(self) -> str:
-        """The source as MLflow keeps it, with the md5 that leads to the run that made it (tag `dvc.out.PATH`)."""
+        """The source in MLflow's form, with the MD5 that identifies the run that made it (tag `dvc.out.PATH`)."""
         place = {"url": self.source} if self.kind == "http" else {"uri": self.source, "md5": self.digest}
         return json.dumps(place)
 
     def profile_json(self) -> str:
-        """The size as MLflow keeps it."""
+        """The size in MLflow's form."""
         sizes = {"num_rows": self.rows, "num_bytes": self.num_bytes}
         return json.dumps({key: value for key, value in sizes.items() if value is not None})
 
@@ -67,7 +67,7 @@ def stage_inputs(deps: Iterable[Path], *, lock: Path | None) -> list[DataSet]:
 
 
 def recorded_outs(lock: Path) -> dict[str, str]:
-    """Path to md5 of every out in a `dvc.lock`."""
+    """Path -> MD5 of every out in a `dvc.lock`."""
     from ruamel.yaml import YAML
 
     stages: dict[str, Any] = (YAML(typ="safe").load(lock) or {}).get("stages", {})

@@ -1,4 +1,4 @@
-"""Files as DVC counts and hashes them: inputs guarded while a stage runs, outs tagged with their md5."""
+"""Files as DVC counts and hashes them: inputs guarded while a stage runs, outs tagged with their MD5."""
 
 import hashlib
 import json
@@ -11,14 +11,14 @@ IGNORED = Path(".dvcignore")
 
 
 class InputGuard:
-    """Remembers the contents of files and folders, and refuses to go on when they are no longer the same."""
+    """Remembers the contents of files and folders, and raises if they have changed."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
         self._before = _digests(self._paths)
 
     def check(self) -> None:
-        """Raises ValueError naming each file that was changed, added or removed since the guard was made."""
+        """ValueError, naming each file that was changed, added or removed since the guard was made."""
         now = _digests(self._paths)
         changed = sorted(
             str(path) for path in self._before.keys() | now.keys() if self._before.get(path) != now.get(path)
@@ -36,7 +36,7 @@ def _digests(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def dependency_files(path: Path) -> list[Path]:
-    """The files of a dependency, sorted, as DVC counts them: of a folder those that .dvcignore does not leave out."""
+    """The files of a dependency, sorted, as DVC counts them: for a folder, without those excluded by .dvcignore."""
     if not path.is_dir():
         return [path] if path.is_file() else []
     import pathspec
@@ -53,9 +53,9 @@ def md5_file(path: Path) -> str:
 
 
 def md5_folder(folder: Path) -> str:
-    """DVC's hash of a folder: the MD5 of its sorted listing as JSON, with `.dir` behind it.
+    """DVC's hash of a folder: the MD5 of its sorted listing as JSON, with the suffix `.dir`.
 
-    What a `.dvcignore` leaves out is not left out here; an output holds nothing of that kind.
+    .dvcignore is not applied here, since an output holds no ignored files.
     """
     files = [path for path in folder.rglob("*") if path.is_file()]
     listing = [{"md5": md5_file(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
@@ -64,7 +64,7 @@ def md5_folder(folder: Path) -> str:
 
 
 def out_tags(outs: Sequence[Path]) -> dict[str, str]:
-    """Tags `dvc.out.<path>` with the md5 of each output that exists; search runs by the md5 in a dvc.lock."""
+    """Tags `dvc.out.<path>` with the MD5 of each existing output, by which runs are found from a dvc.lock."""
     tags = {}
     for out in outs:
         if out.exists():

@@ -1,4 +1,4 @@
-"""What a record says, done to an MLflow store: the same for a run at work and for one delivered afterwards."""
+"""Sends a record to an MLflow store: the same way during a run and for a later delivery."""
 
 import os
 import shutil
@@ -63,7 +63,7 @@ def deliver(client: MlflowClient, uri: str, record: Record) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to a line for a person, without secrets."""
+    """An error message as one line for the user, without secrets."""
     error = first_of(error)
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
@@ -93,7 +93,7 @@ def _deliver_model(client: MlflowClient, uri: str, record: Record) -> None:
 
 @contextmanager
 def _global_uri(uri: str) -> Iterator[None]:
-    """MLflow's model writer and registry know only the global store; the environment is as before afterwards."""
+    """Sets the global store, the only one that MLflow's model writer and registry know; restores the environment."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
@@ -106,7 +106,7 @@ def _global_uri(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _only(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """The folder of the model's files: its own, or a temporary one that holds just those named."""
+    """The folder of the model's files: its own, or a temporary one with only the named files."""
     if not names:
         yield folder
         return
@@ -119,7 +119,7 @@ def _only(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 
 def _signature(tensors: Sequence[Sequence[int]] | None) -> ModelSignature | None:
-    """Of a model of arrays; None lets MLflow read the type hints of `predict`."""
+    """The signature of a model of arrays; None lets MLflow read the type hints of `predict`."""
     if tensors is None:
         return None
     given, returned = (Schema([TensorSpec(np.dtype("float32"), (-1, *shape))]) for shape in tensors)

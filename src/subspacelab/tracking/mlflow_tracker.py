@@ -1,4 +1,4 @@
-"""A client of MLflow opened once per process, and the Tracker that speaks to it."""
+"""An MLflow client, opened once per process, and the Tracker that uses it."""
 
 import json
 import tempfile
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNDELIVERED = Path(".cache/untracked")
-"""Where in the main repository the records lie that a store did not take."""
+"""Folder in the main repository for records that a store did not accept."""
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""The tag by which MLflow's UI opens an experiment in its view for model training, and does not ask."""
+"""Tag by which MLflow's UI opens an experiment in its view for model training."""
 
 _EVERY = 5.0  # seconds between two sendings of buffered metrics
 
 
 def connect(uri: str) -> MlflowClient:
-    """Opens the store, creating it at first use; the caller holds `store_lock`.
+    """Opens the store, and creates it at first use; the caller holds `store_lock`.
 
-    A new SQLite file is made beside its place and renamed, so that no process that dies meanwhile leaves half a
+    A new SQLite file is made beside its place and renamed, so that a process that dies meanwhile leaves no incomplete
     schema.
     """
     database = database_file(uri)
@@ -52,7 +52,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def preload(uri: str) -> None:
-    """Imports what opening the store needs (about a second), so that it does not happen while the lock is held."""
+    """Imports what opening the store needs (about a second), so that this does not happen while the lock is held."""
     if not is_server(uri):
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
@@ -88,7 +88,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
 
 @contextmanager
 def one_line(uri: str) -> Iterator[None]:
-    """Turns what MLflow raises while a run is opened into a ValueError of one line, with the remedy."""
+    """Turns exceptions of MLflow while a run is opened into a ValueError of one line, with the remedy."""
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as e:
@@ -98,24 +98,24 @@ def one_line(uri: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RunPlace:
-    """Which run is recorded, and what is known of it."""
+    """The run to record to, and facts about it."""
 
     run_id: str
     """Its id in the store."""
     parent_id: str | None = None
-    """The pipeline's run."""
+    """Id of the pipeline's run."""
     description: str = ""
-    """What it does, in a sentence."""
+    """One sentence on what the run does."""
     parent_description: str = ""
-    """What the pipeline's run is."""
+    """One sentence on the pipeline's run."""
     parent_metrics: Mapping[str, float] = field(default_factory=dict)
-    """Headline metrics that the stages before have recorded on it."""
+    """Headline metrics that earlier stages have recorded on it."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Tags of the run that a model's version bears too: what was studied, and how to get it back."""
+    """Tags that a model's version shares with the run: the study, and the command that restores it."""
 
 
 class MlflowTracker:
-    """Records one run, and headline metrics on its parent; a store that goes away does not stop the work."""
+    """Records one run, and headline metrics on its parent; if the store fails, the work continues."""
 
     def __init__(self, client: MlflowClient, uri: str, run: str | RunPlace) -> None:
         self._place = run if isinstance(run, RunPlace) else RunPlace(run)
@@ -202,13 +202,13 @@ class MlflowTracker:
         self._send_tags(self._run_id, tags)
 
     def log_parent(self, params: Mapping[str, object], present: Mapping[str, str]) -> None:
-        """Records on the parent those params that it does not have yet (a stage before may have set them)."""
+        """Records on the parent the params that it does not have yet (an earlier stage may have set them)."""
         if self._parent_id:
             new = {key: value for key, value in flatten(params) if key not in present}
             self._send_params(self._parent_id, new)
 
     def flush(self) -> None:
-        """Sends the buffered metrics, at most 1000 in a call."""
+        """Sends the buffered metrics, at most 1000 per call."""
         waiting, self._buffer, self._sent = self._buffer, [], time.monotonic()
         for run_id in dict.fromkeys(run_id for run_id, _ in waiting):
             metrics = [metric for owner, metric in waiting if owner == run_id]
@@ -216,7 +216,7 @@ class MlflowTracker:
                 self._send_batch(run_id, metrics=metrics[i : i + 1000])
 
     def end(self, status: str, parent_status: str = "") -> None:
-        """Sends what is left and ends the run, and its parent with a status of its own."""
+        """Sends the remaining records and ends the run, and its parent with its own status."""
         self.flush()
         self._describe()
         self._terminate(self._run_id, status)
@@ -225,13 +225,13 @@ class MlflowTracker:
         self._outbox.close()
 
     def send_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records a point per metric at once; the one call for other threads than the run's."""
+        """Records a point per metric immediately; the only method that other threads may call."""
         now = int(time.time() * 1000)
         points = [Metric(require_name(name, "metric"), float(value), now, step) for name, value in metrics.items()]
         self._send_batch(self._run_id, metrics=points)
 
     def _describe(self) -> None:
-        """The description of the run, and of its parent when that has something new to say."""
+        """Sets the description of the run, and of its parent if there is something new."""
         place = self._place
         text = note(self._run_id, place.description, self._headline, self._pictures, self._summaries)
         if text:

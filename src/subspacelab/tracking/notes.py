@@ -1,4 +1,4 @@
-"""What stands in the description of a run in MLflow's UI (tag `mlflow.note.content`): Markdown."""
+"""Markdown for the description of a run in MLflow's UI (tag `mlflow.note.content`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 NOTE = "mlflow.note.content"
-"""The tag that MLflow's UI shows as a run's description."""
+"""Tag that MLflow's UI shows as a run's description."""
 SHOWN, WIDTH = 2, 720
 """How many of its pictures a run's description shows, and how wide in pixels: MLflow's UI cuts off what is wider."""
 FOLDER = "description"
@@ -15,12 +15,12 @@ FOLDER = "description"
 
 @dataclass(frozen=True)
 class Summary:
-    """What one study found."""
+    """The findings of one study."""
 
     title: str
-    """Its heading."""
+    """Heading."""
     sentences: Sequence[str]
-    """The findings, with their numbers."""
+    """The findings in sentences, with their numbers."""
     picture: Path | None = None
     """The file that shows them best."""
 
@@ -56,7 +56,7 @@ def _table(headline: Mapping[str, float]) -> str:
 
 
 def _picture(run_id: str, name: str) -> str:
-    """An artifact by the address at which the server that shows the description gives it."""
+    """An artifact by its address on the server that shows the description."""
     return f"![{Path(name).stem}](get-artifact?{urlencode({'path': f'{FOLDER}/{name}', 'run_uuid': run_id})})"
 
 

@@ -1,4 +1,4 @@
-"""Calls to a store that may go away in mid-run: kept, tried again, and written to a file when it does not come back."""
+"""Calls to a store that may fail during a run: kept, retried, and written to a file if the store does not return."""
 
 import json
 import re
@@ -16,21 +16,21 @@ from subspacelab.core.files import write_beside
 _PAUSE = 30.0  # seconds between attempts on a store that does not answer
 
 Record = dict[str, Any]
-"""One call to the store as JSON values: what it says, and `run_id`, the run that it says it of."""
+"""One call to the store as JSON values, with `run_id`, the run it belongs to."""
 
 FILES = ("artifact", "files")
-"""Keys of a record that are paths: to a file or folder that goes to the store."""
+"""Keys of a record that hold paths of files or folders to be sent."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
-"""Where code lies that a record may name: what is delivered later must run no other."""
+"""Package that holds all code a record may name: a later delivery must not run any other code."""
 
 
 class Unreachable(Exception):
-    """The store did not answer: the same call may succeed later."""
+    """The store did not answer; the same call may succeed later."""
 
 
 class Refused(Exception):
-    """The store answered no: the same call will never succeed."""
+    """The store rejected the call; the same call will never succeed."""
 
 
 class Outbox:
@@ -48,7 +48,7 @@ class Outbox:
         self._one_at_a_time = threading.RLock()
 
     def send(self, record: Record) -> None:
-        """Delivers the record, or keeps it when the store does not take it; work is never stopped by that."""
+        """Delivers the record, or keeps it if the store does not accept it; never stops the work."""
         with self._one_at_a_time:
             self._waiting.append(record)
             if time.monotonic() >= self._not_before:
@@ -58,7 +58,7 @@ class Outbox:
                     kept[-1] = self._with_copies(record)
 
     def close(self) -> None:
-        """Tries once more; what is still left goes to the file, and standard error says so in one line."""
+        """Tries once more; the remaining records are written to the file, and one line on standard error says so."""
         self._work_off()
         left = [*self._lost, *self._waiting]
         if left:
@@ -67,7 +67,7 @@ class Outbox:
             shutil.rmtree(copies_of(self._spill), ignore_errors=True)
 
     def _keep(self, left: list[Record]) -> str:
-        """Writes what is left, and says where; that it cannot be written stops no work either."""
+        """Writes the remaining records and reports where; a failure to write does not stop the work either."""
         try:
             write_records(self._spill, left)
         except OSError as e:
@@ -118,19 +118,19 @@ class Outbox:
 
 
 def spill_file(folder: Path, run_id: str) -> Path:
-    """The file for what is left of a run's records; ValueError for an id that would lead elsewhere."""
+    """The file for the remaining records of a run; ValueError for an id that would lead to another folder."""
     if not re.fullmatch(r"[\w-]+", run_id, re.ASCII):
         raise ValueError(f"the store names a run {run_id!r}, which is no plain name; check what answers there")
     return folder / f"{run_id}.jsonl"
 
 
 def copies_of(spill: Path) -> Path:
-    """The folder with the files that the records in `spill` speak of."""
+    """The folder with the files that the records in `spill` name."""
     return spill.with_suffix("")
 
 
 def write_records(spill: Path, records: list[Record]) -> None:
-    """Writes the records, one JSON object a line; without any, the file and the files' copies go."""
+    """Writes the records, one JSON object per line; without records, the file and the copies are removed."""
     if not records:
         spill.unlink()
         shutil.rmtree(copies_of(spill), ignore_errors=True)
@@ -141,7 +141,7 @@ def write_records(spill: Path, records: list[Record]) -> None:
 
 
 def read_records(spill: Path) -> list[Record]:
-    """Reads what `write_records` wrote; a broken line is a ValueError that names it."""
+    """Reads what `write_records` wrote; ValueError, naming it, for a broken line."""
     records = []
     for number, line in enumerate(spill.read_bytes().splitlines(), start=1):
         where, remedy = f"{spill}, line {number}", "delete the line or the file"

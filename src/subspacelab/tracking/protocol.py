@@ -1,4 +1,4 @@
-"""What a stage may say to a tracker, whoever listens: nobody, memory, or MLflow."""
+"""The calls that a stage may make on a tracker, whether it records nothing, in memory, or in MLflow."""
 
 import re
 from collections import defaultdict
@@ -20,38 +20,38 @@ _NAME = re.compile(r"[\w\-. :]+(/[\w\-. :]+)*", re.ASCII)
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model as files (safetensors, JSON) and the code that loads them; nothing of it is pickled."""
+    """A model as files (safetensors, JSON) and the code that loads them; nothing is pickled."""
 
     name: str
     """Name of the model in the tracker."""
     folder: Path
-    """The model's files; the code finds them again as `context.artifacts["model"]`."""
+    """The model's files; the code finds them as `context.artifacts["model"]`."""
     code: Path
     """A Python file ending in `mlflow.models.set_model(...)`; type hints on its `predict` give the signature."""
     pip_requirements: Sequence[str]
-    """What the code needs (`pinned`); never inferred, since that loads the model in a subprocess."""
+    """Requirements of the code (`pinned`); never inferred, since that loads the model in a subprocess."""
     params: Mapping[str, object] = field(default_factory=dict)
-    """What the model was made with."""
+    """Settings with which the model was made."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """How good it is; linked to the model, not only to the run."""
+    """Metrics of the model; linked to the model, not only to the run."""
     step: int = 0
-    """Epoch or step the model is from."""
+    """Epoch or step of the model."""
     files: Sequence[str] = ()
-    """Which files of the folder make the model; all of them when empty."""
+    """Files of the folder that belong to the model; all if empty."""
     tensors: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     """Shapes of one float32 input and output, for a model of arrays: its signature, batched."""
     registered: str = ""
-    """Name in the model registry, to which the study's is added; not registered when empty."""
+    """Name in the model registry, to which the study's name is added; not registered if empty."""
     headline: str = ""
-    """The one of `metrics` by which the registry's alias `best` is given; the larger is the better."""
+    """The entry of `metrics` that decides the registry's alias `best`; larger is better."""
 
 
 class Tracker(Protocol):
-    """Where a run's parameters, metrics, pictures, tables and models go."""
+    """Receives a run's parameters, metrics, pictures, tables and models."""
 
     @property
     def run_id(self) -> str | None:
-        """The run's id in the store, or None when nothing is recorded."""
+        """The run's id in the store; None if nothing is recorded."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Records settings; nested mappings become dotted keys."""
@@ -60,19 +60,19 @@ class Tracker(Protocol):
         """Records a point per metric; `step` is the epoch or the layer index."""
 
     def log_headline(self, metrics: Mapping[str, float]) -> None:
-        """Records the few numbers a sweep is compared by, on this run and on the pipeline's run."""
+        """Records the few numbers by which sweeps are compared, on this run and on the pipeline's run."""
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Records a file, or all files of a folder, under `folder`."""
 
     def log_page(self, path: Path, summaries: "Sequence[Summary]" = ()) -> None:
-        """Records a file that sums up the whole pipeline, on this run and on the pipeline's run.
+        """Records a file that summarises the whole pipeline, on this run and on the pipeline's run.
 
-        `summaries`, of each study, become the description of both.
+        `summaries`, one per study, become the description of both runs.
         """
 
     def log_inputs(self, data_sets: "Sequence[DataSet]") -> None:
-        """Records what the run reads."""
+        """Records the data sets that the run reads."""
 
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         """Records a table as `<name>.json`, which the MLflow UI shows as rows and columns."""
@@ -81,7 +81,7 @@ class Tracker(Protocol):
         """Records a model with its code, requirements and metrics."""
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Records labels that runs are searched by."""
+        """Records tags by which runs are searched."""
 
 
 def pinned(*packages: str) -> list[str]:
@@ -90,7 +90,7 @@ def pinned(*packages: str) -> list[str]:
 
 
 def require_name(name: str, kind: str) -> str:
-    """Returns `name`, or raises ValueError when the store would refuse it (early, not at the end of a training)."""
+    """Returns `name`; ValueError if the store would refuse it, at once and not at the end of a training."""
     if len(name) > 250 or not _NAME.fullmatch(name) or set(name.split("/")) & {".", ".."}:
         allowed = "letters, digits, _ - . : space, with single / between parts, at most 250"
         raise ValueError(f"{kind} name {name!r} cannot be tracked; allowed are {allowed}: rename it")
@@ -98,7 +98,7 @@ def require_name(name: str, kind: str) -> str:
 
 
 def trackable(name: str) -> str:
-    """`name` with `_` for what a store does not take, such as the brackets of a folder's name."""
+    """`name` with `_` for characters that a store does not accept, such as brackets in a folder's name."""
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
@@ -112,7 +112,7 @@ def flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 
 class NullTracker:
-    """Listens to everything and keeps nothing."""
+    """Accepts all calls and records nothing."""
 
     run_id: str | None = None
 
@@ -136,7 +136,7 @@ class NullTracker:
 
 
 class MemoryTracker:
-    """Keeps all it is told in plain attributes."""
+    """Keeps all records in plain attributes."""
 
     def __init__(self) -> None:
         self.run_id: str | None = "memory"

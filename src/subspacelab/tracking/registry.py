@@ -1,4 +1,4 @@
-"""Models of MLflow's registry: a version for each that is recorded, and the alias `best` at the best of a study."""
+"""Models in MLflow's registry: a version for each recorded model, with the alias `best` on the best of a study."""
 
 import math
 import re
@@ -10,11 +10,11 @@ from subspacelab.tracking.store import store_lock
 BEST = "best"
 """The alias of the version with the largest headline metric. `@latest` is MLflow's own name for the newest."""
 METRIC, VALUE = "headline.metric", "headline.value"
-"""Tags of a version: the metric by which versions are held against each other, and its value."""
+"""Tags of a version: the metric by which versions are compared, and its value."""
 
 
 def registered_name(kind: str, study: str | None) -> str:
-    """The registered model of a kind of model, `lowrank-demo`; without a study `lowrank`."""
+    """The registered model for a kind of model, `lowrank-demo`; without a study `lowrank`."""
     return re.sub(r"[^\w\-. ]", "_", f"{kind}-{study}" if study else kind, flags=re.ASCII)
 
 

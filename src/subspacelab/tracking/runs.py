@@ -1,4 +1,4 @@
-"""Opens a tracked run, for a command or a stage of the pipeline, and ends it whatever happens."""
+"""Opens a tracked run, for a command or a stage of the pipeline, and ends it in every case."""
 
 import importlib.util
 import os
@@ -46,26 +46,26 @@ _BAD = ("FAILED", "KILLED")
 
 @dataclass(frozen=True)
 class Parent:
-    """A pipeline's run as a stage finds it."""
+    """The run of a pipeline, as a stage finds it."""
 
     run_id: str
     """Its id in the store."""
     params: Mapping[str, str]
-    """What stages before have recorded on it; the store allows a param one value only."""
+    """Params recorded by earlier stages; the store allows only one value per param."""
     metrics: Mapping[str, float]
-    """The headline metrics that stages before have recorded on it."""
+    """Headline metrics recorded by earlier stages."""
     status_before: str
-    """FAILED or KILLED when an earlier stage of the same DVC process ended so, else FINISHED."""
+    """FAILED or KILLED if an earlier stage of the same DVC process ended so, else FINISHED."""
 
     def status_after(self, child: str) -> str:
-        """The parent's status when a child ends with `child`: the first that is not FINISHED stays."""
+        """The parent's status after a child ended with `child`: the first one that is not FINISHED is kept."""
         return self.status_before if self.status_before in _BAD else child
 
 
 def find_or_create_parent(client: Any, experiment_id: str, context: StageContext, tags: Mapping[str, str]) -> Parent:
-    """Finds the parent by its `pipeline.id`, or creates it, and sets it RUNNING in the name of this process.
+    """Finds the parent by its `pipeline.id`, or creates it, and marks it RUNNING in this process.
 
-    `client` is an `MlflowClient`. The caller holds `store_lock`, since several stages may start at a time.
+    `client` is an `MlflowClient`. The caller holds `store_lock`, since several stages may start at once.
     """
     mine = {**tags, **context.experiment_tags(), "pipeline.owner": context.owner}
     wanted = f"tags.`pipeline.id` = '{context.pipeline_id}'"
@@ -83,9 +83,10 @@ def find_or_create_parent(client: Any, experiment_id: str, context: StageContext
 
 
 def reap_dead_runs(client: Any) -> list[str]:
-    """Sets RUNNING runs of this host to KILLED when their process is gone; returns their ids.
+    """Sets RUNNING runs of this host to KILLED if their process is gone; returns their ids.
 
-    `client` is an `MlflowClient`. Runs without the tags `host`, `pid`, `pid.start` are someone else's and stay.
+    `client` is an `MlflowClient`. Runs without the tags `host`, `pid`, `pid.start` belong to others and are not
+    changed.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     mine = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
@@ -200,7 +201,7 @@ def _about(labels: Mapping[str, str]) -> str:
 
 
 def _version_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """The tags that lead from a model's version back to its study, experiment and code."""
+    """Tags that link a model's version to its study, experiment and code."""
     return {key: labels[key] for key in ("study", "dvc.exp.name", "dvc.apply", "git.commit") if key in labels}
 
 
@@ -219,13 +220,13 @@ def _recorded(tracker: "MlflowTracker", end: Callable[[str], None]) -> Iterator[
 
 
 def tracking_wanted() -> bool:
-    """Whether this process records: not with TRACKING=off, and of several processes only the first."""
+    """Whether this process records: not with TRACKING=off, and only the first of several processes."""
     off = os.environ.get("TRACKING", "on").lower() in {"off", "0", "false", "no"}
     return not off and os.environ.get("RANK", "0") == "0"  # accelerate launch sets RANK
 
 
 def usable_store() -> str:
-    """The store's URI; raises ValueError in one line when MLflow is missing or its server does not answer."""
+    """The store's URI; ValueError, in one line, if MLflow is missing or its server does not answer."""
     if importlib.util.find_spec("mlflow") is None:
         raise ValueError(
             "mlflow is not installed, so the run cannot be tracked; pip install 'subspacelab[pipeline]',"
@@ -240,7 +241,7 @@ def usable_store() -> str:
 
 @contextmanager
 def open_store(uri: str, experiments: Sequence[str], *, reap: bool = True) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Yields the client and the experiments' ids, holding the store's lock; ends the dead runs of this host first."""
+    """Yields client and experiments' ids while holding the store's lock; ends the dead runs of this host first."""
     from subspacelab.tracking.mlflow_tracker import connect, experiment_id, one_line, preload
 
     preload(uri)

@@ -1,4 +1,4 @@
-"""Where runs are recorded: one store for a repository and all the places in which DVC runs its experiments."""
+"""The store of runs: one for a repository and all places in which DVC runs its experiments."""
 
 import fcntl
 import http.client
@@ -27,9 +27,9 @@ def main_root() -> Path:
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, a relative local one made absolute against the main root; else mlruns/mlflow.db there.
+    """MLFLOW_TRACKING_URI, with a relative local path made absolute at the main root; else mlruns/mlflow.db there.
 
-    The address of a server is without user and password: see `take_credentials`.
+    The address of a server has no user and password: see `take_credentials`.
     """
     take_credentials()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -43,9 +43,9 @@ def store_uri() -> str:
 
 
 def take_credentials() -> None:
-    """Moves user and password from a server's address to the variables from which MLflow sends them, for this process.
+    """Moves user and password from a server's address to MLflow's own variables, for this process.
 
-    MLflow prints and records the address. A lone name is a token.
+    MLflow would print and record the address. A user without a password is a token.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not is_server(uri):
@@ -68,7 +68,7 @@ def take_credentials() -> None:
 
 
 def without_secrets(text: str) -> str:
-    """The text as a printable line in which the store's user, password and token are stars."""
+    """The text as one printable line, with stars in place of the store's user, password and token."""
     name = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).netloc.rpartition("@")[0].split(":", 1)
     given = [os.environ.get(f"MLFLOW_TRACKING_{key}", "") for key in ("USERNAME", "PASSWORD", "TOKEN")]
     line = printable(text)
@@ -78,26 +78,26 @@ def without_secrets(text: str) -> str:
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of a SQLite store, None for any other."""
+    """The file of a SQLite store; None for any other store."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:////") else None
 
 
 def is_server(uri: str) -> bool:
-    """Whether the store is reached through HTTP, and the server chooses where artifacts go."""
+    """Whether the store is reached through HTTP, so that the server chooses where artifacts are stored."""
     return uri.startswith(("http://", "https://"))
 
 
 def store_folder(uri: str) -> Path:
-    """The folder of the lock and, without a server, of the artifacts."""
+    """Folder of the lock and, without a server, of the artifacts."""
     database = database_file(uri)
     return database.parent if database else main_root() / "mlruns"
 
 
 @contextmanager
 def store_lock(uri: str) -> Iterator[None]:
-    """Holds the store alone: several processes that create one SQLite store at a time leave it broken.
+    """Locks the store: several processes that create one SQLite store at once would break it.
 
-    A folder made here ignores itself in git, so that a tracked run leaves `git status` clean.
+    A folder created here is ignored by git, so that a tracked run leaves `git status` clean.
     """
     folder = store_folder(uri)
     if not folder.exists():
@@ -109,7 +109,7 @@ def store_lock(uri: str) -> Iterator[None]:
 
 
 def require_server(uri: str, seconds: float = 5.0) -> None:
-    """Raises ValueError in one line when nothing answers at an http(s) `uri` within `seconds`; needs no MLflow."""
+    """ValueError, in one line, if nothing answers at an http(s) `uri` within `seconds`; needs no MLflow."""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=seconds).close()
     except urllib.error.HTTPError as e:
@@ -122,14 +122,14 @@ def require_server(uri: str, seconds: float = 5.0) -> None:
 
 
 def shown(uri: str) -> str:
-    """The store in words for a person, without the user, password or query that a URI may hold."""
+    """The store in words for the user, without the user, password or query of its URI."""
     scheme, _, rest = uri.partition("://")
     place = re.split(r"[?#]", rest if rest.startswith("/") else rest.rpartition("@")[2])[0]
     return f"the MLflow {'server' if is_server(uri) else 'store'} {scheme}://{place}"
 
 
 def set_mlflow_defaults() -> None:
-    """Quiet, no telemetry, seconds instead of minutes on a dead server; MLflow reads these when it is imported."""
+    """Quiet, no telemetry, short timeouts on a dead server; MLflow reads these settings when it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

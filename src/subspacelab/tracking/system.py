@@ -1,4 +1,4 @@
-"""What the machine does while a run is at work: `TRACKING_SYSTEM=on` records it every ten seconds."""
+"""Load of the machine during a run: `TRACKING_SYSTEM=on` records it every ten seconds."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import psutil
 
 SECONDS = 10.0
-"""Between two points, as MLflow's own."""
+"""Seconds between two points, as in MLflow."""
 
 
 def system_wanted() -> bool:
-    """Whether the environment asks for it: TRACKING_SYSTEM=on."""
+    """Whether TRACKING_SYSTEM=on is set."""
     return os.environ.get("TRACKING_SYSTEM", "off").lower() in {"on", "1", "true", "yes"}
 
 
@@ -42,7 +42,7 @@ def watched_system(log: Callable[[Mapping[str, float], int], None], *, seconds: 
 
 
 class _Load:
-    """Processor, memory, disk, network and GPUs; traffic counts from when this was made."""
+    """Processor, memory, disk, network and GPUs; traffic is counted from the creation of this object."""
 
     def __init__(self) -> None:
         psutil.cpu_percent()  # the next call says the mean since this one
@@ -66,7 +66,7 @@ class _Load:
 
 
 def _gpus() -> dict[str, float]:
-    """Memory of each GPU that this process computes on; a process that has not touched one does not start now."""
+    """Memory of each GPU that this process already uses; no GPU is initialised here."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}

@@ -1,4 +1,4 @@
-"""Records that a store did not take while their run was at work, delivered when it is back."""
+"""Delivery of records that a store did not accept during their run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,16 @@ _WORST_FIRST = ("FAILED", "KILLED", "FINISHED")
 
 @dataclass(frozen=True)
 class Delivery:
-    """What became of one run's records."""
+    """The result of delivering one run's records."""
 
     run_id: str
     """The run."""
     file: Path
-    """Where the records lay, and those left still lie."""
+    """File of the records; the remaining ones are still there."""
     delivered: int
-    """How many the store took."""
+    """Number of records that the store accepted."""
     refused: list[str]
-    """Why it refused the others, one reason a record."""
+    """Reasons for the rejected records, one each."""
 
 
 Name = Annotated[str, AfterValidator(lambda name: require_name(name, "record's"))]
@@ -125,11 +125,10 @@ _KINDS: dict[str, type[_OfRun]] = {
 
 
 def deliver_undelivered(client: Any, uri: str) -> list[Delivery]:
-    """Delivers every kept record in its order; files of runs without any left are removed.
+    """Delivers every kept record in order; files of runs without remaining records are removed.
 
-    `client` is an `MlflowClient` for `uri`. Raises ValueError in one line when the store goes away meanwhile; what
-    it has taken until then is not sent again. One that is no record, or names files or code of others, is refused
-    before any is sent.
+    `client` is an `MlflowClient` for `uri`. ValueError, in one line, if the store fails meanwhile; records that it has
+    accepted are not sent again. If one is not a valid record, or names files or code of others, none is sent.
     """
     folder = main_root() / UNDELIVERED
     if not folder.is_dir():
@@ -188,7 +187,7 @@ def _deliver_file(client: Any, uri: str, file: Path, records: list[Record]) -> D
 
 
 def _settle(client: Any, parent_id: str) -> None:
-    """Ends a parent with the worst status of its stages' last runs, unless a stage is at work on it."""
+    """Ends a parent with the worst status of its stages' last runs, unless one of its stages is running."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (parent,) = client.search_runs(experiments, f"attributes.run_id = '{parent_id}'") or (None,)
     children = client.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{parent_id}'")

@@ -1,4 +1,4 @@
-"""The networks that give A and B in one pass: names, aliases, and how one is built."""
+"""The networks that compute A and B in one pass: names, aliases, and construction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that determines a model beside its weights; stored beside them."""
+    """Everything that determines a model except its weights; stored with them."""
 
     arch: str
     """One of the names in ALIASES."""
@@ -36,15 +36,15 @@ class ModelSpec:
     rank: Annotated[int, Field(ge=1)]
     """Columns of A, rows of B."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """In the hidden layers."""
+    """Dropout in the hidden layers."""
     shortcut: bool = True
-    """Linear shortcuts beside the networks (see `FactorNet`)."""
+    """Whether there are linear shortcuts beside the networks (see `FactorNet`)."""
     refine: bool = False
-    """Ablation: a full layer after A @ B."""
+    """Ablation: whether a full layer follows A @ B."""
     power_steps: PowerSteps = 2
-    """Of Sketch."""
+    """Power steps of the Sketch."""
     normalisation: Normalisation = field(default_factory=Normalisation)
-    """Of what the model is given."""
+    """Normalisation of the model's input."""
 
     def __post_init__(self) -> None:
         if self.arch not in ALIASES:
@@ -52,7 +52,7 @@ class ModelSpec:
 
 
 class LowRankNet(nn.Module):
-    """A network that factorises, and the normalisation it was trained with."""
+    """A network that factorises, with the normalisation of its training."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class LowRankNet(nn.Module):
         return a, b, self.refine(a @ b)
 
     def reconstruct(self, raw: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Raw features in, their approximation out (normalised still, where the normalisation cannot be undone)."""
+        """The approximation of raw features, on the raw scale if the normalisation can be undone."""
         normalisation = self.spec.normalisation
         approximation: Tensor = normalisation.undo(self(normalisation.apply(raw))[2])
         return approximation
@@ -81,7 +81,7 @@ _BUILDERS: dict[str, Callable[[ModelSpec], FactorNet | Sketch]] = {
 
 
 def canonical_arch(name: str) -> str:
-    """The architecture's own name for any of its aliases; an unknown one is a ValueError that lists them."""
+    """The architecture's own name for any of its aliases; ValueError, listing all, for an unknown one."""
     for arch, aliases in ALIASES.items():
         if name == arch or name in aliases:
             return arch
@@ -90,13 +90,13 @@ def canonical_arch(name: str) -> str:
 
 
 def require_rank(rank: int, tokens: int, dim: int) -> None:
-    """Raises ValueError for a rank that a [tokens, dim] matrix does not have."""
+    """ValueError for a rank that a [tokens, dim] matrix does not have."""
     if not 1 <= rank <= min(tokens, dim):
         raise ValueError(f"rank: {rank} of a [{tokens}, {dim}] matrix; choose 1 <= rank <= {min(tokens, dim)}")
 
 
 def build_model(spec: ModelSpec, *, seed: int, basis: Float[Tensor, "dim rank"] | None = None) -> LowRankNet:
-    """A fresh model from `seed`, torch's global generator left as it was.
+    """A fresh model from `seed`; torch's global generator is not changed.
 
     `basis`: orthonormal columns at which the shortcuts (or the sketch) start; None draws them.
     """

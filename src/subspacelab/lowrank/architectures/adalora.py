@@ -1,4 +1,4 @@
-"""AdaLoRA: the MLP's stacks with low-rank deltas, and the allocator that switches columns of A off."""
+"""AdaLoRA: the MLP's stacks with low-rank updates, and the allocator that switches off columns of A."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -30,7 +30,7 @@ class SVDLinear(nn.Linear):
 
 
 class AdaLoRA(FactorNet):
-    """The MLP's stacks of `SVDLinear`; `lora_E` [rank, 1] scales the columns of A, and 0 takes one out."""
+    """The MLP's stacks of `SVDLinear`; `lora_E` [rank, 1] scales the columns of A, and 0 removes one."""
 
     def __init__(self, tokens: int, dim: int, rank: int, *, dropout: float, shortcut: bool) -> None:
         rows = plain_stack((dim, *ROW_WIDTHS, rank), dropout, SVDLinear)
@@ -44,15 +44,15 @@ class AdaLoRA(FactorNet):
         return Factors(a * self.lora_E.T, b)
 
     def effective_rank_mask(self) -> Bool[Tensor, " rank"]:
-        """Which columns of A are live."""
+        """Which columns of A are active."""
         return self.lora_E.detach().flatten() != 0
 
     def current_effective_rank(self) -> int:
-        """How many columns of A are live."""
+        """Number of active columns of A."""
         return int(self.effective_rank_mask().sum())
 
     def triplet(self) -> tuple[Tensor, Tensor, Tensor]:
-        """lora_E and the weights [rank, width] of the two last layers: what the allocator scores row by row."""
+        """lora_E and the weights [rank, width] of the two last layers, which the allocator scores row by row."""
         rows, columns = cast(nn.Linear, self.rows[-1]), cast(nn.Linear, self.columns[-1])
         return self.lora_E, rows.weight, columns.weight
 
@@ -84,7 +84,7 @@ class Schedule:
     """Warm-ups and interval."""
 
     def budget(self, step: int) -> tuple[int, bool]:
-        """Columns that may live at `step` (from 0), and whether this step masks."""
+        """Number of columns that may be active at `step` (from 0), and whether this step masks."""
         first, last = self.config.init_warmup, self.total_steps - self.config.final_warmup
         if step <= first:
             return self.rank, False
@@ -94,12 +94,12 @@ class Schedule:
         return int(self.target + (self.rank - self.target) * left**3), step % self.config.mask_interval == 0
 
     def is_final(self, steps: int) -> bool:
-        """Whether the last of `steps` steps was masked to the final budget."""
+        """Whether the last of `steps` steps masked to the final budget."""
         return steps >= self.total_steps or steps - 1 > self.total_steps - self.config.final_warmup
 
 
 def make_schedule(config: AllocatorConfig, *, rank: int, total_steps: int) -> Schedule:
-    """Raises ValueError, with the numbers, when the warm-ups leave no step between them."""
+    """ValueError, with the numbers, if the warm-ups leave no step between them."""
     if config.init_warmup >= total_steps - config.final_warmup:
         raise ValueError(
             f"allocator: init_warmup {config.init_warmup} + final_warmup {config.final_warmup} steps do not fit into"
@@ -150,6 +150,6 @@ class RankAllocator:
         return {f"{kind}/{i}": tensor for kind, tensors in named.items() for i, tensor in enumerate(tensors)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state` gave."""
+        """Restores what `state` returned."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])

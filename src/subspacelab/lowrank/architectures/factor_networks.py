@@ -83,7 +83,7 @@ class FactorNet(nn.Module):
 
     @torch.no_grad()
     def start_from(self, basis: Float[Tensor, "dim rank"]) -> None:
-        """Starts both shortcuts at `basis` and the networks at zero."""
+        """Starts both shortcuts at `basis`, and the networks at zero."""
         if self.P is None or self.Q is None:
             raise ValueError("start: 'pca' needs the shortcuts; use start: random")
         self.P.copy_(basis)
@@ -93,7 +93,7 @@ class FactorNet(nn.Module):
 
 
 def silence(network: nn.Sequential) -> None:
-    """Zeroes the last linear layer, so that the network gives 0 until it is trained."""
+    """Sets the last linear layer to zero, so that the untrained network outputs 0."""
     last: Any = network[-1]
     last.weight.zero_()
     last.bias.zero_()

@@ -1,7 +1,7 @@
-"""Linear layers whose products oneDNN makes on a CPU: torch's go to MKL, which uses AVX-512 on Intel's chips only.
+"""Linear layers computed by oneDNN on a CPU; torch uses MKL, which uses AVX-512 only on Intel's chips.
 
-The operator is torch's own and private, so it stands here alone; where it is missing, `F.linear` does the same. What it
-gains depends on the chip: much on an Intel with AVX-512, next to nothing on a Zen 4 (docs/findings.md).
+The operator is a private one of torch, so it is isolated in this file; if it is missing, `F.linear` is used. The gain
+depends on the chip: large on an Intel with AVX-512, almost none on a Zen 4 (docs/findings.md).
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _OPERATOR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-"""What torch.compile puts in the place of linear layers."""
+"""The operator that torch.compile uses for linear layers."""
 
 
 class Linear(nn.Linear):
@@ -52,7 +52,7 @@ class _OneDNN(torch.autograd.Function):
 
 
 def _of_transposed(left: Tensor, right: Tensor) -> Tensor:
-    """left^T right, in pieces: oneDNN copies what is transposed, and slowly when its rows are long."""
+    """left^T right, in pieces, because oneDNN copies transposed matrices, which is slow for long rows."""
     pieces = [_product(a.T, b.T) for a, b in zip(left.split(1024), right.split(1024), strict=True)]
     return torch.stack(pieces).sum(0) if len(pieces) > 1 else pieces[0]
 
