@@ -124,6 +124,9 @@ def test_every_stage_that_a_page_names_exists(page):
     stages = read("dvc.yaml")["stages"]
     for target in [t for command in commands_of(page) for t in stages_of(command)]:
         name, _, item = target.partition("@")
+        if name.endswith("dvc.yaml"):  # a pipeline of its own
+            assert read(name)["stages"], target
+            continue
         assert name in stages, target
         if item:
             assert item in next(iter(stages[name]["matrix"].values())), target

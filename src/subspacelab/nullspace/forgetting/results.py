@@ -159,7 +159,7 @@ def at_level(path: Sequence[tuple[float, float]], level: float) -> float:
     if path[0][0] >= level:
         return path[0][1]
     for (low, before), (high, after) in pairwise(path):
-        if low < level <= high:
+        if level <= high:
             return before + (after - before) * (level - low) / (high - low)
     return math.nan
 

@@ -16,6 +16,7 @@ from subspacelab.models.trainables import Base, Trainable, by_peft, whole
 from subspacelab.nullspace.forgetting import curve as curves
 from subspacelab.nullspace.forgetting.curve import Course, Curve, Setup, train_curve
 from subspacelab.nullspace.forgetting.scores import Scores
+from subspacelab.training import fit
 
 COURSE = Course(steps=8, batch_size=4, warmup_ratio=0.1, kl_weight=0.5)
 ROWS = [Example([3 + i, 4, 5 + j, 9, 1], [IGNORED, IGNORED, 5 + j, 9, 1]) for i in range(5) for j in range(2)]
@@ -87,6 +88,37 @@ def test_a_training_killed_while_it_is_scored_goes_on(base: Base, tmp_path: Path
     with pytest.raises(Killed):
         run(tmp_path / "killed", setup_of(base, score=killed_at_half))
     assert run(tmp_path / "killed", setup_of(base)) == run(tmp_path / "unbroken", setup_of(base))
+
+
+def test_a_point_that_was_written_before_the_kill_is_not_scored_again(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[int] = []
+
+    def counting(model: Any) -> Scores:
+        scored.append(1)
+        return seen(model)
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(fit, "write_snapshot", killed)  # the point of step 1 stands, the state of the training does not
+        run(tmp_path / "killed", setup_of(base, score=counting))
+    assert run(tmp_path / "killed", setup_of(base, score=counting)) == run(tmp_path / "unbroken", setup_of(base))
+    assert len(scored) == 4
+
+
+def test_each_step_reads_its_own_rows(base: Base, tmp_path: Path) -> None:
+    read: list[int] = []
+
+    class Rows(list):
+        def __getitem__(self, i: Any) -> Any:
+            read.append(i)
+            return super().__getitem__(i)
+
+    run(tmp_path, setup_of(base, examples=Rows(ROWS)))
+    assert read == [row for step in curves._order(len(ROWS), COURSE, 7) for row in step]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
