@@ -125,6 +125,13 @@ def test_what_is_of_another_study_is_refused(source: Source, finished: tuple[Pat
         run(source, tmp_path)
 
 
+def test_settings_may_be_corrected_as_long_as_nothing_has_trained(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^rank 1000 is larger than the input of"):
+        run(source, tmp_path, rank=1000, methods=["lora"])
+    found = run(source, tmp_path, methods=["lora"], seeds=[5], rate_factors=[1.0])
+    assert [len(curve.points) for curve in found.curves] == [3]
+
+
 def test_rates_have_two_digits_and_may_be_given() -> None:
     assert rates_of("lora", replace(SETTINGS, rate_factors=[1.0, 0.4, 2.5])) == [1e-3, 4e-4, 2.5e-3]
     assert rates_of("lora", replace(SETTINGS, rate_by_method={"lora": 1 / 3})) == [0.33, 6.7]
