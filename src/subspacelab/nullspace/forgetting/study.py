@@ -11,7 +11,7 @@ import torch
 from subspacelab.checkpoints import Source
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
-from subspacelab.core.files import read_json, remove_folder, write_beside, write_json
+from subspacelab.core.files import read_json, remove_folder, remove_partials, write_beside, write_json
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import Example
@@ -93,6 +93,7 @@ def run_study(
     require_apart(folder, [source.folder])
     with sole_writer(folder):
         require_own_entries(folder, OWN, "a study of forgetting")
+        remove_partials(folder)
         bench = open_bench(source, folder, settings)
         curves: list[Curve] = []
 

@@ -89,6 +89,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes(
 
     with pytest.raises(Killed):
         run(source, tmp_path, after=after)
+    (tmp_path / f".pareto.png.{'0' * 32}.partial").mkdir()  # what `kill -9` leaves of a file that was being written
     again = run(source, tmp_path, after=after)
     assert seen == [1, 2, 3, 4, *range(1, 7)]
     assert replace(again, seconds={}) == replace(finished[1], seconds={})
