@@ -11,7 +11,7 @@ import torch
 from subspacelab.checkpoints import Source
 from subspacelab.core.callbacks import Log, Progress, no_log, no_progress
 from subspacelab.core.devices import choose_device
-from subspacelab.core.files import read_json, remove_folder, write_beside, write_json
+from subspacelab.core.files import read_json, remove_folder, remove_partials, write_beside, write_json
 from subspacelab.core.ownership import require_apart, require_own_entries, require_same_job, sole_writer
 from subspacelab.models.causal_lm import load_tokenizer
 from subspacelab.models.fine_tuning import Example
@@ -93,6 +93,7 @@ def run_study(
     require_apart(folder, [source.folder])
     with sole_writer(folder):
         require_own_entries(folder, OWN, "a study of forgetting")
+        remove_partials(folder)
         bench = open_bench(source, folder, settings)
         curves: list[Curve] = []
 
@@ -111,10 +112,6 @@ def run_study(
 
 def open_bench(source: Source, folder: Path, settings: ForgettingSettings) -> Bench:
     """Reads and draws what all trainings share; asks the base once."""
-    job = {key: value for key, value in asdict(settings).items() if key not in EXTENDED}
-    job = json.loads(json.dumps(job | {"base": source.reference, "revision": source.revision}))
-    if (folder / JOB).is_file():
-        require_same_job(folder, read_json(folder / JOB), job)
     config, tokenizer = read_model_config(source.folder), load_tokenizer(source.folder)
     materials = read_materials(
         config,
@@ -127,6 +124,7 @@ def open_bench(source: Source, folder: Path, settings: ForgettingSettings) -> Be
         seq_len=settings.seq_len,
         seed=settings.task_seed,
     )
+    _require_job(folder, source, settings, materials)
     if (folder / BASE).is_file():
         base = BaseRecord.load(folder / BASE)
     else:
@@ -138,9 +136,22 @@ def open_bench(source: Source, folder: Path, settings: ForgettingSettings) -> Be
     examples = [example for example in encoded if example is not None]
     if not examples:
         raise ValueError(f"max_length {settings.max_length}: no row has a token of its response left; raise it")
-    write_json(folder / JOB, job)
     require_readable(config, tokenizer, [e.input_ids for e in examples], remedy="lower max_length")
     return Bench(source, folder, settings, tokenizer, materials, base, examples)
+
+
+def _require_job(folder: Path, source: Source, settings: ForgettingSettings, materials: Materials) -> None:
+    """ValueError if trainings of another study stand in `folder`; what another one had begun, without any, goes."""
+    job = {key: value for key, value in asdict(settings).items() if key not in EXTENDED}
+    job |= {"base": source.reference, "revision": source.revision, "materials": materials.fingerprint}
+    found = read_json(folder / JOB) if (folder / JOB).is_file() else job
+    if found != job:
+        if (folder / TRAININGS).exists():
+            require_same_job(folder, found, job)
+        for name in (ADAPTERS, BASE):
+            if (folder / name).exists():
+                remove_folder(folder / name)
+    write_json(folder / JOB, job)
 
 
 def train(

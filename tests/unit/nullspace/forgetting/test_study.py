@@ -89,6 +89,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes(
 
     with pytest.raises(Killed):
         run(source, tmp_path, after=after)
+    (tmp_path / f".pareto.png.{'0' * 32}.partial").mkdir()  # what `kill -9` leaves of a file that was being written
     again = run(source, tmp_path, after=after)
     assert seen == [1, 2, 3, 4, *range(1, 7)]
     assert replace(again, seconds={}) == replace(finished[1], seconds={})
@@ -123,6 +124,13 @@ def test_what_is_of_another_study_is_refused(source: Source, finished: tuple[Pat
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"holds 'letter.txt', no part of a study of forgetting"):
         run(source, tmp_path)
+
+
+def test_settings_may_be_corrected_as_long_as_nothing_has_trained(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^rank 1000 is larger than the input of"):
+        run(source, tmp_path, rank=1000, methods=["lora"])
+    found = run(source, tmp_path, methods=["lora"], seeds=[5], rate_factors=[1.0])
+    assert [len(curve.points) for curve in found.curves] == [3]
 
 
 def test_rates_have_two_digits_and_may_be_given() -> None:
