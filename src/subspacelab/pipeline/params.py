@@ -173,25 +173,31 @@ CONFIGS = ("synthetic", "rotation", "lowrank", "nullspace", "norms", "report")
 """Packages whose module `config` lists in `STAGES` the settings of their stages."""
 
 
-def stage_settings() -> dict[str, type]:
-    """Stage -> class of its settings, for all studies that are installed."""
+def stage_settings(table: str = "STAGES") -> dict[str, type]:
+    """Stage -> class of its settings, by that table of all installed packages' `config`."""
     found: dict[str, type] = {}
     for package in CONFIGS:
         if find_spec(f"subspacelab.{package}"):
-            found |= importlib.import_module(f"subspacelab.{package}.config").STAGES
+            found |= getattr(importlib.import_module(f"subspacelab.{package}.config"), table, {})
     return found
 
 
 def params_schema() -> dict[str, Any]:
     """JSON schema (2020-12) of params.yaml; no key of a section is required, since a study may set it."""
     schema = schema_of(Common)
-    definitions: dict[str, Any] = {}
-    for stage, kind in stage_settings().items():
-        section = schema_of(kind)
-        definitions |= section.pop("$defs", {})
-        section.pop("required", None)
-        schema["properties"][stage] = section
+    sections, definitions = _sections(stage_settings())
+    schema["properties"] |= sections
     return schema | {"title": "params.yaml", "$defs": definitions}
+
+
+def _sections(stages: dict[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Stage -> schema of its section without required keys, and the definitions that these refer to."""
+    sections, definitions = {}, dict[str, Any]()
+    for stage, kind in stages.items():
+        sections[stage] = schema_of(kind)
+        definitions |= sections[stage].pop("$defs", {})
+        sections[stage].pop("required", None)
+    return sections, definitions
 
 
 def study_schema() -> dict[str, Any]:
@@ -208,7 +214,15 @@ def study_schema() -> dict[str, Any]:
             "type": "object",
         },
     }
-    return {"title": "study", "type": "object", "additionalProperties": False, "properties": own | sections}
+    only, definitions = _sections(stage_settings("STUDY_STAGES"))
+    properties = own | sections | only
+    return {
+        "title": "study",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        "$defs": definitions,
+    }
 
 
 if __name__ == "__main__":
