@@ -207,6 +207,3 @@ STAGES = {
     "compare_stats": CompareStatsConfig,
 }
 """Stage -> class of its settings in params.yaml and in a study."""
-
-STUDY_STAGES = {"measure_forgetting": ForgettingSettings}
-"""The same of a pipeline that a study has of its own: it is set in the study alone."""

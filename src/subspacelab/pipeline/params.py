@@ -157,15 +157,12 @@ def _extended(values: dict[str, Any], base: dict[str, Any], path: Path) -> dict[
     return {section: base.get(section) if value is None else value for section, value in values.items()}
 
 
-def read_params(path: Path = PARAMS, studies: Path = STUDIES, study: str | None = None) -> Params:
-    """params.yaml and `study`, by default the one it names.
-
-    The top level is checked here, each section when its stage reads it.
-    """
+def read_params(path: Path = PARAMS, studies: Path = STUDIES) -> Params:
+    """params.yaml and its study. The top level is checked here, each section when its stage reads it."""
     values = read_yaml(path)
     common = validate(Common, {k: values.pop(k) for k in TOP_LEVEL if k in values}, where=path.name)
     sections = validate(dict[str, dict[str, Any]], values, where=path.name)
-    return Params(common, read_study(study or common.study, studies), sections)
+    return Params(common, read_study(common.study, studies), sections)
 
 
 SCHEMA, STUDY_SCHEMA = Path("params.schema.json"), STUDIES / "study.schema.json"
@@ -173,31 +170,25 @@ CONFIGS = ("synthetic", "rotation", "lowrank", "nullspace", "norms", "report")
 """Packages whose module `config` lists in `STAGES` the settings of their stages."""
 
 
-def stage_settings(table: str = "STAGES") -> dict[str, type]:
-    """Stage -> class of its settings, by that table of all installed packages' `config`."""
+def stage_settings() -> dict[str, type]:
+    """Stage -> class of its settings, for all studies that are installed."""
     found: dict[str, type] = {}
     for package in CONFIGS:
         if find_spec(f"subspacelab.{package}"):
-            found |= getattr(importlib.import_module(f"subspacelab.{package}.config"), table, {})
+            found |= importlib.import_module(f"subspacelab.{package}.config").STAGES
     return found
 
 
 def params_schema() -> dict[str, Any]:
     """JSON schema (2020-12) of params.yaml; no key of a section is required, since a study may set it."""
     schema = schema_of(Common)
-    sections, definitions = _sections(stage_settings())
-    schema["properties"] |= sections
+    definitions: dict[str, Any] = {}
+    for stage, kind in stage_settings().items():
+        section = schema_of(kind)
+        definitions |= section.pop("$defs", {})
+        section.pop("required", None)
+        schema["properties"][stage] = section
     return schema | {"title": "params.yaml", "$defs": definitions}
-
-
-def _sections(stages: dict[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Stage -> schema of its section without required keys, and the definitions that these refer to."""
-    sections, definitions = {}, dict[str, Any]()
-    for stage, kind in stages.items():
-        sections[stage] = schema_of(kind)
-        definitions |= sections[stage].pop("$defs", {})
-        sections[stage].pop("required", None)
-    return sections, definitions
 
 
 def study_schema() -> dict[str, Any]:
@@ -214,15 +205,7 @@ def study_schema() -> dict[str, Any]:
             "type": "object",
         },
     }
-    only, definitions = _sections(stage_settings("STUDY_STAGES"))
-    properties = own | sections | only
-    return {
-        "title": "study",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": properties,
-        "$defs": definitions,
-    }
+    return {"title": "study", "type": "object", "additionalProperties": False, "properties": own | sections}
 
 
 if __name__ == "__main__":

@@ -107,21 +107,18 @@ def open_stage(
     experiment: str,
     item: str | None = None,
     tracked: Callable[[T], bool] = lambda _: True,
-    study: str | None = None,
-    pipeline: Path = DVC_FILE,
 ) -> Iterator[Stage[T]]:
     """Reads the parameters, sets seed and threads, opens the run, and fails at the end if an input changed.
 
     `tracked(params)` says whether there is anything to record: a stage that only passes its input on has no run.
-    A stage of another `pipeline` than the default one names the `study` that it belongs to.
 
     DVC reads parameters and sources after the command, so after a change during the run it would store this result
     under inputs that did not produce it.
     """
     from subspacelab.core.devices import make_repeatable
 
-    params = read_params(study=study)
-    declared = read_declaration(name, item, pipeline)
+    params = read_params()
+    declared = read_declaration(name, item)
     section = params.section(name, config)
     guard = InputGuard([PARAMS, *params.study.files, *declared.sources])
     make_repeatable(seed=params.common.seed, threads=params.common.threads)

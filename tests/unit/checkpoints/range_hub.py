@@ -119,11 +119,11 @@ class Answer(BaseHTTPRequestHandler):
                 f.seek(start)
                 while start < end:
                     piece = f.read(min(1 if fault == "trickle" else PIECE, end - start))
+                    with self.server.lock:  # before the client has the last of it and the test asks
+                        self.server.sent[file.name] += len(piece)
                     self.wfile.write(piece)
                     self.wfile.flush()
                     start += len(piece)
-                    with self.server.lock:
-                        self.server.sent[file.name] += len(piece)
                     time.sleep(0.05 if fault == "trickle" else 0)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the client has had enough
