@@ -98,22 +98,24 @@ def measure(case: Case, place: Path, workers: int, repeats: int) -> dict[str, fl
 
 def launched(case: Case, place: Path, num_processes: int, repeats: int) -> float:
     """Pictures per second of all processes, the best of some turns; loading is not counted, as in `measure`."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    launcher += ["--multi_gpu"] if num_processes > 1 else ["--cpu"]
     command = ["lowrank", "cache", "--no-track", "--device", "cpu", "--decode-workers", "0", "--model-id"]
     command += [str(case.model), "--images", str(place / "pictures"), "--output-dir", str(place / "launched")]
     rates = []
     for _ in range(repeats):
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*launcher, "-m", "subspacelab", *command], capture_output=True, text=True, env=env, check=True
-        )
+        done = subprocess.run([*launcher(num_processes), *command], capture_output=True, text=True, env=env, check=True)
         said = re.search(r"^([\d.e+]+) pictures per second", done.stdout, re.MULTILINE)
         assert said, done.stdout
         rates.append(float(said[1]) * num_processes)
         shutil.rmtree(place / "launched")
     return max(rates)
+
+
+def launcher(num_processes: int) -> list[str]:
+    """`subspacelab` by `accelerate launch` on the CPU; its words follow."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
+    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    return [*words, "--multi_gpu" if num_processes > 1 else "--cpu", "-m", "subspacelab"]
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:

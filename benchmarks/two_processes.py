@@ -27,7 +27,7 @@ from subspacelab.core.files import write_json
 
 LEAST = 1.7
 UPDATE = 1e-3  # of a matrix's norm
-pictures: Any = import_module("cache_throughput")  # the benchmark beside this one
+cached: Any = import_module("cache_throughput")  # the benchmark beside this one
 
 
 def main() -> int:
@@ -37,9 +37,9 @@ def main() -> int:
         place = Path(temporary)
         write_weights(place / "few", 2, 64)
         write_weights(place / "many", args.matrices, args.width)
-        model = pictures.build(place / "model", pictures.TINY)
-        pictures.write_pictures(place / "few" / "pictures", 2, (160, 120))
-        pictures.write_pictures(place / "many" / "pictures", args.pictures, (160, 120) if args.tiny else (1600, 1200))
+        model = cached.build(place / "model", cached.TINY)
+        cached.write_pictures(place / "few" / "pictures", 2, (160, 120))
+        cached.write_pictures(place / "many" / "pictures", args.pictures, (160, 120) if args.tiny else (1600, 1200))
         figures: dict[str, dict[str, Any]] = {}
         for name in ("decompose", "compare", "cache"):
             few, many = (command(name, place / size, model) for size in ("few", "many"))
@@ -80,12 +80,9 @@ def command(name: str, given: Path, model: Path) -> list[str]:
 
 def seconds_of(words: list[str], num_processes: int, out: Path) -> float:
     """Wall time of a launch in that many processes of one thread each."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    launcher += ["--multi_gpu"] if num_processes > 1 else ["--cpu"]
     start = time.perf_counter()
     done = subprocess.run(
-        [*launcher, "-m", "subspacelab", *words, "--output-dir", str(out)],
+        [*cached.launcher(num_processes), *words, "--output-dir", str(out)],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -21,6 +21,11 @@ def response_of(example: Example) -> list[int]:
     return [label for label in example.labels if label != IGNORED]
 
 
+def prompt_length(example: Example) -> int:
+    """How many tokens stand before the response."""
+    return len(example.labels) - len(response_of(example))
+
+
 def is_greedy(log_probs: Float[Tensor, "response vocab"], response: Int[Tensor, " response"]) -> bool:
     """Whether greedy decoding would give this response: each of its tokens is the likeliest after those before it."""
     return bool((log_probs.argmax(-1) == response).all())
@@ -52,7 +57,7 @@ def read_responses(
     training = model.training
     model.eval()
     try:
-        starts = [len(e.labels) - len(response_of(e)) for e in examples]
+        starts = [prompt_length(example) for example in examples]
         shared = min(num_shared([e.input_ids for e in examples]), min(starts) - 1)
         cache = prefix_cache(model, examples[0].input_ids[:shared]) if shared > 0 else None
         shared = shared if cache else 0
@@ -80,7 +85,7 @@ def _log_probs(model: Any, rows: Sequence[Example], cache: Any, shared: int, pad
         copied = deepcopy(cache)
         copied.batch_repeat_interleave(len(rows))
         state = {"use_cache": True, "past_key_values": copied}
-    starts = [len(row.labels) - len(response_of(row)) for row in rows]
+    starts = [prompt_length(row) for row in rows]
     length = batch.input_ids.shape[1]
     kept = length - min(starts) + 1  # the token before a response predicts its first
     ids, mask = batch.input_ids.to(model.device), mask.to(model.device)

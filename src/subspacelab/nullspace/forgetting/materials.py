@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -41,7 +42,7 @@ class Materials:
     pad: int
     """What fills up a batch."""
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all token ids, hexadecimal: a `Base` fits the materials that it was made with."""
         rows = (*self.probe_rows, *self.validation_rows, *self.test_rows, *self.window_rows)

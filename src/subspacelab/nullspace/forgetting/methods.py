@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from subspacelab.models.trainables import Base, Trainable, adapted, by_peft, mica, oft, oplora, osf, whole
 from subspacelab.nullspace.forgetting.texts import CalibrationKind
@@ -20,6 +21,10 @@ Put = Callable[[Base, Path, int, int], Trainable]
 
 def _adapted(base: Base, adapter: Path, rank: int, seed: int) -> Trainable:
     return adapted(base, adapter)
+
+
+def _peft(config: Callable[..., Any]) -> Put:
+    return lambda base, _, rank, seed: by_peft(base, partial(config, rank=rank), seed)
 
 
 @dataclass(frozen=True)
@@ -48,51 +53,47 @@ class Rival:
     """Whether weights of the base train, whose steps are smaller than bfloat16 can tell apart."""
 
 
-def _from(adapter: str, summary: str, rate: float, **others: object) -> Rival:
-    return Rival(summary, rate, adapter, **others)  # type: ignore[arg-type]
-
-
 RIVALS: Mapping[str, Rival] = MappingProxyType(
     {
-        "lora": _from("lora", "LoRA on all layers", 1e-3),
-        "lora_r8": _from("lora", "LoRA of rank 8 on all layers", 1e-3, rank=8),
-        "lora_mlp": _from("lora", "LoRA of rank 10 on the feed-forward layers", 1e-3, rank=10, targets=MLP),
-        "lora_decay": _from("lora", "LoRA with weight decay 0.3", 1e-3, weight_decay=0.3),
-        "lora_kl": _from("lora", "LoRA with the divergence from the base in its loss", 1e-3, penalised=True),
+        "lora": Rival("LoRA on all layers", 1e-3, "lora"),
+        "lora_r8": Rival("LoRA of rank 8 on all layers", 1e-3, "lora", rank=8),
+        "lora_mlp": Rival("LoRA of rank 10 on the feed-forward layers", 1e-3, "lora", rank=10, targets=MLP),
+        "lora_decay": Rival("LoRA with weight decay 0.3", 1e-3, "lora", weight_decay=0.3),
+        "lora_kl": Rival("LoRA with the divergence from the base in its loss", 1e-3, "lora", penalised=True),
         "full": Rival("all adaptable weights train", 1e-4, put=lambda base, *_: whole(base), float32=True),
-        "pissa": _from("pissa", "PiSSA: LoRA from the top singular triples", 5e-4),
-        "milora": _from("milora", "MiLoRA: LoRA from the bottom singular triples", 1e-3),
-        "corda": _from("corda", "CorDA: LoRA from the directions that calibration inputs use least", 1e-3),
-        "oplora": _from(
-            "lora",
+        "pissa": Rival("PiSSA: LoRA from the top singular triples", 5e-4, "pissa"),
+        "milora": Rival("MiLoRA: LoRA from the bottom singular triples", 1e-3, "milora"),
+        "corda": Rival("CorDA: LoRA from the directions that calibration inputs use least", 1e-3, "corda"),
+        "oplora": Rival(
             "LoRA outside the top singular triples",
             1e-3,
+            "lora",
             put=lambda base, adapter, *_: oplora(base, adapter, KEPT),
         ),
         "mica": Rival(
             "A of LoRA trains; B frozen at the bottom left singular vectors",
             2e-3,
-            put=lambda base, _, rank, seed: by_peft(base, partial(mica, rank=rank), seed),
+            put=_peft(mica),
         ),
         "oft": Rival(
             "inputs turned by a block-diagonal orthogonal matrix",
             2e-3,
-            put=lambda base, _, rank, seed: by_peft(base, partial(oft, rank=rank), seed),
+            put=_peft(oft),
         ),
         "osf": Rival(
             "the lower half of the singular triples trains, orthogonally to the upper",
             1e-4,
-            put=lambda base, _, rank, seed: by_peft(base, partial(osf, rank=rank), seed),
+            put=_peft(osf),
             float32=True,
         ),
-        "frozen_random": _from("frozen_random", "A trains; B frozen at random: no null space", 2e-3),
-        "lora_null_v1": _from("lora_null_v1", "LoRA-Null v1: A and B train from the null space", 1e-3),
-        "lora_null_v2": _from("lora_null_v2", "LoRA-Null v2: A trains; B frozen in the null space", 3e-3),
-        "lora_null_v2_projected": _from("lora_null_v2_projected", "LoRA-Null v2 as published, with W projected", 3e-3),
-        "lora_null_v2_questions": _from(
-            "lora_null_v2",
+        "frozen_random": Rival("A trains; B frozen at random: no null space", 2e-3, "frozen_random"),
+        "lora_null_v1": Rival("LoRA-Null v1: A and B train from the null space", 1e-3, "lora_null_v1"),
+        "lora_null_v2": Rival("LoRA-Null v2: A trains; B frozen in the null space", 3e-3, "lora_null_v2"),
+        "lora_null_v2_projected": Rival("LoRA-Null v2 as published, with W projected", 3e-3, "lora_null_v2_projected"),
+        "lora_null_v2_questions": Rival(
             "LoRA-Null v2 calibrated on questions and answers, not on prose",
             3e-3,
+            "lora_null_v2",
             calibration="questions",
         ),
     }

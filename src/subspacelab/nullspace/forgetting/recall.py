@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from subspacelab.models.fine_tuning import Example
-from subspacelab.models.teacher_forcing import is_greedy, log_prob_of, read_responses, response_of
+from subspacelab.models.teacher_forcing import is_greedy, log_prob_of, prompt_length, read_responses, response_of
 from subspacelab.nullspace.forgetting.materials import Materials, said_after
 
 
@@ -71,12 +71,9 @@ def _count_likelier(
     """Of each probe, the answers of its kind that are likelier than the right one; its prompt is read once for all."""
     likelier = [0] * len(rows)
     for i, first in sorted(firsts.items()):
-        examples = [said_after(_prompt(rows[i]), rival) for rival in first.rivals]
+        prompt = rows[i].input_ids[: prompt_length(rows[i])]
+        examples = [said_after(prompt, rival) for rival in first.rivals]
         if examples:
             for j, log_probs in read_responses(model, examples, pad=materials.pad, batch_size=batch_size):
                 likelier[i] += log_prob_of(log_probs, torch.tensor(first.rivals[j])) > first.log_prob
     return likelier
-
-
-def _prompt(row: Example) -> list[int]:
-    return row.input_ids[: len(row.labels) - len(response_of(row))]

@@ -20,6 +20,7 @@ from subspacelab.models.tokens import read_model_config, require_readable
 from subspacelab.models.trainables import Base, Trainable
 from subspacelab.nullspace.building import build_adapter
 from subspacelab.nullspace.config import BuildSettings, ForgettingSettings
+from subspacelab.nullspace.encoding import with_response
 from subspacelab.nullspace.forgetting.curve import Course, Curve, Setup, read_seconds, train_curve
 from subspacelab.nullspace.forgetting.materials import Materials, read_materials
 from subspacelab.nullspace.forgetting.methods import Rival, rival_of
@@ -133,9 +134,7 @@ def open_bench(source: Source, folder: Path, settings: ForgettingSettings) -> Be
         del model
         base.save(folder / BASE)
     encoded = (encode_example(tokenizer, row, settings.max_length) for row in materials.task.train)
-    examples = [example for example in encoded if example is not None]
-    if not examples:
-        raise ValueError(f"max_length {settings.max_length}: no row has a token of its response left; raise it")
+    examples = with_response(encoded, settings.max_length)
     require_readable(config, tokenizer, [e.input_ids for e in examples], remedy="lower max_length")
     return Bench(source, folder, settings, tokenizer, materials, base, examples)
 
