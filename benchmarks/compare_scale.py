@@ -1,10 +1,10 @@
-"""Claim: two checkpoints of a 3B's widths are compared from their weights in less time than by way of factors on disk.
+"""Claim: checkpoints of a 3B's widths are compared from their weights in less time than by way of factors on disk.
 
-Two bf16 checkpoints with the matrices of a language layer of Qwen2.5-VL-3B (hidden 2048, intermediate 11008, 2 key and
-value heads of 128), `--layers` of them, the second a small random update of the first. Each way runs in a process of
-its own, with the same columns:
-- weights: `compare` of the two checkpoints; nothing is written.
-- factors: `decompose` of both, then `compare` of the two folders.
+Two bf16 checkpoints, or three, with the matrices of a language layer of Qwen2.5-VL-3B (hidden 2048, intermediate 11008,
+2 key and value heads of 128), `--layers` of them, each a small random update of the one before. Each way runs in a
+process of its own, with the same columns:
+- weights: `compare` of the checkpoints; nothing is written.
+- factors: `decompose` of each, then `compare` of the folders.
 Told of each: seconds, seconds of the CPU, peak of anonymous memory over what was there before the work, as a multiple
 of the largest matrix in float64, and bytes of factors. The claim: less CPU time, without a byte of factors, within 4
 times that matrix.
@@ -13,18 +13,20 @@ Seconds of one run are comparable with each other alone; those of the CPU, of on
 runs. Exits with 1 when the claim fails. `--tiny` is a trial of the
 script at an eighth of the widths, where only the time of the imports shows; nothing is claimed of it.
 
-    python benchmarks/compare_scale.py [--layers 1] [--null 1] [--tiny] [--out benchmarks/results/compare_scale.json]
+    python benchmarks/compare_scale.py [--checkpoints 2] [--layers 1] [--null 1] [--tiny]
+        [--out benchmarks/results/compare_scale.json]
 """
 
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +51,16 @@ def shapes(layers: int, shrink: int) -> dict[str, tuple[int, int]]:
     return {f"model.layers.{j}.{name}.weight": s for j in range(layers) for name, s in blocks.items()}
 
 
-def write_checkpoints(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
-    """`base` and `tuned` in bf16: spectra that fall tenfold, and a random update."""
+def write_checkpoints(folders: Sequence[Path], sizes: dict[str, tuple[int, int]]) -> None:
+    """Checkpoints in bf16: spectra that fall tenfold, then random updates."""
     generator = torch.Generator().manual_seed(0)
-    base, tuned = {}, {}
-    for name, (m, n) in sizes.items():
-        w = torch.randn(m, n, generator=generator) * torch.logspace(0, -1, n) * 0.05
-        noise = torch.randn(m, n, generator=generator)
-        base[name], tuned[name] = w.bfloat16(), (w + noise * (UPDATE * w.norm() / noise.norm())).bfloat16()
-    for label, tensors in {"base": base, "tuned": tuned}.items():
-        (folder / label).mkdir()
-        save_file(tensors, folder / label / "model.safetensors")
+    tensors = {n: torch.randn(s, generator=generator) * torch.logspace(0, -1, s[1]) * 0.05 for n, s in sizes.items()}
+    for i, folder in enumerate(folders):
+        folder.mkdir()
+        for w in tensors.values() if i else ():
+            noise = torch.randn(w.shape, generator=generator)
+            w.add_(noise, alpha=(UPDATE * w.norm() / noise.norm()).item())
+        save_file({name: w.bfloat16() for name, w in tensors.items()}, folder / "model.safetensors")
 
 
 def held() -> int:
@@ -91,7 +92,7 @@ def watched(work: Callable[[], object]) -> dict[str, float]:
 def run_way(way: str, folder: Path, null_draws: int) -> None:
     """Does the work of one way in this process, and prints what it took."""
     torch.set_num_threads(1)
-    places = [folder / label for label in ("base", "tuned")]
+    places = sorted(folder.glob("checkpoint-*"))
 
     def work() -> None:
         given = places
@@ -116,6 +117,7 @@ def measure(folder: Path, way: str, null_draws: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=int, default=2, choices=(2, 3))
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--null", type=int, default=1)
     parser.add_argument("--tiny", action="store_true")
@@ -128,9 +130,9 @@ def main() -> int:
         return 0
     sizes = shapes(args.layers, 8 if args.tiny else 1)
     unit = 8 * max(m * n for m, n in sizes.values())
-    results: dict[str, Any] = {"layers": args.layers, "null_draws": args.null, "largest_float64_bytes": unit}
+    results: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "largest_float64_bytes": unit}
     with tempfile.TemporaryDirectory() as name:
-        write_checkpoints(Path(name), sizes)
+        write_checkpoints([Path(name) / f"checkpoint-{i}" for i in range(args.checkpoints)], sizes)
         for way in WAYS:
             found = measure(Path(name), way, args.null)
             results[way] = found | {"peak_of_largest": found["peak_bytes"] / unit}

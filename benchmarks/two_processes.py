@@ -5,7 +5,7 @@ thread each, in turns. What is compared is the time from the moment both process
 end, taken as the wall time less that of the same launch on almost nothing; the wall times stand beside it. It wants
 two cores that nothing else uses: on a machine at work the ratio says what was left over.
 
-    python benchmarks/two_processes.py [--matrices 16] [--width 2048] [--pictures 192] [--tiny] [--out FILE.json]
+    python benchmarks/two_processes.py [--matrices 16] [--width 2048] [--pictures 512] [--tiny] [--out FILE.json]
 """
 
 import argparse
@@ -98,7 +98,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matrices", type=int, default=16)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--pictures", type=int, default=192)
+    parser.add_argument("--pictures", type=int, default=512, help="a process takes 64 at a time")
     parser.add_argument("--tiny", action="store_true", help="a trial of the script; no claim")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()

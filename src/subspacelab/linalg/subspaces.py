@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.linalg.moments import chunk_rows
+from subspacelab.linalg.svd import gram_spectrum, num_tail
 
 
 def random_orthonormal(
@@ -59,19 +60,54 @@ def rotation(qa: Float[Tensor, "m ra"], qb: Float[Tensor, "m rb"]) -> Float[Tens
     return total
 
 
-def composition_error(q0: Float[Tensor, "m r"], q1: Float[Tensor, "m r1"], q2: Float[Tensor, "m r"]) -> Composition:
+@dataclass(frozen=True)
+class Span:
+    """The column space of a matrix by an orthonormal basis X T, whose m x r entries are never formed."""
+
+    columns: Float[Tensor, "m r"]
+    """X."""
+    whitening: Float[Tensor, "r r"]
+    """T, float64."""
+
+
+def span_of(a: Float[Tensor, "m r"]) -> Span:
+    """The column space of a tall matrix of full rank: T = V / S, from its float64 Gram matrix V S^2 V^T.
+
+    The columns of A T are orthonormal to about eps (s_1 / s_r)^2. For a square matrix, and for one with singular values
+    below 1e-4 of the largest, A is Q of its QR decomposition in float64, and T = I.
+    """
+    if a.shape[0] > a.shape[1]:
+        s, v = gram_spectrum(a, a.device)
+        if not num_tail(s):
+            return Span(a, v / s)
+    q = torch.linalg.qr(a.double()).Q
+    return Span(q, torch.eye(q.shape[1], dtype=q.dtype, device=q.device))
+
+
+def composition_error(
+    q0: Float[Tensor, "m r"], q1: Float[Tensor, "m r1"] | Span, q2: Float[Tensor, "m r"] | Span
+) -> Composition:
     """Error of the claim R_02 = R_01 R_12 for three bases, R_ab = Qa^T Qb, in float64.
 
     R_01 R_12 - R_02 = -Q0^T (I - Q1 Q1^T) Q2: the product of the two projections outside span(Q1). So the error depends
     only on the tilt of the spans. It is 0 for any matrices if Q1 is square (Q1 Q1^T = I), as on the short side of a
     full decomposition. It does not change if the columns of a basis are rotated among themselves (Q -> Q H, H
-    orthogonal), so it does not show rotations of singular directions within the column space. Nothing larger than r x r
-    is formed.
+    orthogonal), so it does not show rotations of singular directions within the column space; a `Span` is enough.
+    Nothing larger than r x r is formed.
     """
-    direct = rotation(q0, q2)
-    difference = torch.addmm(direct, rotation(q0, q1), rotation(q1, q2), beta=-1)
+    direct = _overlap(q0, q2)
+    difference = torch.addmm(direct, _overlap(q0, q1), _overlap(q1, q2), beta=-1)
     norm = torch.linalg.matrix_norm(difference).item()
     return Composition(
         mse=norm**2 / difference.numel(),
         relative=norm / torch.linalg.matrix_norm(direct).item() if norm > 0 else 0.0,
     )
+
+
+def _overlap(a: Float[Tensor, "m ra"] | Span, b: Float[Tensor, "m rb"] | Span) -> Float[Tensor, "ra rb"]:
+    """`rotation` of two bases, each as its columns or as a span."""
+    x, y = (q.columns if isinstance(q, Span) else q for q in (a, b))
+    overlap = rotation(x, y)
+    if isinstance(a, Span):
+        overlap = a.whitening.T @ overlap
+    return overlap @ b.whitening if isinstance(b, Span) else overlap

@@ -26,6 +26,11 @@ class Leading:
     """All singular values, descending, float32."""
 
 
+def is_cheaper(k: int, shape: tuple[int, ...]) -> bool:
+    """Whether the `k` leading triples of a matrix cost much less than all."""
+    return 4 * k <= min(shape) >= SMALLEST
+
+
 def leading_svd(w: Float[Tensor, "m n"], k: int) -> Leading | None:
     """The `k` leading triples of W and all its singular values, from the float64 Gram matrix of the short side.
 
@@ -37,7 +42,7 @@ def leading_svd(w: Float[Tensor, "m n"], k: int) -> Leading | None:
     for leading ones below 1e-4 of the largest, which the Gram matrix does not resolve.
     """
     a = w if w.shape[0] >= w.shape[1] else w.T
-    if a.shape[1] < SMALLEST or 4 * k > a.shape[1]:
+    if not is_cheaper(k, a.shape):
         return None
     squares, v = _leading_eigenvectors(gram(a), k)
     s = squares.clamp_min(0).sqrt()

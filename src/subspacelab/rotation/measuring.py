@@ -19,7 +19,7 @@ from subspacelab.linalg.svd import svd
 from subspacelab.rotation.aggregate import number_columns
 from subspacelab.rotation.chain import ROLES, Chain
 from subspacelab.rotation.groups import Group, layer_index
-from subspacelab.rotation.leading import LOOKED_AT, SMALLEST
+from subspacelab.rotation.leading import LOOKED_AT, is_cheaper
 from subspacelab.rotation.metrics import (
     CHANGE_FIELDS,
     Value,
@@ -238,14 +238,15 @@ def weight_gflop(chain: Chain, name: str, settings: Settings) -> float:
     """Cost of a weight: decompositions for bf16 noise, for streamed weights, and for draws if the entries are known."""
     assert settings.null_draws != "auto"
     pairs = 3 if len(chain.checkpoints) == len(ROLES) else len(chain.checkpoints) - 1
-    draws = pairs * settings.null_draws * len(settings.models) * chain.is_full(name)
+    draws = settings.null_draws * len(settings.models) * chain.is_full(name)
     shape = chain.shape(name)
-    streamed = gflop(shape)
-    if (keep := leading_needed(chain, name, settings.k)) is not None and 4 * keep <= min(shape) >= SMALLEST:
-        streamed = _leading_gflop(shape)
-    # As bf16 noise and draws begin where the first checkpoint is, they need of it what is there.
-    others = gflop(shape) if chain.num_streamed == 0 else streamed
-    return chain.num_streamed * streamed + (1 + draws) * others
+    if chain.num_streamed == 0:
+        return (1 + draws * pairs) * gflop(shape)
+    whole = gflop(shape)
+    leading = _leading_gflop(shape) if is_cheaper(directions_needed(settings.k, shape), shape) else whole
+    needed = whole if leading_needed(chain, name, settings.k) is None else leading
+    # Of a draw, only the middle of a composition needs all that the chain needs.
+    return (chain.num_streamed + 1) * needed + draws * (needed + (pairs - 1) * leading)
 
 
 def _leading_gflop(shape: tuple[int, int]) -> float:
@@ -262,7 +263,12 @@ def leading_needed(chain: Chain, name: str, k: int | None) -> int | None:
     m, n = chain.shape(name)
     if len(chain.checkpoints) == len(ROLES) and m != n:
         return None
-    return max(leading_directions(k, min(m, n)), LOOKED_AT)
+    return directions_needed(k, (m, n))
+
+
+def directions_needed(k: int | None, shape: tuple[int, int]) -> int:
+    """How many leading triples all measures but the composition of rotations need."""
+    return max(leading_directions(k, min(shape)), LOOKED_AT)
 
 
 Seen = tuple[str, Tensor]
@@ -285,12 +291,14 @@ def _see(weight: Weight) -> Seen:
 def _chain_of_three(
     chain: Chain, name: str, settings: Settings, device: torch.device, seen: list[Seen]
 ) -> Iterator[dict[str, Value]]:
-    base, stage1, stage2 = weights = chain.read(name, device, leading_needed(chain, name, settings.k))
-    seen += map(_see, weights)
+    base, stage1, stage2 = chain.read(name, device, leading_needed(chain, name, settings.k))
+    seen += map(_see, (base, stage1, stage2))
     row = measure_weight(name, (base, stage1, stage2), k=settings.k, seed=settings.seed)
     draws = settings.null_draws
     if draws:
         assert draws != "auto"
+        needed = directions_needed(settings.k, chain.shape(name))
+        stage1, stage2 = stage1.leading(needed), stage2.leading(needed)  # frees the others: draws take room
         nulls = {
             model: null_columns(name, (base, stage1, stage2), row, seed=settings.seed, draws=draws, model=model)
             for model in settings.models

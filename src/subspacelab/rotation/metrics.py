@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.linalg.moments import chunk_rows
-from subspacelab.linalg.subspaces import composition_error, principal_angles, random_orthonormal, rotation
+from subspacelab.linalg.subspaces import composition_error, principal_angles, rotation, span_of
 from subspacelab.linalg.svd import normalised_spectral_shift, spectral_gap
 from subspacelab.linalg.updates import intruder_dimensions, principal_energy, update_cosine
 from subspacelab.rotation.leading import LOOKED_AT, overlaps, stable_rank_of
@@ -33,7 +33,7 @@ class Rotation:
     identity: bool
     """Whether the middle basis is square: then Q_1 Q_1^T = I and the claim holds for any matrices."""
     random_mse: float
-    """The MSE with a random orthonormal middle basis of the same shape: the value without any relation."""
+    """The MSE with a basis of a random space of the same dimension in the middle: the value without any relation."""
     oracle_mse: float
     """The MSE with the end point as the middle basis: the value for a perfect relation."""
 
@@ -43,12 +43,12 @@ def measure_rotation(
 ) -> Rotation:
     """Tests R_02 = R_01 R_12, R_ab = Q_a^T Q_b, for the singular bases of a chain of three (columns), in float64."""
     found = composition_error(q0, q1, q2)
-    random = random_orthonormal(q1.shape[0], q1.shape[1], generator).to(q1.device)
+    random = torch.randn(q1.shape, generator=generator, dtype=torch.float64).to(q1.device)
     return Rotation(
         mse=found.mse,
         relative=found.relative,
         identity=q1.shape[0] == q1.shape[1],
-        random_mse=composition_error(q0, random, q2).mse,
+        random_mse=composition_error(q0, span_of(random), q2).mse,
         oracle_mse=composition_error(q0, q2, q2).mse,
     )
 

@@ -11,14 +11,14 @@ from scipy.special import stdtr
 from torch import Tensor
 
 from subspacelab.linalg.moments import chunk_rows
-from subspacelab.linalg.subspaces import composition_error
+from subspacelab.linalg.subspaces import composition_error, span_of
 from subspacelab.linalg.updates import (
     principal_energy,
     random_cosine_deviation,
     random_energy_deviation,
     random_frames_deviation,
 )
-from subspacelab.rotation.leading import stable_rank_of
+from subspacelab.rotation.leading import LOOKED_AT, stable_rank_of
 from subspacelab.rotation.metrics import PAIRS, SIDES, Value, generator_for, measure_turn, pair_column
 from subspacelab.rotation.random_updates import MODELS, Model, RealUpdate
 from subspacelab.rotation.weight import Weight, subtract
@@ -236,6 +236,8 @@ def _measure_draw(
     middle, end = None, None
     for pair, real in updates.items():
         start, state = chain[PAIRS[pair][0]], generator.get_state()
+        if pair != "01":
+            start = start.leading(max(k, LOOKED_AT))
         update = real.draw(model, generator)
         if pair == "12" and middle is not None and end is not None:
             end.add_(update)
@@ -288,12 +290,11 @@ def _is_whole(field: str, weight: Weight, k: int) -> bool:
 
 
 def _compose(base: Weight, middle: Weight, end: Float[Tensor, "m n"]) -> dict[str, float]:
-    """The composition error on the side that is not an identity; any basis of `end`'s column space gives the same."""
+    """The composition error on the side that is not an identity; of `end` its column space is enough."""
     found: dict[str, float] = {}
     for side in SIDES:
         q0, q1 = base.basis(side), middle.basis(side)
         if q1.shape[0] > q1.shape[1]:
-            q2 = torch.linalg.qr(end if side == "U" else end.T).Q
-            error = composition_error(q0, q1, q2)
+            error = composition_error(q0, q1, span_of(end if side == "U" else end.T))
             found |= {f"rotation_mse_{side}": error.mse, f"rotation_rel_{side}": error.relative}
     return found

@@ -1,6 +1,6 @@
 """One weight of a checkpoint as its factors and entries, and the difference of two."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from subspacelab.checkpoints.tensors import FP8
 from subspacelab.linalg.moments import chunk_rows
 from subspacelab.linalg.svd import SVD, svd
-from subspacelab.rotation.leading import leading_svd
+from subspacelab.rotation.leading import is_cheaper, leading_svd
 
 STORAGE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 STORAGE |= dict.fromkeys(FP8, torch.float32)  # which code times scale is computed in
@@ -58,6 +58,13 @@ class Weight:
     def S(self) -> Float[Tensor, " r"]:
         """All known singular values, descending."""
         return self.svd.S if self.spectrum is None else self.spectrum
+
+    def leading(self, k: int) -> "Weight":
+        """The weight with its `k` leading triples alone, where only those would be computed (`of`); else itself."""
+        if self.is_partial or not self.exact or not is_cheaper(k, (len(self.svd.U), self.svd.Vh.shape[1])):
+            return self
+        u, s, vh = self.svd.U[:, :k].clone(), self.svd.S[:k], self.svd.Vh[:k].clone()
+        return replace(self, svd=SVD(u, s, vh, self.svd.method), spectrum=self.svd.S)
 
     @property
     def is_partial(self) -> bool:

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from tests.unit.linalg.matrices import gaussian, seeded
 
-from subspacelab.linalg.subspaces import composition_error, principal_angles, random_orthonormal, rotation
+from subspacelab.linalg.subspaces import composition_error, principal_angles, random_orthonormal, rotation, span_of
 
 
 def turned(angles: torch.Tensor, m: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,6 +138,25 @@ def test_a_chain_that_does_not_compose_gives_the_numpy_value():
     assert error.mse == pytest.approx(np.mean(difference**2), rel=1e-12)
     assert error.relative == pytest.approx(np.linalg.norm(difference) / np.linalg.norm(direct), rel=1e-12)
     np.testing.assert_allclose(difference, -a.T @ (np.eye(90) - b @ b.T) @ c, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["well conditioned", "dead column", "square"])
+def test_a_span_is_as_good_as_its_basis(kind: str):
+    q0, q1, q2 = bases(90, 20)
+    turn = torch.diag(torch.logspace(0, -2, 20, dtype=torch.float64)) @ random_orthonormal(20, 20, seeded(3))
+    a = q1 @ turn
+    if kind == "dead column":
+        a[:, 3] *= 1e-9
+    if kind == "square":
+        q0, q2, a = q0[:20], q2[:20], a[:20]
+        assert composition_error(q0, span_of(a), q2).mse < 1e-28
+        return
+    span = span_of(a)
+    basis = span.columns @ span.whitening
+    torch.testing.assert_close(basis.T @ basis, torch.eye(20, dtype=torch.float64), rtol=0, atol=1e-10)
+    middle, end = composition_error(q0, q1, q2), composition_error(q0, q2, q1)
+    assert composition_error(q0, span, q2).mse == pytest.approx(middle.mse, rel=1e-6)
+    assert composition_error(q0, q2, span).relative == pytest.approx(end.relative, rel=1e-6)
 
 
 def test_turns_within_the_spans_leave_no_trace():

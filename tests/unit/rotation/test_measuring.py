@@ -265,7 +265,6 @@ def test_large_square_weights_of_three_are_identities_without_a_number(
     few: dict[str, Any] = {"k": 2, "null_draws": 2, "include": "o_proj", "device": "cpu"}
     expected = compare(*chain[:3], **few).layers
     monkeypatch.setattr("subspacelab.rotation.leading.SMALLEST", 40)
-    monkeypatch.setattr("subspacelab.rotation.measuring.SMALLEST", 40)
     found = compare(*chain[:3], **few)
     blank = [c for c in found.layers if c.startswith(("rotation", "random_mse", "oracle", "floor_rotation"))]
     assert found.layers[blank].isna().all().all()
@@ -274,6 +273,24 @@ def test_large_square_weights_of_three_are_identities_without_a_number(
     pd.testing.assert_frame_equal(found.layers[rest], expected[rest], rtol=1e-4, atol=1e-6)
     for kind in ("rotation", "null_scores"):
         assert isinstance(found.plot(kind), Figure)
+
+
+def test_draws_of_large_tall_weights_take_the_directions_they_need(
+    chain: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few: dict[str, Any] = {
+        "k": 2,
+        "null_draws": 2,
+        "null_models": ["spectrum"],
+        "include": "down_proj",
+        "device": "cpu",
+    }
+    expected = compare(*chain[:3], **few).layers
+    monkeypatch.setattr("subspacelab.rotation.leading.SMALLEST", 40)
+    found = compare(*chain[:3], **few).layers
+    assert found["rotation_mse_Vh_null_mean"].notna().all()
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-6)
+    assert not found.equals(expected)  # another way to the same numbers
 
 
 def test_the_picture_of_scores(four: Comparison, comparison: Comparison) -> None:
