@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup repro test test-fast cover lint smoke metrics-diff ci demo-results ui docs bench lock clean
+.PHONY: setup repro study test test-fast cover lint smoke metrics-diff ci demo-results ui docs bench lock clean
 
 setup: $(BIN)/.locked  ## the virtual environment from requirements.lock
 
@@ -18,6 +18,10 @@ $(BIN)/.locked: requirements.lock pyproject.toml
 repro: setup  ## the whole default study; only what changed runs, and nothing of yours is in its way
 	python -m subspacelab.pipeline.workspace check
 	dvc repro
+
+STUDY ?= smollm2
+study: setup  ## an experiment of that name with the forgetting study of pipelines/studies/$(STUDY).yaml, in a copy of this folder
+	dvc exp run --temp --name $(STUDY) -S study=$(STUDY) measure_forgetting
 
 test: setup  ## everything, at most 15 minutes on 2 cores
 	pytest -n 2 --dist loadfile --no-loadscope-reorder

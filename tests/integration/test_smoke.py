@@ -49,7 +49,7 @@ STAGES = {
     "report",
 }
 KILLED = "decompose@rl_stage1"  # as far as the killed pipeline goes: tests/faults kills every long stage
-HANDED_ON = "continue_lowrank@"  # without additional epochs these stages have no run
+IDLE = ("continue_lowrank@", "measure_forgetting")  # without epochs and methods these stages have no run
 
 
 def lock(clone) -> dict:
@@ -77,7 +77,7 @@ def test_repro_records_one_finished_run_per_stage_under_one_parent(smoke_clone):
 
 def test_the_tags_of_a_run_hold_the_md5_of_its_outs(smoke_clone):
     tags = {r.data.tags["dvc.stage"]: r.data.tags for r in smoke_clone.runs() if "dvc.stage" in r.data.tags}
-    stages = {name: stage for name, stage in lock(smoke_clone).items() if not name.startswith(HANDED_ON)}
+    stages = {name: stage for name, stage in lock(smoke_clone).items() if not name.startswith(IDLE)}
     locked = {(name, out["path"]): out["md5"] for name, stage in stages.items() for out in stage.get("outs", [])}
     assert {name for name, _ in locked} == STAGES
     for (stage, path), md5 in locked.items():
@@ -213,7 +213,7 @@ def test_stages_that_draw_depend_on_what_draws_and_no_other_does(smoke_clone):
         for path in (smoke_clone.path / out["path"] for out in stage.get("outs", []))
         if any(file.suffix == ".png" for file in [path, *path.rglob("*")])
     }
-    assert drawn == set(DRAWING)
+    assert drawn == set(DRAWING) - {"measure_forgetting"}  # which has no methods here
 
 
 def test_a_change_of_the_rank_reruns_what_depends_on_it(smoke_clone):

@@ -35,6 +35,7 @@ DRAWING = {
     **dict.fromkeys(("train_lowrank", "continue_lowrank", "visualize_lowrank"), "lowrank/plots"),
     "compare_lowrank": "lowrank/plots lowrank/storage_plots",
     "compare_stats": "nullspace/plots",
+    "measure_forgetting": "nullspace/forgetting/plots",
     "analyze_norms": "norms/plots",
 }
 """Stages whose outs hold pictures, and what draws them: tests/integration/test_smoke.py looks at the outs."""

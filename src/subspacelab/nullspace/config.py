@@ -200,10 +200,19 @@ class ForgettingSettings:
     """auto, cpu, cuda or mps."""
 
 
+@settings
+class MeasureForgettingConfig(ForgettingSettings):
+    """Stage `measure_forgetting`: as `nullspace forgetting`, on the study's llm."""
+
+    methods: list[str] = field(default_factory=list)
+    """Which methods train; none, as in demo: nothing is measured."""
+
+
 STAGES = {
     "build_adapter": BuildAdapterConfig,
     "train_adapter": TrainAdapterConfig,
     "verify_adapter": VerifyAdapterConfig,
     "compare_stats": CompareStatsConfig,
+    "measure_forgetting": MeasureForgettingConfig,
 }
 """Stage -> class of its settings in params.yaml and in a study."""

@@ -24,7 +24,7 @@ class Materials:
     """Read by one tokenizer; `Example.labels` mark what a model is to say."""
 
     probes: list[Probe]
-    """Old knowledge, none of it in a calibration text; `Base.known` tells which of it counts."""
+    """Old knowledge, none of it in a calibration text; `BaseRecord.known` tells which of it counts."""
     probe_rows: list[Example]
     """Each probe's question and lead, and its answer with a point, one token, behind which nothing is read."""
     answers: dict[str, dict[str, list[int]]]
@@ -44,7 +44,7 @@ class Materials:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all token ids, hexadecimal: a `Base` fits the materials that it was made with."""
+        """SHA-256 of all token ids, hexadecimal: a `BaseRecord` fits the materials that it was made with."""
         rows = (*self.probe_rows, *self.validation_rows, *self.test_rows, *self.window_rows)
         content = [[(row.input_ids, row.labels) for row in rows], self.answers, self.pad]
         return sha256(repr(content).encode()).hexdigest()

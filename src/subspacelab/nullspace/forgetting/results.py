@@ -128,17 +128,6 @@ def name_of(method: str, rate: float, seed: int) -> str:
     return f"{method}/{rate:g}/seed-{seed}"
 
 
-def merged(found: Sequence[Forgetting]) -> Forgetting:
-    """Several studies of one base, of different methods, as one; ValueError where they are of several bases."""
-    first = found[0]
-    for other in found[1:]:
-        if (other.model_id, other.base) != (first.model_id, first.base):
-            raise ValueError(f"studies of several bases ({first.model_id}, {other.model_id}): they are not compared")
-    seconds = {name: value for study in found for name, value in study.seconds.items()}
-    curves = [curve for study in found for curve in study.curves]
-    return Forgetting(first.model_id, first.num_validation, first.base, curves, seconds)
-
-
 def area(path: Sequence[tuple[float, float]]) -> float:
     """Area under recall over task in [0, 1]^2 along a training: 1 is everything learned and nothing forgotten.
 

@@ -47,7 +47,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseRecord:
     """What models are compared with."""
 
     scores: Scores
@@ -68,7 +68,7 @@ class Base:
         write_tensors(path, tensors, ("base", json.dumps(facts)))
 
     @classmethod
-    def load(cls, path: Path) -> "Base":
+    def load(cls, path: Path) -> "BaseRecord":
         """Reads it back; ValueError names a file that is not one."""
         tensors, metadata = read_tensors(path)
         try:
@@ -80,7 +80,7 @@ class Base:
             raise ValueError(f"{path}: not a base's record ({e!r}); remove it, and it is made again") from e
 
 
-def base_record(model: Any, materials: Materials, *, max_probes: int | None, batch_size: int) -> Base:
+def base_record(model: Any, materials: Materials, *, max_probes: int | None, batch_size: int) -> BaseRecord:
     """Asks the base everything, once. Of the probes that it knows, at most `max_probes` are kept, evenly.
 
     ValueError when it knows none.
@@ -90,10 +90,10 @@ def base_record(model: Any, materials: Materials, *, max_probes: int | None, bat
     if not known:
         raise ValueError(f"the base knows none of {len(answered)} probes; nothing can be forgotten: take another model")
     read = _read(model, materials, known, None, batch_size)
-    return Base(_scores(read, materials, known, None), known, read.old, read.new, materials.fingerprint)
+    return BaseRecord(_scores(read, materials, known, None), known, read.old, read.new, materials.fingerprint)
 
 
-def score(model: Any, materials: Materials, base: Base, *, batch_size: int) -> Scores:
+def score(model: Any, materials: Materials, base: BaseRecord, *, batch_size: int) -> Scores:
     """Scores a model, plain or with an adapter of PEFT on it; ValueError for a base of other materials."""
     if base.materials != materials.fingerprint:
         raise ValueError("this base's record is of other probes, problems or text; make it again (base_record)")
@@ -112,7 +112,7 @@ class _Read:
     ce: float
 
 
-def _read(model: Any, materials: Materials, known: Sequence[int], base: Base | None, batch_size: int) -> _Read:
+def _read(model: Any, materials: Materials, known: Sequence[int], base: BaseRecord | None, batch_size: int) -> _Read:
     test_rows, pad = materials.test_rows, materials.pad
     old = _Kept([materials.probe_rows[i] for i in known], base.old if base else None)
     new = _Kept(test_rows, base.new if base else None)
@@ -158,7 +158,7 @@ def _said(row: Example) -> Tensor:
     return torch.tensor(response_of(row))
 
 
-def _scores(read: _Read, materials: Materials, known: Sequence[int], base: Base | None) -> Scores:
+def _scores(read: _Read, materials: Materials, known: Sequence[int], base: BaseRecord | None) -> Scores:
     kinds = [materials.probes[i].kind for i in known]
     exact, ranks = [a.exact for a in read.answered], [a.rank_score for a in read.answered]
     return Scores(

@@ -26,8 +26,7 @@ from subspacelab.nullspace.forgetting.materials import Materials, read_materials
 from subspacelab.nullspace.forgetting.methods import Rival, rival_of
 from subspacelab.nullspace.forgetting.prompts import encode_example
 from subspacelab.nullspace.forgetting.results import RESULTS, TABLES, Forgetting, name_of
-from subspacelab.nullspace.forgetting.scores import Base as BaseRecord
-from subspacelab.nullspace.forgetting.scores import Scores, base_record, score
+from subspacelab.nullspace.forgetting.scores import BaseRecord, Scores, base_record, score
 from subspacelab.nullspace.forgetting.texts import CalibrationKind, calibration_texts
 from subspacelab.nullspace.inits import method_of
 

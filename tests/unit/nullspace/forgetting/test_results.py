@@ -8,7 +8,7 @@ import pytest
 from tests.unit.nullspace.forgetting.curves import curve_of, known, study_of
 
 from subspacelab.nullspace.forgetting.plots import draw_pareto
-from subspacelab.nullspace.forgetting.results import Forgetting, area, at_level, merged
+from subspacelab.nullspace.forgetting.results import Forgetting, area, at_level
 
 Path_ = list[tuple[float, float]]
 
@@ -75,13 +75,6 @@ def test_a_study_is_saved_and_read_to_the_same(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"curves": []}')
     with pytest.raises(ValueError, match="results.json"):
         Forgetting.load(tmp_path)
-
-
-def test_studies_of_one_base_are_put_together_and_of_several_refused() -> None:
-    one, two = (study_of(curve_of(name, 1e-3, 1, known(0.5, 0.9))) for name in ("lora", "full"))
-    assert list(merged([one, two]).chosen) == ["lora", "full"]
-    with pytest.raises(ValueError, match="several bases"):
-        merged([one, replace(two, base=known(0.3, 1.0))])
 
 
 def test_the_picture_has_a_curve_per_method_from_the_base_on() -> None:

@@ -14,7 +14,7 @@ from subspacelab.models.fine_tuning import IGNORED
 from subspacelab.nullspace.forgetting import scores as scores_module
 from subspacelab.nullspace.forgetting.materials import Materials
 from subspacelab.nullspace.forgetting.probes import Probe
-from subspacelab.nullspace.forgetting.scores import Base, base_record, score
+from subspacelab.nullspace.forgetting.scores import BaseRecord, base_record, score
 
 BATCH = 4
 
@@ -25,7 +25,7 @@ def materials() -> Materials:
 
 
 @pytest.fixture(scope="module")
-def base(materials: Materials) -> Base:
+def base(materials: Materials) -> BaseRecord:
     return base_record(tiny_llama(), materials, max_probes=None, batch_size=BATCH)
 
 
@@ -38,12 +38,12 @@ def moved(by: float = 0.2) -> Any:
     return model
 
 
-def test_the_base_beside_itself_has_not_moved(materials: Materials, base: Base) -> None:
+def test_the_base_beside_itself_has_not_moved(materials: Materials, base: BaseRecord) -> None:
     assert score(tiny_llama(), materials, base, batch_size=BATCH) == base.scores
     assert (base.scores.delta_ce, base.scores.kl_old, base.scores.kl_new) == (0, 0, 0)
 
 
-def test_a_model_that_moved_is_further_away_the_further_it_moved(materials: Materials, base: Base) -> None:
+def test_a_model_that_moved_is_further_away_the_further_it_moved(materials: Materials, base: BaseRecord) -> None:
     near, far = (score(moved(by), materials, base, batch_size=BATCH) for by in (0.02, 0.2))
     assert 0 < near.kl_old < far.kl_old
     assert 0 < near.kl_new < far.kl_new
@@ -78,7 +78,9 @@ def test_cross_entropy_and_kl_are_those_of_whole_passes() -> None:
         assert 0.8 * whole < kept <= whole * (1 + 1e-6)  # a lower bound, of 128 of 260 tokens
 
 
-def test_a_task_that_is_learned_is_solved(materials: Materials, base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_is_learned_is_solved(
+    materials: Materials, base: BaseRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert (base.scores.task, base.scores.validation) == (0, 0)
     model, old = tiny_llama(), score(tiny_llama(), materials, base, batch_size=BATCH)
     rows = [*materials.test_rows[:3], *materials.validation_rows[:1]]
@@ -95,7 +97,7 @@ def test_a_task_that_is_learned_is_solved(materials: Materials, base: Base, monk
     assert found.kl_new > old.kl_new
 
 
-def test_an_adapter_that_is_nothing_scores_as_the_base(materials: Materials, base: Base) -> None:
+def test_an_adapter_that_is_nothing_scores_as_the_base(materials: Materials, base: BaseRecord) -> None:
     adapted = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
     found = score(adapted, materials, base, batch_size=BATCH)
     assert found.recall_ranked == base.scores.recall_ranked
@@ -103,22 +105,22 @@ def test_an_adapter_that_is_nothing_scores_as_the_base(materials: Materials, bas
     assert found.ce == pytest.approx(base.scores.ce, rel=1e-6)
 
 
-def test_recall_of_each_kind_adds_up(materials: Materials, base: Base) -> None:
+def test_recall_of_each_kind_adds_up(materials: Materials, base: BaseRecord) -> None:
     kinds = [PROBES[i].kind for i in base.known]
     whole = sum(base.scores.recall_ranked_by_kind[kind] for kind in kinds) / len(kinds)
     assert whole == pytest.approx(base.scores.recall_ranked)
     assert set(base.scores.recall_by_kind) == set(kinds)
 
 
-def test_a_record_on_disk_is_the_record(materials: Materials, base: Base, tmp_path: Path) -> None:
+def test_a_record_on_disk_is_the_record(materials: Materials, base: BaseRecord, tmp_path: Path) -> None:
     base.save(tmp_path / "base.safetensors")
-    again = Base.load(tmp_path / "base.safetensors")
+    again = BaseRecord.load(tmp_path / "base.safetensors")
     assert (again.scores, again.known, again.materials) == (base.scores, base.known, base.materials)
     model = moved()
     assert score(model, materials, again, batch_size=BATCH) == score(model, materials, base, batch_size=BATCH)
 
 
-def test_a_record_of_other_materials_is_refused(materials: Materials, base: Base) -> None:
+def test_a_record_of_other_materials_is_refused(materials: Materials, base: BaseRecord) -> None:
     other = replace(materials, test_rows=materials.test_rows[:-1])
     with pytest.raises(ValueError, match="make it again"):
         score(tiny_llama(), other, base, batch_size=BATCH)
@@ -127,10 +129,10 @@ def test_a_record_of_other_materials_is_refused(materials: Materials, base: Base
 def test_another_file_is_no_record(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model.safetensors: not a base's record"):
-        Base.load(tmp_path / "model.safetensors")
+        BaseRecord.load(tmp_path / "model.safetensors")
 
 
-def test_of_the_known_probes_only_so_many_are_kept_evenly(materials: Materials, base: Base) -> None:
+def test_of_the_known_probes_only_so_many_are_kept_evenly(materials: Materials, base: BaseRecord) -> None:
     record = base_record(tiny_llama(), materials, max_probes=1, batch_size=BATCH)
     assert record.known == base.known[:1]
     assert scores_module._thinned(list(range(10)), 4) == [0, 2, 5, 7]
@@ -148,7 +150,7 @@ def test_a_base_that_knows_nothing_is_refused() -> None:
         base_record(model, hard, max_probes=None, batch_size=BATCH)
 
 
-def test_a_diverged_model_is_named(materials: Materials, base: Base) -> None:
+def test_a_diverged_model_is_named(materials: Materials, base: BaseRecord) -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
