@@ -19,12 +19,14 @@ OUT = Path("reports/forgetting")
 
 
 def main() -> None:
-    with open_stage(
-        "measure_forgetting", MeasureForgettingConfig, experiment="nullspace", tracked=lambda p: bool(p.methods)
-    ) as stage:
-        with replace_folder(OUT) as folder:
-            if stage.params.methods:
-                measure(stage, folder)
+    with (
+        open_stage(
+            "measure_forgetting", MeasureForgettingConfig, experiment="nullspace", tracked=lambda p: bool(p.methods)
+        ) as stage,
+        replace_folder(OUT) as folder,
+    ):
+        if stage.params.methods:
+            measure(stage, folder)
 
 
 def measure(stage: Stage[MeasureForgettingConfig], folder: Path) -> None:

@@ -1,7 +1,6 @@
 """What a study of forgetting tells in one number, against cases computed by hand."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
