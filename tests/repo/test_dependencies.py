@@ -22,7 +22,9 @@ NEUTRAL_FILES = {
     "mlflow_model",
     "plots",
     "audit_plots",
+    "curve_plots",
     "judge_plots",
+    "null_plots",
     "storage_plots",
 }
 """What prints, tracks, helps and draws, in any study; .dvcignore takes them out of the folders."""
@@ -30,7 +32,7 @@ NEUTRAL = {"cli", "commands", "pipeline", "plotting", "tracking"}
 """Of pipeline/: seed and threads are set by core, and parameters DVC compares by their values."""
 DRAWING = {
     **dict.fromkeys(("checkpoint_base", "checkpoint_rl_stage1", "checkpoint_rl_stage2"), "synthetic/grounding/plots"),
-    "compare_rotations": "rotation/plots",
+    "compare_rotations": "rotation/plots rotation/curve_plots rotation/null_plots",
     "judge_updates": "rotation/judge_plots",
     **dict.fromkeys(("train_lowrank", "continue_lowrank", "visualize_lowrank"), "lowrank/plots"),
     "compare_lowrank": "lowrank/plots lowrank/storage_plots",

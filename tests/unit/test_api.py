@@ -222,7 +222,7 @@ def test_a_live_model_is_left_as_it_was(place: Path) -> None:
 
 
 def test_windows_come_in_every_form_that_means_them() -> None:
-    from subspacelab.nullspace.live import as_windows
+    from subspacelab.nullspace.windows import as_windows
 
     ids = torch.arange(6).view(2, 3)
     for given in (

@@ -1,6 +1,6 @@
 """The null space of a live model: calibration, adding an adapter, verification; nothing is written to disk."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from subspacelab.checkpoints import Weights, read_tensors, source_of, write_tensors
 from subspacelab.core.callbacks import Progress, no_progress
@@ -37,13 +36,10 @@ from subspacelab.nullspace.inits import method_of
 from subspacelab.nullspace.results import Sample, Verification, reading
 from subspacelab.nullspace.starts import input_starts, plain_starts, require_rank, summarise
 from subspacelab.nullspace.verification import Adapter, Probe, summarise_layers, verify_blocks
+from subspacelab.nullspace.windows import Tokens, as_windows
 
-Tokens = Windows | Int[Tensor, "n length"] | Iterable[Any]
-"""Text as token ids: one tensor, a list of windows, or batches of a data loader, tensors or mappings with `input_ids`
-(and, where there is padding, `attention_mask`)."""
 PARTS = ("moments.safetensors", "calibration.json")
 """Files that `Calibration.save` writes."""
-WANTED = "give a tensor [n, length] of integers, a list of windows, or batches with `input_ids`"
 
 
 @dataclass(frozen=True)
@@ -259,35 +255,6 @@ def verify(
     summary = summarise_layers(stats, meta, sample, given.num_tokens, moved=False)
     text = f"{num} windows of {length} tokens"
     return Verification(type(base).__name__, text, len(stats), stats, summary, reading(summary))
-
-
-def as_windows(windows: Tokens) -> Windows:
-    """Token ids in any form of `Tokens` as windows; shorter ones are padded on the right and masked."""
-    if isinstance(windows, Windows):
-        return windows
-    one = isinstance(windows, Tensor | Mapping) or not isinstance(windows, Iterable)
-    rows = [row for batch in ([windows] if one else windows) for row in _rows(batch)]
-    if not rows or not all(len(row) for row in rows):
-        raise SettingError(f"windows: no token ids; {WANTED}")
-    pad = torch.nn.utils.rnn.pad_sequence
-    mask = pad([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
-    return Windows(pad(rows, batch_first=True), mask)
-
-
-def _rows(batch: Any) -> list[Tensor]:
-    """The tokens of each window of a batch [n, length], or of a single one [length], without padding."""
-    named = batch if isinstance(batch, Mapping) else {"input_ids": batch}
-    try:
-        ids = torch.as_tensor(named["input_ids"])
-        given = named.get("attention_mask")
-        mask = torch.ones_like(ids) if given is None else torch.as_tensor(given)
-    except (LookupError, TypeError, ValueError, RuntimeError) as e:
-        raise SettingError(f"windows: no token ids in a {type(batch).__name__} ({e}); {WANTED}") from e
-    if ids.ndim not in (1, 2) or ids.dtype.is_floating_point or ids.dtype.is_complex or mask.shape != ids.shape:
-        said = f"ids {ids.dtype} {list(ids.shape)}, mask {list(mask.shape)}"
-        raise SettingError(f"windows: no token ids with their mask ({said}); {WANTED}")
-    pairs = zip(torch.atleast_2d(ids), torch.atleast_2d(mask.bool()), strict=True)
-    return [row[kept].cpu().long() for row, kept in pairs]
 
 
 def _linears_of(model: Any, targets: Sequence[str] | None) -> dict[str, nn.Linear]:
