@@ -221,11 +221,11 @@ def patchify(
         raise ValueError(
             f"images: sides {height} x {width} are not multiples of {MERGED_PIXELS}; resize the pictures first"
         )
-    scale = 1 / (255 * torch.tensor(STD))
-    pixels = images.float() * scale - torch.tensor(MEAN) / torch.tensor(STD)
     rows, columns = height // PATCH, width // PATCH
-    blocks = pixels.view(batch, rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
+    blocks = images.view(batch, rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
     blocks = blocks.permute(0, 1, 4, 2, 5, 7, 3, 6)  # batch, block row, block column, row, column, channel, y, x
-    frames = blocks.unsqueeze(6).expand(*blocks.shape[:6], FRAMES, PATCH, PATCH)
+    patches = blocks.reshape(batch * rows * columns, 3, 1, PATCH * PATCH).float()  # bytes are quicker to rearrange
+    scale, shift = 1 / (255 * torch.tensor(STD)), torch.tensor(MEAN) / torch.tensor(STD)
+    patches = patches.mul_(scale[:, None, None]).sub_(shift[:, None, None])
     grid = torch.tensor([[1, rows, columns]]).expand(batch, 3)
-    return frames.reshape(batch * rows * columns, 3 * FRAMES * PATCH * PATCH), grid.contiguous()
+    return patches.expand(-1, -1, FRAMES, -1).flatten(1), grid.contiguous()

@@ -13,7 +13,7 @@ from subspacelab.core.callbacks import Progress, no_progress
 from subspacelab.core.files import write_json
 from subspacelab.data.boxes import box_iou
 from subspacelab.models.qwen_vl import load_qwen_vl, vision_tokens
-from subspacelab.synthetic.grounding.model import GroundingModel, decode_boxes, encode_prompts
+from subspacelab.synthetic.grounding.model import GroundingModel, decode_after, encode_prompts, read_prefix
 from subspacelab.synthetic.grounding.scenes import Scene, render_scenes, scene_tensors, split_seed
 from subspacelab.synthetic.grounding.tokenizer import DemoTokenizer
 
@@ -34,7 +34,6 @@ class Evaluation:
     """One per scene."""
 
 
-@torch.no_grad()
 def evaluate(
     model: Any, tokenizer: DemoTokenizer, scenes: Sequence[Scene], *, batch_size: int = 32, draws: int | None = None
 ) -> Evaluation:
@@ -42,21 +41,44 @@ def evaluate(
 
     `draws` is the seed of the samples, one per scene at temperature 1, which show the policy that reinforcement learns.
     """
-    generator = None if draws is None else torch.Generator().manual_seed(draws)
+    (found,) = evaluate_each(model, tokenizer, scenes, [draws], batch_size=batch_size)
+    return found
+
+
+@torch.no_grad()
+def evaluate_each(
+    model: Any,
+    tokenizer: DemoTokenizer,
+    scenes: Sequence[Scene],
+    draws: Sequence[int | None],
+    *,
+    batch_size: int = 32,
+) -> list[Evaluation]:
+    """`evaluate` for each of `draws`; the pictures are read once for all."""
+    generators = [None if seed is None else torch.Generator().manual_seed(seed) for seed in draws]
     images, questions, truth = scene_tensors(scenes)
     was_training = model.training
     model.eval()
-    parts = []
+    parts: list[list[Tensor]] = [[] for _ in draws]
     for i in range(0, len(scenes), batch_size):
         batch = encode_prompts(tokenizer, images[i : i + batch_size], questions[i : i + batch_size])
-        answer = decode_boxes(
-            model, tokenizer, batch, size=images.shape[1], temperature=float(draws is not None), generator=generator
-        )
-        parts.append(answer.boxes)
+        prefix = read_prefix(model, tokenizer, batch)
+        for boxes, generator in zip(parts, generators, strict=True):
+            answer = decode_after(
+                model,
+                tokenizer,
+                prefix.copy(),
+                size=images.shape[1],
+                temperature=float(generator is not None),
+                generator=generator,
+            )
+            boxes.append(answer.boxes)
     model.train(was_training)
-    boxes = torch.cat(parts)
-    ious = box_iou(boxes, truth)
-    return Evaluation(*mean_and_error(ious), len(scenes), boxes, ious)
+    found = []
+    for each in parts:
+        ious = box_iou(torch.cat(each), truth)
+        found.append(Evaluation(*mean_and_error(ious), len(scenes), torch.cat(each), ious))
+    return found
 
 
 def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float]:
@@ -105,7 +127,7 @@ def evaluate_checkpoint(
         render_scenes(split_seed(seed, split), num_scenes, TRAINED_SIZE, f"render {split} scenes", progress)
         for split in ("held_out", "train")
     )
-    found, sampled = evaluate(model, tokenizer, held_out), evaluate(model, tokenizer, held_out, draws=seed)
+    found, sampled = evaluate_each(model, tokenizer, held_out, [None, seed])
     constant = mean_and_error(box_iou(best_constant_box(_boxes(training)), _boxes(held_out)))
     metrics: dict[str, float] = {
         "mean_iou": found.mean_iou,
@@ -117,10 +139,9 @@ def evaluate_checkpoint(
         "num_scenes": num_scenes,
     }
     if before is not None:
-        earlier = load_qwen_vl(before)
-        for name, now, draws in (("gain", found, None), ("sampled_gain", sampled, seed)):
-            gains = now.ious - evaluate(earlier, tokenizer, held_out, draws=draws).ious
-            metrics[name], metrics[f"{name}_se"] = mean_and_error(gains)
+        earlier = evaluate_each(load_qwen_vl(before), tokenizer, held_out, [None, seed])
+        for name, now, then in zip(("gain", "sampled_gain"), (found, sampled), earlier, strict=True):
+            metrics[name], metrics[f"{name}_se"] = mean_and_error(now.ious - then.ious)
     few = min(SVD_SCENES, num_scenes)
     large = render_scenes(split_seed(seed, "held_out"), few, USED_SIZE, f"render at {USED_SIZE}", progress)
     features = _features(model, tokenizer, large)

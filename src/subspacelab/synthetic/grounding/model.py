@@ -1,7 +1,8 @@
 """The small Qwen2.5-VL of the synthetic study: configuration, prompts, settings, and decoding of boxes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def encode_prompts(
 
 @dataclass(frozen=True)
 class Boxes:
-    """Decoded boxes; the samples of one picture are consecutive: row b * samples + s."""
+    """Decoded boxes, a row per picture."""
 
     bins: Int[Tensor, "rows 4"]
     """x1, y1, x2, y2 in 0...15."""
@@ -105,11 +106,9 @@ class Prefix:
     position: int
     """Rotary position of the next token."""
 
-    def repeat(self, samples: int) -> "Prefix":
-        """Repeats each row `samples` times, consecutively; changes the cache in place."""
-        if samples > 1:
-            self.cache.batch_repeat_interleave(samples)
-        return Prefix(self.logits.repeat_interleave(samples, 0), self.cache, self.position)
+    def copy(self) -> "Prefix":
+        """One whose cache grows on its own."""
+        return replace(self, cache=deepcopy(self.cache))
 
 
 def read_prefix(model: Any, tokenizer: DemoTokenizer, batch: dict[str, Tensor]) -> Prefix:
@@ -149,12 +148,25 @@ def decode_boxes(
     batch: dict[str, Tensor],
     *,
     size: int,
-    samples: int = 1,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Boxes:
-    """Four location tokens per row: the likeliest at temperature 0, else sampled with `generator`."""
-    prefix = read_prefix(model, tokenizer, batch).repeat(samples)
+    """Four location tokens per picture: the likeliest at temperature 0, else sampled with `generator`."""
+    prefix = read_prefix(model, tokenizer, batch)
+    return decode_after(model, tokenizer, prefix, size=size, temperature=temperature, generator=generator)
+
+
+@torch.no_grad()
+def decode_after(
+    model: Any,
+    tokenizer: DemoTokenizer,
+    prefix: Prefix,
+    *,
+    size: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Boxes:
+    """As `decode_boxes`, after a prompt that is read; its cache grows."""
     logits, chosen, log_probs = prefix.logits, [], []
     for i in range(NUM_COORDINATES):
         bins = choose(logits, temperature, generator)
