@@ -9,9 +9,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 setup: $(BIN)/.locked  ## the virtual environment from requirements.lock
 
+# --no-compile: modules are compiled when they are first imported, which halves the time.
 $(BIN)/.locked: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock  # compiled as imported: half of the time
+	pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
 	pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

@@ -28,7 +28,7 @@ class Clone:
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "TRACKING"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-        quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "2"}
+        quiet = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
         return kept | quiet | {"PATH": path} | extra
 
     def runs(self) -> list:
@@ -63,10 +63,13 @@ def make_clone(path: Path) -> Clone:
 
 
 def make_smoke_clone_in(path: Path) -> Clone:
-    """A clone that is set to the smoke study and has run nothing yet."""
+    """A clone that is set to the smoke study and has run nothing yet.
+
+    On one thread: where another process has the second core, two that wait for each other take many times as long.
+    """
     clone = make_clone(path)
     params = clone.path / "params.yaml"
-    params.write_text(params.read_text().replace("study: demo", "study: smoke"))
+    params.write_text(params.read_text().replace("study: demo", "study: smoke").replace("threads: 2", "threads: 1"))
     (clone.path / "dvc.lock").unlink(missing_ok=True)
     clone.run("git", "commit", "-qam", "the smoke study")
     return clone
