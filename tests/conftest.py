@@ -11,6 +11,8 @@ for name in [n for n in os.environ if n.startswith(("DVC_", "MLFLOW_"))]:
     del os.environ[name]
 os.environ["TRACKING"] = "off"  # tests that track say so, with a store of their own
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores; must stand before torch is imported
+# Some tests set two threads, beside the other worker: threads that wait by spinning would keep both from their work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_addoption(parser):
