@@ -1,4 +1,4 @@
-"""The smoke study through every mode in which DVC runs an experiment, against a real store; and killed on the way.
+"""The smoke study in every mode in which DVC runs an experiment, and killed; then pages and notebooks on its results.
 
 One file, and `--dist loadfile`: then one worker runs the study once for all of it.
 """
@@ -15,11 +15,13 @@ from dataclasses import replace
 
 import pytest
 from ruamel.yaml import YAML
+from tests.clones import ROOT
 from tests.repo.documents import STUDIES, read_blocks
 from tests.repo.test_dependencies import DRAWING
 
 pytestmark = pytest.mark.slow
 
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 METHODS = ("lora", "lora_null_v2")
 STAGES = {
     "scenes",
@@ -48,7 +50,7 @@ STAGES = {
     *(f"analyze_norms@{checkpoint}" for checkpoint in ("base", "rl_stage1", "rl_stage2", "llm")),
     "report",
 }
-KILLED = "decompose@rl_stage1"  # as far as the killed pipeline goes: tests/faults kills every long stage
+KILLED = "checkpoint_rl_stage1"  # as far as the killed pipeline goes: tests/faults kills every long stage
 IDLE = ("continue_lowrank@", "measure_forgetting")  # without epochs and methods these stages have no run
 
 
@@ -223,17 +225,12 @@ def test_a_change_of_the_rank_reruns_what_depends_on_it(smoke_clone):
     smoke_clone.run("git", "checkout", "-q", ".")
     # The adapters' own rank, when it is null, is this one.
     assert changed == {s for s in STAGES if "lowrank" in s or s.startswith("build_adapter")} | {"report"}
-    smoke_clone.run("dvc", "exp", "run", "-n", "rank-64", "-S", "rank=64", "train_lowrank@Sketch")
-    runs = of_experiment(smoke_clone, "rank-64")
-    assert set(runs) == {"train_lowrank@Sketch"}
-    assert runs["train_lowrank@Sketch"].data.params["rank"] == "64"
-    smoke_clone.run("git", "checkout", "-q", ".")
-    smoke_clone.run("dvc", "checkout")
 
 
 def test_a_queue_lands_in_the_one_store_and_can_be_applied(smoke_clone):
-    smoke_clone.run("dvc", "exp", "run", "--queue", "-n", "k-six", "-S", "compare_rotations.k=6")
-    smoke_clone.run("dvc", "exp", "run", "--queue", "-n", "k-seven", "-S", "compare_rotations.k=7")
+    for name, k in (("k-six", 6), ("k-seven", 7)):
+        change = ("-n", name, "-S", f"compare_rotations.k={k}")
+        smoke_clone.run("dvc", "exp", "run", "--queue", *change, "compare_rotations")
     smoke_clone.run("dvc", "queue", "start", "-j", "2")
     try:
         deadline = time.monotonic() + 300
@@ -247,8 +244,7 @@ def test_a_queue_lands_in_the_one_store_and_can_be_applied(smoke_clone):
         smoke_clone.run("dvc", "queue", "stop", "--kill", check=False)
     for name in ("k-six", "k-seven"):
         runs = of_experiment(smoke_clone, name)
-        done = {"compare_rotations": "FINISHED", "report": "FINISHED"}
-        assert {s: r.info.status for s, r in runs.items()} == done, name
+        assert {s: r.info.status for s, r in runs.items()} == {"compare_rotations": "FINISHED"}, name
         assert runs["compare_rotations"].data.tags["dvc.mode"] == "queue"
     assert smoke_clone.status() == ""
     apply = of_experiment(smoke_clone, "k-six")["compare_rotations"].data.tags["dvc.apply"]
@@ -335,14 +331,13 @@ def start_and_kill(clone, arrived, *, group: bool) -> None:
     process.wait()
 
 
-def test_killed_three_times_the_pipeline_ends_with_the_same_bytes(smoke_clone, make_smoke_clone):
+def test_killed_twice_the_pipeline_ends_with_the_same_bytes(smoke_clone, make_smoke_clone):
     clone = make_smoke_clone()
     work = clone.path / ".cache" / "stages"
 
     start_and_kill(clone, lambda: any(work.glob("checkpoint_base/*/snapshot.safetensors")), group=True)
     # DVC alone: its stage lives on as an orphan, and may still be writing when the next run begins.
     start_and_kill(clone, lambda: any(work.glob("checkpoint_rl_stage1/*/snapshot.safetensors")), group=False)
-    start_and_kill(clone, lambda: any(work.glob("decompose@*/*/*/*.safetensors")), group=True)
     clone.run("dvc", "repro", KILLED)
 
     once = lock(smoke_clone)
@@ -377,24 +372,17 @@ def test_an_input_edited_in_mid_run_is_not_filed_under_the_new_value(smoke_clone
     assert (clone.path / "dvc.lock").read_text() == lock
 
 
-def test_a_sweep_without_a_queue_leaves_out_what_exists_and_its_runs_are_linked(smoke_clone):
+def test_a_sweep_without_a_queue_leaves_the_workspace_alone(smoke_clone):
     params = (smoke_clone.path / "params.yaml").read_bytes()
     name = "compare_rotations.k=2"
-    sweep = ("subspacelab", "sweep", "-S", name, "--targets", "compare_rotations")
-    printed = smoke_clone.run(*sweep)
+    printed = smoke_clone.run("subspacelab", "sweep", "-S", name, "--targets", "compare_rotations")
     assert f"[1 of 1] {name}" in printed.stderr
     assert next(line for line in printed.stdout.splitlines() if name in line).split()[1] == "done"
-    again = smoke_clone.run(*sweep).stdout
-    assert next(line for line in again.splitlines() if name in line).split()[1] == "there"
     assert (smoke_clone.path / "params.yaml").read_bytes() == params
     assert smoke_clone.status() == ""
-
-    smoke_clone.run("subspacelab", "runs", "sync")
-    named = smoke_clone.run("git", "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").stdout
     run = of_experiment(smoke_clone, name)["compare_rotations"]
     assert (run.info.status, run.data.params["compare_rotations.k"]) == ("FINISHED", "2")
     assert run.data.tags["dvc.mode"] == "temp"
-    assert f"/{name} {run.data.tags['dvc.exp.rev']}" in named
 
 
 RUN_ALL = """
@@ -428,3 +416,16 @@ def test_the_pages_commands_on_what_the_pipeline_made_run_as_they_stand(smoke_cl
     expected = {"rotation/layers.csv", "comparison/comparison.csv", "adapter/adapter_config.json", "trained.json"}
     assert made >= expected | {"before-after/compare_stats.csv", "norms.json", "norms/comparison.csv"}
     assert smoke_clone.status() == ""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_as_a_kernel_runs_it(path, smoke_clone, monkeypatch, tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("SUBSPACELAB_DATA", str(smoke_clone.path / "data"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert [output for output in shown if output.output_type == "error"] == []
+    assert any("text/html" in output.get("data", {}) for output in shown)  # a table
+    assert list(tmp_path.iterdir()) == []  # nothing is written unless asked to
