@@ -43,7 +43,7 @@ def analyze(
 ) -> None:
     """Norms of embeddings and norm layers; only config.json and these tensors are read, also from the hub.
 
-    The model family is detected. About 40 families are known (docs/your-models.md lists them); others are analysed by
+    The model family is detected. 48 families are known (docs/your-models.md lists them); others are analysed by
     tensor names alone, with a warning.
     """
     from contextlib import ExitStack

@@ -103,7 +103,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no file; put one in its place")
     try:
         _require_plain(path)
-        values = json.loads(json.dumps(YAML(typ="safe").load(path), default=str))
+        values = json.loads(json.dumps(YAML(typ="safe", pure=True).load(path), default=str))
     except MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else "?"
         raise ValueError(f"{path}: not valid YAML at line {line}: {e.problem}") from e
@@ -120,7 +120,7 @@ def _require_plain(path: Path) -> None:
     """ValueError for input that would expand to gigabytes or take hours: aliases of aliases, endless brackets."""
     depth = 0
     with path.open("rb") as file:
-        for event in YAML(typ="safe").parse(file):
+        for event in YAML(typ="safe", pure=True).parse(file):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if isinstance(event, AliasEvent):
                 raise ValueError(f"alias *{event.anchor} in line {event.start_mark.line + 1}; write its value out")
