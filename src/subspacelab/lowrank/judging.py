@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,14 +16,16 @@ from subspacelab.data.pictures import Picture
 from subspacelab.data.references import resolve_pictures
 from subspacelab.lowrank.features import Features
 from subspacelab.lowrank.preparation import Normalisation
-from subspacelab.models.box_reader import BoxReader, load_box_reader
+
+if TYPE_CHECKING:
+    from subspacelab.models.box_reader import BoxReader
 
 
 @dataclass(frozen=True)
 class Judge:
     """A checkpoint, and what it is asked about some pictures of a cache."""
 
-    reader: BoxReader
+    reader: "BoxReader"
     """Tokens and questions in, boxes out."""
     questions: dict[int, str]
     """Row of a picture to what is asked about it."""
@@ -56,6 +59,8 @@ def open_judge(
     ValueError, in one line, for a normalisation that cannot be undone, a checkpoint that reads tokens of another width
     or is no Qwen2.5-VL, and a data set without one of the pictures.
     """
+    from subspacelab.models.box_reader import load_box_reader  # transformers, which trainings do not need
+
     if normalisation.kind == "layernorm":
         raise ValueError(
             "judge: the language model reads raw tokens, and layernorm cannot be undone; train with normalisation rms"
