@@ -1,5 +1,6 @@
 """Models in MLflow's registry: a version for each recorded model, with the alias `best` on the best of a study."""
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ def register(client: Any, uri: str, run_id: str, model: str, name: str, tags: Ma
             return
         model_id = logged[0].model_id  # which a server asks for
         made = client.create_model_version(name, source, run_id, tags={**tags, "model": model}, model_id=model_id)
+        shown = [{"name": name, "version": made.version}]  # by this tag the model's page links to it
+        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(shown)})
         if VALUE in tags and _is_best(tags, versions):
             client.set_registered_model_alias(name, BEST, made.version)
 

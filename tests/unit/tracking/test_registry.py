@@ -1,5 +1,6 @@
 """The model registry: a version for each model, and `best` only ever at the best."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def test_best_is_the_largest_and_latest_the_newest_and_each_model_is_registered_
     assert (int(best.version), best.run_id, best.source) == (3, run_id, f"models:/{models['c']}")
     assert (int(latest.version), latest.source) == (4, f"models:/{models['d']}")
     assert best.tags["dvc.exp.name"] == "brave-owl"
+    linked = client.get_logged_model(models["c"]).tags["mlflow.modelVersions"]  # as MLflow's own register_model does
+    assert json.loads(linked) == [{"name": "lowrank-demo", "version": best.version}]
     assert "of the study demo" in client.get_registered_model("lowrank-demo").description
     with pytest.raises(Refused, match="has no model 'other'"):
         _register(client, place, run_id, "other", 3.0)
