@@ -15,13 +15,11 @@ from dataclasses import replace
 
 import pytest
 from ruamel.yaml import YAML
-from tests.clones import ROOT
-from tests.repo.documents import STUDIES, read_blocks
+from tests.repo.documents import NOTEBOOKS, ROOT, STUDIES, read_blocks
 from tests.repo.test_dependencies import DRAWING
 
 pytestmark = pytest.mark.slow
 
-NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 METHODS = ("lora", "lora_null_v2")
 STAGES = {
     "scenes",

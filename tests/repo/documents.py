@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = (*READMES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))
 STUDIES = tuple(ROOT / "docs" / f"{name}.md" for name in ("rotation", "lowrank", "nullspace", "norms"))
+NOTEBOOKS = tuple(sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")))
 TRANSLATED = (READMES, *((page, page.parent / "zh" / page.name) for page in STUDIES))
 """Each English page with its Chinese one."""
 DEMO = "demo"

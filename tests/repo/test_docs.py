@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.repo.figures import ROOT
+from tests.repo.documents import NOTEBOOKS, ROOT
 
 pytest.importorskip("mkdocs")
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def test_no_fence_is_shown_as_text(site):
 
 
 def test_notebooks_are_stored_without_outputs():
-    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+    for path in NOTEBOOKS:
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         assert cells, path.name
         assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells), path.name

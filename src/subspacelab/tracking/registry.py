@@ -10,6 +10,8 @@ from subspacelab.tracking.store import store_lock
 
 BEST = "best"
 """The alias of the version with the largest headline metric. `@latest` is MLflow's own name for the newest."""
+LINKED = "mlflow.modelVersions"
+"""MLflow's tag of a logged model: the versions to which its page links, those that a person registered too."""
 METRIC, VALUE = "headline.metric", "headline.value"
 """Tags of a version: the metric by which versions are compared, and its value."""
 
@@ -38,8 +40,8 @@ def register(client: Any, uri: str, run_id: str, model: str, name: str, tags: Ma
             return
         model_id = logged[0].model_id  # which a server asks for
         made = client.create_model_version(name, source, run_id, tags={**tags, "model": model}, model_id=model_id)
-        shown = [{"name": name, "version": made.version}]  # by this tag the model's page links to it
-        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(shown)})
+        linked = [*json.loads(logged[0].tags.get(LINKED, "[]")), {"name": name, "version": made.version}]
+        client.set_logged_model_tags(model_id, {LINKED: json.dumps(linked)})
         if VALUE in tags and _is_best(tags, versions):
             client.set_registered_model_alias(name, BEST, made.version)
 

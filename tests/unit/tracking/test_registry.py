@@ -9,7 +9,7 @@ from subspacelab.tracking import ModelFiles
 from subspacelab.tracking.mlflow_records import deliver
 from subspacelab.tracking.mlflow_tracker import MlflowTracker, RunPlace, experiment_id
 from subspacelab.tracking.outbox import Refused
-from subspacelab.tracking.registry import METRIC, VALUE
+from subspacelab.tracking.registry import LINKED, METRIC, VALUE
 
 
 @pytest.fixture
@@ -29,6 +29,8 @@ def test_best_is_the_largest_and_latest_the_newest_and_each_model_is_registered_
     home = experiment_id(client, place.uri, "lowrank")
     run_id = client.create_run(home).info.run_id
     models = {name: client.create_logged_model(home, name, run_id).model_id for name in ("a", "b", "c", "d")}
+    by_hand = {"name": "mine", "version": 1}
+    client.set_logged_model_tags(models["d"], {LINKED: json.dumps([by_hand])})
     _register(client, place, run_id, "a", None)
     with pytest.raises(MlflowException):  # without a headline metric none is the best
         client.get_model_version_by_alias("lowrank-demo", "best")
@@ -41,8 +43,9 @@ def test_best_is_the_largest_and_latest_the_newest_and_each_model_is_registered_
     assert (int(best.version), best.run_id, best.source) == (3, run_id, f"models:/{models['c']}")
     assert (int(latest.version), latest.source) == (4, f"models:/{models['d']}")
     assert best.tags["dvc.exp.name"] == "brave-owl"
-    linked = client.get_logged_model(models["c"]).tags["mlflow.modelVersions"]  # as MLflow's own register_model does
-    assert json.loads(linked) == [{"name": "lowrank-demo", "version": best.version}]
+    linked = {name: json.loads(client.get_logged_model(models[name]).tags[LINKED]) for name in "cd"}
+    assert linked["c"] == [{"name": "lowrank-demo", "version": best.version}]  # as MLflow's own register_model does
+    assert linked["d"] == [by_hand, {"name": "lowrank-demo", "version": latest.version}]
     assert "of the study demo" in client.get_registered_model("lowrank-demo").description
     with pytest.raises(Refused, match="has no model 'other'"):
         _register(client, place, run_id, "other", 3.0)
