@@ -49,13 +49,20 @@ LIMITS = {
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes: for whoever writes as good as a full disk."""
+    """No file may grow beyond `size` bytes: for whoever writes as good as a full disk.
+
+    Nothing that is imported is compiled to disk meanwhile: CPython 3.11 takes a short write of a .pyc for a whole one,
+    and every later process would fail on it ("marshal data too short").
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiles = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = compiles
 
 
 def said_by(words: str) -> tuple[int, str]:

@@ -1,9 +1,9 @@
 import json
-import resource
 
 import pytest
 import torch
 from safetensors import safe_open
+from tests.faults.small_disk import file_size_limit
 from tests.tiny import tiny_qwen_vl_config, tiny_qwen_vl_tensors, write_tiny_qwen_vl
 from tests.unit.checkpoints.refusal import refusal
 
@@ -88,11 +88,8 @@ def test_nothing_to_write_and_no_room_to_write_it(tmp_path):
 
 @pytest.fixture
 def small_disk():
-    """No file may grow beyond 100 kB: for the writer as good as a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(100_000):
+        yield
 
 
 def test_strided_tensors_and_gradients_are_written_plain(tmp_path):
