@@ -75,7 +75,8 @@ def test_a_ctrl_c_leaves_one_line_and_no_process(source: Source, tmp_path: Path)
     words = ["lowrank", "cache", "--no-track", "--device", "cpu", "--image-size", "56", "--images", str(folder)]
     words += ["--model-id", str(source.folder), "--output-dir", "out", "--decode-workers", "2"]
     slow = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
 from subspacelab.cli import run
 from subspacelab.models.vision_tower import VisionTower
 real = VisionTower.features
