@@ -53,6 +53,20 @@ def test_a_process_ends_with_the_code_and_the_words_of_its_work(end, code, said)
     assert done.stderr == (f"{said}\n" if said else "")
 
 
+def test_an_end_of_file_within_a_command_is_named():
+    """Typer turns it into an Abort without a message, after an empty line for whoever is at a prompt."""
+    body = """
+import typer
+app = typer.Typer()
+@app.command()
+def command():
+    raise EOFError("marshal data too short")
+run_stage_script(lambda: app([], standalone_mode=False))
+"""
+    done = run(body)
+    assert (done.returncode, done.stderr) == (70, f"\nerror: unexpected EOFError: marshal data too short; {REPORT}\n")
+
+
 @pytest.mark.slow
 def test_libraries_are_heard_with_verbose_only():
     body = """
