@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 def _said(e: Exception) -> tuple[str, int]:
     """The message for an error, and its exit code."""
-    if isinstance(e.__cause__, EOFError):  # Typer turns it into an Abort without a word
+    if type(e).__name__ == "Abort" and isinstance(e.__cause__, EOFError):  # Typer's, without a word
         e = e.__cause__
     if isinstance(e, MemoryError) or _is_torch_out_of_memory(e):
         return "out of memory; choose a smaller model, batch or size, or a machine with more", 1
