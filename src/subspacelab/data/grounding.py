@@ -1,6 +1,6 @@
 """Pictures with a question and a box, in the parquet schema of textVQA_groundingtask_bbox."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from subspacelab.core.files import write_beside
+from subspacelab.core.parquet import require_bounded
 from subspacelab.data.decoding import decode_rgb
 
 SCHEMA = pa.schema(
@@ -23,11 +24,6 @@ SCHEMA = pa.schema(
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
-MAX_EXPANSION = 1000
-"""Largest ratio of a column's unpacked size to its bytes in the file, and most values per row of a column of lists.
-Pictures compress two to a hundred times; a file that unpacks far beyond that is not a data set."""
-SMALL_BYTES = 1 << 26
-"""Unpacked size that is always allowed, however few bytes the column has in the file."""
 
 
 @dataclass(frozen=True)
@@ -102,27 +98,6 @@ def grounding_files(path: Path) -> list[Path]:
     for file in files:
         require_bounded(file, COLUMNS)
     return files
-
-
-def require_bounded(file: Path, columns: Sequence[str]) -> int:
-    """Number of rows of a parquet file; ValueError if it is not one, or if `columns` unpack to too much."""
-    try:
-        found = pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as e:
-        raise ValueError(f"{file}: not a parquet file ({str(e).splitlines()[0]}); restore it") from e
-    size, rows = file.stat().st_size, int(found.num_rows)
-    for group in (found.row_group(i) for i in range(found.num_row_groups)):
-        for column in (group.column(i) for i in range(group.num_columns)):
-            if column.path_in_schema.partition(".")[0] not in columns:
-                continue
-            unpacked, values = column.total_uncompressed_size, column.num_values
-            too_large = unpacked > max(SMALL_BYTES, MAX_EXPANSION * column.total_compressed_size)
-            if too_large or values > MAX_EXPANSION * group.num_rows or rows > size:
-                raise ValueError(
-                    f"{file}: {column.path_in_schema!r} unpacks to {values} values and {unpacked} bytes in {rows} rows,"
-                    f" from a file of {size} bytes; it is damaged, or made to fill the memory: restore it"
-                )
-    return rows
 
 
 def count_grounding(path: Path) -> int:

@@ -3,12 +3,14 @@ from .comparison import Comparison, compare
 from .config import AllocatorConfig, TrainLowrankConfig
 from .extraction import extract
 from .features import Features
+from .kept_pictures import CachedPicture, read_picture
 from .state import LowRankModel
 from .training import train
 from .visualization import Views, visualize
 
 __all__ = [
     "AllocatorConfig",
+    "CachedPicture",
     "Comparison",
     "Features",
     "LowRankModel",
@@ -17,6 +19,7 @@ __all__ = [
     "Views",
     "compare",
     "extract",
+    "read_picture",
     "train",
     "visualize",
 ]

@@ -30,10 +30,10 @@ from subspacelab.lowrank.features import (
     META,
     TENSOR,
     FeatureMeta,
-    pictures_name,
     read_header,
     shard_name,
 )
+from subspacelab.lowrank.kept_pictures import pictures_name
 
 PENDING = "pending"  # shards that are made, until all are: an earlier cache stays whole meanwhile
 _OWN = re.compile(rf"{JOB}|{PENDING}|{META}|{INDEX}|features-\d{{5,}}\.(json|safetensors)|pictures-\d{{5,}}\.parquet")

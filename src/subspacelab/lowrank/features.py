@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +20,8 @@ from torch import Tensor
 from subspacelab.checkpoints.safetensors_file import LENGTH_BYTES, TensorLocation, header_length, parse_header
 from subspacelab.core.files import read_json, replace_folder, require_regular, sha256_file
 from subspacelab.core.ownership import require_own_entries
+from subspacelab.core.parquet import require_bounded
 from subspacelab.core.settings import validate
-from subspacelab.data.decoding import decode_rgb
-from subspacelab.data.grounding import require_bounded
 
 Split = Literal["train", "validation", "test"]
 SHARE = 10  # one tenth each for validation and test
@@ -58,7 +56,6 @@ INDEX_SCHEMA = pa.schema(
         ("offset", pa.int64()),
     ]
 )
-PICTURES_SCHEMA = pa.schema([("image", pa.binary()), ("bbox", pa.list_(pa.float64(), 4))])
 TENSOR = "features"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -103,18 +100,6 @@ class FeatureMeta:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class CachedPicture:
-    """A picture as the tower saw it (compressed as a JPEG since)."""
-
-    dataset_id: str
-    """Its name in the data set."""
-    pixels: Any
-    """uint8 array [size, size, 3]."""
-    bbox: tuple[float, ...] | None
-    """x, y, width, height in these pixels."""
-
-
 class Features:
     """A cache opened for reading: rows by number, one copy of each in memory and nothing else.
 
@@ -137,9 +122,8 @@ class Features:
         self._shards = {name: _Shard(folder, name, self.meta) for name in sorted(set(self.index["shard"]))}
         for name, offsets in self.index.groupby("shard")["offset"]:
             if not offsets.between(0, self._shards[name].count - 1).all():
-                raise ValueError(
-                    f"{folder / INDEX}: offsets outside the {self._shards[name].count} rows of {name}; {_again(folder)}"
-                )
+                outside = f"offsets outside the {self._shards[name].count} rows of {name}"
+                raise ValueError(f"{folder / INDEX}: {outside}; {cache_again(folder)}")
         self._places = list(zip(self.index["shard"], self.index["offset"], strict=True))
 
     def __len__(self) -> int:
@@ -172,7 +156,7 @@ class Features:
             path = self.folder / name
             record = path.with_suffix(".json")
             if record.is_file() and _read_digests(record).get(name) != sha256_file(path):
-                raise ValueError(f"{path}: changed or damaged since it was cached; {_again(path)}")
+                raise ValueError(f"{path}: changed or damaged since it was cached; {cache_again(path)}")
 
     def digest(self) -> str:
         """Identifies the features of a cache: their pictures, how they were made, and their order."""
@@ -182,18 +166,9 @@ class Features:
         """Rows of the train, validation and test pictures of a seed."""
         return split_rows(list(self.index["sha256"]), seed)
 
-    def picture(self, row: int) -> "CachedPicture":
-        """The picture of a row, as it was cached."""
-        shard, offset = self._places[row]
-        path = self.folder / pictures_name(shard)
-        try:
-            found = _read_table(path, PICTURES_SCHEMA)
-            image, box = (found[name][offset].as_py() for name in PICTURES_SCHEMA.names)
-            pixels = np.asarray(decode_rgb(image, "a kept picture"))
-            corners = None if box is None else tuple(float(v) for v in box)
-        except (ValueError, LookupError, TypeError) as e:
-            raise ValueError(f"{path}: no picture of row {row} ({str(e).splitlines()[0]}); {_again(path)}") from e
-        return CachedPicture(self.index["dataset_id"][row], pixels, corners)
+    def location(self, row: int) -> tuple[str, int]:
+        """Name of the shard that holds a row, and its place in there."""
+        return self._places[row]
 
     def will_need(self, rows: Sequence[int]) -> None:
         """Announces to the system which rows are read next."""
@@ -216,20 +191,20 @@ class _Shard:
     def __init__(self, folder: Path, name: str, meta: FeatureMeta) -> None:
         path = folder / name
         if Path(name).name != name:
-            raise ValueError(f"{folder / INDEX}: shard {name!r} is not a file name; {_again(folder)}")
+            raise ValueError(f"{folder / INDEX}: shard {name!r} is not a file name; {cache_again(folder)}")
         if not path.is_file():
-            raise ValueError(f"{path}: shard is missing; {_again(path)}")
+            raise ValueError(f"{path}: shard is missing; {cache_again(path)}")
         placed = read_header(path)
         found = placed.info
         if found.shape[1:] != (meta.tokens, meta.dim) or found.dtype != meta.dtype:
-            raise ValueError(f"{path}: {found.dtype} {list(found.shape)} does not fit {META}; {_again(path)}")
+            raise ValueError(f"{path}: {found.dtype} {list(found.shape)} does not fit {META}; {cache_again(path)}")
         self._dtype, self._shape = DTYPES[found.dtype], (meta.tokens, meta.dim)
         self._start, self.count = placed.start, found.shape[0]
         self._bytes = meta.tokens * meta.dim * self._dtype.itemsize
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if placed.stop > len(self._map):
-            raise ValueError(f"{path}: truncated; {_again(path)}")
+            raise ValueError(f"{path}: truncated; {cache_again(path)}")
 
     def copy_to(self, out: Tensor, row: int) -> None:
         first = self._start + row * self._bytes
@@ -251,11 +226,6 @@ def shard_name(number: int) -> str:
     return f"features-{number:05d}.safetensors"
 
 
-def pictures_name(shard: str) -> str:
-    """The file that holds the pictures of a shard."""
-    return shard.replace("features-", "pictures-").replace(".safetensors", ".parquet")
-
-
 def read_header(path: Path) -> TensorLocation:
     """Dtype, shape and place of the one tensor of a shard."""
     try:
@@ -263,7 +233,7 @@ def read_header(path: Path) -> TensorLocation:
             header = file.read(header_length(file.read(LENGTH_BYTES), path.name))
         return {p.info.name: p for p in parse_header(header, path.name, path.name)}[TENSOR]
     except (ValueError, KeyError) as e:
-        raise ValueError(f"{path}: truncated or no feature shard ({e}); {_again(path)}") from e
+        raise ValueError(f"{path}: truncated or no feature shard ({e}); {cache_again(path)}") from e
 
 
 def _read_index(path: Path, meta: FeatureMeta) -> pd.DataFrame:
@@ -271,11 +241,11 @@ def _read_index(path: Path, meta: FeatureMeta) -> pd.DataFrame:
     require_regular(path)
     try:
         num_rows = pq.read_metadata(path).num_rows  # before they are read: a few bytes may stand for millions
-        index = _read_table(path, INDEX_SCHEMA) if num_rows == meta.count else None
+        index = read_table(path, INDEX_SCHEMA) if num_rows == meta.count else None
     except (ValueError, OSError) as e:
-        raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); {_again(path)}") from e
+        raise ValueError(f"{path}: missing or broken ({str(e).splitlines()[0]}); {cache_again(path)}") from e
     if index is None:
-        raise ValueError(f"{path.parent}: {INDEX} has {num_rows} rows, {META} says {meta.count}; {_again(path)}")
+        raise ValueError(f"{path.parent}: {INDEX} has {num_rows} rows, {META} says {meta.count}; {cache_again(path)}")
     found: pd.DataFrame = index.to_pandas()
     return found
 
@@ -290,10 +260,10 @@ def _read_digests(record: Path) -> dict[str, str]:
     try:
         return _Digests.model_validate(read_json(record)).digests
     except ValidationError as e:
-        raise ValueError(f"{record}: not the record of a shard; {_again(record)}") from e
+        raise ValueError(f"{record}: not the record of a shard; {cache_again(record)}") from e
 
 
-def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """The columns of `schema`, in its types; a ValueError says what is not so. Only `bbox` may be null."""
     require_bounded(path, schema.names)
     try:
@@ -306,7 +276,7 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def _again(place: Path) -> str:
+def cache_again(place: Path) -> str:
     """The remedy if a cache's folder, or a file in it, is damaged: a cache of an older version cannot be replaced."""
     folder = place if place.is_dir() else place.parent
     return "cache again" if (folder / JOB).is_file() else "cache again, into a new folder"
@@ -315,8 +285,8 @@ def _again(place: Path) -> str:
 def _read_meta(path: Path) -> FeatureMeta:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: not the {META} of a feature cache; {_again(path)}")
+        raise ValueError(f"{path}: not the {META} of a feature cache; {cache_again(path)}")
     meta = validate(FeatureMeta, content, where=str(path))
     if meta.side**2 != meta.tokens:
-        raise ValueError(f"{path}: tokens {meta.tokens} is not a square number; {_again(path)}")
+        raise ValueError(f"{path}: tokens {meta.tokens} is not a square number; {cache_again(path)}")
     return meta

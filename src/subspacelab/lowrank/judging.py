@@ -15,6 +15,7 @@ from subspacelab.data.grounding import read_grounding
 from subspacelab.data.pictures import Picture
 from subspacelab.data.references import resolve_pictures
 from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.kept_pictures import read_picture
 from subspacelab.lowrank.preparation import Normalisation
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def open_judge(
             f"{checkpoint}: reads tokens of width {reader.dim}, {features.folder} holds {features.meta.dim}; "
             "give the checkpoint that made them"
         )
-    boxes = {row: box for row in rows if (box := features.picture(row).bbox) is not None}
+    boxes = {row: box for row in rows if (box := read_picture(features, row).bbox) is not None}
     if missing := sorted(set(rows) - boxes.keys()):
         raise ValueError(
             f"{features.folder}: picture {features.index['dataset_id'][missing[0]]} has no box to be found"

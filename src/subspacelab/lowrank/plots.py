@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from subspacelab.lowrank.baselines import CONTROLS, RANDOM_BASIS
 from subspacelab.lowrank.comparison import Comparison
-from subspacelab.lowrank.features import CachedPicture
+from subspacelab.lowrank.kept_pictures import CachedPicture
 from subspacelab.lowrank.training import TrainingResult, ValidationErrors
 from subspacelab.lowrank.visualization import Views
 from subspacelab.plotting.figures import COLOURS, GREY, count_along, drawn_name, log_if_positive, open_figure, say

@@ -22,7 +22,8 @@ from subspacelab.lowrank.baselines import (
     train_basis,
 )
 from subspacelab.lowrank.config import RANKS
-from subspacelab.lowrank.features import CachedPicture, Features
+from subspacelab.lowrank.features import Features
+from subspacelab.lowrank.kept_pictures import CachedPicture, read_picture
 from subspacelab.lowrank.metrics import similarity
 from subspacelab.lowrank.preparation import batches_of, read_batches
 
@@ -109,7 +110,7 @@ def visualize(
     return Views(
         image_idx,
         features.meta.describe_rank(evaluation.rank),
-        features.picture(row),
+        read_picture(features, row),
         maps(x),
         {name: maps(y) for name, y in approximated.items()},
         {name: summed(y) for name, y in approximated.items()},

@@ -21,6 +21,7 @@ from subspacelab.linalg.token_svd import project, token_svd
 from subspacelab.lowrank.baselines import open_evaluation
 from subspacelab.lowrank.config import RANKS
 from subspacelab.lowrank.features import META, Features
+from subspacelab.lowrank.kept_pictures import read_picture
 from subspacelab.report.figures import template
 from subspacelab.report.page import Choice, Figure, text_in_figure
 
@@ -69,7 +70,7 @@ def channel_maps(root: Path, *, pictures: int, channels: int) -> Figure | None:
     for row in evaluation.rows[:pictures]:
         x = evaluation.normalisation.apply(features.read([row]))
         u = token_svd(x).U
-        picture = features.picture(row)
+        picture = read_picture(features, row)
 
         def maps(y: Float[Tensor, "one tokens dim"]) -> Float[ndarray, "channels side side"]:
             side = features.meta.side

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from subspacelab.data import grounding
+from subspacelab.core import parquet
 from subspacelab.data.grounding import SCHEMA, GroundingRow, count_grounding, read_grounding, write_grounding
 
 
@@ -109,7 +109,7 @@ def test_the_number_of_a_row_counts_over_batches(tmp_path: Path) -> None:
 def test_some_bytes_that_unpack_to_gigabytes_are_refused_by_what_they_declare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list
 ) -> None:
-    monkeypatch.setattr(grounding, "SMALL_BYTES", 1 << 16)
+    monkeypatch.setattr(parquet, "SMALL_BYTES", 1 << 16)
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "x.parquet", compression="zstd")
     with pytest.raises(ValueError, match=r"x\.parquet: '.*' unpacks to .* values and .* bytes in .* rows"):
         count_grounding(tmp_path)

@@ -13,7 +13,8 @@ from torch import Tensor
 from subspacelab.checkpoints import write_tensors
 from subspacelab.core.files import write_json
 from subspacelab.linalg.subspaces import random_orthonormal
-from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, Features, pictures_name, shard_name
+from subspacelab.lowrank.features import INDEX, META, TENSOR, FeatureMeta, Features, shard_name
+from subspacelab.lowrank.kept_pictures import pictures_name
 
 CELL = 28  # pixels per side of a merged token
 

@@ -19,6 +19,7 @@ from subspacelab.core.ownership import sole_writer
 from subspacelab.data.pictures import read_pictures, square
 from subspacelab.lowrank.extraction import CachePlan, cache_features
 from subspacelab.lowrank.features import JOB, META, FeatureMeta, Features, shard_name
+from subspacelab.lowrank.kept_pictures import read_picture
 from subspacelab.models.vision_tower import VisionTower, load_vision_tower
 
 CPU = torch.device("cpu")
@@ -60,14 +61,14 @@ def test_the_pictures_are_kept_for_looking_at(source: Source, tmp_path: Path) ->
     folder = write_pictures(tmp_path / "in", 3)
     (folder / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     _cache(source, folder / "x.jsonl", tmp_path / "out")
-    picture = Features(tmp_path / "out").picture(2)
+    picture = read_picture(Features(tmp_path / "out"), 2)
     assert picture.dataset_id == "./002.png"
     assert picture.bbox == pytest.approx((4 * 1.4, 6 * 56 / 30, 20 * 1.4, 15 * 56 / 30))
     wanted = square(list(read_pictures(folder))[2], 56).pixels.numpy()
     # JPEG halves the colour's resolution, so noise keeps its brightness only: correlation 0.9; other pictures' is 0.
     assert np.corrcoef(picture.pixels.mean(2).ravel(), wanted.mean(2).ravel())[0, 1] > 0.9
     _cache(source, folder, tmp_path / "plain")
-    assert Features(tmp_path / "plain").picture(0).bbox is None
+    assert read_picture(Features(tmp_path / "plain"), 0).bbox is None
 
 
 def test_one_unreadable_picture_in_a_hundred_is_left_out_and_reported(source: Source, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from subspacelab.checkpoints import Source, resolve_reference
 from subspacelab.lowrank import cache
 from subspacelab.lowrank.extraction import CachePlan, cache_features
 from subspacelab.lowrank.features import META, Features, shard_name
+from subspacelab.lowrank.kept_pictures import read_picture
 from subspacelab.models.vision_tower import VisionTower
 
 CPU = torch.device("cpu")
@@ -214,7 +215,7 @@ def test_a_corrected_box_of_the_same_picture_is_taken_over(source: Source, tmp_p
         rows = [{"image": f"{i:03d}.png", "response": {"bbox_2d": corners}} for i in range(2)]
         (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
         _cache(source, folder / "x.jsonl", tmp_path / "out")
-    assert Features(tmp_path / "out").picture(1).bbox == pytest.approx((28, 28, 28, 28))
+    assert read_picture(Features(tmp_path / "out"), 1).bbox == pytest.approx((28, 28, 28, 28))
 
 
 def test_a_refusal_in_mid_work_leaves_the_earlier_cache(

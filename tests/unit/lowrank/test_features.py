@@ -17,6 +17,7 @@ from tests.unit.lowrank.caches import random_features, write_cache, write_random
 from subspacelab.checkpoints import write_tensors
 from subspacelab.core.files import write_json
 from subspacelab.lowrank.features import INDEX, META, FeatureMeta, Features, shard_name, split_rows
+from subspacelab.lowrank.kept_pictures import read_picture
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -41,7 +42,7 @@ def test_what_is_read_is_a_copy(tmp_path: Path) -> None:
 def test_pictures_come_back_with_their_boxes(tmp_path: Path) -> None:
     features = write_random_cache(tmp_path, count=10, per_shard=4, pictures=True)
     stored = pd.read_parquet(tmp_path / "pictures-00002.parquet")
-    picture = features.picture(9)
+    picture = read_picture(features, 9)
     assert picture.dataset_id == "picture-0009"
     assert picture.bbox == tuple(stored["bbox"][1])
     assert picture.pixels.shape == (112, 112, 3)
