@@ -7,7 +7,7 @@ process of its own, with the same columns:
 - factors: `decompose` of each, then `compare` of the folders.
 Told of each: seconds, seconds of the CPU, peak of anonymous memory over what was there before the work, as a multiple
 of the largest matrix in float64, and bytes of factors. The claim: less CPU time, without a byte of factors, within 4
-times that matrix. It is of two checkpoints; three need complete bases of tall weights, and took 5.2 times (exit 1).
+times that matrix. Of three, the rotations of tall weights are composed from the spaces of their columns.
 
 Seconds of one run are comparable with each other alone; those of the CPU, of one thread, hardly change with what else
 runs. Exits with 1 when the claim fails. `--tiny` is a trial of the

@@ -70,6 +70,10 @@ class Span:
     """T, float64."""
 
 
+Basis = Float[Tensor, "m _"] | Span
+"""A space by the orthonormal columns of a matrix, or as a `Span`."""
+
+
 def span_of(a: Float[Tensor, "m r"]) -> Span:
     """The column space of a tall matrix of full rank: T = V / S, from its float64 Gram matrix V S^2 V^T.
 
@@ -84,9 +88,7 @@ def span_of(a: Float[Tensor, "m r"]) -> Span:
     return Span(q, torch.eye(q.shape[1], dtype=q.dtype, device=q.device))
 
 
-def composition_error(
-    q0: Float[Tensor, "m r"], q1: Float[Tensor, "m r1"] | Span, q2: Float[Tensor, "m r"] | Span
-) -> Composition:
+def composition_error(q0: Basis, q1: Basis, q2: Basis) -> Composition:
     """Error of the claim R_02 = R_01 R_12 for three bases, R_ab = Qa^T Qb, in float64.
 
     R_01 R_12 - R_02 = -Q0^T (I - Q1 Q1^T) Q2: the product of the two projections outside span(Q1). So the error depends
@@ -104,7 +106,7 @@ def composition_error(
     )
 
 
-def _overlap(a: Float[Tensor, "m ra"] | Span, b: Float[Tensor, "m rb"] | Span) -> Float[Tensor, "ra rb"]:
+def _overlap(a: Basis, b: Basis) -> Float[Tensor, "ra rb"]:
     """`rotation` of two bases, each as its columns or as a span."""
     x, y = (q.columns if isinstance(q, Span) else q for q in (a, b))
     overlap = rotation(x, y)

@@ -242,32 +242,23 @@ def weight_gflop(chain: Chain, name: str, settings: Settings) -> float:
     shape = chain.shape(name)
     if chain.num_streamed == 0:
         return (1 + draws * pairs) * gflop(shape)
-    whole = gflop(shape)
-    leading = _leading_gflop(shape) if is_cheaper(directions_needed(settings.k, shape), shape) else whole
-    needed = whole if leading_needed(chain, name, settings.k) is None else leading
-    # Of a draw, only the middle of a composition needs all that the chain needs.
-    return (chain.num_streamed + 1) * needed + draws * (needed + (pairs - 1) * leading)
+    leading, spans, spans_of_draw = gflop(shape), 0, 0
+    if is_cheaper(directions_needed(settings.k, shape), shape):
+        leading = _leading_gflop(shape)
+        if len(chain.checkpoints) == len(ROLES) and shape[0] != shape[1]:  # of the chain, the noise, a random middle
+            spans, spans_of_draw = 5, 2
+    return (chain.num_streamed + 1 + spans) * leading + draws * (pairs + spans_of_draw) * leading
 
 
 def _leading_gflop(shape: tuple[int, int]) -> float:
-    """As `plan.gflop`, for the leading triples and all singular values (measured: a third at 2048 x 2048)."""
+    """As `plan.gflop`, for the leading triples and all singular values, or for a `Span` (measured: a third at 2048 x
+    2048)."""
     short, long = min(shape), max(shape)
     return (2 * long * short**2 + 4 * short**3) / 1e9
 
 
-def leading_needed(chain: Chain, name: str, k: int | None) -> int | None:
-    """How many leading triples of a weight its rows need; None for all.
-
-    The composition of rotations needs all triples of three checkpoints, except for a square weight, where it is exact.
-    """
-    m, n = chain.shape(name)
-    if len(chain.checkpoints) == len(ROLES) and m != n:
-        return None
-    return directions_needed(k, (m, n))
-
-
 def directions_needed(k: int | None, shape: tuple[int, int]) -> int:
-    """How many leading triples all measures but the composition of rotations need."""
+    """How many leading triples of a weight its rows need; rotations are composed from spaces, not from directions."""
     return max(leading_directions(k, min(shape)), LOOKED_AT)
 
 
@@ -291,14 +282,13 @@ def _see(weight: Weight) -> Seen:
 def _chain_of_three(
     chain: Chain, name: str, settings: Settings, device: torch.device, seen: list[Seen]
 ) -> Iterator[dict[str, Value]]:
-    base, stage1, stage2 = chain.read(name, device, leading_needed(chain, name, settings.k))
+    base, stage1, stage2 = chain.read(name, device, directions_needed(settings.k, chain.shape(name)))
     seen += map(_see, (base, stage1, stage2))
     row = measure_weight(name, (base, stage1, stage2), k=settings.k, seed=settings.seed)
     draws = settings.null_draws
     if draws:
         assert draws != "auto"
-        needed = directions_needed(settings.k, chain.shape(name))
-        stage1, stage2 = stage1.leading(needed), stage2.leading(needed)  # frees the others: draws take room
+        stage1, stage2 = replace(stage1), replace(stage2)  # without their spans, as draws take room
         nulls = {
             model: null_columns(name, (base, stage1, stage2), row, seed=settings.seed, draws=draws, model=model)
             for model in settings.models
@@ -311,7 +301,7 @@ def _links(
     chain: Chain, name: str, settings: Settings, device: torch.device, seen: list[Seen]
 ) -> Iterator[dict[str, Value]]:
     """One row per link, with two checkpoints in memory at a time."""
-    walk = chain.walk(name, device, leading_needed(chain, name, settings.k))
+    walk = chain.walk(name, device, directions_needed(settings.k, chain.shape(name)))
     a = next(walk)
     seen.append(_see(a))
     start = measure_start(name, a, k=settings.k, seed=settings.seed)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspacelab.linalg.moments import chunk_rows
-from subspacelab.linalg.subspaces import composition_error, principal_angles, rotation, span_of
+from subspacelab.linalg.subspaces import Basis, Span, composition_error, principal_angles, rotation, span_of
 from subspacelab.linalg.svd import normalised_spectral_shift, spectral_gap
 from subspacelab.linalg.updates import intruder_dimensions, principal_energy, update_cosine
 from subspacelab.rotation.leading import LOOKED_AT, overlaps, stable_rank_of
@@ -38,16 +38,18 @@ class Rotation:
     """The MSE with the end point as the middle basis: the value for a perfect relation."""
 
 
-def measure_rotation(
-    q0: Float[Tensor, "m r"], q1: Float[Tensor, "m r"], q2: Float[Tensor, "m r"], generator: torch.Generator
-) -> Rotation:
-    """Tests R_02 = R_01 R_12, R_ab = Q_a^T Q_b, for the singular bases of a chain of three (columns), in float64."""
+def measure_rotation(q0: Basis, q1: Basis, q2: Basis, generator: torch.Generator) -> Rotation:
+    """Tests R_02 = R_01 R_12, R_ab = Q_a^T Q_b, for the singular bases of a chain of three (columns), in float64.
+
+    The error depends on their spans alone, so each may be a `Span`.
+    """
     found = composition_error(q0, q1, q2)
-    random = torch.randn(q1.shape, generator=generator, dtype=torch.float64).to(q1.device)
+    middle = q1.columns if isinstance(q1, Span) else q1
+    random = torch.randn(middle.shape, generator=generator, dtype=torch.float64).to(middle.device)
     return Rotation(
         mse=found.mse,
         relative=found.relative,
-        identity=q1.shape[0] == q1.shape[1],
+        identity=middle.shape[0] == middle.shape[1],
         random_mse=composition_error(q0, span_of(random), q2).mse,
         oracle_mse=composition_error(q0, q2, q2).mse,
     )
@@ -252,13 +254,15 @@ def _sizes(first: Weight, k: int | None) -> tuple[dict[str, Value], float]:
 
 
 def _rotation_columns(name: str, chain: tuple[Weight, Weight, Weight], seed: int) -> Mapping[str, Value]:
-    if any(weight.is_partial for weight in chain):  # of a square weight alone: identities, which prove nothing
-        return {f"{c}_{side}": c == "identity" or None for c in ROTATION_FIELDS for side in SIDES}
-    measured = {}
+    columns: dict[str, Value] = {}
     for side in SIDES:
-        q0, q1, q2 = (weight.basis(side) for weight in chain)
-        measured[side] = measure_rotation(q0, q1, q2, generator_for(seed, name, "random", side))
-    return {f"{c}_{side}": getattr(measured[side], f) for c, f in ROTATION_FIELDS.items() for side in SIDES}
+        q0, q1, q2 = (weight.span(side) for weight in chain)
+        if q0 is None or q1 is None or q2 is None:  # an identity, which proves nothing
+            columns |= {f"{column}_{side}": column == "identity" or None for column in ROTATION_FIELDS}
+        else:
+            found = measure_rotation(q0, q1, q2, generator_for(seed, name, "random", side))
+            columns |= {f"{column}_{side}": getattr(found, field) for column, field in ROTATION_FIELDS.items()}
+    return {f"{column}_{side}": columns[f"{column}_{side}"] for column in ROTATION_FIELDS for side in SIDES}
 
 
 def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, Value]:
@@ -266,12 +270,11 @@ def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, V
     near = _neighbour(name, base, seed)
     if near is None:
         return {f"floor_{column}": None for column in (*(f"rotation_mse_{side}" for side in SIDES), *CHANGE_FIELDS)}
-    mse: dict[str, Value] = {
-        f"floor_rotation_mse_{side}": None
-        if base.is_partial or near.is_partial
-        else composition_error(*(w.basis(side) for w in (base, near, base))).mse
-        for side in SIDES
-    }
+    mse: dict[str, Value] = {}
+    for side in SIDES:
+        q0, q1 = base.span(side), near.span(side)
+        error = None if q0 is None or q1 is None else composition_error(q0, q1, q0).mse
+        mse[f"floor_rotation_mse_{side}"] = error
     return mse | {f"floor_{field}": value for field, value in asdict(measure_change(base, near, k)).items()}
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import torch
@@ -18,7 +18,7 @@ from subspacelab.linalg.updates import (
     random_energy_deviation,
     random_frames_deviation,
 )
-from subspacelab.rotation.leading import LOOKED_AT, stable_rank_of
+from subspacelab.rotation.leading import stable_rank_of
 from subspacelab.rotation.metrics import PAIRS, SIDES, Value, generator_for, measure_turn, pair_column
 from subspacelab.rotation.random_updates import MODELS, Model, RealUpdate
 from subspacelab.rotation.weight import Weight, subtract
@@ -233,22 +233,19 @@ def _measure_draw(
 ) -> dict[str, float]:
     """Every measure that needs a draw, for one random update per pair."""
     found: dict[str, float] = {}
-    middle, end = None, None
+    middle: Weight | None = None
     for pair, real in updates.items():
         start, state = chain[PAIRS[pair][0]], generator.get_state()
-        if pair != "01":
-            start = start.leading(max(k, LOOKED_AT))
         update = real.draw(model, generator)
-        if pair == "12" and middle is not None and end is not None:
-            end.add_(update)
-            del update  # drawn again below: a matrix less while the basis of `end` is computed
-            found |= _compose(chain[0], middle, end)
-            middle = end = None
+        if pair == "12" and middle is not None:
+            found |= _compose(chain[0], middle, update)
+            middle = None
+            del update  # its memory holds the end of the chain
             generator.set_state(state)
             update = real.draw(model, generator)
         moved, measured = _move(start, update, k, model)
-        if pair == "01" and not moved.is_partial:
-            middle, end = moved, update
+        if pair == "01" and update.shape[0] != update.shape[1]:  # else the composition is an identity
+            middle = replace(moved, dense=update.float() if moved.is_partial else update)  # as exact as its directions
         del update
         measured |= _turn(start, moved, k)
         found |= {pair_column(field, pair): value for field, value in measured.items()}
@@ -289,12 +286,12 @@ def _is_whole(field: str, weight: Weight, k: int) -> bool:
     return whole.get(field.rpartition("_")[2], all(whole.values()))
 
 
-def _compose(base: Weight, middle: Weight, end: Float[Tensor, "m n"]) -> dict[str, float]:
-    """The composition error on the side that is not an identity; of `end` its column space is enough."""
-    found: dict[str, float] = {}
-    for side in SIDES:
-        q0, q1 = base.basis(side), middle.basis(side)
-        if q1.shape[0] > q1.shape[1]:
-            error = composition_error(q0, q1, span_of(end if side == "U" else end.T))
-            found |= {f"rotation_mse_{side}": error.mse, f"rotation_rel_{side}": error.relative}
-    return found
+def _compose(base: Weight, middle: Weight, update: Float[Tensor, "m n"]) -> dict[str, float]:
+    """The composition error on the long side; `update` becomes the end of the chain, whose space is enough."""
+    assert middle.dense is not None
+    side = "U" if update.shape[0] > update.shape[1] else "Vh"
+    q0, q1, end = base.span(side), middle.span(side), _add(update, middle.dense)
+    assert q0 is not None
+    assert q1 is not None
+    error = composition_error(q0, q1, span_of(end if side == "U" else end.T))
+    return {f"rotation_mse_{side}": error.mse, f"rotation_rel_{side}": error.relative}

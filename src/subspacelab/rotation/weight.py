@@ -1,6 +1,6 @@
 """One weight of a checkpoint as its factors and entries, and the difference of two."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from subspacelab.checkpoints.tensors import FP8
 from subspacelab.linalg.moments import chunk_rows
+from subspacelab.linalg.subspaces import Span, span_of
 from subspacelab.linalg.svd import SVD, svd
-from subspacelab.rotation.leading import is_cheaper, leading_svd
+from subspacelab.rotation.leading import leading_svd
 
 STORAGE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 STORAGE |= dict.fromkeys(FP8, torch.float32)  # which code times scale is computed in
@@ -59,13 +60,6 @@ class Weight:
         """All known singular values, descending."""
         return self.svd.S if self.spectrum is None else self.spectrum
 
-    def leading(self, k: int) -> "Weight":
-        """The weight with its `k` leading triples alone, where only those would be computed (`of`); else itself."""
-        if self.is_partial or not self.exact or not is_cheaper(k, (len(self.svd.U), self.svd.Vh.shape[1])):
-            return self
-        u, s, vh = self.svd.U[:, :k].clone(), self.svd.S[:k], self.svd.Vh[:k].clone()
-        return replace(self, svd=SVD(u, s, vh, self.svd.method), spectrum=self.svd.S)
-
     @property
     def is_partial(self) -> bool:
         """Whether only the leading triples were computed, although all could be."""
@@ -98,9 +92,20 @@ class Weight:
         """Right singular vectors as columns."""
         return self.svd.Vh.T
 
-    def basis(self, side: str) -> Float[Tensor, "long r"]:
-        """Singular vectors of a side, "U" or "Vh", as columns."""
-        return self.svd.U if side == "U" else self.V
+    def span(self, side: str) -> Float[Tensor, "long r"] | Span | None:
+        """The space of all singular vectors of a side, "U" or "Vh": by these vectors, or by the entries of W.
+
+        None for the short side of a weight whose leading triples alone were computed: it spans everything.
+        """
+        if not self.is_partial:
+            return self.svd.U if side == "U" else self.V
+        m, n = len(self.svd.U), self.svd.Vh.shape[1]
+        return self._long_span if (m > n) == (side == "U") and m != n else None
+
+    @cached_property
+    def _long_span(self) -> Span:
+        assert self.dense is not None
+        return span_of(self.dense if len(self.svd.U) > self.svd.Vh.shape[1] else self.dense.T)
 
 
 def to_device(svd: SVD, device: torch.device) -> SVD:
