@@ -11,13 +11,13 @@ from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
 from subspacelab.checkpoints.hub import TIMEOUT_SECONDS, hub_errors, why_not
+from subspacelab.checkpoints.index import ADAPTER_CONFIG, inner_folder
 from subspacelab.checkpoints.reader import Checkpoint, open_source
 from subspacelab.checkpoints.references import HUB_REFERENCE
 from subspacelab.checkpoints.validation import read_checked, require_finite
 from subspacelab.core.errors import CheckpointError
 from subspacelab.core.files import expanded
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """File names, tried in this order; from a torch file only tensors are loaded."""
 PREFIX = "base_model.model."
@@ -166,9 +166,8 @@ def open_adapter(reference: str | Path) -> Adapter:
     folder, revision = _find(str(reference))
     weights = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists()), None)
     if not (folder / ADAPTER_CONFIG).is_file() or weights is None:
-        raise CheckpointError(
-            f"{reference}: no adapter here; expected {ADAPTER_CONFIG} and one of {', '.join(ADAPTER_WEIGHTS)}"
-        )
+        expected = f"expected {ADAPTER_CONFIG} and one of {', '.join(ADAPTER_WEIGHTS)}"
+        raise CheckpointError(f"{reference}: no adapter here; {inner_folder(folder, [ADAPTER_CONFIG]) or expected}")
     config = read_checked(folder / ADAPTER_CONFIG, TypeAdapter(AdapterConfig), "the config of an adapter")
     _require_lora(str(reference), config)
     tensors = open_source(weights)

@@ -1,7 +1,7 @@
 """Which files hold a checkpoint's weights: found by their known names, never by globbing."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +11,7 @@ from subspacelab.checkpoints.tensors import TensorInfo
 from subspacelab.checkpoints.validation import read_checked, require_payload
 from subspacelab.core.errors import CheckpointError
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 BIN_NAME = "pytorch_model.bin"
@@ -38,11 +38,21 @@ def find_weights(path: Path) -> WeightFiles:
         return _checked(WeightFiles(path.parent, (path.name,), None))
     found = next((name for name in PREFERENCE if (path / name).exists()), None)
     if found is None:
-        raise CheckpointError(f"{path}: no weights here; expected one of {', '.join(PREFERENCE)}")
+        if (path / ADAPTER_CONFIG).is_file():
+            raise CheckpointError(f"{path}: an adapter, not a checkpoint; `rotation audit` and `compare` take adapters")
+        inner = inner_folder(path, (*PREFERENCE, ADAPTER_CONFIG))
+        raise CheckpointError(f"{path}: no weights here; " + (inner or f"expected one of {', '.join(PREFERENCE)}"))
     if not found.endswith(".json"):
         return _checked(WeightFiles(path, (found,), None))
     weight_map = read_weight_map(path / found)
     return _checked(WeightFiles(path, tuple(sorted(set(weight_map.values()))), weight_map))
+
+
+def inner_folder(path: Path, names: Collection[str]) -> str:
+    """For an error: the first folder inside `path` that holds a file of these names; empty if none does."""
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    found = next((folder for folder in inside if any((folder / name).is_file() for name in names)), None)
+    return f"did you mean {found}?" if found else ""
 
 
 class _Index(BaseModel):

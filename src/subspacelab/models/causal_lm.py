@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from subspacelab.checkpoints import Checkpoint, config_errors, open_source
-from subspacelab.checkpoints.index import CONFIG_NAME, PREFERENCE, find_weights, repeated_names
+from subspacelab.checkpoints.index import ADAPTER_CONFIG, CONFIG_NAME, PREFERENCE, find_weights, repeated_names
 from subspacelab.checkpoints.shards import list_tensors
 from subspacelab.core.errors import CheckpointError
 from subspacelab.core.files import read_json
 
-ADAPTER_CONFIG = "adapter_config.json"
 NO_ADAPTER = {"subfolder": "\0"}
 """Folder in which transformers looks for an adapter beside the weights: a path that cannot exist."""
 COMPUTED = re.compile(r"(^|[._])(inv_freq|masked_bias|position_ids|cos_cached|sin_cached)$")

@@ -20,6 +20,9 @@ from rich.text import Text
 from subspacelab.core.callbacks import Advance
 from subspacelab.core.errors import printable
 
+WHOLE = 14
+"""Characters of a name that every terminal has room for."""
+
 
 def show_number(value: float | None, digits: int = 3) -> str:
     """A number with `digits` significant digits; `-` for a missing one."""
@@ -31,14 +34,18 @@ def print_table(
 ) -> None:
     """Prints a table on standard output: first column text, the others numbers; brackets in names are not markup.
 
-    In a narrow terminal text is wrapped, but numbers are not: a split number would be misread.
+    In a narrow terminal long text is wrapped, but numbers are not: a split number would be misread. Names of up to
+    `WHOLE` characters are not wrapped either.
     """
     table = Table(title=_plain(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     texts = [[_plain(cell) for cell in row] for row in rows]
     for i, column in enumerate(columns):
         longest = max((len(row[i]) for row in texts), default=0)
         table.add_column(
-            _plain(column), justify="right" if i else "left", min_width=longest if i else 1, overflow="fold"
+            _plain(column),
+            justify="right" if i else "left",
+            min_width=longest if i else min(longest, WHOLE),
+            overflow="fold",
         )
     for row in texts:
         table.add_row(*row)

@@ -57,6 +57,10 @@ def test_empty_files(tmp_path, name):
 def test_a_folder_without_weights_and_no_folder_at_all(tmp_path):
     (tmp_path / "README.md").write_text("weights elsewhere")
     assert "no weights here; expected one of model.safetensors" in refusal(open_source, tmp_path)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "adapter_config.json").touch()
+    assert refusal(open_source, tmp_path) == f"{tmp_path}: no weights here; did you mean {tmp_path / 'inner'}?"
+    assert "an adapter, not a checkpoint" in refusal(open_source, tmp_path / "inner")
     assert "no such checkpoint" in refusal(open_source, tmp_path / "absent")
 
 
