@@ -79,6 +79,8 @@ def place_of(group: Group) -> str:
     return PLACES.get(stem, stem)
 
 
+SMALLEST_ERROR = 1e-20
+"""Of a composition: below float32 bases' rounding of 1e-18, above what float64 leaves of 0."""
 SIDES = {"U": "left singular vectors (U)", "Vh": "right singular vectors (Vh)"}
 
 
@@ -127,6 +129,10 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: 
         axes.plot(x, rows[f"floor_rotation_mse_{side}"], color=colour, linestyle=":", linewidth=1.2)
     log_if_positive(axes, measured)
     count_along(axes)
+    if not pd.Series(measured).notna().any():
+        say(axes, "identities: nothing to measure")
+    elif max(measured) > SMALLEST_ERROR:
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], SMALLEST_ERROR))
     identities = curves[curves["module"].isin(labels) & curves[f"identity_{side}"]]
     identities = identities.dropna(subset=[f"rotation_mse_{side}"])
     if len(identities):

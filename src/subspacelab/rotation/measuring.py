@@ -242,12 +242,14 @@ def weight_gflop(chain: Chain, name: str, settings: Settings) -> float:
     shape = chain.shape(name)
     if chain.num_streamed == 0:
         return (1 + draws * pairs) * gflop(shape)
-    leading, spans, spans_of_draw = gflop(shape), 0, 0
+    leading, spans, spans_of_draw, composition = gflop(shape), 0, 0, 0.0
     if is_cheaper(directions_needed(settings.k, shape), shape):
         leading = _leading_gflop(shape)
-        if len(chain.checkpoints) == len(ROLES) and shape[0] != shape[1]:  # of the chain, the noise, a random middle
-            spans, spans_of_draw = 5, 2
-    return (chain.num_streamed + 1 + spans) * leading + draws * (pairs + spans_of_draw) * leading
+        if len(chain.checkpoints) == len(ROLES) and shape[0] != shape[1]:
+            spans, spans_of_draw = 5, 2  # of the chain, the noise and a random middle; of a middle and an end
+            composition = 3 * 2 * max(shape) * min(shape) ** 2 / 1e9  # three products of two bases
+    once = (chain.num_streamed + 1 + spans) * leading + 4 * composition
+    return once + draws * ((pairs + spans_of_draw) * leading + composition)
 
 
 def _leading_gflop(shape: tuple[int, int]) -> float:

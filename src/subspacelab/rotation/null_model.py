@@ -47,6 +47,8 @@ SAME_FOR_ALL: dict[str, tuple[str, ...]] = {
 }
 """Measures for which a null model has no columns: with the same singular values, the stable rank equals the real
 update's; the cosine with an unrelated direction has the same distribution in all models."""
+LEAST_IN_FLOAT32 = 1e-6
+"""Norm of an update, of its weight's, beside which float32 rounding of 3e-8 does not show in a composition error."""
 LARGE_Z = 5.0
 RATIOS = (0.8, 1.25)
 LARGE_COSINE = 0.1
@@ -245,7 +247,8 @@ def _measure_draw(
             update = real.draw(model, generator)
         moved, measured = _move(start, update, k, model)
         if pair == "01" and update.shape[0] != update.shape[1]:  # else the composition is an identity
-            middle = replace(moved, dense=update.float() if moved.is_partial else update)  # as exact as its directions
+            rounded = moved.is_partial and real.norm > LEAST_IN_FLOAT32 * torch.linalg.vector_norm(moved.S).item()
+            middle = replace(moved, dense=update.float() if rounded else update)
         del update
         measured |= _turn(start, moved, k)
         found |= {pair_column(field, pair): value for field, value in measured.items()}

@@ -19,7 +19,7 @@ from subspacelab.rotation.metrics import Value
 
 UNFINISHED = "unfinished"
 """Folder of these rows inside that of the tables."""
-FORMAT = 1  # raised when the numbers of a row change, so that no older one is kept
+FORMAT = 2  # raised when the numbers of a row change, so that no older one is kept
 _KEY = "subspacelab"
 _SPECTRA = "spectra"
 

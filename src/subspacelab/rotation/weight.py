@@ -10,7 +10,7 @@ from torch import Tensor
 from subspacelab.checkpoints.tensors import FP8
 from subspacelab.linalg.moments import chunk_rows
 from subspacelab.linalg.subspaces import Span, span_of
-from subspacelab.linalg.svd import SVD, svd
+from subspacelab.linalg.svd import SVD, num_tail, svd
 from subspacelab.rotation.leading import leading_svd
 
 STORAGE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -95,7 +95,9 @@ class Weight:
     def span(self, side: str) -> Float[Tensor, "long r"] | Span | None:
         """The space of all singular vectors of a side, "U" or "Vh": by these vectors, or by the entries of W.
 
-        None for the short side of a weight whose leading triples alone were computed: it spans everything.
+        None for the short side of a weight whose leading triples alone were computed: it spans everything. A weight
+        with directions that its entries do not determine has all its vectors computed: the same seed completes them in
+        every checkpoint, where rounding would tilt the space.
         """
         if not self.is_partial:
             return self.svd.U if side == "U" else self.V
@@ -103,9 +105,10 @@ class Weight:
         return self._long_span if (m > n) == (side == "U") and m != n else None
 
     @cached_property
-    def _long_span(self) -> Span:
+    def _long_span(self) -> Float[Tensor, "long r"] | Span:
         assert self.dense is not None
-        return span_of(self.dense if len(self.svd.U) > self.svd.Vh.shape[1] else self.dense.T)
+        tall = self.dense if self.dense.shape[0] > self.dense.shape[1] else self.dense.T
+        return svd(tall).U if num_tail(self.S) else span_of(tall)
 
 
 def to_device(svd: SVD, device: torch.device) -> SVD:

@@ -303,6 +303,22 @@ def test_rotations_of_large_weights_are_composed_from_their_spaces(
     assert not found[rest].equals(expected[rest])  # another way to the same numbers
 
 
+def test_directions_that_the_entries_do_not_determine_tilt_no_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns that stand twice, in every checkpoint: of full rank are only 44 of 48 directions."""
+    generator = torch.Generator().manual_seed(0)
+    states, w = [], torch.zeros(120, 48)
+    for scale in (1.0, 1e-3, 1e-3):
+        w = w + scale * torch.randn(w.shape, generator=generator)
+        w[:, 44:] = w[:, :4]
+        states.append({"x.weight": w})
+    full = compare(*states, k=2, null_draws=3, device="cpu").layers.iloc[0]
+    monkeypatch.setattr("subspacelab.rotation.leading.SMALLEST", 40)
+    found = compare(*states, k=2, null_draws=3, device="cpu").layers.iloc[0]
+    assert pd.isna(found["rotation_mse_Vh"])  # the large weight's way
+    for column in ("rotation_mse_U", "rotation_mse_U_null_mean", "floor_rotation_mse_U"):
+        assert found[column] == pytest.approx(full[column], rel=1e-3), column
+
+
 def test_the_picture_of_scores(four: Comparison, comparison: Comparison) -> None:
     layers = comparison.layers
     scores, there, marked = score_grid(layers, comparison.groups, ["principal_energy_02"], 2)
