@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -22,6 +23,8 @@ from subspacelab.core.errors import printable
 
 WHOLE = 14
 """Characters of a name that every terminal has room for."""
+WIDE = 1000
+"""Columns of a terminal that has room for any table."""
 
 
 def show_number(value: float | None, digits: int = 3) -> str:
@@ -35,21 +38,25 @@ def print_table(
     """Prints a table on standard output: first column text, the others numbers; brackets in names are not markup.
 
     In a narrow terminal long text is wrapped, but numbers are not: a split number would be misread. Names of up to
-    `WHOLE` characters are not wrapped either.
+    `WHOLE` characters are not wrapped either; columns come closer.
     """
+    console = console or Console()
     table = Table(title=_plain(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     texts = [[_plain(cell) for cell in row] for row in rows]
     for i, column in enumerate(columns):
         longest = max((len(row[i]) for row in texts), default=0)
+        word = max(map(len, column.split()), default=0)
         table.add_column(
             _plain(column),
             justify="right" if i else "left",
-            min_width=longest if i else min(longest, WHOLE),
+            min_width=max(word, longest if i else min(longest, WHOLE)),
             overflow="fold",
         )
     for row in texts:
         table.add_row(*row)
-    (console or Console()).print(table, crop=False)
+    if Measurement.get(console, console.options.update(width=WIDE), table).minimum > console.width:
+        table.padding, table.show_edge = 0, False
+    console.print(table, crop=False)
 
 
 def _plain(text: str) -> Text:

@@ -46,7 +46,6 @@ NULL_COLUMNS = ["measure", "real", "random", "+-", "ratio", "z", "", "weights"]
 LINK_COLUMNS = {
     "angle_mean": "angle",
     "floor_angle_mean": "half ulp",
-    "gap_k": "gap",
     "nss": "nss",
     "intruders": "intr.",
     "update_norm": "norm",
@@ -56,8 +55,8 @@ LINK_COLUMNS = {
 }
 LINK_ANGLES = (
     "angle: mean principal angle of the leading k directions (degrees); half ulp: that of half an ulp of bf16 noise; "
-    "gap: sigma_k / sigma_(k+1); intr.: intruder dimensions; stable: stable rank; same: share of entries unchanged; "
-    "energy: that in the leading frame, 1 for a random update"
+    "intr.: intruder dimensions; stable: stable rank; same: share of entries unchanged; energy: that in the leading "
+    "frame, 1 for a random update"
 )
 AUDIT_COLUMNS = {
     "relative_norm": "norm",
