@@ -54,7 +54,7 @@ def print_table(
         )
     for row in texts:
         table.add_row(*row)
-    if Measurement.get(console, console.options.update(width=WIDE), table).minimum > console.width:
+    if Measurement.get(console, console.options.update(width=WIDE), table).maximum > console.width:
         table.padding, table.show_edge = 0, False
     console.print(table, crop=False)
 
