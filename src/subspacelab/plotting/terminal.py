@@ -57,6 +57,8 @@ def print_table(
     if Measurement.get(console, console.options.update(width=WIDE), table).maximum > console.width:
         table.padding, table.show_edge = 0, False
     console.print(table, crop=False)
+    if not table.show_edge:
+        console.print()
 
 
 def _plain(text: str) -> Text:
