@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code = app(args=given, prog_name="subspacelab", standalone_mode=False)
         except usage_error as e:
             message = e.format_message()  # type: ignore[attr-defined]
-            if message:  # without one, help was printed instead
+            if message.startswith("Usage: "):  # the help, of a command without arguments
+                print(message)
+            else:
                 context = getattr(e, "ctx", None)
                 command = context.command_path if context else "subspacelab"
                 print(f"error: {printable(message)} Try '{command} --help'.", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -12,20 +13,32 @@ from subspacelab.report.commands import report
 
 STUDIES = ("rotation", "lowrank", "nullspace", "norms")
 # Every flag in both spellings: --output-dir and --output_dir.
-BOTH_SPELLINGS = {"token_normalize_func": lambda token: token.replace("_", "-")}
+SETTINGS: dict[str, Any] = {
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings=dict[str, Any](BOTH_SPELLINGS))
+# Help in plain text: in boxes of 80 columns the names of long flags are cut.
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"subspacelab {version('subspacelab')}")
+        raise typer.Exit
 
 
 @app.callback()
 def root(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """The low-rank structure of model weights, vision features and adapters, every run tracked.
 
-    A checkpoint is a local folder, [bold]org/name\\[@revision][/bold] on the hub, or [bold]pipeline:NAME[/bold]
-    from the pipeline. Runs are recorded in MLflow (see [bold]subspacelab ui[/bold]); --no-track or TRACKING=off
-    turns this off.
+    A checkpoint is a local folder, org/name[@revision] on the hub, or pipeline:NAME from the pipeline. Runs are
+    recorded in MLflow (see subspacelab ui); --no-track or TRACKING=off turns this off.
     """
 
 
@@ -34,7 +47,7 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
 ) -> None:
-    """The MLflow UI over this project's runs: pick an experiment, select runs, Compare."""
+    """The MLflow UI over this project's runs."""
     from subspacelab.tracking import ui_command
 
     command, environment, page = ui_command(host, port)

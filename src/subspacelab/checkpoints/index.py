@@ -41,7 +41,9 @@ def find_weights(path: Path) -> WeightFiles:
         if (path / ADAPTER_CONFIG).is_file():
             raise CheckpointError(f"{path}: an adapter, not a checkpoint; `rotation audit` and `compare` take adapters")
         inner = inner_folder(path, (*PREFERENCE, ADAPTER_CONFIG))
-        raise CheckpointError(f"{path}: no weights here; " + (inner or f"expected one of {', '.join(PREFERENCE)}"))
+        if inner:
+            raise CheckpointError(f"{path}: no weights here; {inner}")
+        raise CheckpointError(f"{path}: no weights here; expected one of {', '.join(PREFERENCE)}")
     if not found.endswith(".json"):
         return _checked(WeightFiles(path, (found,), None))
     weight_map = read_weight_map(path / found)

@@ -110,7 +110,7 @@ def _bounds(facts: Mapping[str, Any]) -> str:
     """The bounds of a number in words. The settings enforce them, with one message for flags and files."""
     of_number = next((part for part in facts.get("anyOf", ()) if part.get("type") != "null"), facts)
     words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    found = [f"{word} {of_number[key]:g}" for key, word in words.items() if key in of_number]
+    found = [f"{word} {of_number[key]:.12g}" for key, word in words.items() if key in of_number]
     return f" ({', '.join(found)})" if found else ""
 
 

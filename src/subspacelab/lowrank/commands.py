@@ -15,7 +15,7 @@ from subspacelab.lowrank.config import (
     VisualizeLowrankConfig,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Vision features factorised as A @ B by networks, against the SVD.")
+app = typer.Typer(no_args_is_help=True, help="Vision features factorised as A @ B, against the SVD.")
 
 FeaturesDir = Annotated[Path, typer.Option("--features", help="A feature cache made by `lowrank cache`.")]
 ResultsDir = Annotated[Path, typer.Option(help="Each architecture has its folder in it.")]
@@ -38,16 +38,17 @@ def cache(
     settings: CacheFeaturesConfig,
     track: Track = True,
 ) -> None:
-    """Computes the merged vision tokens of every picture with the vision tower; the language model is never read.
+    """Computes the merged vision tokens of every picture.
 
-    An interrupted run continues. Several processes: accelerate launch -m subspacelab lowrank cache ...
+    The language model is never read. An interrupted run continues. Several processes: accelerate launch -m
+    subspacelab lowrank cache ...
     """
     from subspacelab.checkpoints import open_checkpoint
     from subspacelab.core.devices import choose_device, is_main_process
     from subspacelab.data.references import resolve_pictures
     from subspacelab.lowrank.display import print_cache, print_skipped
     from subspacelab.lowrank.extraction import CachePlan, cache_features
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.tracking import open_run
 
     checkpoint, s = open_checkpoint(model_id), settings
@@ -62,6 +63,7 @@ def cache(
     if is_main_process():
         print_cache(cached)
         print_skipped(pictures)
+        say_where(output_dir)
 
 
 @app.command()
@@ -81,10 +83,11 @@ def train(
     settings: TrainLowrankConfig,
     track: Track = True,
 ) -> None:
-    """Trains one network to give A and B in one pass. A training that was cut short continues by the same command.
+    """Trains one network to give A and B in one pass.
 
-    Writes best_model, last, history and pictures to <results-dir>/<arch>, and log/logs_<timestamp>.
-    Several processes: accelerate launch -m subspacelab lowrank train ...
+    A training that was cut short continues by the same command. Writes best_model, last, history and pictures to
+    <results-dir>/<arch>, and log/logs_<timestamp>. Several processes: accelerate launch -m subspacelab lowrank
+    train ...
     """
     from subspacelab.lowrank.architectures import canonical_arch
     from subspacelab.lowrank.display import print_training
@@ -92,7 +95,7 @@ def train(
     from subspacelab.lowrank.logging import open_run_log, record_training
     from subspacelab.lowrank.plots import draw_training
     from subspacelab.lowrank.training import resume_training, train_into, validation_errors
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.tracking import open_run
 
     name, cached, s = canonical_arch(arch), Features(features), settings
@@ -114,6 +117,7 @@ def train(
             record_training(result, cached, pictures, tracker)
     if hand is not None:
         print_training(result)
+        say_where(result.folder)
 
 
 def is_given(context: typer.Context, flag: str) -> bool:
@@ -136,11 +140,12 @@ def compare(
     settings: CompareLowrankConfig,
     track: Track = True,
 ) -> None:
-    """SVD, trained networks and controls that are not trained, on the test pictures: similarity, cost, best epoch.
+    """Compares the SVD, trained networks and untrained controls.
 
-    Controls: a sketch and one basis for all pictures, each from the training pictures' PCA and at random; and every
-    network as it was before training. Then what is read back of stored factors: bytes against cosine, and with
-    --judge against the IoU of its language model. Writes comparison.csv, rate_distortion.csv, metrics.json, pictures.
+    On the test pictures: similarity, cost, best epoch. Controls: a sketch and one basis for all pictures, each from
+    the training pictures' PCA and at random; and every network as it was before training. Then what is read back of
+    stored factors: bytes against cosine, and with --judge against the IoU of its language model. Writes
+    comparison.csv, rate_distortion.csv, metrics.json, pictures.
     """
     from subspacelab.core.ownership import report_folder
     from subspacelab.lowrank.comparison import TABLES
@@ -149,7 +154,7 @@ def compare(
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_comparison
     from subspacelab.lowrank.storage_plots import PICTURES, draw_pictures
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.tracking import open_run
 
     where, s = output_dir or results_dir / "comparison", settings
@@ -167,6 +172,7 @@ def compare(
             result.save(folder)
             track_comparison(result, folder, draw_pictures(folder, result), tracker)
     print_comparison(result)
+    say_where(where)
 
 
 @app.command()
@@ -183,7 +189,7 @@ def visualize(
     settings: VisualizeLowrankConfig,
     track: Track = True,
 ) -> None:
-    """Maps of channels and errors on the picture's plane, and the cosine over the rank."""
+    """Draws channels and errors of a picture, and the rank curve."""
     from subspacelab.core.ownership import report_folder
     from subspacelab.lowrank.features import Features
     from subspacelab.lowrank.logging import track_views

@@ -41,10 +41,10 @@ def analyze(
     settings: AnalyzeSettings,
     track: Track = True,
 ) -> None:
-    """Norms of embeddings and norm layers; only config.json and these tensors are read, also from the hub.
+    """Norms of embeddings and parameters of norm layers.
 
-    The model family is detected. 48 families are known (docs/your-models.md lists them); others are analysed by
-    tensor names alone, with a warning.
+    Only config.json and these tensors are read, also from the hub. The model family is detected. 48 families are
+    known (docs/your-models.md lists them); others are analysed by tensor names alone, with a warning.
     """
     from contextlib import ExitStack
     from dataclasses import asdict, replace
@@ -58,7 +58,7 @@ def analyze(
     from subspacelab.norms.display import print_analysis, print_comparison
     from subspacelab.norms.logging import track_analysis, write_comparison
     from subspacelab.norms.plots import COMPARISON, PICTURES, draw_pictures
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.tracking import open_run
 
     require_file(output, output_dir)
@@ -103,6 +103,7 @@ def analyze(
         print_analysis(analysis)
     if several:
         print_comparison(analyses)
+    say_where(output, folder)
 
 
 @app.command()
@@ -117,10 +118,11 @@ def massive(
     settings: MassiveSettings,
     track: Track = True,
 ) -> None:
-    """Dimensions of the residual stream with massive activations, layer by layer, beside their norm scales.
+    """Massive activations of the residual stream, by layer.
 
-    Massive: larger than 100 and than 1000 times the median of its window (arXiv 2402.17762). Random dimensions are
-    shown as a control. The model is loaded and reads the text; `analyze` loads none.
+    Beside them the norm scales of their dimensions. Massive: larger than 100 and than 1000 times the median of its
+    window (arXiv 2402.17762). Random dimensions are shown as a control. The model is loaded and reads the text;
+    `analyze` loads none.
     """
     from dataclasses import asdict
 
@@ -132,7 +134,7 @@ def massive(
     from subspacelab.norms.logging import track_massive
     from subspacelab.norms.plots import MASSIVE, draw_massive
     from subspacelab.norms.results import FILES
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model)
@@ -149,6 +151,7 @@ def massive(
         draw_massive(folder / MASSIVE, found)
         track_massive(found, [folder / MASSIVE], tracker)
     print_massive(found)
+    say_where(output_dir)
 
 
 def require_file(output: Path, output_dir: Path | None) -> None:
@@ -211,7 +214,9 @@ def reserved(output: Path, folder: Path, job: dict[str, Any], drawn: Sequence[st
 
 
 def unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """The names with `-2`, `-3`, ... behind repeated or `taken` ones: two checkpoints may be in folders of one name."""
+    """The names with `-2`, `-3`, ... behind repeated or `taken` ones: two checkpoints may be in folders of one
+    name.
+    """
     found: list[str] = []
     for name in names:
         choices = [name, *(f"{name}-{i}" for i in range(2, len(names) + len(taken) + 2))]

@@ -9,9 +9,7 @@ import typer
 from subspacelab.core.flags import Rank, Seed, Track, with_settings
 from subspacelab.nullspace.config import BuildSettings, ForgettingSettings, TrainSettings, VerifyAdapterConfig
 
-app = typer.Typer(
-    no_args_is_help=True, help="Adapters in the null space of a model's old inputs: build, train, verify."
-)
+app = typer.Typer(no_args_is_help=True, help="Adapters in the null space of a model's old inputs.")
 
 COMPARED = ("compare_stats.csv", "before_after.png")
 """What `compare-stats` writes."""
@@ -39,16 +37,17 @@ def build(
     settings: BuildSettings,
     track: Track = True,
 ) -> None:
-    """Builds an adapter whose down-projection avoids the directions of the layers' inputs, as an ordinary PEFT folder.
+    """Builds an adapter that hardly sees a model's old inputs.
 
-    Writes adapter_config.json, adapter_model.safetensors, nullspace.json (a report per layer) and a model card; plain
-    PeftModel.from_pretrained loads it.
+    Its down-projection avoids the directions of the layers' inputs. Writes adapter_config.json,
+    adapter_model.safetensors, nullspace.json (a report per layer) and a model card; plain PeftModel.from_pretrained
+    loads it.
     """
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.nullspace.building import build_adapter
     from subspacelab.nullspace.display import print_built
     from subspacelab.nullspace.logging import track_built
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
@@ -62,6 +61,7 @@ def build(
         )
         track_built(built, tracker)
     print_built(built)
+    say_where(save_path)
 
 
 @app.command()
@@ -75,11 +75,12 @@ def train(
     settings: TrainSettings,
     track: Track = True,
 ) -> None:
-    """Trains the parameters that the adapter's method makes trainable; the loss is computed on the response only.
+    """Trains an adapter on questions and responses.
 
-    An interrupted training continues from its last checkpoint when the same command is run again; a finished one is
-    left unchanged. Several processes, each with the whole model, or with a part of it (--fsdp): accelerate launch
-    --multi_gpu -m subspacelab nullspace train ...
+    Its method says which parameters train; the loss is computed on the response only. An interrupted training
+    continues from its last checkpoint when the same command is run again; a finished one is left unchanged. Several
+    processes, each with the whole model, or with a part of it (--fsdp): accelerate launch --multi_gpu -m
+    subspacelab nullspace train ...
     """
     from subspacelab.core.devices import is_main_process
     from subspacelab.data.instructions import read_instructions
@@ -125,7 +126,7 @@ def verify(
     settings: VerifyAdapterConfig,
     track: Track = True,
 ) -> None:
-    """Checks whether B is still in the null space, whether anything was learned, and how much the adapter contributes.
+    """Is B still in the null space, and was anything learned?
 
     Prints a block per layer, averages, and a verdict per metric with its likely causes.
     """
@@ -169,9 +170,9 @@ def compare_stats(
     output_dir: Annotated[Path | None, typer.Option(help="Write compare_stats.csv and before_after.png here.")] = None,
     track: Track = True,
 ) -> None:
-    """Compares an adapter before and after training with the method's promises; exit code 3 if an expectation fails.
+    """Compares an adapter before and after training.
 
-    Both files come from `nullspace verify --save-stats`.
+    Exit code 3 if a promise of the method is not kept. Both files come from `nullspace verify --save-stats`.
     """
     from contextlib import AbstractContextManager, nullcontext
 
@@ -218,10 +219,11 @@ def forgetting(
     settings: ForgettingSettings,
     track: Track = True,
 ) -> None:
-    """What each way to fine-tune a model makes it forget, as curves over what it has learned.
+    """What fine-tuning makes a model forget, by method.
 
-    Writes knowledge.csv, curves.csv, costs.csv, results.json and pareto.png after every training. A study that was cut
-    short goes on by the same command; more methods or seeds may be added to it.
+    Curves over what it has learned. Writes knowledge.csv, curves.csv, costs.csv, results.json and pareto.png after
+    every training. A study that was cut short goes on by the same command; more methods or seeds may be added to
+    it.
     """
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.nullspace.forgetting.display import print_forgetting
@@ -229,7 +231,7 @@ def forgetting(
     from subspacelab.nullspace.forgetting.plots import draw_pareto
     from subspacelab.nullspace.forgetting.results import Forgetting
     from subspacelab.nullspace.forgetting.study import PICTURE, run_study
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.tracking import open_run
 
     source = resolve_reference(model_id)
@@ -245,3 +247,4 @@ def forgetting(
         found = run_study(source, output_dir, settings=settings, after=save, log=log, progress=progress_bar)
         track_forgetting(found, [picture], tracker)
     print_forgetting(found)
+    say_where(output_dir)

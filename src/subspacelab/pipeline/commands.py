@@ -26,16 +26,18 @@ def sweep(
     stages: Annotated[list[str] | None, typer.Argument(help="Stages to run; default: all.")] = None,
     set_param: Annotated[
         list[str] | None,
-        typer.Option("--set-param", "-S", help="key=value,value,... Repeatable; \\[a,b] is one value."),
+        typer.Option("--set-param", "-S", help="key=value,value,... Repeatable; [a,b] is one value."),
     ] = None,
     targets: Annotated[list[str] | None, typer.Option(help="The same as STAGES. Repeatable.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run existing experiments again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
 ) -> None:
-    """Runs every combination of values as an experiment of its own, one by one.
+    """Runs every combination of values as an experiment.
 
-    The same as [bold]dvc exp run --queue[/bold] with [bold]dvc queue start[/bold], without a queue: [bold]subspacelab
-    sweep -S rank=64,128 -S train_lowrank.lr=5e-4,1e-3[/bold]
+    One by one; the same as `dvc exp run --queue` with `dvc queue start`, without a queue:
+
+    \b
+    subspacelab sweep -S rank=64,128 -S train_lowrank.lr=5e-4,1e-3
 
     An experiment is named after its values, and skipped if it exists. One that fails does not stop the others. Each
     runs in a temporary copy; params.yaml is never edited.
@@ -95,20 +97,23 @@ def tune(
     no_dvc: Annotated[bool, typer.Option("--no-dvc", help="Run a command of subspacelab instead of a stage.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
 ) -> None:
-    """Searches for good parameters: Optuna proposes values, each trial is an experiment of DVC.
+    """Searches for good parameters, an experiment per trial.
 
-    [bold]subspacelab tune compare_lowrank -S train_lowrank.lr=loguniform:1e-5,1e-3 -S rank=choice:64,128 --metric
-    cosine_network --direction maximize[/bold]
+    \b
+    subspacelab tune compare_lowrank -S train_lowrank.lr=loguniform:1e-5,1e-3 \\
+        -S rank=choice:64,128 --metric cosine_network --direction maximize
 
-    The same command continues a search that was stopped. Trials are child runs of one MLflow run in the experiment
-    tune. Without DVC, the metric is one of the command's tracked run: [bold]subspacelab tune --no-dvc -S
-    lr=loguniform:1e-5,1e-3 --metric best_val_mse -- lowrank train --features data/features --results-dir
-    results/{trial}[/bold]
+    Optuna proposes the values. The same command continues a search that was stopped. Trials are child runs of one
+    MLflow run in the experiment tune. Without DVC, the metric is one of the command's tracked run:
+
+    \b
+    subspacelab tune --no-dvc -S lr=loguniform:1e-5,1e-3 --metric best_val_mse \\
+        -- lowrank train --features data/features --results-dir results/{trial}
     """
     from importlib.util import find_spec
 
     if find_spec("optuna") is None:
-        raise ValueError("optuna is not installed; pip install 'subspacelab[tune]'")
+        raise ValueError("optuna is not installed; pip install '.[tune]' in the clone")
     from subspacelab.pipeline.display import print_study
     from subspacelab.pipeline.logging import read_runs, recorded_study, watch_runs
     from subspacelab.pipeline.plots import draw_study
@@ -212,8 +217,8 @@ def sync(
 ) -> None:
     """Links DVC's experiments to the runs that made their results.
 
-    Runs of an experiment's name get the tag [bold]dvc.exp.rev[/bold]. A stage that DVC took from its run cache has no
-    such run: the run that made the same outs, found by their MD5, gets the name in its tag [bold]dvc.exp.also[/bold].
+    Runs of an experiment's name get the tag dvc.exp.rev. A stage that DVC took from its run cache has no
+    such run: the run that made the same outs, found by their MD5, gets the name in its tag dvc.exp.also.
     Records that the store could not take earlier are delivered first.
     """
     from subspacelab.pipeline.display import print_deliveries, print_synced
@@ -236,9 +241,10 @@ def sync(
 
 @runs.command()
 def reap() -> None:
-    """Ends RUNNING runs of this host whose process is gone; their status becomes KILLED.
+    """Ends RUNNING runs of this host whose process is gone.
 
-    Every tracked run does the same when it starts; this command does it without starting a run.
+    Their status becomes KILLED. Every tracked run does the same when it starts; this command does it without
+    starting a run.
     """
     from subspacelab.pipeline.display import print_reaped
     from subspacelab.tracking.runs import open_store, reap_dead_runs, usable_store
@@ -254,7 +260,7 @@ def check(
     reference: Annotated[Path, typer.Option(help="The committed metrics.")] = REFERENCE,
     tolerances: Annotated[Path, typer.Option(help="Allowed difference of each metric, with the reason.")] = TOLERANCES,
 ) -> None:
-    """Compares an experiment's metrics with committed ones, within tolerances.
+    """Compares an experiment's metrics with committed ones.
 
     Exit code 1 if a metric is out of its tolerance, missing or new.
     """

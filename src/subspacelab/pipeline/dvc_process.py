@@ -12,7 +12,7 @@ from typing import Any
 def require_dvc() -> None:
     """ValueError, in one line, if DVC is not installed or the working directory is not the project's root."""
     if find_spec("dvc") is None:
-        raise ValueError("dvc is not installed; pip install 'subspacelab[pipeline]'")
+        raise ValueError("dvc is not installed; pip install '.[pipeline]' in the clone")
     if not Path("dvc.yaml").is_file():
         raise ValueError("dvc.yaml is missing; run from the project's root")
 

@@ -89,5 +89,6 @@ def require_equal(differences: Sequence[Difference], total: int) -> None:
     if differences:
         raise ValueError(
             f"{len(differences)} metrics are further from the {total} committed ones than they may be;"
-            " mend the cause, or write new ones ('subspacelab metrics write') and say why in the commit"
+            " mend the cause (another kind of CPU trains otherwise), or write new ones ('subspacelab metrics write')"
+            " and say why in the commit"
         )

@@ -265,7 +265,7 @@ def _sampler(kind: str, axes: Sequence[Axis], seed: int) -> optuna.samplers.Base
         return optuna.samplers.RandomSampler(seed=seed)
     if kind == "cmaes":
         if find_spec("cmaes") is None:
-            raise ValueError("`sampler` cmaes needs the package cmaes; pip install 'subspacelab[tune]'")
+            raise ValueError("`sampler` cmaes needs the package cmaes; pip install '.[tune]' in the clone")
         return optuna.samplers.CmaEsSampler(seed=seed)
     if others := [axis.key for axis in axes if axis.kind != "choice"]:
         raise ValueError(f"`sampler` grid takes choices alone; {others[0]} has none: give choice:a,b,c")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -59,6 +60,11 @@ def print_table(
     console.print(table, crop=False)
     if not table.show_edge:
         console.print()
+
+
+def say_where(*places: Path) -> None:
+    """Prints where results are."""
+    print(f"results in {', '.join(printable(str(place)) for place in places)}")
 
 
 def _plain(text: str) -> Text:

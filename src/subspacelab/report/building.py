@@ -24,7 +24,7 @@ def require_plotly() -> None:
     """ValueError if the extra `report` is not installed."""
     for name in ("plotly", "jinja2"):
         if find_spec(name) is None:
-            raise ValueError(f"{name} is missing, by which reports are drawn; pip install 'subspacelab[report]'")
+            raise ValueError(f"{name} is missing, by which reports are drawn; pip install '.[report]' in the clone")
 
 
 def build_report(
@@ -110,7 +110,5 @@ def _with_maps(section: Section, root: Path, settings: ReportConfig) -> tuple[Se
 
     maps = channel_maps(root, pictures=settings.pictures, channels=settings.channels)
     if maps is None:
-        return section, [
-            f"No channel maps: {FEATURES} or {MODELS} is not here; dvc pull or dvc repro compare_lowrank brings them."
-        ]
+        return section, [f"No channel maps: {FEATURES} or {MODELS} is not here; dvc repro compare_lowrank makes them."]
     return replace(section, blocks=[maps, *section.blocks]), []

@@ -19,10 +19,11 @@ def report(
     *,
     settings: ReportConfig,
 ) -> None:
-    """The results of this project as one interactive HTML page that needs no network and can be sent.
+    """This project's results as one interactive HTML page.
 
-    It reads [bold]reports/[/bold], and [bold]data/[/bold] for the channel maps. A study without results is listed
-    as such. The stage [bold]report[/bold] of the pipeline writes the same to reports/report.html, without the commit.
+    The page needs no network and can be sent. It reads reports/, and data/ for the channel maps. A study without
+    results is listed as such. The stage `report` of the pipeline writes the same to reports/report.html, without
+    the commit.
     """
     from subspacelab.core.files import seen_from
     from subspacelab.core.ownership import report_folder

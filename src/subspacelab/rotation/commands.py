@@ -35,15 +35,15 @@ def decompose(
     settings: DecomposeConfig,
     track: Track = True,
 ) -> None:
-    """SVD of every weight matrix of checkpoints, one at a time; no model is built.
+    """The SVD of every weight matrix of checkpoints.
 
-    An interrupted run continues; further weights of the same checkpoint are added. ValueError for a folder with factors
-    of another checkpoint, or made with other settings. Several processes: accelerate launch -m subspacelab rotation
-    decompose ...
+    Weights are read one at a time; no model is built. An interrupted run continues; further weights of the same
+    checkpoint are added. ValueError for a folder with factors of another checkpoint, or made with other settings.
+    Several processes: accelerate launch -m subspacelab rotation decompose ...
     """
     from subspacelab.checkpoints import resolve_reference
     from subspacelab.core.devices import is_main_process
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.rotation.decomposition import decompose_into as run
     from subspacelab.rotation.display import print_decomposition
     from subspacelab.tracking import open_run
@@ -59,6 +59,7 @@ def decompose(
             tracker.log_headline(result.metrics)
         if is_main_process():
             print_decomposition(result)
+            say_where(result.folder)
 
 
 @app.command()
@@ -89,7 +90,7 @@ def compare(
     settings: CompareRotationsConfig,
     track: Track = True,
 ) -> None:
-    """How did training rotate the weights, and would a random update of equal norm do the same?
+    """How training rotated the weights, beside random updates.
 
     Measures principal angles, spectra and updates from each checkpoint to the
     next. A B [C ...] are read weight by weight, and nothing is left on disk;
@@ -114,7 +115,7 @@ def compare(
     from subspacelab.core.callbacks import no_progress
     from subspacelab.core.devices import choose_device, processes
     from subspacelab.core.ownership import MANIFEST, report_folder, require_apart, sole_writer
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.rotation.chain import open_chain
     from subspacelab.rotation.comparison import LINKS, SPECTRA, TABLES, compare_chain
     from subspacelab.rotation.display import print_comparison
@@ -165,6 +166,7 @@ def compare(
         with suppress(ValueError), sole_writer(output_dir / MANIFEST):  # of another comparison by now, or not ours
             kept.remove()
         print_comparison(result)
+        say_where(output_dir)
 
 
 @app.command()
@@ -184,7 +186,7 @@ def audit(
     settings: AuditConfig,
     track: Track = True,
 ) -> None:
-    """How large is a LoRA adapter's update, in which directions, and how does it differ from a random one?
+    """The update of a LoRA adapter: its size and its directions.
 
     Per weight: exact spectrum of the update, relative norm, stable and effective
     rank, energy in the base's leading and trailing directions, rotation of the
@@ -196,7 +198,7 @@ def audit(
     from contextlib import ExitStack
 
     from subspacelab.core.ownership import report_folder, require_apart
-    from subspacelab.plotting.terminal import progress_bar
+    from subspacelab.plotting.terminal import progress_bar, say_where
     from subspacelab.rotation.audit_plots import PICTURES, draw_audit_pictures
     from subspacelab.rotation.auditing import FILES
     from subspacelab.rotation.auditing import audit as run
@@ -236,6 +238,8 @@ def audit(
                 pictures = draw_audit_pictures(folder, result)
             track_audit(result, pictures, tracker)
         print_audit(result)
+        if place is not None:
+            say_where(place)
 
 
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before training.")]
@@ -251,9 +255,9 @@ def extract(
     *,
     settings: ExtractConfig,
 ) -> None:
-    """Writes the training update of the linear layers as a plain PEFT LoRA adapter on the base.
+    """Writes a training's update as a PEFT LoRA adapter.
 
-    Per weight, the best approximation of tuned - base of one --rank, or of the
+    Only of the linear layers. Per weight, the best approximation of tuned - base of one --rank, or of the
     smallest rank that keeps the share --energy of its squared norm. Embeddings,
     tied heads, norms, biases and convolutions are left out, and listed with
     their share of the update. The weights are read one at a time.
@@ -276,9 +280,9 @@ def apply(
     *,
     settings: ApplyConfig,
 ) -> None:
-    """Writes the base plus a part of its training update, as an ordinary Hugging Face folder.
+    """Writes the base plus a part of its training update.
 
-    Base + S * part, weight by weight. The part is the update's best
+    The result is an ordinary Hugging Face folder. Base + S * part, weight by weight. The part is the update's best
     approximation of rank --rank, the rest of the update, only its change of
     directions, or only its change of singular values. --random SEED is the
     control: Gaussian matrices with the same norms. Norms and biases are

@@ -229,7 +229,7 @@ def usable_store() -> str:
     """The store's URI; ValueError, in one line, if MLflow is missing or its server does not answer."""
     if importlib.util.find_spec("mlflow") is None:
         raise ValueError(
-            "mlflow is not installed, so the run cannot be tracked; pip install 'subspacelab[pipeline]',"
+            "mlflow is not installed, so the run cannot be tracked; pip install '.[pipeline]' in the clone,"
             " or run without tracking (TRACKING=off or --no-track)"
         )
     uri = store_uri()
