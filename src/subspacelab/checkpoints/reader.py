@@ -56,6 +56,9 @@ class Checkpoint:
         self._infos = files.infos
         self._shard: tuple[str, Shard] | None = None
 
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.source.reference}: {len(self._infos)} tensors, {self.num_entries:,} entries>"
+
     def __enter__(self) -> "Checkpoint":
         return self
 

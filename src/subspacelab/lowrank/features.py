@@ -126,6 +126,9 @@ class Features:
                 raise ValueError(f"{folder / INDEX}: {outside}; {cache_again(folder)}")
         self._places = list(zip(self.index["shard"], self.index["offset"], strict=True))
 
+    def __repr__(self) -> str:
+        return f"<Features {self.folder}: {len(self)} pictures of [{self.meta.tokens}, {self.meta.dim}]>"
+
     def __len__(self) -> int:
         return self.meta.count
 

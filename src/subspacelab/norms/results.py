@@ -1,7 +1,7 @@
 """The results of norms, and the files they are saved as."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -40,9 +40,9 @@ class Analysis:
     """The `model_type` of the family; `unknown` outside the table."""
     found_by: str
     """How the family was detected."""
-    embedding_layers: tuple[Embedding, ...]
+    embedding_layers: tuple[Embedding, ...] = field(repr=False)
     """Every embedding that could be read."""
-    norm_layers: tuple[Norm, ...]
+    norm_layers: tuple[Norm, ...] = field(repr=False)
     """Every norm layer that could be read, reported or not; curves over depth use all."""
     all_norms: bool
     """Whether all norm layers are reported."""
