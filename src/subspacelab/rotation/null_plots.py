@@ -106,6 +106,8 @@ def _draw_panel(
     shown = [*range(0, num_layers, step)]
     axes.set_xticks([0, *(layer + 1 for layer in shown)], ["-", *map(str, shown)], fontsize=7)
     axes.grid(visible=False)
+    if not there[:, 0].any():
+        axes.set_xlim(left=0.5)
     if np.isnan(scores).all():
         say(axes, "no null model")
     return image
