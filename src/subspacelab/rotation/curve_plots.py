@@ -131,8 +131,6 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: 
     count_along(axes)
     if not pd.Series(measured).notna().any():
         say(axes, "identities: nothing to measure")
-    elif max(measured) > SMALLEST_ERROR:
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], SMALLEST_ERROR))
     identities = curves[curves["module"].isin(labels) & curves[f"identity_{side}"]]
     identities = identities.dropna(subset=[f"rotation_mse_{side}"])
     if len(identities):
@@ -142,6 +140,8 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: 
         axes.update_datalim([(last, 4 * above)])  # the text has its place, where nothing else lies above
         axes.autoscale_view()
         axes.text(last, above, text, color="#5f5f5f", fontsize=8, ha="right", va="bottom")
+    if pd.Series(measured).max() > SMALLEST_ERROR and axes.get_ylim()[0] < SMALLEST_ERROR:
+        axes.set_ylim(bottom=SMALLEST_ERROR)
 
 
 def _handle(i: int, label: str) -> Line2D:

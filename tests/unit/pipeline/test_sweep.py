@@ -118,4 +118,4 @@ def test_without_dvc_one_line_says_so(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main(["sweep", "-S", "rank=64"])
     assert end.value.code == 1
-    assert capsys.readouterr().err == "error: dvc is not installed; pip install 'subspacelab[pipeline]'\n"
+    assert capsys.readouterr().err == "error: dvc is not installed; pip install '.[pipeline]' in the clone\n"
