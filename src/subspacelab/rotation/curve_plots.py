@@ -131,6 +131,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: Sequence[str], side: 
     count_along(axes)
     if not pd.Series(measured).notna().any():
         say(axes, "identities: nothing to measure")
+        axes.set_xticks([])
     identities = curves[curves["module"].isin(labels) & curves[f"identity_{side}"]]
     identities = identities.dropna(subset=[f"rotation_mse_{side}"])
     if len(identities):
