@@ -12,14 +12,14 @@ from subspacelab.pipeline.commands import metrics, runs, sweep, tune
 from subspacelab.report.commands import report
 
 STUDIES = ("rotation", "lowrank", "nullspace", "norms")
-# Every flag in both spellings: --output-dir and --output_dir.
-SETTINGS: dict[str, Any] = {
-    "token_normalize_func": lambda token: token.replace("_", "-"),
+CONTEXT: dict[str, Any] = {
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # --output-dir and --output_dir
     "help_option_names": ["-h", "--help"],
 }
+"""Of all commands: every flag in both spellings."""
 
 # Help in plain text: in boxes of 80 columns the names of long flags are cut.
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
 
 
 def _say_version(wanted: bool) -> None:

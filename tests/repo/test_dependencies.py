@@ -36,6 +36,11 @@ DRAWING = {
     "analyze_norms": "norms/plots",
 }
 """Stages with pictures that take seconds, on real models, too, and what draws them: an edit of it runs them again."""
+LONG = {
+    *("checkpoint_base", "checkpoint_rl_stage1", "checkpoint_rl_stage2", "compare_rotations", "judge_updates"),
+    *("train_lowrank", "continue_lowrank", "compare_lowrank", "measure_forgetting"),
+}
+"""Stages with pictures that take minutes, here or on a real model: `dvc repro --force` draws theirs again."""
 
 
 @pytest.fixture(scope="module")

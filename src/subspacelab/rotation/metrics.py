@@ -254,15 +254,18 @@ def _sizes(first: Weight, k: int | None) -> tuple[dict[str, Value], float]:
 
 
 def _rotation_columns(name: str, chain: tuple[Weight, Weight, Weight], seed: int) -> Mapping[str, Value]:
-    columns: dict[str, Value] = {}
+    measured: dict[str, Rotation | None] = {}
     for side in SIDES:
         q0, q1, q2 = (weight.span(side) for weight in chain)
         if q0 is None or q1 is None or q2 is None:  # an identity, which proves nothing
-            columns |= {f"{column}_{side}": column == "identity" or None for column in ROTATION_FIELDS}
+            measured[side] = None
         else:
-            found = measure_rotation(q0, q1, q2, generator_for(seed, name, "random", side))
-            columns |= {f"{column}_{side}": getattr(found, field) for column, field in ROTATION_FIELDS.items()}
-    return {f"{column}_{side}": columns[f"{column}_{side}"] for column in ROTATION_FIELDS for side in SIDES}
+            measured[side] = measure_rotation(q0, q1, q2, generator_for(seed, name, "random", side))
+    return {
+        f"{column}_{side}": column == "identity" or None if found is None else getattr(found, field)
+        for column, field in ROTATION_FIELDS.items()
+        for side, found in measured.items()
+    }
 
 
 def _floor_columns(name: str, base: Weight, k: int, seed: int) -> Mapping[str, Value]:

@@ -1,6 +1,7 @@
 """Audits of LoRA adapters: against PEFT's own merged weights, against dense linear algebra, and planted updates."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +243,11 @@ def test_bad_places_and_settings_are_one_line(tmp_path: Path, base: dict[str, Te
         audit(folder)
     with pytest.raises(CheckpointError, match="its base cannot be opened .*no/such/base.*give one as `base`"):
         audit(write(tmp_path / "b", pair(64, 48), base_model_name_or_path="no/such/base"))
-    with pytest.raises(CheckpointError, match="no adapter here; did you mean .*b?"):
+    with pytest.raises(CheckpointError, match=re.escape(f"no adapter here; did you mean {tmp_path / 'b'}?")):
         audit(tmp_path, base)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no adapter here; expected adapter_config.json"):
+        audit(tmp_path / "empty", base)
     with pytest.raises(CheckpointError, match="no/such/adapter: no such adapter"):
         audit("no/such/adapter", base)
     for settings, said in (({"k": 0}, "k=0"), ({"null_draws": -1}, "null_draws=-1")):

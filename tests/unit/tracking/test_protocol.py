@@ -73,7 +73,7 @@ def test_missing_mlflow_is_one_line_with_the_remedy(monkeypatch):
     monkeypatch.setenv("TRACKING", "on")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with (
-        pytest.raises(ValueError, match=r"pip install '.\[pipeline\]' in the clone.*--no-track") as caught,
+        pytest.raises(ValueError, match=r"pip install '\.\[pipeline\]' in the clone.*--no-track") as caught,
         open_run("e", "x", params={}),
     ):
         pass

@@ -32,4 +32,6 @@ def print_forgetting(found: Forgetting, console: Console | None = None) -> None:
 
 def _seeds(counts: "pd.Series[int]") -> str:
     low, high = counts.min(), counts.max()
-    return f"means over {high} seeds" if low == high > 1 else f"{low} seed" if low == high else f"{low} to {high} seeds"
+    if low < high:
+        return f"{low} to {high} seeds"
+    return f"means over {high} seeds" if high > 1 else "1 seed"
